@@ -1,0 +1,9 @@
+"""The one exception for what a person can cause and mend."""
+
+
+class UserError(Exception):
+    """An error that a person caused and can mend.
+
+    The message is one line: where, both numbers, the consequence, the remedy. The command line
+    prints it without a traceback and exits with status 2.
+    """

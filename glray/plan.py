@@ -1,0 +1,232 @@
+"""The plan: what a spec comes to, in steps and tokens. Pure integers, made before any work.
+
+A plan is a function of the spec and, where seconds decide, of the calibration in it. From step 0 on
+no clock is read to decide anything: stage edges, the end and the learning rate follow from the
+plan, so that a resumed run is the same run.
+
+Who calls it: ``glray plan`` prints it, the training loop follows it, the search compares it.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from glray.errors import UserError
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
+from glray.spec.training import CosineSchedule, LinearSchedule, ScheduleSpec
+
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: steps ``first_step`` to ``first_step + num_steps`` at ``seq_len``."""
+
+    seq_len: int
+    rows: int
+    """Windows in a batch of one step, over all workers."""
+    first_step: int
+    num_steps: int
+    step_microseconds: int | None
+    """Charged for each step; None where seconds decide nothing and none were measured."""
+
+    @property
+    def end_step(self) -> int:
+        """The step after the stage's last."""
+        return self.first_step + self.num_steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One arm's stages in steps."""
+
+    stages: tuple[StagePlan, ...]
+    tokens_per_batch: int
+    chunk_len: int
+    budget_tokens: int | None
+    budget_microseconds: int | None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages."""
+        return self.stages[-1].end_step
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens trained, as targets."""
+        return self.num_steps * self.tokens_per_batch
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """The step counts at which a stage is complete, the last being the end."""
+        return tuple(stage.end_step for stage in self.stages)
+
+    def stage_index(self, step: int) -> int:
+        """The stage that step ``step`` (from 0) belongs to."""
+        for index, stage in enumerate(self.stages):
+            if step < stage.end_step:
+                return index
+        raise IndexError(f"step {step} of a plan of {self.num_steps} steps")
+
+    def charged_microseconds(self, num_steps: int) -> int | None:
+        """What the first ``num_steps`` steps cost on the calibrated clock; None without one."""
+        total = 0
+        for stage in self.stages:
+            if stage.step_microseconds is None:
+                return None
+            inside = min(max(num_steps - stage.first_step, 0), stage.num_steps)
+            total += inside * stage.step_microseconds
+        return total
+
+    def progress(self, step: int) -> Fraction:
+        """Share of the budget behind us in the middle of ``step`` (from 0): of charged time where
+        the budget is in seconds, else of tokens. (At its start the first step of a warm-up would
+        have rate 0, at its end the last step of a decay to 0.)"""
+        if self.budget_microseconds is None:
+            return Fraction(2 * step + 1, 2 * self.num_steps)
+        before, after, total = (
+            self.charged_microseconds(n) or 0 for n in (step, step + 1, self.num_steps)
+        )
+        return Fraction(before + after, 2 * total)
+
+
+def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
+    """The plan of one arm; None where seconds decide and the spec has no calibration yet.
+
+    Shares are settled by cumulated ratios rounded down, so that a stage is off by less than one
+    step and the last stage ends with the budget. Raises UserError for a budget smaller than a
+    batch, a stage left without a step, or a calibration that lacks a length.
+    """
+    if spec.needs_calibration and spec.calibration is None:
+        return None
+    costs = _costs(spec, arm)
+    ratios = [Fraction(str(stage.ratio)) for stage in arm.stages]
+    budget_microseconds = (
+        None if spec.budget.seconds is None else round(spec.budget.seconds * MICROSECONDS)
+    )
+    if budget_microseconds is None:
+        assert spec.budget.tokens is not None
+        num_steps = spec.budget.tokens // spec.tokens_per_batch
+        weights = ratios if spec.ratios_share == "tokens" else _per_cost(ratios, costs)
+        steps = split(num_steps, weights)
+    elif spec.ratios_share == "seconds":
+        steps = _fill_time(budget_microseconds, ratios, _known(costs))
+    else:
+        steps = _steps_within(budget_microseconds, ratios, _known(costs))
+    _refuse_empty_stages(spec, arm, steps)
+    stages = []
+    for stage, num_steps, cost in zip(arm.stages, steps, costs, strict=True):
+        stages.append(
+            StagePlan(
+                seq_len=stage.seq_len,
+                rows=spec.tokens_per_batch // stage.seq_len,
+                first_step=stages[-1].end_step if stages else 0,
+                num_steps=num_steps,
+                step_microseconds=cost,
+            )
+        )
+    return Plan(
+        stages=tuple(stages),
+        tokens_per_batch=spec.tokens_per_batch,
+        chunk_len=spec.chunk_tokens,
+        budget_tokens=spec.budget.tokens,
+        budget_microseconds=budget_microseconds,
+    )
+
+
+def split(total: int, weights: list[Fraction]) -> list[int]:
+    """``total`` shared out by ``weights``: the edges are the cumulated shares rounded down.
+
+    The parts sum to ``total`` and each is less than 1 away from its exact share.
+    """
+    whole = sum(weights)
+    edges = [0]
+    cumulated = Fraction(0)
+    for weight in weights:
+        cumulated += weight
+        edges.append(math.floor(total * cumulated / whole))
+    return [end - start for start, end in pairwise(edges)]
+
+
+def learning_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> float:
+    """The rate at ``progress`` (share of the budget behind us, 0 to 1).
+
+    The warm-up rises from 0 to ``peak``; what follows ends at ``schedule.final`` × peak.
+    """
+    done = float(progress)
+    if done < schedule.warmup:
+        return peak * done / schedule.warmup
+    if isinstance(schedule, CosineSchedule | LinearSchedule):
+        start = schedule.warmup
+    else:
+        start = 1.0 - schedule.decay
+    if done <= start:
+        return peak
+    decayed = (done - start) / (1.0 - start)
+    if isinstance(schedule, CosineSchedule):
+        decayed = (1.0 - math.cos(math.pi * decayed)) / 2.0
+    return peak * (1.0 - (1.0 - schedule.final) * decayed)
+
+
+def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int | None]:
+    """Microseconds of a step of each stage, from the calibration if there is one."""
+    if spec.calibration is None or not spec.needs_calibration:
+        return [None] * len(arm.stages)
+    known = spec.calibration.step_microseconds
+    for stage in arm.stages:
+        if stage.seq_len not in known:
+            raise UserError(
+                f"arm {arm.name}: seq_len {stage.seq_len} is not in the calibration, which has "
+                f"{', '.join(map(str, sorted(known)))}: its seconds are unknown; run it under "
+                "another name, or remove the calibration"
+            )
+    return [known[stage.seq_len] for stage in arm.stages]
+
+
+def _known(costs: list[int | None]) -> list[int]:
+    return [cost for cost in costs if cost is not None]
+
+
+def _per_cost(ratios: list[Fraction], costs: list[int | None]) -> list[Fraction]:
+    return [ratio / cost for ratio, cost in zip(ratios, _known(costs), strict=True)]
+
+
+def _fill_time(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
+    """Steps of each stage, each taking the whole steps that fit before its edge in time; what is
+    left over before an edge passes to the next stage."""
+    steps, clock, edge = [], 0, Fraction(0)
+    for ratio, cost in zip(ratios, costs, strict=True):
+        edge += ratio
+        fit = max(math.floor(budget * edge / sum(ratios)) - clock, 0) // cost
+        steps.append(fit)
+        clock += fit * cost
+    return steps
+
+
+def _steps_within(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
+    """The most steps, shared out by ``ratios``, whose cost is within ``budget`` microseconds."""
+
+    def cost_of(num_steps: int) -> int:
+        parts = split(num_steps, ratios)
+        return sum(part * cost for part, cost in zip(parts, costs, strict=True))
+
+    mean_cost = sum(r * c for r, c in zip(ratios, costs, strict=True)) / sum(ratios)
+    num_steps = math.floor(budget / mean_cost)
+    # Rounding moves each stage by less than one step, so the answer is within a few of this.
+    num_steps += len(costs) * math.ceil(max(costs) / mean_cost)
+    while cost_of(num_steps) > budget:
+        num_steps -= 1
+    return split(num_steps, ratios)
+
+
+def _refuse_empty_stages(spec: PipelineSpec, arm: ArmSpec, steps: list[int]) -> None:
+    total = sum(steps)
+    for index, (stage, num_steps) in enumerate(zip(arm.stages, steps, strict=True)):
+        if num_steps < 1:
+            raise UserError(
+                f"arm {arm.name}: stage {index} (seq_len {stage.seq_len}, ratio {stage.ratio:g}) "
+                f"gets 0 of {total} steps of {spec.tokens_per_batch:,} tokens: the length would "
+                "never be trained; raise the budget or the ratio, or remove the stage"
+            )

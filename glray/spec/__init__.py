@@ -1,0 +1,63 @@
+"""What a person declares: frozen pydantic values, and the files they are read from."""
+
+from glray.spec.compute import ComputeSpec
+from glray.spec.corpus import (
+    BpeTokenizer,
+    JsonlCorpus,
+    ParquetCorpus,
+    StdlibCorpus,
+    TextCorpus,
+    TokenizerFile,
+)
+from glray.spec.loading import load_pipeline, to_yaml
+from glray.spec.model import (
+    PYTHIA_1_4B,
+    PYTHIA_1B,
+    PYTHIA_14M,
+    PYTHIA_31M,
+    PYTHIA_70M,
+    PYTHIA_160M,
+    PYTHIA_410M,
+    ModelSpec,
+)
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec
+from glray.spec.search import SearchSpec
+from glray.spec.training import (
+    CosineSchedule,
+    EvaluationSpec,
+    LinearSchedule,
+    OptimizerSpec,
+    StableDecaySchedule,
+)
+
+__all__ = [
+    "PYTHIA_1B",
+    "PYTHIA_1_4B",
+    "PYTHIA_14M",
+    "PYTHIA_31M",
+    "PYTHIA_70M",
+    "PYTHIA_160M",
+    "PYTHIA_410M",
+    "ArmSpec",
+    "BpeTokenizer",
+    "BudgetSpec",
+    "CalibrationSpec",
+    "ComputeSpec",
+    "CosineSchedule",
+    "EvaluationSpec",
+    "JsonlCorpus",
+    "LinearSchedule",
+    "ModelSpec",
+    "OptimizerSpec",
+    "ParquetCorpus",
+    "PipelineSpec",
+    "SearchSpec",
+    "StableDecaySchedule",
+    "StageSpec",
+    "StdlibCorpus",
+    "TextCorpus",
+    "TokenizerFile",
+    "load_pipeline",
+    "to_yaml",
+]

@@ -1,0 +1,90 @@
+"""What is computed, apart from how it is executed: the tokens and training fingerprints.
+
+The *tokens* fingerprint names a set of token blocks. The *training* fingerprint names one arm's
+run under one seed. Whatever is in neither (workers, storage, evaluation, logging, names) may
+change between two calls without starting anything anew. ``tests/spec/test_identity.py`` lists
+every field of the spec with its fingerprint.
+"""
+
+import hashlib
+import json
+
+from glray.spec.corpus import BpeTokenizer, TokenizerSpec
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
+
+FORMAT_VERSION = 1
+"""Version of the token blocks on disk."""
+
+
+def fingerprint(identity: dict[str, object]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of ``identity`` as canonical JSON."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def tokens_identity(
+    tokenizer: TokenizerSpec,
+    *,
+    heldout_fraction: float,
+    documents_sha256: str,
+    tokenizer_sha256: str | None,
+) -> dict[str, object]:
+    """What decides the bytes of token blocks.
+
+    ``documents_sha256`` stands for the source's bytes in their order, so neither the corpus's
+    paths nor its file format count. ``tokenizer_sha256`` is that of a ``tokenizer.json`` given
+    by path, None for one that is trained here.
+    """
+    declared: dict[str, object] = (
+        {"vocab_size": tokenizer.vocab_size, "train_megabytes": tokenizer.train_megabytes}
+        if isinstance(tokenizer, BpeTokenizer)
+        else {"sha256": tokenizer_sha256, "eos_token": tokenizer.eos_token}
+    )
+    return {
+        "format": FORMAT_VERSION,
+        "documents_sha256": documents_sha256,
+        "heldout_fraction": heldout_fraction,
+        "tokenizer": declared,
+    }
+
+
+def training_identity(
+    spec: PipelineSpec, arm: ArmSpec, seed: int, tokens_fingerprint: str
+) -> dict[str, object]:
+    """What decides the weights that one arm under one seed ends with.
+
+    Raises ValueError if seconds decide and the spec's calibration lacks a length of the arm.
+    """
+    identity: dict[str, object] = {
+        "tokens": tokens_fingerprint,
+        "model": spec.model.model_dump(mode="json"),
+        "stages": [stage.model_dump(mode="json") for stage in arm.stages],
+        "budget": spec.budget.model_dump(mode="json"),
+        "ratios_share": spec.ratios_share,
+        "tokens_per_batch": spec.tokens_per_batch,
+        "chunk_len": spec.chunk_tokens,
+        "optimizer": spec.optimizer.model_dump(mode="json"),
+        "precision": spec.precision,
+        "seed": seed,
+    }
+    if spec.needs_calibration:
+        if spec.calibration is None:
+            raise ValueError("the training identity needs a calibration where seconds decide")
+        costs = spec.calibration.step_microseconds
+        identity["step_microseconds"] = {
+            str(stage.seq_len): costs[stage.seq_len] for stage in arm.stages
+        }
+    return identity
+
+
+def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
+    """``path: old → new`` of every leaf that differs between two identities."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += [f"{key}.{change}" for change in differences(before, after)]
+        elif before != after:
+            changes.append(f"{key}: {json.dumps(before)} → {json.dumps(after)}")
+    return changes

@@ -1,0 +1,127 @@
+"""Reading a pipeline from a Python file or its resolved YAML, and overriding fields by path."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from glray.errors import UserError
+from glray.spec.pipeline import PipelineSpec
+
+
+def load_pipeline(path: Path, overrides: list[str] | None = None) -> PipelineSpec:
+    """The pipeline that a file declares, with ``a.b=c`` overrides applied and validated.
+
+    A ``.py`` file defines ``pipeline()``, which returns a ``PipelineSpec``; a ``.yaml`` file is
+    what a run left behind. Raises UserError.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such pipeline file; give a .py or .yaml file")
+    if path.suffix == ".py":
+        declared = _from_python(path)
+    elif path.suffix in (".yaml", ".yml"):
+        declared = _from_yaml(path)
+    else:
+        raise UserError(f"{path}: a pipeline is a .py or .yaml file, not {path.suffix or 'this'}")
+    for override in overrides or []:
+        _apply(declared, override)
+    return validate(declared, str(path))
+
+
+def validate(declared: dict[str, Any], where: str) -> PipelineSpec:
+    """The spec of plain values. Raises UserError that names each wrong field on one line."""
+    try:
+        return PipelineSpec.model_validate(declared)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """One line for a pydantic error: ``path: message`` of each problem, joined by ``; ``."""
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False):
+        tags = ("stdlib", "text", "jsonl", "parquet", "bpe", "file", "cosine", "linear", "wsd")
+        place = ".".join(
+            str(part)
+            for index, part in enumerate(problem["loc"])
+            if not (index > 0 and part in tags)  # the tag of a union, which nobody wrote
+        )
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key; remove it or correct its spelling"
+        elif problem["type"] not in ("value_error", "missing"):
+            message += f" (it is {problem['input']!r})"
+        problems.append(f"{place}: {message}" if place else message)
+    return "; ".join(problems)
+
+
+def to_yaml(spec: PipelineSpec) -> str:
+    """The resolved spec as YAML, which ``load_pipeline`` reads back to the same value."""
+    declared = spec.resolved().model_dump(mode="json")
+    return yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
+
+
+def _from_python(path: Path) -> dict[str, Any]:
+    try:
+        namespace = runpy.run_path(str(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
+    function = namespace.get("pipeline")
+    if not callable(function):
+        raise UserError(f"{path}: defines no function pipeline(); it must return a PipelineSpec")
+    try:
+        spec = function()
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}") from None
+    if not isinstance(spec, PipelineSpec):
+        raise UserError(f"{path}: pipeline() returned {type(spec).__name__}, not a PipelineSpec")
+    return spec.model_dump()
+
+
+def _from_yaml(path: Path) -> dict[str, Any]:
+    try:
+        declared = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(declared, dict):
+        raise UserError(f"{path}: holds {type(declared).__name__}, not a mapping of spec fields")
+    return declared
+
+
+def _apply(declared: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=c`` in ``declared``. List items go by index or, where they have one, name."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override}: write it as path=value, for example budget.seconds=60")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value {text!r} is not YAML") from None
+    *parents, last = path.split(".")
+    node: Any = declared
+    for depth, part in enumerate(parents):
+        node = _child(node, part, f"--set {override}: {'.'.join(parents[: depth + 1])}")
+    if isinstance(node, (list, tuple)):
+        raise UserError(f"--set {override}: set the whole list or a field of an item")
+    if not isinstance(node, dict):
+        raise UserError(f"--set {override}: {'.'.join(parents)} has no fields, it is {node!r}")
+    if last not in node and parents:
+        raise UserError(f"--set {override}: unknown key {last!r}; known: {', '.join(node)}")
+    node[last] = value
+
+
+def _child(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, dict):
+        if part in node:
+            return node[part]
+        raise UserError(f"{where}: unknown key {part!r}; known: {', '.join(map(str, node))}")
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            if part == str(index) or (isinstance(item, dict) and item.get("name") == part):
+                return item
+        raise UserError(f"{where}: no item {part!r} in a list of {len(node)}")
+    raise UserError(f"{where}: nothing below {node!r}")

@@ -1,0 +1,60 @@
+"""The model's dimensions, and Pythia's published ones."""
+
+from pydantic import Field, model_validator
+
+from glray.spec.base import Spec
+
+
+class ModelSpec(Spec):
+    """A GPT-NeoX-shaped RoPE decoder (the Pythia family)."""
+
+    num_layers: int = Field(ge=1)
+    """Transformer blocks."""
+    hidden_size: int = Field(ge=8)
+    """Width of the residual stream."""
+    num_heads: int = Field(ge=1)
+    """Attention heads; must divide ``hidden_size``."""
+    intermediate_size: int = Field(ge=8)
+    """Width of the feed-forward layer (Pythia: 4 × ``hidden_size``)."""
+    rotary_fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of each head's dimensions that rotary positions turn (Pythia: 0.25)."""
+    rope_theta: float = Field(default=10_000.0, gt=1)
+    """Base of the rotary frequencies (the paper's b, section 2.1)."""
+    vocab_size: int | None = Field(default=None, ge=1)
+    """Rows of the embedding. None: the tokenizer's vocabulary rounded up to a multiple of 128."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "ModelSpec":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} does not divide model.hidden_size "
+                f"{self.hidden_size}: heads would differ in width; choose a divisor"
+            )
+        rotary = int(self.hidden_size // self.num_heads * self.rotary_fraction)
+        if rotary < 2 or rotary % 2:
+            raise ValueError(
+                f"model.rotary_fraction {self.rotary_fraction} of a head's "
+                f"{self.hidden_size // self.num_heads} dimensions is {rotary}: rotary positions "
+                "turn pairs, so this must be an even number of at least 2"
+            )
+        return self
+
+
+def _pythia(num_layers: int, hidden_size: int, num_heads: int) -> ModelSpec:
+    return ModelSpec(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+    )
+
+
+# Biderman et al. 2023, table 1, and the published config.json of each size:
+# https://github.com/EleutherAI/pythia
+PYTHIA_14M = _pythia(6, 128, 4)
+PYTHIA_31M = _pythia(6, 256, 8)
+PYTHIA_70M = _pythia(6, 512, 8)
+PYTHIA_160M = _pythia(12, 768, 12)
+PYTHIA_410M = _pythia(24, 1024, 16)
+PYTHIA_1B = _pythia(16, 2048, 8)
+PYTHIA_1_4B = _pythia(24, 2048, 16)

@@ -1,0 +1,149 @@
+"""The pipeline: one value that says everything about a comparison."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from glray.spec.base import Name, Spec
+from glray.spec.compute import ComputeSpec
+from glray.spec.corpus import CorpusSpec, TokenizerSpec
+from glray.spec.model import ModelSpec
+from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
+from glray.spec.search import SearchSpec
+from glray.spec.training import EvaluationSpec, OptimizerSpec
+
+BLOCK_TOKENS = 2**20
+"""A token block holds a multiple of this many tokens, so ``chunk_len`` must divide it."""
+
+
+class PipelineSpec(Spec):
+    """A corpus, a model and one or more arms that train on the same tokens in the same order."""
+
+    name: Name
+    """Names the pipeline's directory in the storage."""
+    corpus: CorpusSpec
+    """Where the text comes from."""
+    tokenizer: TokenizerSpec
+    """How text becomes tokens."""
+    model: ModelSpec
+    """The model's dimensions."""
+    arms: tuple[ArmSpec, ...] = Field(min_length=1)
+    """The runs to compare; they differ in their stages alone."""
+    budget: BudgetSpec
+    """How much each arm trains."""
+    ratios_share: Unit = "tokens"
+    """What the stages' ratios share out: the budget's tokens or its charged training seconds."""
+    tokens_per_batch: int = Field(ge=1)
+    """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
+    chunk_len: int | None = Field(default=None, ge=1)
+    """Tokens of the unit that is shuffled. None: the longest ``seq_len`` of any arm or search
+    ladder. A power of two that divides 2^20."""
+    optimizer: OptimizerSpec
+    """Optimizer and learning rate."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass (weights and optimizer stay in float32)."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Every arm runs once for each seed; a seed draws the initial weights and the order."""
+    evaluation: EvaluationSpec
+    """What is scored on held-out text."""
+    compute: ComputeSpec = ComputeSpec()
+    """Where and how it runs."""
+    search: SearchSpec | None = None
+    """What ``glray tune`` varies."""
+    calibration: CalibrationSpec | None = None
+    """Cost of a step at each length, where seconds decide. None: measured before step 0."""
+
+    @property
+    def chunk_tokens(self) -> int:
+        """``chunk_len``, or its default: the longest length of any arm or search ladder."""
+        return self.chunk_len if self.chunk_len is not None else max(self.all_seq_lens)
+
+    @property
+    def all_seq_lens(self) -> tuple[int, ...]:
+        """Every training length of any arm or search ladder, ascending."""
+        lengths = {stage.seq_len for arm in self.arms for stage in arm.stages}
+        if self.search:
+            lengths |= {seq_len for ladder in self.search.ladders for seq_len in ladder}
+        return tuple(sorted(lengths))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether seconds decide anything: the budget's end or the stages' edges."""
+        return self.budget.seconds is not None or self.ratios_share == "seconds"
+
+    def arm(self, name: str) -> ArmSpec:
+        """The arm of that name. Raises KeyError."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise KeyError(name)
+
+    def resolved(self) -> "PipelineSpec":
+        """The same pipeline with ``chunk_len`` written out."""
+        return self.with_fields(chunk_len=self.chunk_tokens)
+
+    def with_fields(self, **fields: object) -> "PipelineSpec":
+        """A copy with some top-level fields replaced, validated (``model_copy`` does not)."""
+        return PipelineSpec.model_validate(self.model_dump() | fields)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "PipelineSpec":
+        names = [arm.name for arm in self.arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
+                    "a directory; rename one"
+                )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names a seed twice; remove one")
+        if any(not 0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"seeds {self.seeds} must lie in [0, 2^63)")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_divide(self) -> "PipelineSpec":
+        chunk_len = self.chunk_tokens
+        if BLOCK_TOKENS % chunk_len:
+            raise ValueError(
+                f"chunk_len {chunk_len} does not divide a token block of {BLOCK_TOKENS:,} tokens; "
+                "use a power of two up to 2^20"
+            )
+        for seq_len in self.all_seq_lens:
+            if chunk_len % seq_len:
+                raise ValueError(
+                    f"seq_len {seq_len} does not divide chunk_len {chunk_len}: "
+                    f"{chunk_len % seq_len} tokens of each chunk would never be trained; "
+                    "use a power of two"
+                )
+        if self.tokens_per_batch % chunk_len:
+            lower = self.tokens_per_batch // chunk_len * chunk_len
+            choices = " or ".join(
+                f"{choice:,}" for choice in (lower, lower + chunk_len) if choice > 0
+            )
+            raise ValueError(
+                f"tokens_per_batch {self.tokens_per_batch:,} is not a multiple of chunk_len "
+                f"{chunk_len:,}: a batch would end inside a chunk; use {choices}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> "PipelineSpec":
+        if self.search is None:
+            return self
+        names = [arm.name for arm in self.arms]
+        if self.search.arm not in names:
+            raise ValueError(
+                f"search.arm {self.search.arm!r} is none of the arms {', '.join(names)}"
+            )
+        low, high = self.search.ratio_range
+        if not 0 < low <= high:
+            raise ValueError(
+                f"search.ratio_range {low} to {high} must rise and its least ratio be above 0"
+            )
+        for ladder in self.search.ladders:
+            if not ladder or min(ladder) < 1:
+                raise ValueError(
+                    f"search.ladders has {ladder}; a ladder lists lengths of at least 1"
+                )
+        return self

@@ -1,0 +1,64 @@
+"""Stages, arms, budgets, and what a step of each length costs."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from glray.spec.base import Name, Spec
+
+
+class StageSpec(Spec):
+    """A part of training at one sequence length."""
+
+    seq_len: int = Field(ge=1)
+    """Length of a window in tokens; must divide ``chunk_len``."""
+    ratio: float = Field(default=1.0, gt=0)
+    """Share of the budget, relative to the other stages of the arm."""
+
+
+class ArmSpec(Spec):
+    """One run of a comparison: the base pipeline under one list of stages."""
+
+    name: Name
+    """The arm's name, as shown in tables: ``growlength``, ``llm1024``."""
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    """Stages in the order of training."""
+
+
+class BudgetSpec(Spec):
+    """How much one arm trains: tokens, or charged training seconds."""
+
+    tokens: int | None = Field(default=None, ge=1)
+    """Training tokens of each arm; rounded down to whole batches."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Charged training seconds of each arm (calibrated cost of the steps; evaluation, checkpoints
+    and start-up are not charged)."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "BudgetSpec":
+        if (self.tokens is None) == (self.seconds is None):
+            raise ValueError(
+                f"budget.tokens is {self.tokens} and budget.seconds is {self.seconds}: "
+                "set exactly one (null unsets the other)"
+            )
+        return self
+
+
+class CalibrationSpec(Spec):
+    """What one optimizer step costs at each length, measured once before step 0."""
+
+    step_microseconds: dict[int, int] = Field(min_length=1)
+    """Microseconds of one step (``tokens_per_batch`` tokens), by sequence length."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "CalibrationSpec":
+        for seq_len, microseconds in self.step_microseconds.items():
+            if seq_len < 1 or microseconds < 1:
+                raise ValueError(
+                    f"calibration.step_microseconds has {seq_len}: {microseconds}; both must be "
+                    "at least 1"
+                )
+        return self
+
+
+Unit = Literal["tokens", "seconds"]

@@ -1,0 +1,25 @@
+"""What `glray tune` varies."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from glray.spec.base import Name, Spec
+
+
+class SearchSpec(Spec):
+    """A random search over one arm's stages, every trial at the pipeline's budget of seconds."""
+
+    arm: Name
+    """The arm whose stages are varied."""
+    vary: Literal["ratios", "boundaries"] = "ratios"
+    """``ratios``: each stage's ratio, log-uniform in ``ratio_range``. ``boundaries``: the points
+    of the budget at which the length grows, uniform and sorted."""
+    ratio_range: tuple[float, float] = (0.1, 1.0)
+    """Least and greatest ratio of a stage (``vary: ratios``)."""
+    ladders: tuple[tuple[int, ...], ...] = ()
+    """Lists of sequence lengths to choose from. Empty: the arm's own."""
+    num_trials: int = Field(default=8, ge=1)
+    """Schedules to try."""
+    seed: int = 0
+    """Seed of the sampling."""

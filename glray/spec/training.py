@@ -1,0 +1,98 @@
+"""Optimizer, learning rate and evaluation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from glray.spec.base import Spec
+
+
+class _Schedule(Spec):
+    warmup: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the budget over which the rate rises linearly from 0 to the peak."""
+    final: float = Field(default=0.1, ge=0, le=1)
+    """The rate at the end, as a share of the peak."""
+
+
+class CosineSchedule(_Schedule):
+    """Warm-up, then half a cosine down to ``final``."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+class LinearSchedule(_Schedule):
+    """Warm-up, then a straight line down to ``final``."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class StableDecaySchedule(_Schedule):
+    """Warm-up, the peak held, then a straight line down to ``final`` (WSD)."""
+
+    kind: Literal["wsd"] = "wsd"
+    decay: float = Field(default=0.2, gt=0, le=1)
+    """Share of the budget that the decay at the end takes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StableDecaySchedule":
+        if self.warmup + self.decay > 1:
+            raise ValueError(
+                f"schedule.warmup {self.warmup} + schedule.decay {self.decay} is more than the "
+                "whole budget (1.0): lower one of them"
+            )
+        return self
+
+
+ScheduleSpec = Annotated[
+    CosineSchedule | LinearSchedule | StableDecaySchedule, Field(discriminator="kind")
+]
+
+
+class OptimizerSpec(Spec):
+    """AdamW with gradient clipping (Loshchilov & Hutter 2019)."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments (Pythia's)."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices and embeddings; norms and biases have none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm."""
+    schedule: ScheduleSpec = CosineSchedule()
+    """The learning rate over the budget: over charged seconds or tokens, whichever it is in."""
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> "OptimizerSpec":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas {self.betas} must lie in [0, 1)")
+        return self
+
+
+class EvaluationSpec(Spec):
+    """Held-out loss of one fixed set of target tokens, by window length."""
+
+    seq_lens: tuple[int, ...] = Field(min_length=1)
+    """Window lengths; the longest may exceed what was trained. Each must divide the longest."""
+    num_tokens: int = Field(ge=1)
+    """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
+
+    @model_validator(mode="after")
+    def _lengths_divide_the_longest(self) -> "EvaluationSpec":
+        longest = max(self.seq_lens)
+        for seq_len in self.seq_lens:
+            if seq_len < 1 or longest % seq_len:
+                raise ValueError(
+                    f"evaluation.seq_lens has {seq_len}, which does not divide the longest, "
+                    f"{longest}: the same targets could not be scored at both; use powers of two"
+                )
+        if len(set(self.seq_lens)) != len(self.seq_lens):
+            raise ValueError(f"evaluation.seq_lens {self.seq_lens} names a length twice")
+        if self.num_tokens < longest:
+            raise ValueError(
+                f"evaluation.num_tokens {self.num_tokens} is less than one window of the longest "
+                f"length, {longest}: raise it"
+            )
+        return self

@@ -1,0 +1,46 @@
+"""Two minutes a run on a laptop: does growing from 128 to 1024 tokens beat a fixed length?
+
+A 1.8-million-parameter Pythia-shaped model learns the running Python's standard library. All
+three arms train the same number of charged seconds, on the same tokens in the same order.
+"""
+
+from glray.spec import (
+    ArmSpec,
+    BpeTokenizer,
+    BudgetSpec,
+    ComputeSpec,
+    EvaluationSpec,
+    ModelSpec,
+    OptimizerSpec,
+    PipelineSpec,
+    SearchSpec,
+    StageSpec,
+    StdlibCorpus,
+)
+
+
+def pipeline() -> PipelineSpec:
+    """Growing 128 → 1024 against fixed 1024 and fixed 128, at equal training time."""
+    return PipelineSpec(
+        name="quickstart",
+        corpus=StdlibCorpus(),
+        tokenizer=BpeTokenizer(vocab_size=4096),
+        model=ModelSpec(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512),
+        arms=(
+            ArmSpec(
+                name="growlength",
+                stages=tuple(StageSpec(seq_len=seq_len) for seq_len in (128, 256, 512, 1024)),
+            ),
+            ArmSpec(name="llm1024", stages=(StageSpec(seq_len=1024),)),
+            ArmSpec(name="llm128", stages=(StageSpec(seq_len=128),)),
+        ),
+        budget=BudgetSpec(seconds=150),
+        ratios_share="seconds",
+        tokens_per_batch=4096,
+        optimizer=OptimizerSpec(lr=3e-3),
+        evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024, 2048), num_tokens=32_768),
+        compute=ComputeSpec(
+            cpus_per_worker=2, micro_batch_tokens=2048, checkpoint_every_tokens=500_000
+        ),
+        search=SearchSpec(arm="growlength", num_trials=4),
+    )

@@ -1,0 +1,206 @@
+"""Every field of the spec, with the fingerprint that it belongs to."""
+
+import pytest
+from pydantic import BaseModel
+
+from glray.spec import (
+    ArmSpec,
+    BpeTokenizer,
+    BudgetSpec,
+    CalibrationSpec,
+    ComputeSpec,
+    CosineSchedule,
+    EvaluationSpec,
+    JsonlCorpus,
+    LinearSchedule,
+    ModelSpec,
+    OptimizerSpec,
+    ParquetCorpus,
+    PipelineSpec,
+    SearchSpec,
+    StableDecaySchedule,
+    StageSpec,
+    StdlibCorpus,
+    TextCorpus,
+    TokenizerFile,
+)
+from glray.spec.identity import differences, fingerprint, tokens_identity, training_identity
+
+# path: (fingerprint it belongs to, another value). "neither" may change between two calls.
+# Where the text lies and in which kind of file is in neither: its bytes are, by their hash.
+FIELDS = {
+    "name": ("neither", "other"),
+    "corpus.kind": ("neither", None),
+    "corpus.heldout_fraction": ("tokens", 0.2),
+    "corpus.paths": ("neither", ("other.txt",)),
+    "corpus.column": ("neither", "body"),
+    "tokenizer.kind": ("tokens", None),
+    "tokenizer.vocab_size": ("tokens", 999),
+    "tokenizer.train_megabytes": ("tokens", 3),
+    "tokenizer.path": ("neither", "other.json"),
+    "tokenizer.eos_token": ("tokens", "</s>"),
+    "model.num_layers": ("training", 2),
+    "model.hidden_size": ("training", 64),
+    "model.num_heads": ("training", 4),
+    "model.intermediate_size": ("training", 128),
+    "model.rotary_fraction": ("training", 0.5),
+    "model.rope_theta": ("training", 500.0),
+    "model.vocab_size": ("training", 1024),
+    "arms.0.name": ("neither", "other"),
+    "arms.0.stages.0.seq_len": ("training", 64),
+    "arms.0.stages.0.ratio": ("training", 3.0),
+    "budget.tokens": ("training", 123_456),
+    "budget.seconds": ("training", 7.0),
+    "ratios_share": ("training", "tokens"),
+    "tokens_per_batch": ("training", 2048),
+    "chunk_len": ("training", 512),
+    "optimizer.lr": ("training", 0.5),
+    "optimizer.betas": ("training", (0.8, 0.9)),
+    "optimizer.eps": ("training", 1e-6),
+    "optimizer.weight_decay": ("training", 0.0),
+    "optimizer.max_grad_norm": ("training", 2.0),
+    "optimizer.schedule.kind": ("training", None),
+    "optimizer.schedule.warmup": ("training", 0.3),
+    "optimizer.schedule.final": ("training", 0.3),
+    "optimizer.schedule.decay": ("training", 0.3),
+    "precision": ("training", "bfloat16"),
+    "seeds": ("training", (1,)),
+    "evaluation.seq_lens": ("neither", (64, 128)),
+    "evaluation.num_tokens": ("neither", 4096),
+    "compute.num_workers": ("neither", 3),
+    "compute.cpus_per_worker": ("neither", 3),
+    "compute.use_gpu": ("neither", True),
+    "compute.storage": ("neither", "/elsewhere"),
+    "compute.micro_batch_tokens": ("neither", 512),
+    "compute.checkpoint_every_tokens": ("neither", 5),
+    "compute.log_every_steps": ("neither", 5),
+    "compute.wait_seconds": ("neither", 5),
+    "search.arm": ("neither", None),
+    "search.vary": ("neither", "boundaries"),
+    "search.ratio_range": ("neither", (0.5, 1.0)),
+    "search.ladders": ("neither", ((128, 256),)),
+    "search.num_trials": ("neither", 5),
+    "search.seed": ("neither", 5),
+    "calibration.step_microseconds": ("training", {128: 11, 256: 22, 64: 5}),
+}
+
+UNIONS = {
+    "corpus": (StdlibCorpus, TextCorpus, JsonlCorpus, ParquetCorpus),
+    "tokenizer": (BpeTokenizer, TokenizerFile),
+    "optimizer.schedule": (CosineSchedule, LinearSchedule, StableDecaySchedule),
+}
+NESTED = {
+    "model": ModelSpec,
+    "arms.0": ArmSpec,
+    "arms.0.stages.0": StageSpec,
+    "budget": BudgetSpec,
+    "optimizer": OptimizerSpec,
+    "evaluation": EvaluationSpec,
+    "compute": ComputeSpec,
+    "search": SearchSpec,
+    "calibration": CalibrationSpec,
+}
+LISTS = {"arms": "arms.0", "arms.0.stages": "arms.0.stages.0"}
+
+
+def leaf_paths(model: type[BaseModel], prefix: str = "") -> set[str]:
+    paths: set[str] = set()
+    for name in model.model_fields:
+        path = f"{prefix}{name}"
+        path = LISTS.get(path, path)
+        if path in UNIONS:
+            paths |= {leaf for cls in UNIONS[path] for leaf in leaf_paths(cls, f"{path}.")}
+        elif path in NESTED:
+            paths |= leaf_paths(NESTED[path], f"{path}.")
+        else:
+            paths.add(path)
+    return paths
+
+
+def test_every_field_is_listed_with_its_fingerprint():
+    assert leaf_paths(PipelineSpec) == set(FIELDS)
+
+
+def base(path: str) -> dict:
+    """A valid declaration in which ``path`` exists."""
+    spec = PipelineSpec(
+        name="identity",
+        corpus=JsonlCorpus(paths=("a.jsonl",))
+        if path in ("corpus.paths", "corpus.column")
+        else StdlibCorpus(),
+        tokenizer=TokenizerFile(path="tokenizer.json")
+        if path in ("tokenizer.path", "tokenizer.eos_token")
+        else BpeTokenizer(vocab_size=512),
+        model=ModelSpec(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        arms=(ArmSpec(name="arm", stages=(StageSpec(seq_len=128), StageSpec(seq_len=256))),),
+        budget=BudgetSpec(tokens=10**6) if path == "budget.tokens" else BudgetSpec(seconds=60),
+        ratios_share="seconds",
+        tokens_per_batch=4096,
+        chunk_len=256,
+        optimizer=OptimizerSpec(
+            lr=1e-3,
+            schedule=StableDecaySchedule()
+            if path == "optimizer.schedule.decay"
+            else CosineSchedule(),
+        ),
+        evaluation=EvaluationSpec(seq_lens=(128,), num_tokens=128),
+        calibration=CalibrationSpec(step_microseconds={64: 5, 128: 10, 256: 20}),
+        search=SearchSpec(arm="arm") if path.startswith("search.") else None,
+    )
+    return spec.model_dump()
+
+
+def fingerprints(declared: dict) -> tuple[str, str]:
+    spec = PipelineSpec.model_validate(declared)
+    tokens = fingerprint(
+        tokens_identity(
+            spec.tokenizer,
+            heldout_fraction=spec.corpus.heldout_fraction,
+            documents_sha256="d" * 64,
+            tokenizer_sha256=None if isinstance(spec.tokenizer, BpeTokenizer) else "t" * 64,
+        )
+    )
+    training = fingerprint(training_identity(spec, spec.arms[0], spec.seeds[0], "tokens"))
+    return tokens, training
+
+
+@pytest.mark.parametrize("path", [p for p, (_, value) in FIELDS.items() if value is not None])
+def test_a_field_changes_the_fingerprint_that_it_belongs_to(path):
+    belongs, value = FIELDS[path]
+    before = base(path)
+    after = base(path)
+    node = after
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if part.isdigit() else node[part]
+    assert node[last] != value
+    node[last] = value
+    changed = [a != b for a, b in zip(fingerprints(before), fingerprints(after), strict=True)]
+    assert changed == [belongs == "tokens", belongs == "training"]
+
+
+def test_another_kind_of_tokenizer_or_schedule_is_another_identity():
+    before = base("")
+    schedule = base("")
+    schedule["optimizer"]["schedule"] = LinearSchedule().model_dump()
+    assert fingerprints(schedule)[1] != fingerprints(before)[1]
+    tokenizer = base("tokenizer.path")
+    assert fingerprints(tokenizer)[0] != fingerprints(before)[0]
+
+
+def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_lengths():
+    declared = base("")
+    more = base("")
+    more["calibration"]["step_microseconds"][512] = 99
+    assert fingerprints(more) == fingerprints(declared)
+    for spec in (declared, more):
+        spec["budget"] = {"tokens": 10**6}
+        spec["ratios_share"] = "tokens"
+    more["calibration"] = None
+    assert fingerprints(more) == fingerprints(declared)
+
+
+def test_differences_name_the_leaf_and_both_values():
+    old = {"seed": 0, "optimizer": {"lr": 0.1, "eps": 1}}
+    new = {"seed": 0, "optimizer": {"lr": 0.2, "eps": 1}}
+    assert differences(old, new) == ["optimizer.lr: 0.1 → 0.2"]

@@ -1,0 +1,113 @@
+"""Pipelines from files, and what a person gets to read when one is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from glray.errors import UserError
+from glray.spec import load_pipeline, to_yaml
+from glray.spec.identity import training_identity
+
+QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
+
+
+def test_the_resolved_yaml_is_the_same_pipeline(tmp_path):
+    spec = load_pipeline(QUICKSTART)
+    path = tmp_path / "spec.yaml"
+    path.write_text(to_yaml(spec))
+    again = load_pipeline(path)
+    assert again == spec.resolved()
+    assert to_yaml(again) == to_yaml(spec)
+
+
+def test_the_resolved_yaml_has_the_same_identity(tmp_path):
+    costs = "calibration={step_microseconds: {128: 1, 256: 2, 512: 3, 1024: 4}}"
+    spec = load_pipeline(QUICKSTART, [costs])
+    path = tmp_path / "spec.yaml"
+    path.write_text(to_yaml(spec))
+    again = load_pipeline(path)
+    for before, after in zip(spec.arms, again.arms, strict=True):
+        assert training_identity(again, after, 0, "t") == training_identity(spec, before, 0, "t")
+
+
+def test_overrides_by_path_by_index_and_by_name():
+    spec = load_pipeline(
+        QUICKSTART,
+        [
+            "budget.seconds=60",
+            "arms.growlength.stages.1.ratio=2.5",
+            "arms.1.name=fixed",
+            "budget={tokens: 8192}",
+            "ratios_share=tokens",
+        ],
+    )
+    assert spec.budget.tokens == 8192
+    assert spec.budget.seconds is None
+    assert spec.arms[0].stages[1].ratio == 2.5
+    assert spec.arms[1].name == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.lrr=1", ("lrr", "lr, betas")),
+        ("optimiser.lr=1", ("optimiser", "optimizer")),
+        ("colour=red", ("colour", "unknown key")),
+        ("arms.nosuch.name=x", ("nosuch", "list of 3")),
+        ("arms.0.stages.0.ratio=0", ("arms.0.stages.0.ratio", "greater than 0", "0")),
+        ("arms.0.stages.0.ratio=-1", ("arms.0.stages.0.ratio", "greater than 0", "-1")),
+        ("arms.0.stages.0.ratio=.nan", ("arms.0.stages.0.ratio",)),
+        ("tokens_per_batch=5000", ("5,000", "1,024", "4,096 or 5,120")),
+        ("arms.0.stages.0.seq_len=100", ("seq_len 100", "chunk_len 1024")),
+        ("chunk_len=3000", ("chunk_len 3000", "1,048,576")),
+        ("chunk_len=512", ("seq_len 1024", "chunk_len 512")),
+        ("budget.tokens=5", ("budget.tokens is 5", "budget.seconds is 150.0")),
+        ("budget={}", ("budget.tokens is None",)),
+        ("model.num_heads=3", ("num_heads 3", "128")),
+        ("evaluation.seq_lens=[128, 192]", ("128", "192")),
+        ("evaluation.num_tokens=2000", ("2000", "2048")),
+        ("seeds=[1, 1]", ("twice",)),
+        ("arms.1.name=llm128", ("2 arms", "llm128")),
+        ("search.arm=nosuch", ("nosuch", "growlength, llm1024, llm128")),
+        ("name=a/b", ("name", "a/b")),
+        ("corpus={kind: parquet}", ("corpus.paths", "required")),
+        ("novalue", ("path=value",)),
+        ("budget.seconds=[", ("not YAML",)),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override, words):
+    with pytest.raises(UserError) as error:
+        load_pipeline(QUICKSTART, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("p.py", "x = 1\n", ("pipeline()",)),
+        ("p.py", "def pipeline():\n    return 3\n", ("int", "PipelineSpec")),
+        ("p.py", "def pipeline(:\n", ("line 1",)),
+        ("p.yaml", "- 1\n", ("list",)),
+        ("p.yaml", "a: [\n", ("not YAML",)),
+        ("p.yaml", "name: x\n", ("corpus: Field required",)),
+        ("p.txt", "", (".py or .yaml",)),
+    ],
+)
+def test_a_wrong_pipeline_file_is_one_clear_line(tmp_path, name, text, words):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_pipeline(path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_missing_pipeline_file():
+    with pytest.raises(UserError, match=r"nosuch\.py: no such pipeline file"):
+        load_pipeline(Path("nosuch.py"))

@@ -1,0 +1,193 @@
+"""The plan's arithmetic: literal cases to check by eye, and properties."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glray.errors import UserError
+from glray.plan import learning_rate, make_plan, split
+from glray.spec import (
+    ArmSpec,
+    BpeTokenizer,
+    BudgetSpec,
+    CalibrationSpec,
+    CosineSchedule,
+    EvaluationSpec,
+    LinearSchedule,
+    ModelSpec,
+    OptimizerSpec,
+    PipelineSpec,
+    StableDecaySchedule,
+    StageSpec,
+    StdlibCorpus,
+)
+
+LENGTHS = (128, 256, 512, 1024)
+
+
+def spec(
+    ratios=(1, 1, 1, 1),
+    *,
+    tokens=None,
+    seconds=None,
+    ratios_share="tokens",
+    costs=None,
+    tokens_per_batch=4096,
+) -> PipelineSpec:
+    return PipelineSpec(
+        name="plan",
+        corpus=StdlibCorpus(),
+        tokenizer=BpeTokenizer(vocab_size=512),
+        model=ModelSpec(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        arms=(
+            ArmSpec(
+                name="growlength",
+                stages=tuple(
+                    StageSpec(seq_len=length, ratio=ratio)
+                    for length, ratio in zip(LENGTHS, ratios, strict=False)
+                ),
+            ),
+        ),
+        budget=BudgetSpec(tokens=tokens, seconds=seconds),
+        ratios_share=ratios_share,
+        tokens_per_batch=tokens_per_batch,
+        optimizer=OptimizerSpec(lr=1e-3),
+        evaluation=EvaluationSpec(seq_lens=(128,), num_tokens=128),
+        calibration=costs and CalibrationSpec(step_microseconds=costs),
+        chunk_len=1024,
+    )
+
+
+def plan_of(pipeline: PipelineSpec):
+    return make_plan(pipeline, pipeline.arms[0])
+
+
+COSTS = {128: 1_000_000, 256: 2_000_000, 512: 4_000_000, 1024: 8_000_000}
+
+
+def test_tokens_shared_by_tokens():
+    plan = plan_of(spec((1, 1, 2, 4), tokens=80 * 4096 + 5))
+    assert [(s.seq_len, s.rows, s.first_step, s.num_steps) for s in plan.stages] == [
+        (128, 32, 0, 10),
+        (256, 16, 10, 10),
+        (512, 8, 20, 20),
+        (1024, 4, 40, 40),
+    ]
+    assert plan.num_tokens == 80 * 4096
+    assert plan.edges == (10, 20, 40, 80)
+    assert [plan.stage_index(step) for step in (0, 9, 10, 39, 40, 79)] == [0, 0, 1, 2, 3, 3]
+
+
+def test_tokens_shared_by_seconds():
+    # Equal seconds at costs 1, 2, 4, 8 are steps in proportion 8 : 4 : 2 : 1.
+    plan = plan_of(spec(tokens=15 * 4096, ratios_share="seconds", costs=COSTS))
+    assert [s.num_steps for s in plan.stages] == [8, 4, 2, 1]
+
+
+def test_seconds_shared_by_seconds_carry_what_is_left_over():
+    # Edges at 10, 20, 30, 40 s: 10 steps of 1 s, 5 of 2 s, 2 of 4 s (28 s), 1 of 8 s (36 s).
+    plan = plan_of(spec(seconds=40, ratios_share="seconds", costs=COSTS))
+    assert [s.num_steps for s in plan.stages] == [10, 5, 2, 1]
+    assert plan.charged_microseconds(plan.num_steps) == 36_000_000
+    assert plan.charged_microseconds(11) == 12_000_000
+
+
+def test_seconds_shared_by_tokens():
+    # One step of each length costs 15 s: 3 of each are 45 s.
+    plan = plan_of(spec(seconds=46, costs=COSTS))
+    assert [s.num_steps for s in plan.stages] == [3, 3, 3, 3]
+
+
+def test_seconds_without_calibration_have_no_plan_yet():
+    assert plan_of(spec(seconds=40, ratios_share="seconds")) is None
+    assert plan_of(spec(tokens=40960, ratios_share="seconds")) is None
+    assert plan_of(spec(tokens=40960)) is not None
+
+
+def test_a_stage_without_a_step_is_refused():
+    with pytest.raises(UserError, match=r"stage 0 \(seq_len 128.*0 of 3 steps"):
+        plan_of(spec(tokens=3 * 4096))
+
+
+def test_a_length_missing_from_the_calibration_is_refused():
+    with pytest.raises(UserError, match="1024 is not in the calibration, which has 128, 256, 512"):
+        plan_of(spec(seconds=40, costs={k: v for k, v in COSTS.items() if k < 1024}))
+
+
+ratio = st.floats(0.01, 100).map(lambda x: round(x, 3))
+
+
+@given(st.integers(0, 10**9), st.lists(ratio, min_size=1, max_size=6))
+def test_split_loses_nothing_and_is_within_one(total, ratios):
+    weights = [Fraction(str(r)) for r in ratios]
+    parts = split(total, weights)
+    assert sum(parts) == total
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part - total * weight / sum(weights)) < 1
+
+
+@given(
+    st.lists(ratio, min_size=4, max_size=4),
+    st.lists(st.integers(1, 10**7), min_size=4, max_size=4),
+    st.integers(1, 10**5),
+    st.sampled_from(["tokens", "seconds"]),
+)
+def test_a_budget_in_seconds_is_used_up_to_a_step(ratios, costs, seconds, share):
+    pipeline = spec(
+        ratios, seconds=seconds, ratios_share=share, costs=dict(zip(LENGTHS, costs, strict=True))
+    )
+    try:
+        plan = plan_of(pipeline)
+    except UserError:
+        return  # a stage without a step
+    charged = plan.charged_microseconds(plan.num_steps)
+    assert charged <= seconds * 1_000_000
+    if share == "seconds":
+        assert seconds * 1_000_000 - charged < costs[-1]
+        edge = 0
+        for stage, ratio_ in zip(plan.stages, ratios, strict=True):
+            edge += (
+                seconds * 1_000_000 * Fraction(str(ratio_)) / sum(Fraction(str(r)) for r in ratios)
+            )
+            assert plan.charged_microseconds(stage.end_step) <= edge
+    else:
+        more = split(plan.num_steps + 1, [Fraction(str(r)) for r in ratios])
+        assert sum(n * c for n, c in zip(more, costs, strict=True)) > seconds * 1_000_000
+
+
+@given(st.lists(ratio, min_size=4, max_size=4), st.integers(400, 10**6))
+def test_progress_rises_inside_the_unit_interval(ratios, num_steps):
+    try:
+        plan = plan_of(spec(ratios, tokens=num_steps * 4096))
+    except UserError:
+        return
+    seen = [plan.progress(step) for step in (0, 1, num_steps // 2, num_steps - 1)]
+    assert seen == sorted(seen)
+    assert seen[0] > 0
+    assert seen[-1] < 1
+
+
+def test_progress_in_seconds_follows_charged_time():
+    plan = plan_of(spec(seconds=60, costs=COSTS))  # 4 steps of each length: 4, 8, 16, 32 s
+    assert plan.progress(0) == Fraction(1, 120)
+    assert plan.progress(4) == Fraction(5, 60)
+    assert plan.progress(15) == Fraction(56, 60)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (LinearSchedule(warmup=0.2, final=0.0), {0.1: 0.5, 0.2: 1.0, 0.6: 0.5, 1.0: 0.0}),
+        (CosineSchedule(warmup=0.2, final=0.1), {0.1: 0.5, 0.2: 1.0, 0.6: 0.55, 1.0: 0.1}),
+        (
+            StableDecaySchedule(warmup=0.2, decay=0.4, final=0.0),
+            {0.1: 0.5, 0.2: 1.0, 0.5: 1.0, 0.6: 1.0, 0.8: 0.5, 1.0: 0.0},
+        ),
+    ],
+)
+def test_learning_rate(schedule, expected):
+    for progress, share in expected.items():
+        rate = learning_rate(schedule, 0.01, Fraction(str(progress)))
+        assert rate == pytest.approx(0.01 * share, abs=1e-12)

@@ -1,0 +1,105 @@
+"""The token stream of one worker, through Ray Data.
+
+Each segment of a stage becomes one small dataset: a plan of reads (where windows start) goes in,
+a few tasks of ``num_cpus=0`` read those windows from the token blocks, and Arrow tables of
+``offset`` and ``tokens`` (a fixed-shape tensor column) come out in order, which reach numpy
+without a copy. The next segment is opened, and its first batch fetched, while this one drains, so
+that a stage edge is only a segment border.
+
+``streaming_split`` is not used: it drops rows and has no order to resume. The position is ours: the
+step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one would wait for ever.)
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from glray.data.blocks import TokenBlocks
+from glray.data.windows import Batch, StageReads, read_windows
+
+READ_TOKENS = 2**20
+"""One read task's tokens; Ray's cost is per task (about 50 ms), not per window."""
+READ_TASKS = 2
+"""Read tasks at once of one worker."""
+STORE_BYTES = 256 * 2**20
+"""Object store that one worker's segment may fill ahead of the loop."""
+
+
+def ray_batches(blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    """The batches of ``segments`` in order, read through Ray Data one segment ahead."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+
+        def open_next() -> Future[Iterator[Batch]] | None:
+            reads = next(segments, None)
+            return None if reads is None else pool.submit(_opened, blocks, reads)
+
+        current = open_next()
+        while current is not None:
+            batches = current.result()
+            current = open_next()
+            yield from batches
+
+
+def segment_dataset(blocks: TokenBlocks, reads: StageReads) -> ray.data.Dataset:
+    """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
+    num_steps, rows = reads.offsets.shape
+    steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
+    plan = [
+        pa.table({"offset": reads.offsets[start : start + steps_per_read].ravel()})
+        for start in range(0, num_steps, steps_per_read)
+    ]
+    dataset = ray.data.from_blocks(plan).map_batches(
+        partial(_read, directory=blocks.directory, seq_len=reads.seq_len),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=READ_TASKS),
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=STORE_BYTES
+    )
+    return dataset
+
+
+def _opened(blocks: TokenBlocks, reads: StageReads) -> Iterator[Batch]:
+    """The segment's batches, the first already fetched."""
+    batches = _segment_batches(blocks, reads)
+    first = next(batches)
+    return chain([first], batches)
+
+
+def _segment_batches(blocks: TokenBlocks, reads: StageReads) -> Iterator[Batch]:
+    num_steps, rows = reads.offsets.shape
+    if rows == 0:
+        nothing = np.empty((0, reads.seq_len + 1), dtype=blocks.dtype)
+        for index in range(num_steps):
+            yield Batch(reads.first_step + index, reads.seq_len, reads.offsets[index], nothing)
+        return
+    tables = segment_dataset(blocks, reads).iter_batches(
+        batch_size=rows, batch_format="pyarrow", prefetch_batches=2
+    )
+    for index, table in enumerate(tables):
+        tokens = table.column("tokens").combine_chunks()
+        if isinstance(tokens, pa.ChunkedArray):
+            tokens = tokens.chunk(0)
+        yield Batch(
+            step=reads.first_step + index,
+            seq_len=reads.seq_len,
+            offsets=table.column("offset").to_numpy(),
+            tokens=tokens.to_numpy_ndarray(),
+        )
+
+
+def _read(table: pa.Table, directory: Path, seq_len: int) -> pa.Table:
+    windows = read_windows(directory, table.column("offset").to_numpy(), seq_len)
+    tokens = pa.FixedShapeTensorArray.from_numpy_ndarray(windows)
+    return pa.table({"offset": table.column("offset"), "tokens": tokens})

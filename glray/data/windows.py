@@ -1,0 +1,111 @@
+"""Windows: rows of ``seq_len + 1`` tokens read from token blocks at given places of the stream.
+
+A window's inputs and targets are two views of it. A window never crosses a block: it lies inside
+a chunk, chunks divide blocks, and each block carries the first token of the next one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from glray.data.blocks import TokenBlocks, read_block
+from glray.data.order import ChunkOrder
+from glray.plan import Plan
+from glray.spec.pipeline import BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's windows of one step; either array may have no rows."""
+
+    step: int
+    seq_len: int
+    offsets: np.ndarray
+    """int64[rows]: where each window starts in the token stream."""
+    tokens: np.ndarray
+    """uint16 or uint32[rows, seq_len + 1]; may be read-only and shared: never write to it."""
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """[rows, seq_len]: a view of ``tokens``."""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[rows, seq_len]: a view of ``tokens``, one token later."""
+        return self.tokens[:, 1:]
+
+
+@dataclass(frozen=True)
+class StageReads:
+    """A run of steps of one stage, and where one rank's windows of each lie."""
+
+    first_step: int
+    seq_len: int
+    offsets: np.ndarray
+    """int64[steps, rows of the rank]."""
+
+
+@lru_cache(maxsize=256)
+def _block(path: Path) -> np.ndarray:
+    return read_block(path)
+
+
+def read_windows(directory: Path, offsets: np.ndarray, seq_len: int) -> np.ndarray:
+    """The windows that start at ``offsets`` (int64[rows]): uint[rows, seq_len + 1], copied."""
+    block_of = offsets // BLOCK_TOKENS
+    windows = None
+    for index in np.unique(block_of):
+        inside = block_of == index
+        block = _block(directory / "blocks" / f"{index:05d}.arrow")
+        if windows is None:
+            windows = np.empty((len(offsets), seq_len + 1), dtype=block.dtype)
+        cuts = np.lib.stride_tricks.sliding_window_view(block, seq_len + 1)
+        windows[inside] = cuts[offsets[inside] - index * BLOCK_TOKENS]
+    assert windows is not None, "no windows asked for"
+    return windows
+
+
+def stage_reads(
+    order: ChunkOrder,
+    plan: Plan,
+    *,
+    first_step: int,
+    steps_per_segment: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[StageReads]:
+    """What a rank reads from ``first_step`` to the end of the plan, a bounded segment at a time.
+
+    A segment never crosses a stage edge.
+    """
+    for stage in plan.stages:
+        start = max(first_step, stage.first_step)
+        while start < stage.end_step:
+            num_steps = min(steps_per_segment, stage.end_step - start)
+            offsets = order.window_offsets(
+                first_step=start,
+                num_steps=num_steps,
+                tokens_per_batch=plan.tokens_per_batch,
+                seq_len=stage.seq_len,
+                rank=rank,
+                world_size=world_size,
+            )
+            yield StageReads(first_step=start, seq_len=stage.seq_len, offsets=offsets)
+            start += num_steps
+
+
+def local_batches(blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    """The batches of ``segments`` read directly: the reference that Ray Data's stream must equal,
+    and the stream of the local worker context."""
+    for reads in segments:
+        for index, offsets in enumerate(reads.offsets):
+            tokens = (
+                read_windows(blocks.directory, offsets, reads.seq_len)
+                if len(offsets)
+                else np.empty((0, reads.seq_len + 1), dtype=blocks.dtype)
+            )
+            yield Batch(reads.first_step + index, reads.seq_len, offsets, tokens)

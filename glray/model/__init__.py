@@ -1,0 +1,1 @@
+"""The RoPE decoder and its loss."""

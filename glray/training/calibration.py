@@ -1,0 +1,82 @@
+"""What one optimizer step costs at each length: measured once, before step 0, then charged.
+
+All lengths of all arms are timed in one process, interleaved, in alternating order, on the same
+workers, precision and micro-batch as training, on random tokens with a scratch model. The cost of
+a length is the median over rounds, of the slowest rank.
+"""
+
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from glray.data.blocks import TokenBlocks
+from glray.data.order import row_range
+from glray.data.windows import Batch
+from glray.model.decoder import build_model, model_config
+from glray.spec.pipeline import PipelineSpec
+from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.optimizer import build_optimizer
+from glray.training.step import accumulate_gradients, apply_gradients, distributed
+
+MIN_ROUNDS = 3
+MAX_ROUNDS = 25
+ENOUGH_SECONDS = 15.0
+"""Rounds go on until this much is measured, between the two bounds above."""
+
+
+def calibrate(spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext) -> dict[int, int]:
+    """Microseconds of one optimizer step by sequence length, the same on every rank."""
+    lengths = list(spec.all_seq_lens)
+    config = model_config(
+        spec.model,
+        vocab_size=blocks.vocab_size,
+        eos_id=blocks.eos_id,
+        max_seq_len=max(lengths),
+    )
+    model = distributed(build_model(config, seed=0, device=ctx.device), ctx)
+    optimizer = build_optimizer(model, spec.optimizer)
+    batches = {length: _random_batch(length, spec, blocks, ctx) for length in lengths}
+
+    def step_seconds(seq_len: int) -> float:
+        _synchronize(ctx)
+        start = time.perf_counter()
+        accumulate_gradients(model, batches[seq_len], spec, ctx)
+        apply_gradients(model, optimizer, spec.optimizer.max_grad_norm)
+        _synchronize(ctx)
+        return time.perf_counter() - start
+
+    for length in lengths:  # the first step of a length pays for allocations and caches
+        step_seconds(length)
+    seconds: dict[int, list[float]] = {length: [] for length in lengths}
+    start = time.perf_counter()
+    for round_number in range(MAX_ROUNDS):
+        for length in lengths if round_number % 2 == 0 else reversed(lengths):
+            seconds[length].append(step_seconds(length))
+        enough = time.perf_counter() - start > ENOUGH_SECONDS and round_number + 1 >= MIN_ROUNDS
+        if from_rank_zero(ctx, int(enough)):
+            break
+    return {length: _slowest_median(values, ctx) for length, values in seconds.items()}
+
+
+def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:
+    median = torch.tensor([statistics.median(seconds)], dtype=torch.float64, device=ctx.device)
+    if ctx.world_size > 1:
+        torch.distributed.all_reduce(median, op=torch.distributed.ReduceOp.MAX)
+    return max(1, round(median.item() * 1_000_000))
+
+
+def _random_batch(
+    seq_len: int, spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext
+) -> Batch:
+    first, last = row_range(spec.tokens_per_batch // seq_len, ctx.rank, ctx.world_size)
+    tokens = np.random.default_rng(0).integers(
+        blocks.vocab_size, size=(last - first, seq_len + 1), dtype=np.int64
+    )
+    return Batch(step=0, seq_len=seq_len, offsets=np.arange(first, last), tokens=tokens)
+
+
+def _synchronize(ctx: WorkerContext) -> None:
+    if ctx.device.type == "cuda":
+        torch.cuda.synchronize(ctx.device)

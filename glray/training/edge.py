@@ -1,0 +1,123 @@
+"""The Ray Train edge: one worker group that calibrates once and then trains every run in turn.
+
+A ``fit()`` costs 12–36 s, so the arms of a pipeline share one. Ray Train's own storage holds
+nothing that matters: checkpoints and records are glray's, in the run's directory.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.stream import ray_batches
+from glray.data.windows import Batch, StageReads
+from glray.spec.loading import validate
+from glray.spec.pipeline import PipelineSpec
+from glray.training.run_directory import pipeline_directory
+from glray.training.worker import train_all, write_calibration
+
+WORKER_FAILURES = 3
+"""Times that a worker group is started anew after a worker died."""
+
+
+class RayContext:
+    """A worker of a Ray Train group."""
+
+    def __init__(self, stop_file: Path) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self._stop_file = stop_file
+
+    def batches(self, blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+        """See WorkerContext: through Ray Data."""
+        return ray_batches(blocks, segments)
+
+    def stop_requested(self) -> bool:
+        """See WorkerContext: whether the driver has left its stop file."""
+        return self._stop_file.exists()
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """See WorkerContext. Blocks until the controller polls, so it is called at checkpoints."""
+        ray.train.report(metrics)
+
+
+def fit(spec: PipelineSpec, blocks: TokenBlocks, callbacks: list[Any] | None = None) -> None:
+    """Train every unfinished run of the pipeline in one worker group. Ray is connected.
+
+    ``callbacks`` are Ray Train user callbacks (Tune's, within a trial). Raises what a worker
+    raised, wrapped by Ray Train.
+    """
+    _run_group(_training_worker, spec, blocks, callbacks or [])
+
+
+def calibrate_in_group(spec: PipelineSpec, blocks: TokenBlocks, path: Path) -> None:
+    """Calibrate in a worker group like training's and leave ``path``."""
+    _run_group(_calibrating_worker, spec, blocks, [], path=str(path))
+
+
+def stop_file(spec: PipelineSpec) -> Path:
+    """Its existence asks the workers of a pipeline to stop at the next logging border."""
+    return pipeline_directory(spec) / "STOP"
+
+
+def _run_group(
+    worker: Callable[[dict[str, str]], None],
+    spec: PipelineSpec,
+    blocks: TokenBlocks,
+    callbacks: list[Any],
+    **config: str,
+) -> None:
+    """One TorchTrainer over the spec's workers; its own storage is thrown away at the end."""
+    compute = spec.compute
+    storage = pipeline_directory(spec) / ".ray-train"
+    attempt = uuid.uuid4().hex[:8]
+    gpu = {"GPU": 1} if compute.use_gpu else {}
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config={
+            "spec": json.dumps(spec.model_dump(mode="json")),
+            "tokens": str(blocks.directory),
+            **config,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=compute.use_gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker} | gpu,
+        ),
+        run_config=ray.train.RunConfig(
+            name=attempt,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(storage / attempt, ignore_errors=True)
+
+
+def _training_worker(config: dict[str, str]) -> None:
+    spec, blocks, ctx = _joined(config)
+    train_all(spec, blocks, ctx)
+
+
+def _calibrating_worker(config: dict[str, str]) -> None:
+    spec, blocks, ctx = _joined(config)
+    write_calibration(spec, blocks, ctx, Path(config["path"]))
+
+
+def _joined(config: dict[str, str]) -> tuple[PipelineSpec, TokenBlocks, RayContext]:
+    """What each worker of a group starts from."""
+    spec = validate(json.loads(config["spec"]), "the worker's spec")
+    torch.set_num_threads(spec.compute.cpus_per_worker)
+    return spec, open_token_blocks(Path(config["tokens"])), RayContext(stop_file(spec))

@@ -1,0 +1,147 @@
+"""Held-out loss by window length, on one fixed set of target tokens.
+
+The set is made of stretches of ``longest`` tokens from documents that are long enough, dealt round
+after round (each document's first stretch, then each one's second …) until ``num_tokens`` are
+reached. At a shorter length every stretch is cut into windows, each its own context: the targets
+stay the same, and no window crosses a document.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from glray.data.blocks import TokenBlocks
+from glray.data.heldout import read_heldout
+from glray.data.order import row_range
+from glray.errors import UserError
+from glray.model.loss import token_losses
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.training import EvaluationSpec
+from glray.training.context import WorkerContext, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class HeldoutTargets:
+    """Stretches of held-out text: inputs ``[:, :-1]``, targets ``[:, 1:]``."""
+
+    tokens: np.ndarray
+    """int64[stretches, longest + 1]."""
+    documents: np.ndarray
+    """int64[stretches]: which document each comes from, numbered from 0 without gaps."""
+    num_bytes: int
+    """UTF-8 bytes that the targets stand for."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that the stretches come from."""
+        return int(self.documents.max()) + 1
+
+    @property
+    def num_targets(self) -> int:
+        """Target tokens."""
+        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+
+
+def heldout_targets(blocks: TokenBlocks, evaluation: EvaluationSpec) -> HeldoutTargets:
+    """The fixed set of targets. Raises UserError if no held-out document is long enough."""
+    longest = max(evaluation.seq_lens)
+    documents = [document.tokens for document in read_heldout(blocks.heldout_path)]
+    usable = [tokens for tokens in documents if len(tokens) > longest]
+    if not usable:
+        most = max((len(tokens) for tokens in documents), default=0)
+        raise UserError(
+            f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens, "
+            f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
+            "length; lower the longest length or raise corpus.heldout_fraction"
+        )
+    wanted = evaluation.num_tokens // longest
+    stretches: list[np.ndarray] = []
+    sources: list[int] = []
+    start = 0
+    while len(stretches) < wanted and any(len(tokens) > start + longest for tokens in usable):
+        for index, tokens in enumerate(usable):
+            if len(tokens) > start + longest and len(stretches) < wanted:
+                stretches.append(tokens[start : start + longest + 1])
+                sources.append(index)
+        start += longest
+    tokens = np.stack(stretches).astype(np.int64)
+    num_bytes = int(blocks.token_num_bytes()[tokens[:, 1:]].sum())
+    return HeldoutTargets(tokens, np.array(sources, dtype=np.int64), num_bytes)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    targets: HeldoutTargets,
+    seq_lens: tuple[int, ...],
+    spec: PipelineSpec,
+    ctx: WorkerContext,
+) -> list[dict[str, Any]]:
+    """One record a length: loss in nats per token, its standard error over documents, bits per
+    byte, and the mean loss at each position of the window. The same on every rank."""
+    was_training = model.training
+    model.eval()
+    results = []
+    for seq_len in sorted(seq_lens):
+        by_stretch, by_position = _losses(model, targets, seq_len, spec, ctx)
+        results.append(_summary(seq_len, by_stretch, by_position, targets))
+    model.train(was_training)
+    return results
+
+
+def _losses(
+    model: torch.nn.Module,
+    targets: HeldoutTargets,
+    seq_len: int,
+    spec: PipelineSpec,
+    ctx: WorkerContext,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed losses of each stretch, float64[stretches], and at each position, float64[seq_len]."""
+    longest = targets.tokens.shape[1] - 1
+    windows = longest // seq_len  # of one stretch
+    first, last = row_range(len(targets.tokens), ctx.rank, ctx.world_size)
+    mine = torch.from_numpy(targets.tokens[first:last])
+    inputs = mine[:, :-1].reshape(-1, seq_len)
+    labels = mine[:, 1:].reshape(-1, seq_len)
+    rows = max(1, spec.compute.micro_batch_tokens // seq_len)
+    by_stretch = torch.zeros(len(targets.tokens), dtype=torch.float64)
+    by_position = torch.zeros(seq_len, dtype=torch.float64)
+    with (
+        torch.inference_mode(),
+        torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
+    ):
+        for start in range(0, len(inputs), rows):
+            batch = slice(start, start + rows)
+            losses = token_losses(model, inputs[batch].to(ctx.device), labels[batch].to(ctx.device))
+            losses = losses.double().cpu()
+            stretch = first + torch.arange(start, start + len(losses)) // windows
+            by_stretch.index_add_(0, stretch, losses.sum(dim=1))
+            by_position += losses.sum(dim=0)
+    both = sum_over_ranks(ctx, torch.cat([by_stretch, by_position]).to(ctx.device)).cpu().numpy()
+    return both[: len(by_stretch)], both[len(by_stretch) :]
+
+
+def _summary(
+    seq_len: int, by_stretch: np.ndarray, by_position: np.ndarray, targets: HeldoutTargets
+) -> dict[str, Any]:
+    longest = targets.tokens.shape[1] - 1
+    losses = np.bincount(targets.documents, weights=by_stretch)
+    counts = np.bincount(targets.documents) * longest
+    mean = losses.sum() / counts.sum()
+    return {
+        "seq_len": seq_len,
+        "loss": float(mean),
+        "standard_error": _standard_error(losses, counts, mean),
+        "bits_per_byte": float(losses.sum() / np.log(2) / targets.num_bytes),
+        "loss_by_position": (by_position / (targets.num_targets / seq_len)).tolist(),
+    }
+
+
+def _standard_error(losses: np.ndarray, counts: np.ndarray, mean: float) -> float | None:
+    """Of a ratio of sums over documents (Cochran 1977, section 6.4); None for one document."""
+    n = len(losses)
+    if n < 2:
+        return None
+    residuals = losses - mean * counts
+    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum())

@@ -1,0 +1,32 @@
+"""A trained model as a folder that ``transformers`` loads."""
+
+from pathlib import Path
+
+import torch
+from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from glray.data.blocks import TokenBlocks
+from glray.files import new_directory
+
+
+def export_model(
+    model: GPTNeoXForCausalLM, blocks: TokenBlocks, path: Path, max_seq_len: int
+) -> None:
+    """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
+
+    ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load it.
+    """
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(blocks.tokenizer_path))
+    eos_token = tokenizer.convert_ids_to_tokens(blocks.eos_id)
+    tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
+    tokenizer.model_max_length = max_seq_len
+    with new_directory(path) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def load_model(path: Path, device: torch.device) -> GPTNeoXForCausalLM:
+    """The model of an exported folder, in float32."""
+    return GPTNeoXForCausalLM.from_pretrained(
+        path, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True
+    ).to(device)

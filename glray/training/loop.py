@@ -1,0 +1,129 @@
+"""The training loop of one worker. It knows a run and a WorkerContext, not Ray.
+
+Nothing here reads a clock to decide: the plan says which stage a step belongs to, when the stage
+ends and what the learning rate is. Measured seconds are only written down; they count steps and
+the waits for their batches, not the first read's start-up, checkpoints or evaluations.
+"""
+
+import time
+
+from glray.data.windows import stage_reads
+from glray.plan import MICROSECONDS, Plan, learning_rate
+from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.metrics import MetricsLog, PendingStep
+from glray.training.optimizer import set_learning_rate
+from glray.training.run_directory import Run
+from glray.training.session import RunSession, open_session
+from glray.training.step import accumulate_gradients, apply_gradients, distributed
+
+SEGMENT_TOKENS = 64 * 2**20
+"""A worker reads a stage in segments of at most this many tokens over all ranks."""
+
+
+def train(run: Run, ctx: WorkerContext) -> bool:
+    """Train a run to its end, from its latest checkpoint. False if it was asked to stop.
+
+    Leaves checkpoints, metrics, evaluations, ``model/`` and ``result.json``.
+    """
+    session = open_session(run, ctx)
+    session.evaluate_edge()  # an edge whose checkpoint was committed but not scored
+    if session.state.step < run.plan.num_steps and not _train_steps(session):
+        return False
+    session.finish()
+    return True
+
+
+def _train_steps(session: RunSession) -> bool:
+    """All steps from the state's on. Returns False if stopped before the last."""
+    run, ctx, state = session.run, session.ctx, session.state
+    plan, optimizer_spec = run.plan, run.spec.optimizer
+    every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
+    model = distributed(session.model, ctx)
+    log = MetricsLog(run.directory / "metrics.jsonl", ctx)
+    log.rewind(state.step)
+
+    # ---- data: this rank's windows from the cursor to the end of the plan
+    segments = stage_reads(
+        run.order,
+        plan,
+        first_step=state.step,
+        steps_per_segment=max(1, SEGMENT_TOKENS // plan.tokens_per_batch),
+        rank=ctx.rank,
+        world_size=ctx.world_size,
+    )
+    batches = ctx.batches(run.blocks, segments)
+    batch = next(batches)
+    waited_seconds = 0.0
+    clock = time.perf_counter() - state.measured_seconds
+    while True:
+        # ---- one step
+        lr = learning_rate(optimizer_spec.schedule, optimizer_spec.lr, plan.progress(batch.step))
+        set_learning_rate(session.optimizer, lr)
+        sums = accumulate_gradients(model, batch, run.spec, ctx)
+        grad_norm = apply_gradients(model, session.optimizer, optimizer_spec.max_grad_norm)
+        assert batch.step == state.step, "the stream is not where the state is"
+        state.step += 1
+        ledger = state.tokens_by_seq_len
+        ledger[str(batch.seq_len)] = ledger.get(str(batch.seq_len), 0) + plan.tokens_per_batch
+
+        # ---- what is known of it without waiting for the device
+        state.measured_seconds = time.perf_counter() - clock
+        record = {
+            "step": state.step,
+            "stage": plan.stage_index(state.step - 1),
+            "seq_len": batch.seq_len,
+            "tokens": state.step * plan.tokens_per_batch,
+            "lr": lr,
+            "charged_seconds": session.charged_seconds,
+            "measured_seconds": round(state.measured_seconds, 6),
+            "data_wait_seconds": round(waited_seconds, 6),
+        }
+        log.add(PendingStep(sums, grad_norm, record))
+
+        # ---- borders: log, checkpoint, evaluate, stop
+        is_edge = state.step in plan.edges
+        is_due = is_edge or state.step % every_steps == 0
+        stop = False
+        if is_due or state.step % run.spec.compute.log_every_steps == 0:
+            proof, loss = log.flush()
+            state.proof = (state.proof + proof) % 2**64
+            state.measured_seconds = time.perf_counter() - clock
+            stop = bool(from_rank_zero(ctx, int(ctx.stop_requested())))
+            session.announcer.progress(**_progress(session, plan, loss))
+        if is_due or stop:
+            session.save()
+            session.evaluate_edge()
+            clock = time.perf_counter() - state.measured_seconds
+        if state.step == plan.num_steps:
+            return True
+        if stop:
+            session.announcer.event(f"{run.name}: stopped at step {state.step:,}")
+            return False
+
+        # ---- the next batch
+        wait_start = time.perf_counter()
+        batch = next(batches)
+        waited_seconds = time.perf_counter() - wait_start
+
+
+def _progress(session: RunSession, plan: Plan, loss: float) -> dict[str, object]:
+    """What the live line shows. The time left knows that later stages are slower, where the plan
+    knows their cost; else it goes by the tokens."""
+    state = session.state
+    charged, total = (plan.charged_microseconds(n) for n in (state.step, plan.num_steps))
+    share = charged / total if charged and total else state.step / plan.num_steps
+    stage = plan.stage_index(state.step - 1)
+    return {
+        "run": session.run.name,
+        "phase": "training",
+        "stage": stage + 1,
+        "num_stages": len(plan.stages),
+        "seq_len": plan.stages[stage].seq_len,
+        "step": state.step,
+        "num_steps": plan.num_steps,
+        "tokens": state.step * plan.tokens_per_batch,
+        "loss": loss,
+        "measured_seconds": state.measured_seconds,
+        "charged_seconds": None if charged is None else charged / MICROSECONDS,
+        "seconds_left": state.measured_seconds / share * (1 - share),
+    }

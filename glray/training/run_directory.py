@@ -1,0 +1,196 @@
+"""A run: one arm under one seed, its identity, and its directory of records.
+
+``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``,
+``progress.json`` and one directory a run: ``run.json``, ``spec.yaml``, ``metrics.jsonl``,
+``evaluations/``, ``checkpoints/``, ``model/`` and, written last, ``result.json``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GPTNeoXConfig
+
+from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.order import ChunkOrder
+from glray.errors import UserError
+from glray.files import read_json, write_json, write_text
+from glray.model.decoder import model_config
+from glray.plan import Plan, make_plan
+from glray.spec.identity import differences, fingerprint, training_identity
+from glray.spec.loading import load_pipeline, to_yaml
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec, CalibrationSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm under one seed, settled: nothing about it is decided later."""
+
+    directory: Path
+    spec: PipelineSpec
+    arm: ArmSpec
+    seed: int
+    plan: Plan
+    blocks: TokenBlocks
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides the run's weights."""
+        return training_identity(self.spec, self.arm, self.seed, self.blocks.fingerprint)
+
+    @property
+    def order(self) -> ChunkOrder:
+        """The order of its tokens: the same for all arms of the seed."""
+        return ChunkOrder(self.blocks.num_tokens, self.plan.chunk_len, self.seed)
+
+    @property
+    def longest_seq_len(self) -> int:
+        """The longest length that the run trains."""
+        return max(stage.seq_len for stage in self.arm.stages)
+
+    @property
+    def model_config(self) -> GPTNeoXConfig:
+        """The model's configuration for the run's tokenizer and lengths."""
+        return model_config(
+            self.spec.model,
+            vocab_size=self.blocks.vocab_size,
+            eos_id=self.blocks.eos_id,
+            max_seq_len=self.longest_seq_len,
+        )
+
+    @property
+    def name(self) -> str:
+        """``growlength-seed0``."""
+        return self.directory.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has left its result."""
+        return (self.directory / "result.json").exists()
+
+
+def pipeline_directory(spec: PipelineSpec) -> Path:
+    """``<storage>/<name>``, absolute."""
+    return Path(spec.compute.storage).expanduser().absolute() / spec.name
+
+
+def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
+    """Every run of the pipeline, seed by seed; None while a calibration is needed and missing.
+
+    Raises UserError for a plan that cannot be, a corpus smaller than a batch, or a run's
+    directory that holds another identity.
+    """
+    refuse_small_corpus(spec, blocks)
+    spec = with_calibration(spec)
+    directory = pipeline_directory(spec)
+    runs = []
+    for seed in spec.seeds:
+        for arm in spec.arms:
+            plan = make_plan(spec, arm)
+            if plan is None:
+                return None
+            run = Run(directory / f"{arm.name}-seed{seed}", spec, arm, seed, plan, blocks)
+            refuse_another_identity(run)
+            runs.append(run)
+    return runs
+
+
+def with_calibration(spec: PipelineSpec) -> PipelineSpec:
+    """The spec with the calibration of its pipeline's directory, if it needs one and has none.
+
+    A calibration counts once a run has started with it: before that it is measured anew.
+    """
+    if not spec.needs_calibration or spec.calibration is not None:
+        return spec
+    directory = pipeline_directory(spec)
+    recorded = read_json(directory / "calibration.json")
+    if recorded is None or not any(directory.glob("*/run.json")):
+        return spec
+    costs = {int(length): cost for length, cost in recorded["step_microseconds"].items()}
+    return spec.with_fields(calibration=CalibrationSpec(step_microseconds=costs))
+
+
+def refuse_small_corpus(spec: PipelineSpec, blocks: TokenBlocks) -> None:
+    """Raises UserError if an epoch of the token blocks has less than one batch."""
+    order = ChunkOrder(blocks.num_tokens, spec.chunk_tokens, seed=0)
+    available = order.num_chunks * spec.chunk_tokens
+    if available < spec.tokens_per_batch:
+        raise UserError(
+            f"corpus: {blocks.num_tokens:,} training tokens make {available:,} in whole chunks of "
+            f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
+            "could be filled; give more text, or lower tokens_per_batch or chunk_len"
+        )
+
+
+def refuse_another_identity(run: Run) -> None:
+    """Raises UserError if the run's directory was started by another identity."""
+    recorded = read_json(run.directory / "run.json")
+    if recorded is None or recorded["fingerprint"] == fingerprint(run.identity):
+        return
+    changes = differences(recorded["identity"], run.identity)
+    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+    raise UserError(
+        f"{run.directory}: holds run {recorded['fingerprint']}, this spec is "
+        f"{fingerprint(run.identity)} ({shown}): its records would mix two runs; use another name "
+        f"(--set name={run.spec.name}-2) or delete the directory"
+    )
+
+
+def write_run(run: Run, environment: dict[str, Any]) -> None:
+    """Write ``run.json`` and the run's own resolved ``spec.yaml``."""
+    plan = run.plan
+    stages = [
+        {
+            "seq_len": stage.seq_len,
+            "rows": stage.rows,
+            "first_step": stage.first_step,
+            "num_steps": stage.num_steps,
+            "step_microseconds": stage.step_microseconds,
+        }
+        for stage in plan.stages
+    ]
+    own = run.spec.with_fields(
+        arms=[run.arm], seeds=[run.seed], search=None, chunk_len=plan.chunk_len
+    )
+    write_text(run.directory / "spec.yaml", to_yaml(own))
+    write_json(
+        run.directory / "run.json",
+        {
+            "pipeline": run.spec.name,
+            "arm": run.arm.name,
+            "seed": run.seed,
+            "fingerprint": fingerprint(run.identity),
+            "identity": run.identity,
+            "tokens_directory": str(run.blocks.directory),
+            "environment": environment,
+            "plan": {
+                "tokens_per_batch": plan.tokens_per_batch,
+                "num_steps": plan.num_steps,
+                "budget_seconds": run.spec.budget.seconds,
+                "budget_tokens": run.spec.budget.tokens,
+                "stages": stages,
+            },
+        },
+    )
+
+
+def find_run(directory: Path) -> Run:
+    """The run of a run's directory, as it was started. Raises UserError."""
+    recorded = read_json(directory / "run.json")
+    if recorded is None:
+        raise UserError(
+            f"{directory}: not a run's directory, it has no run.json; give one such as "
+            "runs/quickstart/growlength-seed0"
+        )
+    spec = load_pipeline(directory / "spec.yaml")
+    arm = spec.arms[0]
+    plan = make_plan(spec, arm)
+    assert plan is not None, "a run's spec has its calibration"
+    blocks = open_token_blocks(Path(recorded["tokens_directory"]))
+    return Run(directory, spec, arm, recorded["seed"], plan, blocks)

@@ -1,0 +1,82 @@
+"""One optimizer step: micro-batches counted in tokens, the gradient that of one worker."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from glray.data.proof import token_proof
+from glray.data.windows import Batch
+from glray.model.loss import token_losses
+from glray.spec.pipeline import PipelineSpec
+from glray.training.context import WorkerContext
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """This rank's part of a step; the global values are the sums over ranks."""
+
+    loss: torch.Tensor
+    """Σ losses of the rank's targets / ``tokens_per_batch``, float64 scalar on the device."""
+    proof: torch.Tensor
+    """Token proof of the tensors that went through forward, int64 scalar on the device."""
+
+
+def distributed(
+    model: torch.nn.Module, ctx: WorkerContext
+) -> torch.nn.Module | DistributedDataParallel:
+    """The model, wrapped so that gradients are averaged over ranks where there are several."""
+    return DistributedDataParallel(model) if ctx.world_size > 1 else model
+
+
+def accumulate_gradients(
+    model: torch.nn.Module, batch: Batch, spec: PipelineSpec, ctx: WorkerContext
+) -> StepSums:
+    """Forward and backward over this rank's windows.
+
+    Every rank runs the same number of micro-batches, as many as the one with most rows needs; a
+    short rank runs rows of zero weight. Losses are summed and divided by ``tokens_per_batch``, so
+    the gradient after DDP's mean over ranks (undone by × world size) is that of one worker.
+    """
+    seq_len = batch.seq_len
+    rows_per_micro = max(1, spec.compute.micro_batch_tokens // seq_len)
+    most_rows = -(-(spec.tokens_per_batch // seq_len) // ctx.world_size)
+    num_micro = -(-most_rows // rows_per_micro)
+    tokens = torch.from_numpy(batch.tokens.astype("int64")).to(ctx.device, non_blocking=True)
+    offsets = torch.from_numpy(batch.offsets.astype("int64")).to(ctx.device, non_blocking=True)
+    loss = torch.zeros((), dtype=torch.float64, device=ctx.device)
+    proof = torch.zeros((), dtype=torch.int64, device=ctx.device)
+    for micro in range(num_micro):
+        rows = slice(micro * rows_per_micro, (micro + 1) * rows_per_micro)
+        inputs, targets = tokens[rows, :-1], tokens[rows, 1:]
+        weight = ctx.world_size / spec.tokens_per_batch
+        if len(inputs) == 0:
+            inputs = targets = tokens.new_zeros((1, seq_len))
+            weight = 0.0
+        with _no_sync(model, last=micro == num_micro - 1):
+            with torch.autocast(
+                ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"
+            ):
+                losses = token_losses(model, inputs, targets)
+            (losses.sum() * weight).backward()
+        if weight:
+            loss += losses.detach().sum(dtype=torch.float64) / spec.tokens_per_batch
+            proof += token_proof(inputs, targets, offsets[rows])
+    return StepSums(loss=loss, proof=proof)
+
+
+def apply_gradients(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> torch.Tensor:
+    """Clip, update, clear. Returns the gradient's L2 norm before clipping, on the device."""
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm.detach()
+
+
+def _no_sync(model: torch.nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()

@@ -1,0 +1,232 @@
+"""The loop on the local context: what it leaves, what it feeds, and that stopping changes nothing."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from glray.data.order import ChunkOrder
+from glray.data.proof import as_hex, token_proof
+from glray.data.windows import read_windows
+from glray.errors import UserError
+from glray.files import read_json
+from glray.training.checkpoint import committed_checkpoints
+from glray.training.context import LocalContext
+from glray.training.run_directory import find_run, settle
+from glray.training.scoring import export_run, latest_model, score_run
+from glray.training.worker import train_all
+
+from .conftest import tiny_spec
+
+
+def metrics(run):
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(run):
+    return load_file(committed_checkpoints(run.checkpoints)[-1] / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture
+def finished(tmp_path, blocks):
+    """Both arms trained without a break."""
+    spec = tiny_spec(tmp_path / "undisturbed")
+    train_all(spec, blocks, LocalContext())
+    return settle(spec, blocks)
+
+
+def test_a_run_leaves_its_records(finished):
+    grow, fixed = finished
+    for run in finished:
+        assert run.is_finished
+        assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+        result = read_json(run.directory / "result.json")
+        assert result["steps"] == 12
+        assert result["tokens"] == 12 * 64
+        assert result["charged_seconds"] is None
+        assert result["measured_seconds"] > 0
+    assert [line["seq_len"] for line in metrics(grow)] == [8] * 4 + [16] * 4 + [32] * 4
+    assert read_json(grow.directory / "result.json")["tokens_by_seq_len"] == {
+        "8": 256,
+        "16": 256,
+        "32": 256,
+    }
+    names = sorted(path.name for path in (grow.directory / "evaluations").iterdir())
+    assert names == ["step-00000004.json", "step-00000008.json", "step-00000012.json"]
+    assert [path.name for path in (fixed.directory / "evaluations").iterdir()] == [names[-1]]
+    assert metrics(grow)[-1]["loss"] < metrics(grow)[0]["loss"]
+
+
+def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, blocks):
+    grow, fixed = finished
+    order = ChunkOrder(blocks.num_tokens, 32, seed=0)
+    proofs = [line["proof"] for line in metrics(grow)]
+    assert proofs == [line["proof"] for line in metrics(fixed)]
+    assert len(set(proofs)) == 12
+    for step in (0, 7, 11):
+        expected = 0
+        for offset in order.chunks(step * 2, step * 2 + 2) * 32:
+            window = torch.from_numpy(
+                read_windows(blocks.directory, offset[None], 32).astype("int64")
+            )
+            places = torch.from_numpy(offset[None])
+            expected += token_proof(window[:, :-1], window[:, 1:], places).item()
+        assert proofs[step] == as_hex(expected)
+    results = [read_json(run.directory / "result.json")["proof"] for run in finished]
+    assert results[0] == results[1] == as_hex(sum(int(proof, 16) for proof in proofs))
+
+
+def test_a_finished_pipeline_returns_at_once(finished, blocks):
+    before = [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
+    train_all(finished[0].spec, blocks, LocalContext())
+    assert before == [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5])
+def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, blocks, stop_after):
+    spec = tiny_spec(tmp_path / f"stopped-{stop_after}")
+    asked = iter([False] * stop_after + [True])
+    train_all(spec, blocks, LocalContext(stop=lambda: next(asked)))
+    runs = settle(spec, blocks)
+    assert not runs[0].is_finished
+    train_all(spec, blocks, LocalContext())
+    for run, undisturbed in zip(runs, finished, strict=True):
+        assert run.is_finished
+        assert_same_weights(run, undisturbed)
+        assert [m["loss"] for m in metrics(run)] == [m["loss"] for m in metrics(undisturbed)]
+        result, expected = (read_json(r.directory / "result.json") for r in (run, undisturbed))
+        assert result["proof"] == expected["proof"]
+        assert result["tokens_by_seq_len"] == expected["tokens_by_seq_len"]
+
+
+class Killed(Exception):
+    """Stands for a death between two steps: nothing of the worker runs after it."""
+
+
+def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_path, blocks):
+    spec = tiny_spec(tmp_path / "killed")
+    calls = 0
+
+    def die():
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        train_all(spec, blocks, LocalContext(stop=die))
+    train_all(spec, blocks, LocalContext())
+    for run, undisturbed in zip(settle(spec, blocks), finished, strict=True):
+        assert_same_weights(run, undisturbed)
+        assert [m["proof"] for m in metrics(run)] == [m["proof"] for m in metrics(undisturbed)]
+
+
+def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, blocks):
+    spec = tiny_spec(tmp_path / "uncommitted")
+    asked = iter([False, True])
+    train_all(spec, blocks, LocalContext(stop=lambda: next(asked)))
+    run = settle(spec, blocks)[0]
+    torn = run.checkpoints / "step-00000009"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"torn")
+    train_all(spec, blocks, LocalContext())
+    assert_same_weights(run, finished[0])
+
+
+def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
+    run = finished[0]
+    path = committed_checkpoints(run.checkpoints)[-1] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"SHA-256 \w{12}.*\w{12}.*damaged"):
+        latest_model(run, torch.device("cpu"))
+    path.write_bytes(content[:-1])
+    size = len(content)
+    with pytest.raises(UserError, match=f"{size - 1:,} bytes, {size:,} were committed"):
+        latest_model(run, torch.device("cpu"))
+
+
+def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, blocks):
+    spec = tiny_spec(tmp_path, seeds=(0, 1))
+    from glray.model.decoder import build_model
+
+    drawn = [
+        build_model(run.model_config, run.seed, torch.device("cpu")).state_dict()
+        for run in settle(spec, blocks)
+    ]
+    same = [torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0]]
+    other = [torch.equal(drawn[0][name], drawn[2][name]) for name in drawn[0]]
+    assert all(same)
+    assert not all(other)
+
+
+def test_another_identity_in_the_directory_is_refused(finished, blocks):
+    spec = finished[0].spec.with_fields(budget={"tokens": 64 * 24})
+    with pytest.raises(UserError, match=r"grow-seed0.*budget.tokens: 768 → 1536"):
+        settle(spec, blocks)
+    relaxed = finished[0].spec.with_fields(
+        compute=finished[0].spec.compute.model_dump() | {"micro_batch_tokens": 8},
+        evaluation={"seq_lens": (16,), "num_tokens": 16},
+    )
+    assert settle(relaxed, blocks)
+
+
+def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, blocks):
+    spec = tiny_spec(tmp_path, tokens_per_batch=8192, budget={"tokens": 10**6})
+    with pytest.raises(UserError, match=r"5,003 training tokens.*8,192"):
+        settle(spec, blocks)
+
+
+def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, blocks):
+    spec = tiny_spec(tmp_path, budget={"seconds": 0.2}, ratios_share="seconds")
+    assert settle(spec, blocks) is None
+    train_all(spec, blocks, LocalContext())
+    runs = settle(spec, blocks)
+    assert all(run.is_finished for run in runs)
+    for run in runs:
+        result = read_json(run.directory / "result.json")
+        assert 0 < result["charged_seconds"] <= 0.2
+        again = find_run(run.directory)
+        assert again.identity == run.identity
+        assert again.plan == run.plan
+
+
+def test_the_exported_model_has_the_trained_logits_and_generates(finished):
+    run = finished[0]
+    exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
+    trained, step = latest_model(run, torch.device("cpu"))
+    assert step == 12
+    ids = tokenizer("def grow(seq_len):", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids).logits, trained(ids).logits, rtol=0, atol=0)
+    generated = exported.generate(ids, max_new_tokens=5, do_sample=False)
+    assert generated.shape[1] > ids.shape[1]
+    assert tokenizer.decode(ids[0]) == "def grow(seq_len):"
+    assert tokenizer.eos_token_id == exported.config.eos_token_id == 0
+
+
+def test_export_refuses_an_existing_folder(finished, tmp_path):
+    path = tmp_path / "exported"
+    assert export_run(finished[0].directory, path) == 12
+    with pytest.raises(UserError, match="is there already"):
+        export_run(finished[0].directory, path)
+
+
+def test_score_run_gives_the_runs_own_figures(finished):
+    run = finished[0]
+    recorded = read_json(run.directory / "evaluations" / "step-00000012.json")["lengths"]
+    scored = score_run(run.directory, (8, 32, 64))
+    assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]

@@ -59,7 +59,7 @@ def segment_dataset(blocks: TokenBlocks, reads: StageReads) -> ray.data.Dataset:
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=READ_TASKS),
+        compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(plan))),
     )
     context = dataset.context
     context.enable_progress_bars = False

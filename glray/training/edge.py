@@ -8,6 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.data.stream import ray_batches
 from glray.data.windows import Batch, StageReads
+from glray.errors import UserError
+from glray.files import write_text
 from glray.spec.loading import validate
 from glray.spec.pipeline import PipelineSpec
 from glray.training.run_directory import pipeline_directory
@@ -100,24 +103,43 @@ def _run_group(
             callbacks=callbacks,
         ),
     )
+    error_file = _error_file(spec)
+    error_file.unlink(missing_ok=True)
     try:
         trainer.fit()
     finally:
-        shutil.rmtree(storage / attempt, ignore_errors=True)
+        shutil.rmtree(storage, ignore_errors=True)
+        if error_file.exists():
+            raise UserError(error_file.read_text(encoding="utf-8"))
 
 
 def _training_worker(config: dict[str, str]) -> None:
-    spec, blocks, ctx = _joined(config)
-    train_all(spec, blocks, ctx)
+    with _joined(config) as (spec, blocks, ctx):
+        train_all(spec, blocks, ctx)
 
 
 def _calibrating_worker(config: dict[str, str]) -> None:
-    spec, blocks, ctx = _joined(config)
-    write_calibration(spec, blocks, ctx, Path(config["path"]))
+    with _joined(config) as (spec, blocks, ctx):
+        write_calibration(spec, blocks, ctx, Path(config["path"]))
 
 
-def _joined(config: dict[str, str]) -> tuple[PipelineSpec, TokenBlocks, RayContext]:
-    """What each worker of a group starts from."""
+@contextmanager
+def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, TokenBlocks, RayContext]]:
+    """What each worker of a group starts from.
+
+    A person's error is left for the driver. A lone worker then returns, so that Ray does not start
+    it anew to fail the same way; with others it raises, or they would wait for it for ever.
+    """
     spec = validate(json.loads(config["spec"]), "the worker's spec")
     torch.set_num_threads(spec.compute.cpus_per_worker)
-    return spec, open_token_blocks(Path(config["tokens"])), RayContext(stop_file(spec))
+    ctx = RayContext(stop_file(spec))
+    try:
+        yield spec, open_token_blocks(Path(config["tokens"])), ctx
+    except UserError as error:
+        write_text(_error_file(spec), str(error))
+        if ctx.world_size > 1:
+            raise
+
+
+def _error_file(spec: PipelineSpec) -> Path:
+    return pipeline_directory(spec) / "ERROR"

@@ -1,4 +1,4 @@
-"""The loop on the local context: what it leaves, what it feeds, and that stopping changes nothing."""
+"""The loop on the local context: what it leaves, what it feeds, and what stopping changes."""
 
 import json
 
@@ -18,7 +18,7 @@ from glray.training.run_directory import find_run, settle
 from glray.training.scoring import export_run, latest_model, score_run
 from glray.training.worker import train_all
 
-from .conftest import tiny_spec
+from ..tiny import tiny_spec
 
 
 def metrics(run):

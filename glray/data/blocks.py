@@ -1,0 +1,172 @@
+"""Token blocks: the token stream on disk, as Arrow IPC files that are mapped, not read.
+
+::
+
+    tokens/<fingerprint>/
+      manifest.json     what these tokens are, and size and SHA-256 of each block
+      tokenizer.json
+      heldout.arrow     see glray.data.heldout
+      blocks/00000.arrow …
+
+A block is one record batch with one flat column ``tokens``. It holds ``BLOCK_TOKENS`` tokens and
+borrows the first token of the next block, so that a window's last target lies in its own block;
+the stream's last block is shorter and borrows none. Opening costs one ``stat`` a block; a block's
+view costs its pages.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from glray.data.tokenizer import token_num_bytes
+from glray.errors import UserError
+from glray.files import read_json, write_json
+from glray.spec.identity import FORMAT_VERSION
+from glray.spec.pipeline import BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class BlockFile:
+    """One block as the manifest lists it."""
+
+    name: str
+    num_tokens: int
+    """Without the borrowed token."""
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """A prepared corpus: its blocks, its tokenizer and its held-out documents."""
+
+    directory: Path
+    fingerprint: str
+    dtype: str
+    """``uint16`` or ``uint32``."""
+    num_tokens: int
+    """Tokens of the training stream."""
+    vocab_size: int
+    eos_id: int
+    blocks: tuple[BlockFile, ...]
+
+    def block_path(self, index: int) -> Path:
+        """The file of block ``index``."""
+        return self.directory / "blocks" / self.blocks[index].name
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The ``tokenizer.json`` that made the tokens."""
+        return self.directory / "tokenizer.json"
+
+    @property
+    def heldout_path(self) -> Path:
+        """The held-out documents, for ``read_heldout``."""
+        return self.directory / "heldout.arrow"
+
+    def token_num_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens: 0."""
+        return token_num_bytes(Tokenizer.from_file(str(self.tokenizer_path)))
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest of ``uint16`` and ``uint32`` that holds every id below ``vocab_size``."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
+    """Write ``manifest.json``: what ``open_token_blocks`` reads, and where the tokens come from."""
+    fields = asdict(blocks)
+    del fields["directory"]  # it may be moved
+    files = fields.pop("blocks")  # the longest part comes last
+    manifest = {"format": FORMAT_VERSION, **fields, **provenance, "blocks": files}
+    write_json(blocks.directory / "manifest.json", manifest)
+
+
+def open_token_blocks(directory: Path) -> TokenBlocks:
+    """The token blocks in ``directory``, every file checked to be there at its full size.
+
+    Raises UserError for another format version and for a missing or truncated file.
+    """
+    manifest = read_json(directory / "manifest.json")
+    again = f"delete {directory} and run `glray prepare` again"
+    if manifest is None:
+        raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
+    if manifest["format"] != FORMAT_VERSION:
+        raise UserError(
+            f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
+            f"{FORMAT_VERSION}; {again}"
+        )
+    blocks = TokenBlocks(
+        directory=directory,
+        fingerprint=manifest["fingerprint"],
+        dtype=manifest["dtype"],
+        num_tokens=manifest["num_tokens"],
+        vocab_size=manifest["vocab_size"],
+        eos_id=manifest["eos_id"],
+        blocks=tuple(BlockFile(**block) for block in manifest["blocks"]),
+    )
+    for index, block in enumerate(blocks.blocks):
+        path = blocks.block_path(index)
+        size = path.stat().st_size if path.exists() else 0
+        if size != block.num_bytes:
+            raise UserError(
+                f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: tokens are "
+                f"missing; {again}"
+            )
+    for path in (blocks.tokenizer_path, blocks.heldout_path):
+        if not path.exists():
+            raise UserError(f"{path}: missing; {again}")
+    return blocks
+
+
+def read_block(path: Path) -> np.ndarray:
+    """A block's tokens and the borrowed one, as a read-only memory-mapped view."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
+
+
+class BlockWriter:
+    """Cuts a stream of tokens into block files; holds one block in memory."""
+
+    def __init__(self, directory: Path, dtype: str, block_tokens: int = BLOCK_TOKENS) -> None:
+        """Write ``00000.arrow`` and so on into ``directory``."""
+        self._directory = directory
+        self._buffer = np.empty(block_tokens + 1, dtype=dtype)
+        self._filled = 0
+        self._blocks: list[BlockFile] = []
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Add token ids, uint[n], to the end of the stream."""
+        while len(tokens):
+            space = len(self._buffer) - self._filled
+            taken, tokens = tokens[:space], tokens[space:]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            if self._filled == len(self._buffer):
+                self._write(num_tokens=self._filled - 1)
+                self._buffer[0] = self._buffer[-1]  # borrowed there, it belongs here
+                self._filled = 1
+
+    def finish(self) -> tuple[BlockFile, ...]:
+        """Write what is left, and return every block written."""
+        if self._filled:
+            self._write(num_tokens=self._filled)
+            self._filled = 0
+        return tuple(self._blocks)
+
+    def _write(self, num_tokens: int) -> None:
+        batch = pa.record_batch({"tokens": pa.array(self._buffer[: self._filled])})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        content = memoryview(sink.getvalue())
+        name = f"{len(self._blocks):05d}.arrow"
+        (self._directory / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self._blocks.append(BlockFile(name, num_tokens, len(content), digest))

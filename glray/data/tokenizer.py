@@ -1,0 +1,88 @@
+"""Training, loading and measuring tokenizers of the ``tokenizers`` library.
+
+Text is only text here: a document that spells out a special token is encoded as its characters,
+and truncation or padding set in a ``tokenizer.json`` is switched off.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from glray.errors import UserError
+from glray.spec.corpus import TokenizerFile
+
+EOS_TOKEN = "<|endoftext|>"
+"""Ends each document in a vocabulary that is trained here; its id is 0."""
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most ``vocab_size`` entries (Sennrich et al. 2016; GPT-2's alphabet).
+
+    Fewer where the texts yield fewer merges. The same texts give the same vocabulary.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return tokenizer
+
+
+def load_tokenizer(spec: TokenizerFile) -> tuple[Tokenizer, int]:
+    """The tokenizer of a ``tokenizer.json`` and the id of its EOS. Raises UserError."""
+    path = Path(spec.path).expanduser()
+    if not path.is_file():
+        raise UserError(f"tokenizer.path: {spec.path} does not exist; give a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        problem = " ".join(str(error).split())
+        raise UserError(f"tokenizer.path: {spec.path} is no tokenizer.json: {problem}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    eos_id = tokenizer.token_to_id(spec.eos_token)
+    if eos_id is None:
+        raise UserError(
+            f"tokenizer.eos_token: {spec.eos_token!r} is none of the "
+            f"{vocab_size(tokenizer):,} tokens of {spec.path}: documents could not be told apart; "
+            "name the token that ends a document"
+        )
+    return tokenizer, eos_id
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """Ids from 0 to the highest one, added tokens and gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """The token ids of each text, without any special token."""
+    tokenizer.encode_special_tokens = True  # as text, that is
+    return [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def token_num_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens stand for 0.
+
+    Exact for byte-level vocabularies, where a character of the token is a byte of the text. Of
+    others it is the length of the token decoded alone.
+    """
+    byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    added = tokenizer.get_added_tokens_decoder()
+    num_bytes = np.zeros(vocab_size(tokenizer), dtype=np.int64)
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id in added:  # spelt as plain text, whatever the vocabulary
+            num_bytes[token_id] = 0 if added[token_id].special else len(token.encode())
+        elif byte_level:
+            num_bytes[token_id] = len(token)
+        else:
+            num_bytes[token_id] = len(tokenizer.decode([token_id]).encode())
+    return num_bytes

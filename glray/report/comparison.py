@@ -1,0 +1,146 @@
+"""The arms' held-out loss at one length: which arms compare, over which seeds, and how far apart.
+
+Only finished runs compare, at the longest length that any of them was trained on. With several
+seeds an arm's loss is the mean over the seeds that every arm has finished.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
+from glray.report.run_record import Evaluation, LengthLoss, RunRecord
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """One arm's held-out loss, in nats per token."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+    loss: float
+    """Mean over seeds."""
+    standard_error: float | None
+    """Over documents: the mean of the seeds' errors (all seeds are scored on the same documents,
+    so that more seeds do not make it smaller). None for one document."""
+    seed_losses: tuple[float, ...]
+    bits_per_byte: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained, mean over seeds."""
+        return _mean([run.tokens for run in self.runs])
+
+    @property
+    def measured_seconds(self) -> float:
+        """Training seconds measured, mean over seeds."""
+        return _mean([run.measured_seconds for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms' scores at one window length."""
+
+    seq_len: int
+    seeds: tuple[int, ...]
+    num_documents: int
+    scores: tuple[ArmScore, ...]
+    """In the order of the arms."""
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """All runs compared."""
+        return [run for score in self.scores for run in score.runs]
+
+    @property
+    def ranked(self) -> list[ArmScore]:
+        """Arms whose loss is a number, lowest first."""
+        finite = [score for score in self.scores if math.isfinite(score.loss)]
+        return sorted(finite, key=lambda score: score.loss)
+
+
+def compare(runs: Sequence[RunRecord]) -> Comparison | None:
+    """The comparison of the finished runs; None if no seed is finished in every arm that has a
+    finished run, or they share no evaluated length."""
+    arms = by_arm([run for run in runs if run.is_finished and run.latest is not None])
+    if not arms:
+        return None
+    seeds = set.intersection(*({run.seed for run in arm.runs} for arm in arms))
+    compared = [run for arm in arms for run in arm.runs if run.seed in seeds]
+    shared = [
+        seq_len
+        for seq_len in eval_seq_lens(compared)
+        if all(_score(run, seq_len) is not None for run in compared)
+    ]
+    if not shared:
+        return None
+    within = [seq_len for seq_len in shared if seq_len <= longest_trained(compared)]
+    seq_len = max(within) if within else min(shared)
+    return Comparison(
+        seq_len=seq_len,
+        seeds=tuple(sorted(seeds)),
+        num_documents=_latest(compared[0]).num_documents,
+        scores=tuple(_arm_score(arm, seeds, seq_len) for arm in arms),
+    )
+
+
+def combined_error(first: ArmScore, second: ArmScore) -> float | None:
+    """The standard error of the difference of two losses, as if they were independent.
+
+    Both are scored on the same documents, whose difficulty they share, so it is rather too large.
+    None where either has none.
+    """
+    if first.standard_error is None or second.standard_error is None:
+        return None
+    return math.hypot(first.standard_error, second.standard_error)
+
+
+def share_targets(runs: Sequence[RunRecord]) -> bool:
+    """Whether all runs' latest evaluations scored the same held-out tokens, as far as the records
+    say: the same token blocks, documents and targets."""
+    return (
+        len(
+            {
+                (
+                    run.identity.get("tokens"),
+                    _latest(run).num_documents,
+                    _latest(run).num_target_tokens,
+                )
+                for run in runs
+            }
+        )
+        == 1
+    )
+
+
+def clock_drift(run: RunRecord) -> float:
+    """Measured over charged training seconds, less 1; 0.0 where nothing is charged."""
+    charged = run.charged_seconds
+    return run.measured_seconds / charged - 1.0 if charged else 0.0
+
+
+def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
+    runs = tuple(run for run in arm.runs if run.seed in seeds)
+    scores = [score for run in runs if (score := _score(run, seq_len)) is not None]
+    errors = [score.standard_error for score in scores if score.standard_error is not None]
+    return ArmScore(
+        label=arm.label,
+        runs=runs,
+        loss=_mean([score.loss for score in scores]),
+        standard_error=_mean(errors) if len(errors) == len(scores) else None,
+        seed_losses=tuple(score.loss for score in scores),
+        bits_per_byte=_mean([score.bits_per_byte for score in scores]),
+    )
+
+
+def _score(run: RunRecord, seq_len: int) -> LengthLoss | None:
+    return _latest(run).at(seq_len)
+
+
+def _latest(run: RunRecord) -> Evaluation:
+    assert run.latest is not None
+    return run.latest
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

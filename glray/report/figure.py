@@ -1,0 +1,143 @@
+"""The look shared by all plots: palette, axes, legend, and how a figure is saved.
+
+Figures are matplotlib's objects with the Agg canvas; nothing touches pyplot's global state.
+"""
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from glray.report.arms import Arm
+
+# Okabe & Ito's palette, told apart under the common colour blindnesses, yellow left out (too
+# light for a line). Markers say the same once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+_GREY = "#595959"
+_UNSEEN = "#F0F0F0"
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How one arm looks in every plot."""
+
+    colour: str
+    marker: str
+    line: Literal["-", "--", "-.", ":"]
+
+
+def arm_styles(arms: list[Arm]) -> dict[str, ArmStyle]:
+    """A style for each arm's label; beyond seven arms colours repeat under another line style."""
+    return {
+        arm.label: ArmStyle(
+            _COLOURS[index % len(_COLOURS)],
+            _MARKERS[index % len(_MARKERS)],
+            _LINES[index // len(_COLOURS) % len(_LINES)],
+        )
+        for index, arm in enumerate(arms)
+    }
+
+
+def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure of 8 × 4.7 inches with one bare set of axes."""
+    figure = Figure(figsize=(8, 4.7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.tick_params(color=_GREY, labelsize=9.5)
+    axes.grid(axis="y", color="#E3E3E3", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def length_axis(axes: Axes, lengths: list[int]) -> None:
+    """A logarithmic x axis whose ticks are exactly ``lengths``."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(lengths))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{length:,}" for length in lengths])
+
+
+def shade_unseen(axes: Axes, start: float, end: float) -> None:
+    """Shade the lengths from ``start`` to ``end``, longer than any arm was trained on."""
+    axes.set_xlim(right=end)
+    axes.axvspan(start, end, color=_UNSEEN, zorder=0)
+    axes.annotate(
+        "longer than any trained",
+        (end, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+        color=_GREY,
+    )
+
+
+def add_legend(
+    figure: Figure, arms: list[Arm], styles: dict[str, ArmStyle], marks: list[Line2D]
+) -> None:
+    """One legend above the axes, where it covers no data: rows of arms, then ``marks``."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=styles[arm.label].colour,
+            linestyle=styles[arm.label].line,
+            marker=styles[arm.label].marker,
+            markersize=5.5,
+            label=_legend_label(arm),
+        )
+        for arm in arms
+    ]
+    together = len(handles) + len(marks)
+    num_columns = together if together <= 4 else min(4, max(len(handles), len(marks)))
+    blank = [grey_handle("", linestyle="none")]
+    cells = handles if together <= 4 else handles + blank * (-len(handles) % num_columns)
+    cells = cells + marks + blank * (-(len(cells) + len(marks)) % num_columns)
+    figure.legend(
+        # matplotlib fills a legend column by column
+        handles=[cell for column in range(num_columns) for cell in cells[column::num_columns]],
+        loc="outside upper left",
+        ncols=num_columns,
+        frameon=False,
+        fontsize=9.5,
+        handlelength=2.2,
+        columnspacing=1.6,
+    )
+
+
+def _legend_label(arm: Arm) -> str:
+    unfinished = sum(not run.is_finished for run in arm.runs)
+    if not unfinished:
+        return arm.label
+    if len(arm.runs) == 1:
+        return f"{arm.label} (unfinished)"
+    return f"{arm.label} ({unfinished} of {len(arm.runs)} unfinished)"
+
+
+def grey_handle(label: str, **style: object) -> Line2D:
+    """A legend entry for what a mark means whatever its arm."""
+    return Line2D([], [], color=_GREY, label=label, **style)  # type: ignore[arg-type]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, complete or not at all."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

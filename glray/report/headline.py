@@ -1,0 +1,203 @@
+"""What the figures say, in a few plain sentences: the result, its noise, and what it rests on."""
+
+from collections.abc import Sequence
+
+from glray.report.comparison import (
+    ArmScore,
+    Comparison,
+    clock_drift,
+    combined_error,
+    compare,
+    share_targets,
+)
+from glray.report.formats import plus_minus, seconds_text, tokens_text
+from glray.report.run_record import RunRecord
+from glray.spec.identity import differences
+
+DRIFT_LIMIT = 0.05
+"""Measured and charged seconds further apart than this share are said in the headline."""
+MOST_LISTED = 6
+"""Arms that one sentence names before it says how many more there are."""
+
+
+def headline(runs: Sequence[RunRecord]) -> list[str]:
+    """Sentences to be read before any table, computed from the records alone."""
+    comparison = compare(runs)
+    sentences = []
+    if comparison is not None:
+        sentences = [
+            *_result(comparison),
+            *_tokens(comparison),
+            _seeds(comparison),
+            *_drift(comparison),
+        ]
+    elif any(run.is_finished for run in runs):
+        sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
+    return sentences + _unfinished(runs)
+
+
+def _result(comparison: Comparison) -> list[str]:
+    """The losses, which is lowest and by how much; or why they do not compare."""
+    scores, seq_len = comparison.scores, comparison.seq_len
+    decimals = _decimals(scores)
+    if len(scores) == 1:
+        return [_single(scores[0], seq_len, decimals)]
+    if not share_targets(comparison.runs):
+        losses = _losses(scores, seq_len, decimals)
+        return [
+            f"Held-out loss at {seq_len} tokens is {losses}, but not on the same held-out "
+            "targets: these losses do not compare."
+        ]
+    ordered = comparison.ranked
+    diverged = [score.label for score in scores if score not in ordered]
+    shown = ordered if len(scores) > MOST_LISTED else scores
+    sentence = (
+        f"{_equal_budget(comparison.runs)}, held-out loss at {seq_len} tokens is "
+        f"{_losses(shown, seq_len, decimals)}"
+    )
+    sentence += f": {_verdict(ordered, decimals)}." if len(ordered) > 1 else "."
+    if diverged:
+        sentence += f" {', '.join(diverged)} diverged: the loss is not a number."
+    return [sentence, *_other_differences(comparison.runs)]
+
+
+def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
+    charged = [run.charged_seconds for run in score.runs if run.charged_seconds is not None]
+    clock = f"{seconds_text(sum(charged) / len(charged))} s charged and " if charged else ""
+    return (
+        f"{score.label}: held-out loss at {seq_len} tokens is "
+        f"{plus_minus(score.loss, score.standard_error, decimals)} nats "
+        f"({score.bits_per_byte:.3f} bits per byte) after {tokens_text(round(score.tokens))} "
+        f"tokens, {clock}{seconds_text(score.measured_seconds)} s measured training time."
+    )
+
+
+def _verdict(ordered: list[ArmScore], decimals: int) -> str:
+    best, following = ordered[0], ordered[1]
+    difference = following.loss - best.loss
+    verdict = f"{best.label} is lowest, {difference:.{decimals}f} nats below {following.label}"
+    if len(ordered) > 2:
+        verdict += ", the next"
+    error = combined_error(best, following)
+    if error is not None and difference < error:
+        return (
+            f"{verdict}: less than their combined standard errors ({error:.{decimals}f}), so "
+            "within noise"
+        )
+    if max(best.seed_losses) >= min(following.seed_losses):
+        return f"{verdict}: less than the spread over seeds, so within noise"
+    return verdict
+
+
+def _losses(scores: Sequence[ArmScore], seq_len: int, decimals: int) -> str:
+    parts = []
+    for score in scores[:MOST_LISTED]:
+        text = f"{score.label} {plus_minus(score.loss, score.standard_error, decimals)}"
+        longest = score.runs[0].longest_seq_len
+        parts.append(text + (f" (trained up to {longest})" if longest < seq_len else ""))
+    if len(scores) > MOST_LISTED:
+        parts.append(f"and {len(scores) - MOST_LISTED} more")
+    return ", ".join(parts)
+
+
+def _equal_budget(runs: Sequence[RunRecord]) -> str:
+    seconds = {run.budget_seconds for run in runs}
+    tokens = {run.tokens for run in runs}
+    if len(seconds) == 1 and None not in seconds:
+        return f"At equal charged training time ({seconds.pop():g} s each)"
+    if len(tokens) == 1:
+        return f"At equal training tokens ({tokens_text(tokens.pop())} each)"
+    return "At unequal budgets"
+
+
+def _tokens(comparison: Comparison) -> list[str]:
+    """What each growing arm processed, or took, against the longest fixed arm."""
+    growing = [score for score in comparison.scores if _lengths(score)[0] < _lengths(score)[-1]]
+    fixed = [score for score in comparison.scores if len(_lengths(score)) == 1]
+    if not growing or not fixed or len(growing) > MOST_LISTED:
+        return []
+    base = max(fixed, key=lambda score: _lengths(score)[0])
+    sentences = []
+    for score in growing:
+        if score.tokens != base.tokens:
+            sentences.append(
+                f"{score.label} processed {score.tokens / base.tokens:.0%} of {base.label}'s "
+                f"tokens ({tokens_text(round(score.tokens))} against "
+                f"{tokens_text(round(base.tokens))})."
+            )
+        elif base.measured_seconds > 0:
+            sentences.append(
+                f"{score.label} took {score.measured_seconds / base.measured_seconds:.0%} of "
+                f"{base.label}'s measured training time ({seconds_text(score.measured_seconds)} "
+                f"against {seconds_text(base.measured_seconds)} s)."
+            )
+    return sentences
+
+
+def _seeds(comparison: Comparison) -> str:
+    documents = f"{comparison.num_documents} held-out documents"
+    if len(comparison.seeds) == 1:
+        return f"This is 1 seed: ± is the standard error over {documents}, not over seeds."
+    decimals = _decimals(comparison.scores)
+    spans = ", ".join(
+        f"{score.label} {min(score.seed_losses):.{decimals}f} to "
+        f"{max(score.seed_losses):.{decimals}f}"
+        for score in comparison.scores[:MOST_LISTED]
+    )
+    return (
+        f"These are means of {len(comparison.seeds)} seeds: ± is the standard error over "
+        f"{documents}, not over seeds; over seeds the loss spans {spans}."
+    )
+
+
+def _drift(comparison: Comparison) -> list[str]:
+    drifting = [run for run in comparison.runs if abs(clock_drift(run)) > DRIFT_LIMIT]
+    if not drifting:
+        return []
+    shown = ", ".join(
+        f"{run.directory.name} {seconds_text(run.measured_seconds)} s measured for "
+        f"{seconds_text(run.charged_seconds)} s charged ({clock_drift(run):+.0%})"
+        for run in drifting[:MOST_LISTED]
+    )
+    more = f", and {len(drifting) - MOST_LISTED} more" if len(drifting) > MOST_LISTED else ""
+    by_time = any(run.budget_seconds is not None for run in comparison.runs)
+    concerned = "the equal-time comparison is" if by_time else "charged seconds are"
+    return [
+        f"Measured and charged training time are more than {DRIFT_LIMIT:.0%} apart: {shown}{more}; "
+        f"{concerned} off by that much."
+    ]
+
+
+def _other_differences(runs: Sequence[RunRecord]) -> list[str]:
+    """What besides the stages, the seed and the budget sets the runs apart."""
+    expected = ("stages", "seed", "step_microseconds", "budget")
+    first = runs[0].identity
+    fields = {
+        change.partition(":")[0] for run in runs[1:] for change in differences(first, run.identity)
+    }
+    others = sorted(field for field in fields if field.partition(".")[0] not in expected)
+    if not others:
+        return []
+    return [f"Besides their stages, the runs differ in {', '.join(others)}."]
+
+
+def _unfinished(runs: Sequence[RunRecord]) -> list[str]:
+    unfinished = [run for run in runs if not run.is_finished]
+    if not unfinished:
+        return []
+    shown = ", ".join(
+        f"{run.directory.name} ({run.steps_done:,} of {run.num_steps:,} steps)"
+        for run in unfinished[:MOST_LISTED]
+    )
+    more = f", and {len(unfinished) - MOST_LISTED} more" if len(unfinished) > MOST_LISTED else ""
+    return [f"Unfinished and not compared: {shown}{more}."]
+
+
+def _lengths(score: ArmScore) -> tuple[int, ...]:
+    return tuple(stage.seq_len for stage in score.runs[0].stages)
+
+
+def _decimals(scores: Sequence[ArmScore]) -> int:
+    """Two decimals where every standard error is 0.01 or more, else three."""
+    errors = [score.standard_error for score in scores]
+    return 2 if all(error is not None and error >= 0.01 for error in errors) else 3

@@ -1,0 +1,29 @@
+"""The four plots of a report, as PNG files.
+
+``loss_over_time`` and ``loss_over_tokens``: loss while the arms train. ``loss_by_length`` and
+``loss_by_position``: held-out loss of the last model. A plot without data is left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from glray.report.arms import eval_seq_lens
+from glray.report.figure import save
+from glray.report.heldout_plots import loss_by_length, loss_by_position
+from glray.report.run_record import RunRecord
+from glray.report.training_plots import loss_over_time, loss_over_tokens
+
+
+def draw(runs: Sequence[RunRecord], directory: Path) -> list[Path]:
+    """Write the plots that the runs have data for; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Figure] = {}
+    if any(len(run.log.step) for run in runs):
+        figures["loss_over_time.png"] = loss_over_time(runs)
+        figures["loss_over_tokens.png"] = loss_over_tokens(runs)
+    if eval_seq_lens(runs):
+        figures["loss_by_length.png"] = loss_by_length(runs)
+        figures["loss_by_position.png"] = loss_by_position(runs)
+    return [save(figure, directory / name) for name, figure in figures.items()]

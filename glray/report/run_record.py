@@ -1,0 +1,147 @@
+"""One run's records as frozen values, and the figures that follow from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glray.plan import MICROSECONDS, StagePlan
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """``metrics.jsonl`` as columns, one entry a step that was trained."""
+
+    step: np.ndarray
+    """int64[steps]: steps completed."""
+    tokens: np.ndarray
+    """int64[steps]: tokens trained so far."""
+    loss: np.ndarray
+    """float64[steps]: training loss, nats per token."""
+    charged_seconds: np.ndarray | None
+    """float64[steps], cumulated; None without a calibration."""
+    measured_seconds: np.ndarray
+    """float64[steps], cumulated, training alone."""
+    data_wait_seconds: np.ndarray
+    """float64[steps]: how long the step waited for its batch."""
+
+
+@dataclass(frozen=True)
+class LengthLoss:
+    """Held-out loss at one window length."""
+
+    seq_len: int
+    loss: float
+    """Nats per token."""
+    standard_error: float | None
+    """Of ``loss``, over documents; None for one document."""
+    bits_per_byte: float
+    loss_by_position: np.ndarray
+    """float64[seq_len]: mean loss of the targets at each position in the window."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One scoring of the held-out targets, at a stage edge or the end."""
+
+    step: int
+    tokens: int
+    charged_seconds: float | None
+    measured_seconds: float
+    trained_seq_len: int
+    num_documents: int
+    num_target_tokens: int
+    lengths: tuple[LengthLoss, ...]
+    """Ascending in ``seq_len``."""
+
+    def at(self, seq_len: int) -> LengthLoss | None:
+        """The loss at that window length, None if it was not scored."""
+        return next((length for length in self.lengths if length.seq_len == seq_len), None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """``result.json``: what a finished run took."""
+
+    measured_seconds: float
+    eval_seconds: float
+    checkpoint_seconds: float
+    wall_seconds: float
+    proof: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run's records."""
+
+    directory: Path
+    pipeline: str
+    arm: str
+    seed: int
+    fingerprint: str
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    tokens_per_batch: int
+    budget_seconds: float | None
+    budget_tokens: int | None
+    stages: tuple[StagePlan, ...]
+    log: StepLog
+    evaluations: tuple[Evaluation, ...]
+    """Ascending in ``step``."""
+    result: Result | None
+    """None while the run is unfinished."""
+    spec_yaml: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run left its result."""
+        return self.result is not None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole plan."""
+        return self.stages[-1].end_step
+
+    @property
+    def steps_done(self) -> int:
+        """Steps trained so far."""
+        if self.is_finished:
+            return self.num_steps
+        return int(self.log.step[-1]) if len(self.log.step) else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained so far."""
+        return self.steps_done * self.tokens_per_batch
+
+    @property
+    def longest_seq_len(self) -> int:
+        """The longest length of the plan."""
+        return max(stage.seq_len for stage in self.stages)
+
+    @property
+    def charged_seconds(self) -> float | None:
+        """Charged so far; None without a calibration."""
+        total = 0
+        for stage in self.stages:
+            if stage.step_microseconds is None:
+                return None
+            total += self.steps_in(stage) * stage.step_microseconds
+        return total / MICROSECONDS
+
+    @property
+    def measured_seconds(self) -> float:
+        """Training seconds measured so far."""
+        if self.result is not None:
+            return self.result.measured_seconds
+        return float(self.log.measured_seconds[-1]) if len(self.log.step) else 0.0
+
+    @property
+    def latest(self) -> Evaluation | None:
+        """The last evaluation so far; that of the trained model once the run is finished."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    def steps_in(self, stage: StagePlan) -> int:
+        """Steps of that stage trained so far."""
+        return min(max(self.steps_done - stage.first_step, 0), stage.num_steps)

@@ -1,0 +1,144 @@
+"""Loss while the arms train, over time and over tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from glray.report.arms import Arm, by_arm
+from glray.report.figure import (
+    ArmStyle,
+    add_legend,
+    arm_styles,
+    grey_handle,
+    new_figure,
+)
+from glray.report.run_record import RunRecord
+
+START_SHARE = 0.12
+"""Share of the x axis whose (much higher) losses do not set the y axis."""
+
+
+def loss_over_time(runs: Sequence[RunRecord]) -> Figure:
+    """Training loss over charged seconds; over measured ones if a run has no others."""
+    if all(run.log.charged_seconds is not None for run in runs):
+        return _loss_over(runs, "charged_seconds", 1.0, "charged training time (seconds)")
+    return _loss_over(runs, "measured_seconds", 1.0, "measured training time (seconds)")
+
+
+def loss_over_tokens(runs: Sequence[RunRecord]) -> Figure:
+    """Training loss over tokens trained."""
+    scale, unit = (1e9, "billions") if max(run.tokens for run in runs) >= 1e9 else (1e6, "millions")
+    return _loss_over(runs, "tokens", scale, f"tokens trained ({unit})")
+
+
+def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
+    """Mean of each step and the ``num_steps - 1`` before it (fewer at the start).
+
+    Steps whose loss is no number are left out of the means.
+    """
+    finite = np.isfinite(loss)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, loss, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    ends = np.arange(1, len(loss) + 1)
+    starts = np.maximum(ends - num_steps, 0)
+    counted = (counts[ends] - counts[starts]).astype(np.float64)
+    counted[counted == 0] = np.nan
+    return (sums[ends] - sums[starts]) / counted
+
+
+def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: str) -> Figure:
+    steps = max(1, max(run.num_steps for run in runs) // 50)
+    mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
+    figure, axes = new_figure(x_label, f"loss (nats per token)\ntraining: {mean}")
+    arms = by_arm(runs)
+    styles = arm_styles(arms)
+    late: list[float] = []  # what sets the y axis
+    right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
+    for arm in arms:
+        style = styles[arm.label]
+        for run in arm.runs:
+            x = getattr(run.log, column) / scale
+            y = smoothed(run.log.loss, steps)
+            axes.plot(x, y, color=style.colour, linestyle=style.line, linewidth=1.5)
+            late += [*y[x > START_SHARE * right], *_plot_evaluations(axes, run, x, style)]
+    finite = [value for value in late if np.isfinite(value)]
+    if finite and min(finite) < max(finite):
+        margin = 0.06 * (max(finite) - min(finite))
+        axes.set_ylim(min(finite) - margin, max(finite) + margin)
+    axes.set_xlim(0, right * 1.02)
+    _mark_stages(axes, arms, styles, column, scale, right)
+    heldout = grey_handle(
+        "held-out, at the length in training",
+        linestyle="none",
+        marker="o",
+        markersize=6.5,
+        markerfacecolor="white",
+    )
+    add_legend(figure, arms, styles, [heldout])
+    return figure
+
+
+def _plot_evaluations(axes: Axes, run: RunRecord, x: np.ndarray, style: ArmStyle) -> list[float]:
+    """Held-out loss at each stage edge, at the length just trained; returns the losses drawn."""
+    drawn = []
+    for evaluation in run.evaluations:
+        score = evaluation.at(evaluation.trained_seq_len)
+        place = int(np.searchsorted(run.log.step, evaluation.step))
+        if score is None or place >= len(x):
+            continue
+        axes.errorbar(
+            x[place],
+            score.loss,
+            yerr=score.standard_error,
+            color=style.colour,
+            marker=style.marker,
+            markersize=6.5,
+            markerfacecolor="white",
+            markeredgewidth=1.4,
+            elinewidth=1.2,
+            clip_on=False,
+            zorder=4,
+        )
+        drawn.append(score.loss)
+    return drawn
+
+
+def _mark_stages(
+    axes: Axes,
+    arms: list[Arm],
+    styles: dict[str, ArmStyle],
+    column: str,
+    scale: float,
+    right: float,
+) -> None:
+    """A dotted line where a stage of the arm's first run starts, its length above the axes."""
+    row = 0
+    for arm in arms:
+        run = arm.runs[0]
+        if len(run.stages) == 1:
+            continue
+        colour = styles[arm.label].colour
+        last = -right
+        for stage in run.stages:
+            # The stage starts where the step before its first one ends.
+            place = int(np.searchsorted(run.log.step, stage.first_step))
+            if place >= len(run.log.step):
+                break
+            x = getattr(run.log, column)[place] / scale if stage.first_step else 0.0
+            if stage.first_step:
+                axes.axvline(x, color=colour, linestyle=":", linewidth=1.1, zorder=1)
+            if x - last < 0.05 * right:
+                continue  # no room for its label
+            last = x
+            axes.annotate(
+                f"{stage.seq_len:,} tokens" if stage.first_step == 0 else f"{stage.seq_len:,}",
+                (x, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 3 + 11 * row),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8.5,
+            )
+        row += 1

@@ -1,0 +1,89 @@
+"""Watching a pipeline from the driver: its events as lines, its progress as one live line.
+
+The workers write ``events.log`` and ``progress.json`` to the storage; nothing is asked of Ray.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+POLL_SECONDS = 0.5
+QUIET_LINE_SECONDS = 15.0
+"""Where there is no terminal to redraw, the progress line is printed this often."""
+
+
+@contextmanager
+def watching(directory: Path, console: Console) -> Iterator[None]:
+    """Show what the pipeline of ``directory`` writes from now on, until the block ends."""
+    watcher = _Watcher(directory, console)
+    thread = threading.Thread(target=watcher.run, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        watcher.done.set()
+        thread.join()
+
+
+class _Watcher:
+    def __init__(self, directory: Path, console: Console) -> None:
+        self.done = threading.Event()
+        self._console = console
+        self._events = directory / "events.log"
+        self._progress = directory / "progress.json"
+        self._position = self._events.stat().st_size if self._events.exists() else 0
+        self._seen = _modified(self._progress)
+        self._last_line = time.monotonic()
+
+    def run(self) -> None:
+        """Poll until done, then once more for the last events."""
+        with self._console.status("starting the workers") as status:
+            while not self.done.wait(POLL_SECONDS):
+                self._poll(status)
+            self._poll(status)
+
+    def _poll(self, status: Status) -> None:
+        if self._events.exists():
+            with self._events.open(encoding="utf-8") as file:
+                file.seek(self._position)
+                lines = file.readlines()
+                self._position = file.tell()
+            for line in lines:
+                # drop the date: it stays in the file
+                self._console.print(line.rstrip("\n").partition(" ")[2], markup=False)
+        modified = _modified(self._progress)
+        if modified == self._seen:
+            return
+        self._seen = modified
+        line = progress_line(json.loads(self._progress.read_text(encoding="utf-8")))
+        status.update(line)
+        if not self._console.is_terminal:
+            now = time.monotonic()
+            if now - self._last_line >= QUIET_LINE_SECONDS:
+                self._last_line = now
+                self._console.print(line, markup=False)
+
+
+def progress_line(progress: dict[str, Any]) -> str:
+    """One line of at most 80 characters for a ``progress.json``."""
+    run = f"{progress['run']}: " if "run" in progress else ""
+    if progress["phase"] != "training":
+        return f"{run}{progress['phase']}"
+    rate = progress["tokens"] / max(progress["measured_seconds"], 1e-9)
+    left = int(progress["seconds_left"])
+    return (
+        f"{progress['run']} {progress['stage']}/{progress['num_stages']} "
+        f"seq_len {progress['seq_len']} step {progress['step']}/{progress['num_steps']} "
+        f"loss {progress['loss']:.3f} {rate:,.0f} tok/s {left // 60}:{left % 60:02d} left"
+    )
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from glray.data.tokenizer import encode, load_tokenizer, token_num_bytes, train_bpe, vocab_size
+from glray.errors import UserError
+from glray.spec.corpus import TokenizerFile
+
+TEXTS = ["low lower lowest\n", "new newer newest\n", "ein schöner Tag\n"] * 4
+BPE = train_bpe(TEXTS, 300)
+
+
+def test_eos_is_0_and_all_bytes_have_a_token() -> None:
+    assert BPE.token_to_id("<|endoftext|>") == 0
+    assert vocab_size(train_bpe(["aaaa"], 257)) == 257
+
+
+def test_training_is_deterministic() -> None:
+    assert train_bpe(TEXTS, 300).to_str() == BPE.to_str()
+
+
+def test_a_corpus_with_fewer_merges_gives_fewer_entries() -> None:
+    assert vocab_size(train_bpe(["ab"], 1000)) == 258  # 256 bytes, EOS and "ab"
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_bytes_of_the_tokens_add_up_to_the_text(text: str) -> None:
+    (ids,) = encode(BPE, [text])
+    assert token_num_bytes(BPE)[np.array(ids, dtype=np.int64)].sum() == len(text.encode())
+    assert BPE.decode(ids) == text
+
+
+def test_a_text_that_spells_eos_is_only_text() -> None:
+    (ids,) = encode(BPE, ["a<|endoftext|>b"])
+    assert 0 not in ids
+    assert BPE.decode(ids) == "a<|endoftext|>b"
+
+
+def test_special_tokens_have_no_bytes_and_added_text_has_its_own() -> None:
+    tokenizer = train_bpe(TEXTS, 300)
+    size = vocab_size(tokenizer)
+    tokenizer.add_tokens([AddedToken("§§", special=False)])
+    tokenizer.add_special_tokens(["<pad>"])
+    num_bytes = token_num_bytes(tokenizer)
+    assert num_bytes[[0, size, size + 1]].tolist() == [0, 4, 0]
+
+
+def test_another_vocabulary_is_measured_by_decoding() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"ä": 0, "word": 1, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert token_num_bytes(tokenizer).tolist() == [2, 4, 0, 1]  # no token has the id 2
+
+
+def test_a_file_is_loaded_without_its_truncation(tmp_path: Path) -> None:
+    tokenizer = train_bpe(TEXTS, 257)
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded, eos_id = load_tokenizer(TokenizerFile(path=str(tmp_path / "tokenizer.json")))
+    assert eos_id == 0
+    assert [len(ids) for ids in encode(loaded, ["abcd"])] == [4]
+
+
+def test_a_wrong_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(UserError, match="does not exist"):
+        load_tokenizer(TokenizerFile(path=str(path)))
+    path.write_text("{}")
+    with pytest.raises(UserError, match=str(path)):
+        load_tokenizer(TokenizerFile(path=str(path)))
+    BPE.save(str(path))
+    with pytest.raises(UserError, match=r"'</s>' is none of the \d+ tokens"):
+        load_tokenizer(TokenizerFile(path=str(path), eos_token="</s>"))

@@ -1,0 +1,149 @@
+"""What only Ray can show: its stream is the local one, and a worker that dies loses nothing."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glray.data.order import ChunkOrder
+from glray.data.stream import ray_batches, segment_dataset
+from glray.data.windows import local_batches, read_windows, stage_reads
+from glray.errors import UserError
+from glray.files import read_json
+from glray.plan import make_plan
+from glray.training.checkpoint import committed_checkpoints
+from glray.training.context import LocalContext
+from glray.training.edge import fit
+from glray.training.run_directory import settle
+from glray.training.worker import train_all
+
+from ..tiny import tiny_spec
+
+pytestmark = pytest.mark.ray
+
+
+def reads(blocks, storage, *, first_step, rank, world_size):
+    spec = tiny_spec(storage, budget={"tokens": 120 * 64})
+    plan = make_plan(spec, spec.arms[0])
+    order = ChunkOrder(blocks.num_tokens, plan.chunk_len, seed=0)
+    return stage_reads(
+        order,
+        plan,
+        first_step=first_step,
+        steps_per_segment=15,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def test_the_dataset_has_arrow_token_columns(ray_local, blocks, tmp_path):
+    segment = next(reads(blocks, tmp_path, first_step=3, rank=0, world_size=1))
+    dataset = segment_dataset(blocks, segment)
+    schema = dataset.schema().base_schema
+    assert schema.field("offset").type == pa.int64()
+    assert schema.field("tokens").type == pa.fixed_shape_tensor(pa.uint16(), (9,))
+    table = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    offsets = segment.offsets.ravel()
+    assert table.column("offset").to_pylist() == offsets.tolist()
+    expected = read_windows(blocks.directory, offsets, 8)
+    got = table.column("tokens").combine_chunks().to_numpy_ndarray()
+    assert got.dtype == np.uint16
+    assert got.tobytes() == expected.tobytes()
+
+
+# Of 3 ranks one has no rows at seq_len 32; step 50 lies inside the second of three stages.
+@pytest.mark.parametrize(("first_step", "rank", "world_size"), [(0, 0, 1), (50, 1, 2), (50, 0, 3)])
+def test_rays_stream_is_the_local_one(ray_local, blocks, tmp_path, first_step, rank, world_size):
+    def segments():
+        return reads(blocks, tmp_path, first_step=first_step, rank=rank, world_size=world_size)
+
+    steps = []
+    for ours, theirs in zip(
+        ray_batches(blocks, segments()), local_batches(blocks, segments()), strict=True
+    ):
+        assert (ours.step, ours.seq_len) == (theirs.step, theirs.seq_len)
+        assert ours.offsets.tolist() == theirs.offsets.tolist()
+        assert ours.tokens.dtype == theirs.tokens.dtype
+        assert ours.tokens.shape == theirs.tokens.shape
+        assert ours.tokens.tobytes() == theirs.tokens.tobytes()
+        steps.append(ours.step)
+    assert steps == list(range(first_step, 120))
+
+
+def kill_one_worker(checkpoints: Path, killed: list[int]) -> None:
+    """SIGKILL a Ray Train worker once the run has committed a checkpoint."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not committed_checkpoints(checkpoints):
+        time.sleep(0.01)
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and "RayTrainWorker" in _command(process):
+            os.kill(int(process.name), signal.SIGKILL)
+            killed.append(int(process.name))
+            return
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, blocks, tmp_path):
+    fields = {
+        "budget": {"tokens": 600 * 64},
+        "compute": {
+            "num_workers": 2,
+            "micro_batch_tokens": 32,
+            "checkpoint_every_tokens": 100 * 64,
+        },
+    }
+    spec = tiny_spec(tmp_path, **fields)
+    spec = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "ray")})
+    local = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "loc")})
+    torch.set_num_threads(1)
+    train_all(local, blocks, LocalContext())
+
+    runs = settle(spec, blocks)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one_worker, args=(runs[0].checkpoints, killed))
+    killer.start()
+    fit(spec, blocks)
+    killer.join()
+
+    assert len(killed) == 1
+    events = (tmp_path / "ray" / "tiny" / "events.log").read_text()
+    assert "resumed at step" in events
+    for run, undisturbed in zip(runs, settle(local, blocks), strict=True):
+        assert run.is_finished
+        result, expected = (read_json(r.directory / "result.json") for r in (run, undisturbed))
+        assert result["proof"] == expected["proof"]
+        assert result["tokens_by_seq_len"] == expected["tokens_by_seq_len"]
+        ours, theirs = (
+            [json.loads(line) for line in (r.directory / "metrics.jsonl").read_text().splitlines()]
+            for r in (run, undisturbed)
+        )
+        assert [r["proof"] for r in ours] == [r["proof"] for r in theirs]
+        np.testing.assert_allclose(
+            [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=2e-2
+        )
+        weights, expected_weights = (
+            load_file(committed_checkpoints(r.checkpoints)[-1] / "model.safetensors")
+            for r in (run, undisturbed)
+        )
+        assert weights.keys() == expected_weights.keys()
+
+
+def test_what_a_person_can_mend_comes_out_of_a_worker_as_one_line(ray_local, blocks, tmp_path):
+    # Only the calibration shows that this budget is less than a step of each length.
+    spec = tiny_spec(tmp_path, budget={"seconds": 1e-6}, ratios_share="seconds")
+    with pytest.raises(UserError, match="gets 0 of 0 steps"):
+        fit(spec, blocks)

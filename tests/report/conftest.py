@@ -1,0 +1,177 @@
+"""Runs on disk without training: the files that a run leaves, with figures checkable by eye."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WriteRun = Callable[..., Path]
+
+STEP_MICROSECONDS = {4: 1_000_000, 8: 2_000_000}
+"""A step of 32 tokens is charged 1 s at length 4 and 2 s at length 8."""
+
+
+def write_run(
+    pipeline_directory: Path,
+    arm: str,
+    stages: list[tuple[int, int]],
+    losses: dict[int, float],
+    *,
+    seed: int = 0,
+    standard_error: float | None = 0.05,
+    steps_done: int | None = None,
+    slowdown: float = 1.0,
+    budget_seconds: float | None = 20.0,
+    charged: bool = True,
+    identity: dict[str, Any] | None = None,
+) -> Path:
+    """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
+
+    It ends with held-out ``losses`` by length (each 1 nat more at earlier edges), after
+    ``slowdown`` times its charged seconds. ``steps_done`` leaves it unfinished.
+    """
+    directory = pipeline_directory / f"{arm}-seed{seed}"
+    plan = _plan(stages, charged, budget_seconds)
+    num_steps = sum(steps for _, steps in stages)
+    done = num_steps if steps_done is None else steps_done
+    clock = [0.0]
+    for seq_len, steps in stages:
+        clock += [clock[-1] + STEP_MICROSECONDS[seq_len] / 1e6 * (i + 1) for i in range(steps)]
+    run = {
+        "pipeline": pipeline_directory.name,
+        "arm": arm,
+        "seed": seed,
+        "fingerprint": f"{abs(hash_of(arm, seed)):016x}",
+        "identity": {"tokens": "aaaa", "stages": stages, "seed": seed} | (identity or {}),
+        "environment": ENVIRONMENT,
+        "plan": plan,
+    }
+    _write(directory / "run.json", run)
+    (directory / "spec.yaml").write_text(f"name: {pipeline_directory.name}\n")
+    with (directory / "metrics.jsonl").open("w") as file:
+        for step in range(1, done + 1):
+            record = {
+                "step": step,
+                "stage": 0,
+                "seq_len": stages[0][0],
+                "tokens": 32 * step,
+                "loss": 8.0 - 4.0 * step / num_steps,
+                "lr": 0.001,
+                "grad_norm": 1.0,
+                "charged_seconds": clock[step] if charged else None,
+                "measured_seconds": clock[step] * slowdown,
+                "data_wait_seconds": 0.25,
+                "proof": "0" * 16,
+            }
+            file.write(json.dumps(record) + "\n")
+    edge = 0
+    for seq_len, steps in stages:
+        edge += steps
+        if edge <= done:
+            more = 0.0 if edge == num_steps else 1.0
+            lengths = [
+                _length(length, loss + more, standard_error) for length, loss in losses.items()
+            ]
+            _write(
+                directory / "evaluations" / f"step-{edge:08d}.json",
+                {
+                    "step": edge,
+                    "tokens": 32 * edge,
+                    "charged_seconds": clock[edge] if charged else None,
+                    "measured_seconds": clock[edge] * slowdown,
+                    "trained_seq_len": seq_len,
+                    "eval_seconds": 0.5,
+                    "num_documents": 16,
+                    "num_target_tokens": 320,
+                    "lengths": lengths,
+                },
+            )
+    if steps_done is None:
+        _write(
+            directory / "result.json",
+            {
+                "steps": num_steps,
+                "tokens": 32 * num_steps,
+                "charged_seconds": clock[-1] if charged else None,
+                "measured_seconds": clock[-1] * slowdown,
+                "eval_seconds": 1.0,
+                "checkpoint_seconds": 0.5,
+                "wall_seconds": 25.0,
+                "proof": "f" * 16,
+                "tokens_by_seq_len": {str(length): 32 * steps for length, steps in stages},
+            },
+        )
+    return directory
+
+
+ENVIRONMENT = {
+    "glray": "0.1.0",
+    "commit": "abc1234",
+    "python": "3.11.7",
+    "torch": "2.13.0+cpu",
+    "ray": "2.60.0",
+    "transformers": "5.23.0",
+    "processor": "A Processor",
+    "num_cpus": 2,
+    "memory_gib": 23.5,
+    "gpu": None,
+    "num_workers": 1,
+}
+
+
+def _plan(
+    stages: list[tuple[int, int]], charged: bool, budget_seconds: float | None
+) -> dict[str, Any]:
+    first, planned = 0, []
+    for seq_len, steps in stages:
+        planned.append(
+            {
+                "seq_len": seq_len,
+                "rows": 32 // seq_len,
+                "first_step": first,
+                "num_steps": steps,
+                "step_microseconds": STEP_MICROSECONDS[seq_len] if charged else None,
+            }
+        )
+        first += steps
+    return {
+        "tokens_per_batch": 32,
+        "num_steps": first,
+        "budget_seconds": budget_seconds,
+        "budget_tokens": None if budget_seconds else 32 * first,
+        "stages": planned,
+    }
+
+
+def _length(seq_len: int, loss: float, standard_error: float | None) -> dict[str, Any]:
+    return {
+        "seq_len": seq_len,
+        "loss": loss,
+        "standard_error": standard_error,
+        "bits_per_byte": loss / 4,
+        "loss_by_position": [loss] * seq_len,
+    }
+
+
+def hash_of(arm: str, seed: int) -> int:
+    """A number that stands for a fingerprint, the same in every process."""
+    return sum(ord(letter) << (8 * index % 48) for index, letter in enumerate(arm)) + seed
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """Three finished arms of 20 charged seconds: growing 4 → 8, fixed 8, fixed 4."""
+    directory = tmp_path / "toy"
+    write_run(directory, "grow", [(4, 10), (8, 5)], {4: 4.6, 8: 4.45, 16: 4.5})
+    write_run(directory, "fixed8", [(8, 10)], {4: 4.8, 8: 4.69, 16: 4.7})
+    write_run(directory, "fixed4", [(4, 20)], {4: 4.5, 8: 4.67, 16: 6.5})
+    names = ("grow", "fixed8", "fixed4")
+    (directory / "spec.yaml").write_text("arms:\n" + "".join(f"- name: {name}\n" for name in names))
+    return directory

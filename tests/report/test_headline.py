@@ -1,0 +1,153 @@
+"""Sentences are checked for the figures and names that they must hold, not for their wording."""
+
+import pytest
+
+from glray.report.comparison import combined_error, compare
+from glray.report.headline import headline
+from glray.report.records import load_runs
+from tests.report.conftest import write_run
+
+
+def sentence_with(sentences: list[str], *parts: str) -> str:
+    found = [text for text in sentences if all(part in text for part in parts)]
+    assert len(found) == 1, (parts, sentences)
+    return found[0]
+
+
+def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pipeline):
+    comparison = compare(load_runs([pipeline]))
+
+    assert comparison.seq_len == 8
+    assert [(score.label, score.loss) for score in comparison.scores] == [
+        ("grow", 4.45),
+        ("fixed8", 4.69),
+        ("fixed4", 4.67),
+    ]
+    assert [score.label for score in comparison.ranked] == ["grow", "fixed4", "fixed8"]
+
+
+def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
+    sentences = headline(load_runs([pipeline]))
+
+    result = sentence_with(sentences, "4.45 ± 0.05", "4.69 ± 0.05", "4.67 ± 0.05", "20 s each")
+    assert "grow is lowest, 0.22 nats below fixed4" in result
+    assert "noise" not in result
+    sentence_with(sentences, "150%", "fixed8", "480", "320")  # 15 steps against 10, of 32 tokens
+    sentence_with(sentences, "1 seed", "16 held-out documents", "not over seeds")
+
+
+def test_a_growing_arm_that_loses_is_said_to(tmp_path):
+    write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 5.0})
+    write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.5})
+
+    assert "fixed8 is lowest, 0.50 nats below grow" in headline(load_runs([tmp_path / "toy"]))[0]
+
+
+@pytest.mark.parametrize(("difference", "is_noise"), [(0.0, True), (0.07, True), (0.08, False)])
+def test_a_difference_below_the_combined_standard_errors_is_noise(tmp_path, difference, is_noise):
+    # 0.05 and 0.05 combine to 0.0707
+    write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5})
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.5 + difference})
+    runs = load_runs([tmp_path / "toy"])
+
+    assert combined_error(*compare(runs).scores) == pytest.approx(0.0707, abs=1e-4)
+    assert ("within noise" in headline(runs)[0]) == is_noise
+
+
+def test_measured_seconds_off_by_more_than_five_percent_are_said_with_both_numbers(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, slowdown=1.04)
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.9}, slowdown=1.5)
+
+    sentence = sentence_with(headline(load_runs([tmp_path / "toy"])), "30.0", "20.0", "+50%")
+    assert "b-seed0" in sentence
+    assert "a-seed0" not in sentence
+
+
+def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path):
+    for seed, loss in ((0, 4.4), (1, 4.6), (2, 9.0)):
+        write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: loss}, seed=seed)
+    for seed, loss in ((0, 4.9), (1, 5.1)):
+        write_run(tmp_path / "toy", "b", [(8, 10)], {8: loss}, seed=seed)
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 1.0}, seed=2, steps_done=9)
+    runs = load_runs([tmp_path / "toy"])
+
+    comparison = compare(runs)
+
+    assert comparison.seeds == (0, 1)
+    assert [score.loss for score in comparison.scores] == [pytest.approx(4.5), pytest.approx(5.0)]
+    # the seeds are scored on the same documents: more of them do not shrink this error
+    assert [score.standard_error for score in comparison.scores] == [pytest.approx(0.05)] * 2
+    sentence_with(headline(runs), "2 seeds", "a 4.40 to 4.60", "b 4.90 to 5.10")
+    sentence_with(headline(runs), "b-seed2", "9 of 10")
+
+
+def test_seeds_that_overlap_are_within_noise(tmp_path):
+    for seed, (first, second) in enumerate([(4.0, 4.9), (4.8, 4.7)]):
+        write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
+        write_run(tmp_path / "toy", "b", [(8, 10)], {8: second}, seed=seed)
+
+    assert "within noise" in headline(load_runs([tmp_path / "toy"]))[0]
+
+
+def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
+    options = {"budget_seconds": None, "charged": False}
+    write_run(tmp_path / "toy", "grow", [(4, 5), (8, 5)], {8: 4.5}, **options)
+    write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.4}, **options)
+
+    sentences = headline(load_runs([tmp_path / "toy"]))
+
+    sentence_with(sentences, "equal training tokens", "320")
+    sentence_with(sentences, "75%", "15.0", "20.0")
+
+
+def test_a_single_arm_is_not_compared(tmp_path):
+    write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.45})
+
+    sentences = headline(load_runs([tmp_path / "toy"]))
+
+    sentence_with(sentences, "grow", "4.45 ± 0.05", "20.0 s charged")
+    assert "lowest" not in " ".join(sentences)
+
+
+def test_one_held_out_document_has_no_standard_error(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.5}, standard_error=None)
+    write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.625}, standard_error=None)
+
+    assert "a is lowest, 0.125 nats below b" in headline(load_runs([tmp_path / "toy"]))[0]
+
+
+def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
+    write_run(tmp_path / "toy", "a", [(8, 10)], {8: float("nan")})
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.7})
+    write_run(tmp_path / "toy", "c", [(8, 10)], {8: 4.5})
+
+    sentence = headline(load_runs([tmp_path / "toy"]))[0]
+
+    assert "c is lowest, 0.20 nats below b" in sentence
+    assert "a diverged" in sentence
+
+
+def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
+    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"tokens": "aaaa"})
+    write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, identity={"tokens": "bbbb"})
+
+    sentences = headline(load_runs([tmp_path / "one", tmp_path / "two"]))
+
+    sentence_with(sentences, "one/a", "two/a", "do not compare")
+    assert "lowest" not in " ".join(sentences)
+
+
+def test_what_else_differs_between_the_runs_is_said(tmp_path):
+    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"optimizer": {"lr": 0.1}})
+    write_run(tmp_path / "two", "b", [(4, 10)], {8: 4.9}, identity={"optimizer": {"lr": 0.2}})
+
+    sentence = sentence_with(headline(load_runs([tmp_path / "one", tmp_path / "two"])), "differ in")
+
+    assert "optimizer.lr" in sentence
+    assert "stages" not in sentence.partition("differ in")[2]
+
+
+def test_nothing_finished_says_how_far_each_run_is(tmp_path):
+    write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, steps_done=3)
+
+    assert [part in headline(load_runs([tmp_path / "toy"]))[0] for part in ("a-seed0", "3 of 10")]

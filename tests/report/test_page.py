@@ -1,0 +1,106 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from glray.errors import UserError
+from glray.report.page import write_report
+from glray.report.records import load_runs
+from tests.report.conftest import write_run
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, its table rows and its text."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(markup)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def page_of(directory, paths) -> Page:
+    return Page(write_report(load_runs(paths), directory).read_text(encoding="utf-8"))
+
+
+def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
+    page = page_of(tmp_path / "out", [pipeline])
+
+    assert page.open == []
+    sources = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.seen}
+    assert not [attrs for _, attrs in page.seen if "href" in attrs]
+
+
+def test_the_page_holds_the_figures_of_each_run(pipeline, tmp_path):
+    page = page_of(tmp_path / "out", [pipeline])
+
+    assert ["grow", "4.600 ± 0.050", "4.450 ± 0.050", "* 4.500 ± 0.050"] in page.rows
+    assert ["grow", "4", "8", "10", "320", "10.0", "1,000.0", "1,000.0"] in page.rows
+    assert ["grow", "8", "4", "5", "160", "10.0", "2,000.0", "2,000.0"] in page.rows
+    assert ["grow", "4", "10", "320", "10.0", "10.0", "5.600", "5.450", "5.500"] in page.rows
+    assert "abc1234" in page.text
+    assert "A Processor" in page.text
+
+
+def test_text_from_records_cannot_become_markup(tmp_path):
+    name = "<script>alert(1)</script>&"
+    run = write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5})
+    record = (run / "run.json").read_text().replace('"a"', f'"{name}"').replace("A Proc", name)
+    (run / "run.json").write_text(record)
+    (run / "spec.yaml").write_text(f"name: {name}\n")
+
+    page = page_of(tmp_path / "out", [run])
+
+    assert "script" not in {tag for tag, _ in page.seen}
+    assert page.text.count(name) >= 3
+
+
+def test_an_unfinished_run_is_shown_as_such(tmp_path):
+    write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {4: 4.6}, steps_done=12)
+
+    page = page_of(tmp_path / "out", [tmp_path / "toy"])
+
+    assert any(row[:3] == ["grow", "4-8", "12 of 15"] for row in page.rows)
+    assert "unfinished" in page.text
+
+
+def test_a_run_without_a_step_still_makes_a_page(tmp_path):
+    write_run(tmp_path / "toy", "grow", [(4, 10)], {4: 4.6}, steps_done=0)
+
+    page = page_of(tmp_path / "out", [tmp_path / "toy"])
+
+    assert any(row[:3] == ["grow", "4", "0 of 10"] for row in page.rows)
+    assert not [tag for tag, _ in page.seen if tag == "img"]
+
+
+def test_writing_again_replaces_the_page_and_leaves_no_partial_file(pipeline, tmp_path):
+    first = page_of(tmp_path / "out", [pipeline / "grow-seed0"])
+    second = page_of(tmp_path / "out", [pipeline])
+
+    assert len(second.rows) > len(first.rows)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_no_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path)) + ".*0 runs"):
+        write_report([], tmp_path)

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from glray.report.heldout_plots import bucketed, loss_by_length
+from glray.report.plots import draw
+from glray.report.records import load_runs
+from glray.report.training_plots import loss_over_time, smoothed
+from tests.report.conftest import write_run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LOSSES = arrays(np.float64, st.integers(1, 200), elements=st.floats(0.0, 20.0))
+
+
+def test_smoothed_is_the_mean_of_the_last_steps():
+    assert smoothed(np.array([8.0, 6.0, 4.0, 2.0]), 2).tolist() == [8.0, 7.0, 5.0, 3.0]
+
+
+def test_smoothed_leaves_out_losses_that_are_no_number():
+    assert smoothed(np.array([8.0, np.nan, 4.0]), 2).tolist() == [8.0, 8.0, 4.0]
+
+
+@given(LOSSES, st.integers(1, 20))
+def test_smoothed_stays_between_the_least_and_the_greatest(loss, num_steps):
+    means = smoothed(loss, num_steps)
+
+    assert len(means) == len(loss)
+    assert (means >= loss.min() - 1e-9).all()
+    assert (means <= loss.max() + 1e-9).all()
+
+
+def test_bucketed_means_positions_in_ranges_that_double():
+    centres, means = bucketed(np.array([9.0, 7.0, 5.0, 3.0, 2.0, 2.0, 1.0, 1.0]))
+
+    assert means.tolist() == [9.0, 7.0, 4.0, 1.5]
+    assert centres == pytest.approx([1.0, 2.0, 12**0.5, 40**0.5])
+
+
+@given(LOSSES)
+def test_bucketed_counts_every_position_once(by_position):
+    _, means = bucketed(by_position)
+    sizes = np.diff([0, *[2**power for power in range(len(means) - 1)], len(by_position)])
+
+    assert (means * sizes).sum() == pytest.approx(by_position.sum())
+
+
+def test_four_plots_are_written_and_nothing_else(pipeline, tmp_path):
+    paths = draw(load_runs([pipeline]), tmp_path / "out")
+
+    assert [path.name for path in paths] == [
+        "loss_over_time.png",
+        "loss_over_tokens.png",
+        "loss_by_length.png",
+        "loss_by_position.png",
+    ]
+    assert sorted(paths) == sorted((tmp_path / "out").iterdir())
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+def test_the_length_plot_has_each_arm_s_losses_and_errors(pipeline):
+    axes = loss_by_length(load_runs([pipeline])).axes[0]
+
+    drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
+    assert drawn == [[4.6, 4.45, 4.5], [4.8, 4.69, 4.7], [4.5, 4.67, 6.5]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "8", "16"]
+
+
+def test_the_time_plot_marks_a_stage_where_it_starts(pipeline):
+    axes = loss_over_time(load_runs([pipeline])).axes[0]
+
+    vertical = [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"]
+    assert [list(x) for x in vertical] == [[10.0, 10.0]]
+
+
+def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, charged=False, slowdown=3.0)
+    write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.6}, slowdown=2.0)
+
+    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+
+    assert "measured" in axes.get_xlabel()
+    assert [line.get_xdata()[-1] for line in axes.lines[::2]] == [30.0, 20.0]
+
+
+def test_runs_without_steps_or_evaluations_draw_nothing(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, steps_done=0)
+
+    assert draw(load_runs([tmp_path / "toy"]), tmp_path / "out") == []
+
+
+def test_a_diverged_run_is_drawn_beside_the_others(pipeline, tmp_path):
+    write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
+
+    assert len(draw(load_runs([pipeline]), tmp_path / "out")) == 4

@@ -1,0 +1,41 @@
+"""The smallest pipeline that has everything: three stages, two arms, an evaluation beyond both."""
+
+from pathlib import Path
+
+from glray.spec import (
+    ArmSpec,
+    BpeTokenizer,
+    BudgetSpec,
+    ComputeSpec,
+    EvaluationSpec,
+    ModelSpec,
+    OptimizerSpec,
+    PipelineSpec,
+    StageSpec,
+    StdlibCorpus,
+)
+
+
+def tiny_spec(storage: Path, **fields) -> PipelineSpec:
+    """12 steps of 64 tokens through 8, 16 and 32, against a fixed 32; 1 layer of width 16."""
+    declared = {
+        "name": "tiny",
+        "corpus": StdlibCorpus(),
+        "tokenizer": BpeTokenizer(vocab_size=300),
+        "model": ModelSpec(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
+        "arms": (
+            ArmSpec(name="grow", stages=tuple(StageSpec(seq_len=n) for n in (8, 16, 32))),
+            ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),
+        ),
+        "budget": BudgetSpec(tokens=12 * 64),
+        "tokens_per_batch": 64,
+        "optimizer": OptimizerSpec(lr=1e-2),
+        "evaluation": EvaluationSpec(seq_lens=(8, 32, 64), num_tokens=128),
+        "compute": ComputeSpec(
+            storage=str(storage),
+            micro_batch_tokens=32,
+            checkpoint_every_tokens=192,
+            log_every_steps=2,
+        ),
+    }
+    return PipelineSpec(**(declared | fields))

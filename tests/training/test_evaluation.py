@@ -1,0 +1,66 @@
+"""The held-out targets are one fixed set, and the figures are what their definitions say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from glray.errors import UserError
+from glray.spec import EvaluationSpec
+from glray.training.context import LocalContext
+from glray.training.evaluation import HeldoutTargets, _standard_error, evaluate, heldout_targets
+
+from ..tiny import tiny_spec
+
+
+class NextToken(torch.nn.Module):
+    """Knows that token t is followed by t + 1, unless it is the window's first position."""
+
+    def forward(self, input_ids):
+        logits = torch.zeros(*input_ids.shape, 200)
+        logits.scatter_(2, (input_ids + 1)[..., None], 20.0)
+        logits[:, 0] = 0.0
+        return type("Output", (), {"logits": logits})
+
+
+def targets_of(*stretches: list[int]) -> HeldoutTargets:
+    return HeldoutTargets(np.array(stretches), np.arange(len(stretches)), num_bytes=24)
+
+
+def test_losses_by_length_and_position(tmp_path):
+    targets = targets_of(list(range(9)), list(range(50, 59)), list(range(100, 109)))
+    spec = tiny_spec(tmp_path)
+    two, eight = evaluate(NextToken(), targets, (2, 8), spec, LocalContext())
+    unknown = math.log(200)
+    known = math.log(math.exp(20) + 199) - 20
+    assert two["loss"] == pytest.approx((unknown + known) / 2, rel=1e-6)
+    assert eight["loss"] == pytest.approx((unknown + 7 * known) / 8, rel=1e-6)
+    assert two["loss_by_position"] == pytest.approx([unknown, known], rel=1e-5, abs=1e-6)
+    assert eight["loss_by_position"] == pytest.approx([unknown, *[known] * 7], rel=1e-5, abs=1e-6)
+    assert eight["bits_per_byte"] == pytest.approx(eight["loss"] * 24 / math.log(2) / 24)
+    assert two["standard_error"] == pytest.approx(0, abs=1e-6)
+
+
+def test_standard_error_of_equal_documents_is_that_of_their_means():
+    losses, counts = np.array([10.0, 20.0, 30.0]), np.array([10, 10, 10])
+    # Means 1, 2, 3: standard deviation 1, over √3.
+    assert _standard_error(losses, counts, 2.0) == pytest.approx(1 / math.sqrt(3))
+    assert _standard_error(np.array([5.0]), np.array([5]), 1.0) is None
+
+
+def test_stretches_are_dealt_round_after_round(blocks):
+    # Three documents of 80 tokens: at 32 each has two stretches.
+    four = heldout_targets(blocks, EvaluationSpec(seq_lens=(8, 32), num_tokens=4 * 32))
+    assert four.documents.tolist() == [0, 1, 2, 0]
+    every = heldout_targets(blocks, EvaluationSpec(seq_lens=(8, 32), num_tokens=10**6))
+    assert every.documents.tolist() == [0, 1, 2, 0, 1, 2]
+    assert every.num_targets == 6 * 32
+    assert (every.tokens[:4] == four.tokens).all()
+    # The second stretch's first target follows the first stretch's last.
+    assert every.tokens[3][0] == every.tokens[0][-1]
+
+
+def test_no_document_long_enough_names_both_lengths(blocks):
+    with pytest.raises(UserError, match=r"128 needs.*129 tokens.*longest of 3 has 80"):
+        heldout_targets(blocks, EvaluationSpec(seq_lens=(128,), num_tokens=128))

@@ -116,7 +116,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     else:
         steps = _steps_within(budget_microseconds, ratios, _known(costs))
     _refuse_empty_stages(spec, arm, steps)
-    stages = []
+    stages: list[StagePlan] = []
     for stage, num_steps, cost in zip(arm.stages, steps, costs, strict=True):
         stages.append(
             StagePlan(

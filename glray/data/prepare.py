@@ -149,18 +149,21 @@ def _survey(files: list[Path], corpus: CorpusSpec) -> Survey:
                 else:
                     num_training += 1
     split = Split(corpus.heldout_fraction, return_oversized(drawn))
-    _check_sides(split, num_documents, num_training, drawn)
-    return Survey(split, digest.hexdigest(), num_documents, num_bytes, num_empty, not_utf8)
+    survey = Survey(split, digest.hexdigest(), num_documents, num_bytes, num_empty, not_utf8)
+    _check_sides(survey, num_training, len(drawn))
+    return survey
 
 
-def _check_sides(
-    split: Split, num_documents: int, num_training: int, drawn: dict[str, int]
-) -> None:
-    counts = f"heldout_fraction {split.fraction:g} draws {len(drawn):,} of {num_documents:,}"
+def _check_sides(survey: Survey, num_training: int, num_drawn: int) -> None:
+    split = survey.split
+    counts = (
+        f"heldout_fraction {split.fraction:g} draws {num_drawn:,} of {survey.num_documents:,} "
+        f"documents ({survey.num_empty:,} empty and {len(survey.not_utf8):,} not UTF-8 are skipped)"
+    )
     if num_training + len(split.returned) == 0:
         raise UserError(f"corpus: no training documents: {counts}; lower it or give more documents")
-    if len(drawn) == len(split.returned):
-        returned = ", and each is more than 20% of their bytes" if drawn else ""
+    if num_drawn == len(split.returned):
+        returned = ", too few for each to be at most 20% of their bytes" if num_drawn else ""
         raise UserError(
             f"corpus: no held-out documents: {counts}{returned}: nothing could be evaluated; raise "
             "heldout_fraction or split the corpus into more documents"

@@ -1,0 +1,195 @@
+"""The ``glray`` command."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from glray.errors import UserError
+from glray.spec import PipelineSpec, load_pipeline
+
+app = typer.Typer(
+    name="glray",
+    help="Grow the sequence length while pretraining a language model, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a command that was asked to stop, as the shell counts it."""
+
+console = Console(highlight=False, soft_wrap=True)
+
+PipelineFile = Annotated[
+    Path, typer.Argument(metavar="PIPELINE", help="A pipeline's .py file, or its resolved .yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field of the spec: --set budget.seconds=60 "
+        "--set arms.growlength.stages.0.ratio=2. May be repeated.",
+    ),
+]
+RunDirectories = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
+]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
+]
+
+
+@app.command()
+def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Print each arm's stages in steps and tokens. Touches nothing."""
+    from glray.report.plan_table import plan_tables
+
+    Console(highlight=False).print(plan_tables(load_pipeline(pipeline, overrides)))
+
+
+@app.command()
+def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Turn the corpus into token blocks, unless they are there."""
+    _prepared(_load(pipeline, overrides))
+
+
+@app.command()
+def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Prepare, train, evaluate and report every arm. Run again to resume."""
+    from glray.report.plan_table import plan_tables
+    from glray.training.run_directory import pipeline_directory, settle, with_calibration
+
+    spec = with_calibration(_load(pipeline, overrides))
+    Console(highlight=False).print(plan_tables(spec))
+    blocks = _prepared(spec)
+    runs = settle(spec, blocks)
+    if runs is not None and all(run.is_finished for run in runs):
+        console.print("every run is finished, nothing to train")
+    else:
+        _train(spec, blocks)
+        runs = settle(spec, blocks)
+    if runs is None or not all(run.is_finished for run in runs):
+        console.print("stopped; the same command resumes")
+        raise typer.Exit(STOPPED)
+    _report([run.directory for run in runs], pipeline_directory(spec))
+
+
+@app.command("eval")
+def evaluate(
+    run: RunDirectory,
+    seq_lens: Annotated[
+        str, typer.Option("--seq-lens", help="Window lengths: 128,256,512,1024,2048.")
+    ],
+) -> None:
+    """Score a finished run on its held-out text at any window lengths."""
+    from glray.report.table import lengths_table
+    from glray.training.scoring import score_run
+
+    try:
+        lengths = tuple(int(length) for length in seq_lens.split(","))
+    except ValueError:
+        raise UserError(f"--seq-lens {seq_lens}: write lengths as 128,256,512") from None
+    Console(highlight=False).print(lengths_table(score_run(run, lengths)))
+
+
+@app.command()
+def report(
+    runs: RunDirectories,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the plots.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Tables, plots and one HTML page of any set of runs."""
+    _report(runs, out)
+
+
+@app.command()
+def export(
+    run: RunDirectory,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
+) -> None:
+    """Write a run's latest model as a folder that transformers loads."""
+    from glray.training.scoring import export_run
+
+    step = export_run(run, directory)
+    console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")
+
+
+@app.command()
+def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Search the stages' ratios or boundaries; leave the winner as best.yaml."""
+    from glray.cluster import connect, require_workers
+    from glray.search.tuner import search
+
+    spec = _load(pipeline, overrides)
+    blocks = _prepared(spec)
+    connect(spec.compute, console.print)
+    require_workers(spec.compute, console.print)
+    result = search(spec, blocks, console.print)
+    Console(highlight=False).print(result.table())
+    console.print(f"best schedule: glray run {result.best_yaml}")
+
+
+def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
+    """The resolved spec, its storage an absolute path."""
+    from glray.storage import storage_path
+
+    spec = load_pipeline(pipeline, overrides).resolved()
+    compute = spec.compute.model_dump() | {"storage": str(storage_path(spec.compute))}
+    return spec.with_fields(compute=compute)
+
+
+def _prepared(spec: PipelineSpec):  # type: ignore[no-untyped-def]  # torch- and ray-free start
+    """The spec's token blocks: found, or made by a Ray Data job."""
+    from glray.data.listing import find_prepared
+
+    blocks = find_prepared(spec)
+    if blocks is not None:
+        console.print(f"prepare: token blocks {blocks.fingerprint} are there, nothing to do")
+    else:
+        from glray.cluster import connect
+        from glray.data.prepare import prepare
+
+        connect(spec.compute, console.print)
+        blocks = prepare(spec, console.print)
+    return blocks
+
+
+def _train(spec: PipelineSpec, blocks) -> None:  # type: ignore[no-untyped-def]
+    from glray.cluster import connect, require_workers
+    from glray.training.edge import fit, stop_file
+    from glray.training.run_directory import pipeline_directory
+    from glray.watch import watching
+
+    connect(spec.compute, console.print)
+    require_workers(spec.compute, console.print)
+    stop_file(spec).unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: stop_file(spec).touch())
+    with watching(pipeline_directory(spec), console):
+        fit(spec, blocks)
+
+
+def _report(runs: list[Path], out: Path) -> None:
+    from glray.report.page import write_report
+    from glray.report.records import load_runs
+    from glray.report.table import headline, summary
+
+    records = load_runs(runs)
+    page = write_report(records, out)
+    Console(highlight=False).print(*summary(records), *headline(records), sep="\n")
+    console.print(f"report: {page}")
+
+
+def main() -> None:
+    """Run the command; what a person can mend is one line on stderr and status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,1 @@
+"""Searching over an arm's stages."""

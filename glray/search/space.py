@@ -1,0 +1,51 @@
+"""What a trial is: one arm's stages, drawn at random. Pure."""
+
+import math
+import random
+from fractions import Fraction
+from itertools import pairwise
+
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec, StageSpec
+from glray.spec.search import SearchSpec
+
+RATIO_DIGITS = 3
+"""Drawn ratios are rounded to this many digits, so that a schedule can be read and written."""
+
+
+def draw_stages(search: SearchSpec, ladder: tuple[int, ...], rng: random.Random) -> list[StageSpec]:
+    """Stages on ``ladder`` (sequence lengths in order) with drawn ratios."""
+    if search.vary == "ratios":
+        low, high = (math.log(bound) for bound in search.ratio_range)
+        ratios = [round(math.exp(rng.uniform(low, high)), RATIO_DIGITS) for _ in ladder]
+    else:
+        # Two equal boundaries would leave a stage nothing: draw distinct thousandths.
+        units = 10**RATIO_DIGITS
+        inner = sorted(rng.sample(range(1, units), len(ladder) - 1))
+        edges = [0, *inner, units]
+        ratios = [float(Fraction(end - start, units)) for start, end in pairwise(edges)]
+    least = 10.0**-RATIO_DIGITS
+    return [
+        StageSpec(seq_len=seq_len, ratio=max(ratio, least))
+        for seq_len, ratio in zip(ladder, ratios, strict=True)
+    ]
+
+
+def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
+    """The pipeline of trial ``number``: one arm, one seed, stages drawn from (seed, number).
+
+    Trials of one search have the same budget, calibration, tokens and ``chunk_len``.
+    """
+    assert spec.search is not None
+    search = spec.search
+    rng = random.Random(f"glray search {search.seed} {number}")
+    own = tuple(stage.seq_len for stage in spec.arm(search.arm).stages)
+    ladder = rng.choice(search.ladders) if search.ladders else own
+    arm = ArmSpec(name=search.arm, stages=tuple(draw_stages(search, ladder, rng)))
+    return spec.with_fields(
+        name=f"{spec.name}-trial{number:03d}",
+        arms=[arm],
+        seeds=spec.seeds[:1],
+        chunk_len=spec.chunk_tokens,
+        search=None,
+    )

@@ -21,6 +21,7 @@ from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, CalibrationSpec
+from glray.training.evaluation import heldout_targets
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
     directory that holds another identity.
     """
     refuse_small_corpus(spec, blocks)
+    heldout_targets(blocks, spec.evaluation)  # raises if no document is long enough
     spec = with_calibration(spec)
     directory = pipeline_directory(spec)
     runs = []

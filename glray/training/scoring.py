@@ -38,9 +38,9 @@ def score_run(directory: Path, seq_lens: tuple[int, ...]) -> list[dict[str, Any]
 
 def export_run(directory: Path, path: Path) -> int:
     """Write the run's latest model to the new folder ``path``; returns its step."""
+    run = find_run(directory)
     if path.exists():
         raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
-    run = find_run(directory)
     model, step = latest_model(run, torch.device("cpu"))
     export_model(model, run.blocks, path, run.longest_seq_len)
     return step

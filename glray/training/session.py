@@ -127,6 +127,7 @@ def open_session(run: Run, ctx: WorkerContext) -> RunSession:
         state = load_checkpoint(run.checkpoints / f"step-{step:08d}", model, optimizer)
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
     else:
-        announcer.event(f"{run.name}: starts, {run.plan.num_steps:,} steps")
+        stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
+        announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.blocks, spec.evaluation)
     return RunSession(run, ctx, model, optimizer, state, targets, announcer)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from glray.data.blocks import TokenBlocks
 from glray.errors import UserError
 from glray.spec import PipelineSpec, load_pipeline
 
@@ -62,6 +63,7 @@ def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
+    from glray.data.order import ChunkOrder
     from glray.report.plan_table import plan_tables
     from glray.training.run_directory import pipeline_directory, settle, with_calibration
 
@@ -69,6 +71,12 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     Console(highlight=False).print(plan_tables(spec))
     blocks = _prepared(spec)
     runs = settle(spec, blocks)
+    order = ChunkOrder(blocks.num_tokens, spec.chunk_tokens, seed=0)
+    console.print(
+        f"an epoch: {blocks.num_tokens:,} tokens = {order.num_chunks:,} chunks × "
+        f"{order.chunk_len:,} + {order.num_lost_targets:,} that are never targets "
+        "(the first, and a tail shorter than a chunk)"
+    )
     if runs is not None and all(run.is_finished for run in runs):
         console.print("every run is finished, nothing to train")
     else:
@@ -145,7 +153,7 @@ def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
     return spec.with_fields(compute=compute)
 
 
-def _prepared(spec: PipelineSpec):  # type: ignore[no-untyped-def]  # torch- and ray-free start
+def _prepared(spec: PipelineSpec) -> TokenBlocks:
     """The spec's token blocks: found, or made by a Ray Data job."""
     from glray.data.listing import find_prepared
 
@@ -161,7 +169,8 @@ def _prepared(spec: PipelineSpec):  # type: ignore[no-untyped-def]  # torch- and
     return blocks
 
 
-def _train(spec: PipelineSpec, blocks) -> None:  # type: ignore[no-untyped-def]
+def _train(spec: PipelineSpec, blocks: TokenBlocks) -> None:
+    """Train what is unfinished; SIGTERM asks the workers to stop at a checkpoint."""
     from glray.cluster import connect, require_workers
     from glray.training.edge import fit, stop_file
     from glray.training.run_directory import pipeline_directory
@@ -171,8 +180,11 @@ def _train(spec: PipelineSpec, blocks) -> None:  # type: ignore[no-untyped-def]
     require_workers(spec.compute, console.print)
     stop_file(spec).unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: stop_file(spec).touch())
-    with watching(pipeline_directory(spec), console):
-        fit(spec, blocks)
+    try:
+        with watching(pipeline_directory(spec), console):
+            fit(spec, blocks)
+    finally:
+        stop_file(spec).unlink(missing_ok=True)
 
 
 def _report(runs: list[Path], out: Path) -> None:

@@ -1,5 +1,7 @@
 """Fixtures that every folder of tests shares."""
 
+import os
+import secrets
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,14 +20,19 @@ def ray_local() -> Iterator[None]:
     """One small local Ray for the whole run of tests."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=500 * 2**20,
-        log_to_driver=False,
-        logging_level="warning",
-    )
+    from glray.cluster import on_loopback
+
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=500 * 2**20,
+            log_to_driver=False,
+            logging_level="warning",
+        )
     yield
     ray.shutdown()
 

@@ -1,0 +1,40 @@
+# Every target works as the first command in a fresh clone: python3 (3.11 or newer) and make are
+# all it needs. A stamp in .venv records what is installed, so a second call installs nothing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Without --no-compile half of the time goes into bytecode of modules that nobody imports.
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile -c constraints.txt
+
+.PHONY: quickstart test check soak clean
+
+quickstart: .venv/installed  ## one GrowLength run against its baselines, start to report
+	$(BIN)/glray run pipelines/quickstart.py
+
+test: .venv/installed-dev  ## everything but the soak tests
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: .venv/installed-dev  ## the long randomized tests
+	$(BIN)/python -m pytest -m soak
+
+check: .venv/installed-dev  ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove the environment and the caches, never runs/
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
+	  sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python " + version + \
+	  ", glray needs 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[cluster,dev]'
+	@touch $@ .venv/installed

@@ -1,0 +1,118 @@
+"""Imports run one way, and only the edges know Ray."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "glray"
+MAX_LINES = 400
+
+# Each layer may import itself and the layers before it.
+LAYERS = (
+    ("errors",),
+    ("files", "spec"),
+    ("storage", "plan"),
+    ("data", "model", "cluster"),
+    ("training",),
+    ("profiling", "search", "report", "watch"),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+EDGES = {  # the modules that may import Ray
+    "glray.cluster",
+    "glray.data.prepare",
+    "glray.data.stream",
+    "glray.training.edge",
+    "glray.search.tuner",
+}
+WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "report", "watch", "cli"}
+
+
+def imports(source: str) -> set[str]:
+    """Every module that a source imports, at its top or in a function, by its full name."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            assert node.module is not None
+            names.add(node.module)
+            if node.module == "glray":
+                names |= {f"glray.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What in ``source``, the text of ``module``, breaks the layers."""
+    found = []
+    layer = module.split(".")[1]
+    for name in sorted(imports(source)):
+        top, _, rest = name.partition(".")
+        if top == "glray" and rest and rest != "__version__":
+            imported = rest.split(".")[0]
+            if imported != layer and RANK[imported] >= RANK[layer]:
+                found.append(f"{module} imports {name}, which is not below it")
+        if top == "ray" and module not in EDGES:
+            found.append(f"{module} imports {name}, and is no edge")
+        if top == "torch" and layer in WITHOUT_TORCH:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def sources() -> list[tuple[str, str]]:
+    """(module, source) of every file of the package, its root apart."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        if module != "glray":
+            found.append((module, path.read_text()))
+    return found
+
+
+def test_every_module_keeps_to_its_layer():
+    found = [violation for module, source in sources() for violation in violations(module, source)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("glray.spec.compute", "from glray.plan import Plan"),
+        ("glray.plan", "import glray.training.loop"),
+        ("glray.data.order", "from glray.model.loss import token_losses"),
+        ("glray.model.loss", "def f():\n    from glray.training import loop"),
+        ("glray.report.table", "from glray.search.tuner import search"),
+        ("glray.plan", "import torch"),
+        ("glray.spec.model", "import torch.nn as nn"),
+        ("glray.report.page", "from torch import Tensor"),
+        ("glray.training.loop", "import ray"),
+        ("glray.data.order", "def f():\n    import ray.data"),
+        ("glray.plan", "from ray import train"),
+        ("glray.plan", "from glray import cli"),
+    ],
+)
+def test_a_violation_is_seen(module, source):
+    assert len(violations(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("glray.training.edge", "import ray.train\nfrom glray.data.stream import ray_batches"),
+        ("glray.cli", "from glray.search.tuner import search"),
+        ("glray.data.windows", "import rayon_like_name\nfrom glray.plan import Plan"),
+    ],
+)
+def test_what_is_allowed_passes(module, source):
+    assert violations(module, source) == []
+
+
+def test_files_are_short_and_have_a_subject():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= MAX_LINES, path
+        assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path

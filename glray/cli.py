@@ -1,5 +1,6 @@
 """The ``glray`` command."""
 
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from rich.console import Console
 
 from glray.data.blocks import TokenBlocks
 from glray.errors import UserError
-from glray.spec import PipelineSpec, load_pipeline
+from glray.files import sole_writer
+from glray.spec import PipelineSpec, StdlibCorpus, TokenizerFile, load_pipeline
+from glray.storage import storage_path
 
 app = typer.Typer(
     name="glray",
@@ -22,6 +25,9 @@ app = typer.Typer(
 )
 STOPPED = 128 + signal.SIGTERM
 """Exit status of a command that was asked to stop, as the shell counts it."""
+
+REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What a person can mend of a file system: rights and space."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -134,23 +140,32 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Search the stages' ratios or boundaries; leave the winner as best.yaml."""
     from glray.cluster import connect, require_workers
     from glray.search.tuner import search
+    from glray.training.run_directory import pipeline_directory
 
     spec = _load(pipeline, overrides)
     blocks = _prepared(spec)
-    connect(spec.compute, console.print)
-    require_workers(spec.compute, console.print)
-    result = search(spec, blocks, console.print)
+    with sole_writer(pipeline_directory(spec)):
+        connect(spec.compute, console.print)
+        require_workers(spec.compute, console.print)
+        result = search(spec, blocks, console.print)
     Console(highlight=False).print(result.table())
     console.print(f"best schedule: glray run {result.best_yaml}")
 
 
 def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec, its storage an absolute path."""
-    from glray.storage import storage_path
-
+    """The resolved spec, all its paths absolute: its YAML runs from any folder."""
     spec = load_pipeline(pipeline, overrides).resolved()
-    compute = spec.compute.model_dump() | {"storage": str(storage_path(spec.compute))}
-    return spec.with_fields(compute=compute)
+    declared = spec.model_dump()
+    declared["compute"]["storage"] = str(storage_path(spec.compute))
+    if not isinstance(spec.corpus, StdlibCorpus):
+        declared["corpus"]["paths"] = [_absolute(path) for path in spec.corpus.paths]
+    if isinstance(spec.tokenizer, TokenizerFile):
+        declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
+    return PipelineSpec.model_validate(declared)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _prepared(spec: PipelineSpec) -> TokenBlocks:
@@ -176,15 +191,16 @@ def _train(spec: PipelineSpec, blocks: TokenBlocks) -> None:
     from glray.training.run_directory import pipeline_directory
     from glray.watch import watching
 
-    connect(spec.compute, console.print)
-    require_workers(spec.compute, console.print)
-    stop_file(spec).unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: stop_file(spec).touch())
-    try:
-        with watching(pipeline_directory(spec), console):
-            fit(spec, blocks)
-    finally:
+    with sole_writer(pipeline_directory(spec)):
+        connect(spec.compute, console.print)
+        require_workers(spec.compute, console.print)
         stop_file(spec).unlink(missing_ok=True)
+        signal.signal(signal.SIGTERM, lambda *_: stop_file(spec).touch())
+        try:
+            with watching(pipeline_directory(spec), console):
+                fit(spec, blocks)
+        finally:
+            stop_file(spec).unlink(missing_ok=True)
 
 
 def _report(runs: list[Path], out: Path) -> None:
@@ -204,4 +220,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in REFUSED_BY_THE_SYSTEM:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,5 +1,6 @@
 """Writing so that nothing is ever half there: a temporary name, then a rename."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from glray.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,6 +32,24 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The value of a JSON file, None if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold ``directory`` for this process; the lock goes with it, however it ends.
+
+    Raises UserError if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another glray is at work there, two would mix their records; wait "
+                "for it, stop it, or use another name (--set name=…)"
+            ) from None
+        yield
 
 
 @contextmanager

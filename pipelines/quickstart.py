@@ -38,7 +38,7 @@ def pipeline() -> PipelineSpec:
         ratios_share="seconds",
         tokens_per_batch=4096,
         optimizer=OptimizerSpec(lr=3e-3),
-        evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024, 2048), num_tokens=32_768),
+        evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024, 2048), num_tokens=24_576),
         compute=ComputeSpec(
             cpus_per_worker=2, micro_batch_tokens=2048, checkpoint_every_tokens=500_000
         ),

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
 from glray.report.run_record import Evaluation, LengthLoss, RunRecord
 
@@ -24,6 +26,8 @@ class ArmScore:
     """Over documents: the mean of the seeds' errors (all seeds are scored on the same documents,
     so that more seeds do not make it smaller). None for one document."""
     seed_losses: tuple[float, ...]
+    document_losses: np.ndarray
+    """float64[documents]: mean over seeds."""
     bits_per_byte: float
 
     @property
@@ -84,15 +88,19 @@ def compare(runs: Sequence[RunRecord]) -> Comparison | None:
     )
 
 
-def combined_error(first: ArmScore, second: ArmScore) -> float | None:
-    """The standard error of the difference of two losses, as if they were independent.
+def paired_error(first: ArmScore, second: ArmScore) -> float | None:
+    """The standard error over documents of the difference of two losses on the same documents.
 
-    Both are scored on the same documents, whose difficulty they share, so it is rather too large.
-    None where either has none.
+    Each document's difference counts by its tokens (a ratio of sums, Cochran 1977, section 6.4).
+    What makes a document hard for both cancels. None for one document.
     """
-    if first.standard_error is None or second.standard_error is None:
+    tokens = _latest(first.runs[0]).document_tokens
+    if len(tokens) < 2:
         return None
-    return math.hypot(first.standard_error, second.standard_error)
+    weights = tokens / tokens.sum()
+    differences = first.document_losses - second.document_losses
+    deviations = weights * (differences - (weights * differences).sum())
+    return float(np.sqrt(len(tokens) / (len(tokens) - 1) * (deviations**2).sum()))
 
 
 def share_targets(runs: Sequence[RunRecord]) -> bool:
@@ -129,6 +137,7 @@ def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
         loss=_mean([score.loss for score in scores]),
         standard_error=_mean(errors) if len(errors) == len(scores) else None,
         seed_losses=tuple(score.loss for score in scores),
+        document_losses=np.mean([score.document_losses for score in scores], axis=0),
         bits_per_byte=_mean([score.bits_per_byte for score in scores]),
     )
 

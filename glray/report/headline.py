@@ -6,8 +6,8 @@ from glray.report.comparison import (
     ArmScore,
     Comparison,
     clock_drift,
-    combined_error,
     compare,
+    paired_error,
     share_targets,
 )
 from glray.report.formats import plus_minus, seconds_text, tokens_text
@@ -16,6 +16,8 @@ from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
 """Measured and charged seconds further apart than this share are said in the headline."""
+NOISE_ERRORS = 2
+"""A paired difference of no more than this many standard errors is called noise."""
 MOST_LISTED = 6
 """Arms that one sentence names before it says how many more there are."""
 
@@ -75,15 +77,17 @@ def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
 def _verdict(ordered: list[ArmScore], decimals: int) -> str:
     best, following = ordered[0], ordered[1]
     difference = following.loss - best.loss
-    verdict = f"{best.label} is lowest, {difference:.{decimals}f} nats below {following.label}"
+    error = paired_error(best, following)
+    verdict = (
+        f"{best.label} is lowest, {plus_minus(difference, error, decimals)} nats below "
+        f"{following.label}"
+    )
     if len(ordered) > 2:
         verdict += ", the next"
-    error = combined_error(best, following)
-    if error is not None and difference < error:
-        return (
-            f"{verdict}: less than their combined standard errors ({error:.{decimals}f}), so "
-            "within noise"
-        )
+    if error is not None:
+        verdict += " (paired by document)"
+        if difference <= NOISE_ERRORS * error:
+            return f"{verdict}: less than {NOISE_ERRORS} standard errors, so within noise"
     if max(best.seed_losses) >= min(following.seed_losses):
         return f"{verdict}: less than the spread over seeds, so within noise"
     return verdict

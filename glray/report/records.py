@@ -140,6 +140,7 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
             seq_len=length["seq_len"],
             loss=length["loss"],
             standard_error=length["standard_error"],
+            document_losses=np.array(length["document_losses"], dtype=np.float64),
             bits_per_byte=length["bits_per_byte"],
             loss_by_position=np.array(length["loss_by_position"], dtype=np.float64),
         )
@@ -152,6 +153,7 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
         measured_seconds=record["measured_seconds"],
         trained_seq_len=record["trained_seq_len"],
         num_documents=record["num_documents"],
+        document_tokens=np.array(record["document_tokens"], dtype=np.int64),
         num_target_tokens=record["num_target_tokens"],
         lengths=tuple(sorted(lengths, key=lambda length: length.seq_len)),
     )

@@ -36,6 +36,8 @@ class LengthLoss:
     """Nats per token."""
     standard_error: float | None
     """Of ``loss``, over documents; None for one document."""
+    document_losses: np.ndarray
+    """float64[documents]: mean loss of each document's targets."""
     bits_per_byte: float
     loss_by_position: np.ndarray
     """float64[seq_len]: mean loss of the targets at each position in the window."""
@@ -51,6 +53,8 @@ class Evaluation:
     measured_seconds: float
     trained_seq_len: int
     num_documents: int
+    document_tokens: np.ndarray
+    """int64[documents]: target tokens of each."""
     num_target_tokens: int
     lengths: tuple[LengthLoss, ...]
     """Ascending in ``seq_len``."""

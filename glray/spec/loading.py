@@ -1,6 +1,7 @@
 """Reading a pipeline from a Python file or its resolved YAML, and overriding fields by path."""
 
 import runpy
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,22 @@ def to_yaml(spec: PipelineSpec) -> str:
 
 def _from_python(path: Path) -> dict[str, Any]:
     try:
-        namespace = runpy.run_path(str(path))
+        function = runpy.run_path(str(path)).get("pipeline")
+        if not callable(function):
+            raise UserError(f"{path}: defines no function pipeline(), which returns a PipelineSpec")
+        spec = function()
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
     except SyntaxError as error:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
-    function = namespace.get("pipeline")
-    if not callable(function):
-        raise UserError(f"{path}: defines no function pipeline(); it must return a PipelineSpec")
-    try:
-        spec = function()
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever the person's own code raises
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{path}: {where}{type(error).__name__}: {error}") from None
     if not isinstance(spec, PipelineSpec):
         raise UserError(f"{path}: pipeline() returned {type(spec).__name__}, not a PipelineSpec")
     return spec.model_dump()

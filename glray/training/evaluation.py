@@ -39,6 +39,12 @@ class HeldoutTargets:
         return int(self.documents.max()) + 1
 
     @property
+    def document_tokens(self) -> list[int]:
+        """Target tokens of each document."""
+        longest = self.tokens.shape[1] - 1
+        return [int(count) * longest for count in np.bincount(self.documents)]
+
+    @property
     def num_targets(self) -> int:
         """Target tokens."""
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
@@ -78,8 +84,8 @@ def evaluate(
     spec: PipelineSpec,
     ctx: WorkerContext,
 ) -> list[dict[str, Any]]:
-    """One record a length: loss in nats per token, its standard error over documents, bits per
-    byte, and the mean loss at each position of the window. The same on every rank."""
+    """One record a length: loss in nats per token, its standard error over documents, the mean loss
+    of each document and at each position of the window, bits per byte. The same on every rank."""
     was_training = model.training
     model.eval()
     results = []
@@ -129,10 +135,13 @@ def _summary(
     losses = np.bincount(targets.documents, weights=by_stretch)
     counts = np.bincount(targets.documents) * longest
     mean = losses.sum() / counts.sum()
+    # By document, so that two runs compare on the same documents: a paired difference is far
+    # surer than two losses that share the documents' difficulty.
     return {
         "seq_len": seq_len,
         "loss": float(mean),
         "standard_error": _standard_error(losses, counts, mean),
+        "document_losses": (losses / counts).tolist(),
         "bits_per_byte": float(losses.sum() / np.log(2) / targets.num_bytes),
         "loss_by_position": (by_position / (targets.num_targets / seq_len)).tolist(),
     }

@@ -15,7 +15,7 @@ from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder
 from glray.errors import UserError
 from glray.files import read_json, write_json, write_text
-from glray.model.decoder import model_config
+from glray.model.decoder import embedding_rows, model_config
 from glray.plan import Plan, make_plan
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
@@ -84,11 +84,13 @@ def pipeline_directory(spec: PipelineSpec) -> Path:
 def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
     """Every run of the pipeline, seed by seed; None while a calibration is needed and missing.
 
-    Raises UserError for a plan that cannot be, a corpus smaller than a batch, or a run's
-    directory that holds another identity.
+    Raises UserError for a plan that cannot be, a corpus smaller than a batch, a vocabulary larger
+    than the model's, held-out documents shorter than a window, or a run's directory that holds
+    another identity.
     """
     refuse_small_corpus(spec, blocks)
-    heldout_targets(blocks, spec.evaluation)  # raises if no document is long enough
+    embedding_rows(spec.model, blocks.vocab_size)
+    heldout_targets(blocks, spec.evaluation)
     spec = with_calibration(spec)
     directory = pipeline_directory(spec)
     runs = []

@@ -70,6 +70,7 @@ class RunSession:
                     "trained_seq_len": trained,
                     "eval_seconds": seconds,
                     "num_documents": self.targets.num_documents,
+                    "document_tokens": self.targets.document_tokens,
                     "num_target_tokens": self.targets.num_targets,
                     "lengths": lengths,
                 },

@@ -100,6 +100,16 @@ def test_run_again_eval_export_and_a_searchs_winner(folder):
         exported_file, own_file = folder / "model" / name, grow / "model" / name
         assert exported_file.read_bytes() == own_file.read_bytes()
 
+    # A truncated block is refused before anything starts.
+    (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
+    content = block.read_bytes()
+    block.write_bytes(content[:-8])
+    truncated = glray(folder, "run", "tiny.py", "--set", "name=other")
+    assert truncated.returncode == 2
+    assert f"{len(content) - 8:,} bytes, the manifest says {len(content):,}" in truncated.stderr
+    assert not (folder / "runs" / "other").exists()
+    block.write_bytes(content)
+
     table = glray(folder, "report", "runs/tiny", "--out", "again")
     assert table.returncode == 0, table.stdout + table.stderr
     assert (folder / "again" / "report.html").exists()

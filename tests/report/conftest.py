@@ -21,6 +21,7 @@ def write_run(
     *,
     seed: int = 0,
     standard_error: float | None = 0.05,
+    document_spread: float = 0.0,
     steps_done: int | None = None,
     slowdown: float = 1.0,
     budget_seconds: float | None = 20.0,
@@ -30,7 +31,9 @@ def write_run(
     """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
 
     It ends with held-out ``losses`` by length (each 1 nat more at earlier edges), after
-    ``slowdown`` times its charged seconds. ``steps_done`` leaves it unfinished.
+    ``slowdown`` times its charged seconds. ``steps_done`` leaves it unfinished. The losses of its
+    16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
+    ``standard_error`` there is one document.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
     plan = _plan(stages, charged, budget_seconds)
@@ -72,7 +75,8 @@ def write_run(
         if edge <= done:
             more = 0.0 if edge == num_steps else 1.0
             lengths = [
-                _length(length, loss + more, standard_error) for length, loss in losses.items()
+                _length(length, loss + more, standard_error, document_spread)
+                for length, loss in losses.items()
             ]
             _write(
                 directory / "evaluations" / f"step-{edge:08d}.json",
@@ -84,6 +88,7 @@ def write_run(
                     "trained_seq_len": seq_len,
                     "eval_seconds": 0.5,
                     "num_documents": 16,
+                    "document_tokens": [20] * 16 if standard_error else [320],
                     "num_target_tokens": 320,
                     "lengths": lengths,
                 },
@@ -145,11 +150,14 @@ def _plan(
     }
 
 
-def _length(seq_len: int, loss: float, standard_error: float | None) -> dict[str, Any]:
+def _length(
+    seq_len: int, loss: float, standard_error: float | None, spread: float
+) -> dict[str, Any]:
     return {
         "seq_len": seq_len,
         "loss": loss,
         "standard_error": standard_error,
+        "document_losses": [loss + spread, loss - spread] * 8 if standard_error else [loss],
         "bits_per_byte": loss / 4,
         "loss_by_position": [loss] * seq_len,
     }

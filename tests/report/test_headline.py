@@ -2,7 +2,7 @@
 
 import pytest
 
-from glray.report.comparison import combined_error, compare
+from glray.report.comparison import compare, paired_error
 from glray.report.headline import headline
 from glray.report.records import load_runs
 from tests.report.conftest import write_run
@@ -30,7 +30,7 @@ def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
     sentences = headline(load_runs([pipeline]))
 
     result = sentence_with(sentences, "4.45 ± 0.05", "4.69 ± 0.05", "4.67 ± 0.05", "20 s each")
-    assert "grow is lowest, 0.22 nats below fixed4" in result
+    assert "grow is lowest, 0.22 ± 0.00 nats below fixed4" in result
     assert "noise" not in result
     sentence_with(sentences, "150%", "fixed8", "480", "320")  # 15 steps against 10, of 32 tokens
     sentence_with(sentences, "1 seed", "16 held-out documents", "not over seeds")
@@ -40,17 +40,21 @@ def test_a_growing_arm_that_loses_is_said_to(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 5.0})
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.5})
 
-    assert "fixed8 is lowest, 0.50 nats below grow" in headline(load_runs([tmp_path / "toy"]))[0]
+    assert (
+        "fixed8 is lowest, 0.50 ± 0.00 nats below grow"
+        in headline(load_runs([tmp_path / "toy"]))[0]
+    )
 
 
-@pytest.mark.parametrize(("difference", "is_noise"), [(0.0, True), (0.07, True), (0.08, False)])
-def test_a_difference_below_the_combined_standard_errors_is_noise(tmp_path, difference, is_noise):
-    # 0.05 and 0.05 combine to 0.0707
-    write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5})
-    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.5 + difference})
+@pytest.mark.parametrize(("difference", "is_noise"), [(0.0, True), (0.09, True), (0.11, False)])
+def test_a_paired_difference_below_two_standard_errors_is_noise(tmp_path, difference, is_noise):
+    # Differences of 0.2 above and below their mean in turn: 0.2 / sqrt(15) = 0.0516 over 16.
+    # What both arms find hard (a spread of 3 nats) cancels.
+    write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, document_spread=3.0)
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.5 + difference}, document_spread=3.2)
     runs = load_runs([tmp_path / "toy"])
 
-    assert combined_error(*compare(runs).scores) == pytest.approx(0.0707, abs=1e-4)
+    assert paired_error(*compare(runs).scores) == pytest.approx(0.2 / 15**0.5)
     assert ("within noise" in headline(runs)[0]) == is_noise
 
 
@@ -123,7 +127,7 @@ def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
 
     sentence = headline(load_runs([tmp_path / "toy"]))[0]
 
-    assert "c is lowest, 0.20 nats below b" in sentence
+    assert "c is lowest, 0.20 ± 0.00 nats below b" in sentence
     assert "a diverged" in sentence
 
 

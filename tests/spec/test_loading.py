@@ -90,6 +90,7 @@ def test_a_wrong_override_is_one_clear_line(override, words):
         ("p.py", "x = 1\n", ("pipeline()",)),
         ("p.py", "def pipeline():\n    return 3\n", ("int", "PipelineSpec")),
         ("p.py", "def pipeline(:\n", ("line 1",)),
+        ("p.py", "def pipeline():\n    return nosuch\n", ("line 2", "NameError", "nosuch")),
         ("p.yaml", "- 1\n", ("list",)),
         ("p.yaml", "a: [\n", ("not YAML",)),
         ("p.yaml", "name: x\n", ("corpus: Field required",)),

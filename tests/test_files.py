@@ -1,0 +1,57 @@
+"""Files and folders appear whole or not at all."""
+
+import multiprocessing
+
+import pytest
+
+from glray.errors import UserError
+from glray.files import new_directory, read_json, sole_writer, write_json
+
+
+def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "a" / "value.json"
+    write_json(path, {"step": 1})
+    write_json(path, {"step": 2})
+    assert read_json(path) == {"step": 2}
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"]
+    with pytest.raises(TypeError):
+        write_json(path, object())
+    assert read_json(path) == {"step": 2}
+    assert read_json(tmp_path / "nosuch.json") is None
+
+
+def test_a_directory_that_fails_half_way_is_not_there(tmp_path):
+    path = tmp_path / "step-1"
+
+    def fail_half_way():
+        with new_directory(path) as partial:
+            (partial / "half").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    with new_directory(path) as partial:
+        (partial / "whole").touch()
+        assert not path.exists()
+    assert [p.name for p in tmp_path.rglob("*")] == ["step-1", "whole"]
+
+
+def _held(directory, acquired, release):
+    with sole_writer(directory):
+        acquired.set()
+        release.wait(30)
+
+
+def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    acquired, release = spawn.Event(), spawn.Event()
+    first = spawn.Process(target=_held, args=(tmp_path, acquired, release))
+    first.start()
+    assert acquired.wait(30)
+    with pytest.raises(UserError, match="another glray is at work"), sole_writer(tmp_path):
+        pass
+    first.kill()
+    first.join()
+    with sole_writer(tmp_path):
+        pass

@@ -34,7 +34,7 @@ def pipeline() -> PipelineSpec:
             ArmSpec(name="llm1024", stages=(StageSpec(seq_len=1024),)),
             ArmSpec(name="llm128", stages=(StageSpec(seq_len=128),)),
         ),
-        budget=BudgetSpec(seconds=150),
+        budget=BudgetSpec(seconds=160),
         ratios_share="seconds",
         tokens_per_batch=4096,
         optimizer=OptimizerSpec(lr=3e-3),

@@ -61,7 +61,7 @@ def test_overrides_by_path_by_index_and_by_name():
         ("arms.0.stages.0.seq_len=100", ("seq_len 100", "chunk_len 1024")),
         ("chunk_len=3000", ("chunk_len 3000", "1,048,576")),
         ("chunk_len=512", ("seq_len 1024", "chunk_len 512")),
-        ("budget.tokens=5", ("budget.tokens is 5", "budget.seconds is 150.0")),
+        ("budget.tokens=5", ("budget.tokens is 5", "budget.seconds is 160.0")),
         ("budget={}", ("budget.tokens is None",)),
         ("model.num_heads=3", ("num_heads 3", "128")),
         ("evaluation.seq_lens=[128, 192]", ("128", "192")),

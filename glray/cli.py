@@ -1,7 +1,6 @@
 """The ``glray`` command."""
 
 import errno
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-STOPPED = 128 + signal.SIGTERM
-"""Exit status of a command that was asked to stop, as the shell counts it."""
-
 REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """What a person can mend of a file system: rights and space."""
 
@@ -86,11 +82,11 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     if runs is not None and all(run.is_finished for run in runs):
         console.print("every run is finished, nothing to train")
     else:
-        _train(spec, blocks)
+        exit_status = _train(spec, blocks)
         runs = settle(spec, blocks)
-    if runs is None or not all(run.is_finished for run in runs):
-        console.print("stopped; the same command resumes")
-        raise typer.Exit(STOPPED)
+        if runs is None or not all(run.is_finished for run in runs):
+            console.print("stopped; the same command resumes")
+            raise typer.Exit(exit_status)
     _report([run.directory for run in runs], pipeline_directory(spec))
 
 
@@ -184,23 +180,24 @@ def _prepared(spec: PipelineSpec) -> TokenBlocks:
     return blocks
 
 
-def _train(spec: PipelineSpec, blocks: TokenBlocks) -> None:
-    """Train what is unfinished; SIGTERM asks the workers to stop at a checkpoint."""
+def _train(spec: PipelineSpec, blocks: TokenBlocks) -> int:
+    """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
     from glray.cluster import connect, require_workers
+    from glray.stopping import in_a_thread, stop_on_signals
     from glray.training.edge import fit, stop_file
     from glray.training.run_directory import pipeline_directory
     from glray.watch import watching
 
-    with sole_writer(pipeline_directory(spec)):
+    directory = pipeline_directory(spec)
+    with sole_writer(directory):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
-        stop_file(spec).unlink(missing_ok=True)
-        signal.signal(signal.SIGTERM, lambda *_: stop_file(spec).touch())
-        try:
-            with watching(pipeline_directory(spec), console):
-                fit(spec, blocks)
-        finally:
-            stop_file(spec).unlink(missing_ok=True)
+        with (
+            stop_on_signals(stop_file(spec), console.print) as stop,
+            watching(directory, console),
+        ):
+            in_a_thread(lambda: fit(spec, blocks))
+    return stop.exit_status
 
 
 def _report(runs: list[Path], out: Path) -> None:

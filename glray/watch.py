@@ -72,17 +72,26 @@ class _Watcher:
 
 
 def progress_line(progress: dict[str, Any]) -> str:
-    """One line of at most 80 characters for a ``progress.json``."""
-    run = f"{progress['run']}: " if "run" in progress else ""
+    """One line for a ``progress.json``: arm, stage, step, tokens, loss, speed, time left."""
     if progress["phase"] != "training":
+        run = f"{progress['run']}: " if "run" in progress else ""
         return f"{run}{progress['phase']}"
     rate = progress["tokens"] / max(progress["measured_seconds"], 1e-9)
     left = int(progress["seconds_left"])
     return (
         f"{progress['run']} {progress['stage']}/{progress['num_stages']} "
         f"seq_len {progress['seq_len']} step {progress['step']}/{progress['num_steps']} "
-        f"loss {progress['loss']:.3f} {rate:,.0f} tok/s {left // 60}:{left % 60:02d} left"
+        f"{_short(progress['tokens'])} tok loss {progress['loss']:.2f} {rate:,.0f} tok/s "
+        f"{left // 60}:{left % 60:02d} left"
     )
+
+
+def _short(count: int) -> str:
+    """``819k``: three digits or so."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
 
 
 def _modified(path: Path) -> int:

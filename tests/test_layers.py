@@ -15,7 +15,7 @@ LAYERS = (
     ("storage", "plan"),
     ("data", "model", "cluster"),
     ("training",),
-    ("profiling", "search", "report", "watch"),
+    ("profiling", "search", "report", "watch", "stopping"),
     ("cli",),
     ("__main__",),
 )
@@ -28,7 +28,7 @@ EDGES = {  # the modules that may import Ray
     "glray.training.edge",
     "glray.search.tuner",
 }
-WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "report", "watch", "cli"}
+WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "report", "watch", "stopping", "cli"}
 
 
 def imports(source: str) -> set[str]:

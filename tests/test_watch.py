@@ -8,7 +8,7 @@ from glray.files import write_json
 from glray.watch import progress_line, watching
 
 PROGRESS = {
-    "run": "growlength-seed0",
+    "run": "growlength",
     "phase": "training",
     "stage": 3,
     "num_stages": 4,
@@ -26,7 +26,7 @@ PROGRESS = {
 def test_the_line_fits_80_columns():
     line = progress_line(PROGRESS)
     assert line == (
-        "growlength-seed0 3/4 seq_len 512 step 200/279 loss 4.712 8,192 tok/s 1:02 left"
+        "growlength 3/4 seq_len 512 step 200/279 819k tok loss 4.71 8,192 tok/s 1:02 left"
     )
     assert len(line) <= 80
 

@@ -114,7 +114,7 @@ def _progress(session: RunSession, plan: Plan, loss: float) -> dict[str, object]
     share = charged / total if charged and total else state.step / plan.num_steps
     stage = plan.stage_index(state.step - 1)
     return {
-        "run": session.run.name,
+        "run": session.run.arm.name if len(session.run.spec.seeds) == 1 else session.run.name,
         "phase": "training",
         "stage": stage + 1,
         "num_stages": len(plan.stages),

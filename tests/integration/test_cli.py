@@ -1,13 +1,16 @@
 """The commands as a person gives them: exit statuses, what they print, what they leave."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from glray.files import read_json
+from glray.training.checkpoint import committed_checkpoints
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
 
@@ -125,6 +128,26 @@ def test_run_again_eval_export_and_a_searchs_winner(folder):
     ]
     assert len(losses) == 2
     assert [m["loss"] for m in winner] in losses
+
+
+@pytest.mark.ray
+def test_ctrl_c_stops_at_a_checkpoint(folder):
+    command = [sys.executable, "-m", "glray", "run", "tiny.py"]
+    command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
+    with (folder / "stopped.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    run = folder / "runs" / "stopped" / "grow-seed0"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (folder / "stopped.log").read_text()
+    assert "the same command resumes" in (folder / "stopped.log").read_text()
+    (checkpoint,) = committed_checkpoints(run / "checkpoints")
+    steps = int(checkpoint.name.removeprefix("step-"))
+    assert metrics(run)[-1]["step"] == steps
+    assert not (run / "result.json").exists()
+    assert not (folder / "runs" / "stopped" / "STOP").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""The decoder is Pythia's, and its positions extrapolate directly."""
+
+import pytest
+import torch
+from transformers import GPTNeoXForCausalLM
+
+from glray import spec as specs
+from glray.errors import UserError
+from glray.model.decoder import build_model, embedding_rows, model_config
+from glray.model.loss import token_losses
+
+TINY = specs.ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
+CPU = torch.device("cpu")
+
+
+# Biderman et al. 2023 and the model cards: all parameters, and those that are not embeddings.
+@pytest.mark.parametrize(
+    ("model", "total", "without_embeddings"),
+    [
+        (specs.PYTHIA_70M, 70_426_624, 18_915_328),
+        (specs.PYTHIA_160M, 162_322_944, 85_056_000),
+        (specs.PYTHIA_410M, 405_334_016, 302_311_424),
+        (specs.PYTHIA_1B, 1_011_781_632, 805_736_448),
+        (specs.PYTHIA_1_4B, 1_414_647_808, 1_208_602_624),
+    ],
+)
+def test_a_preset_has_pythias_published_number_of_parameters(model, total, without_embeddings):
+    config = model_config(model, vocab_size=50_277, eos_id=0, max_seq_len=2048)
+    assert config.vocab_size == 50_304
+    with torch.device("meta"):
+        decoder = GPTNeoXForCausalLM(config)
+    parameters = dict(decoder.named_parameters())
+    embeddings = [p for p in parameters.values() if 50_304 in p.shape]
+    assert len(embeddings) == 2
+    counted = sum(p.numel() for p in parameters.values())
+    assert counted == total
+    assert counted - sum(p.numel() for p in embeddings) == without_embeddings
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
+    small = specs.ModelSpec(**(TINY.model_dump() | {"vocab_size": 299}))
+    with pytest.raises(UserError, match="299 is less than the tokenizer's 300"):
+        embedding_rows(small, 300)
+    assert embedding_rows(TINY, 300) == 384
+
+
+def test_weights_follow_from_the_seed_alone():
+    config = model_config(TINY, vocab_size=128, eos_id=0, max_seq_len=32)
+    torch.manual_seed(5)
+    one = build_model(config, 0, CPU).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.rand(1) == after  # drawing weights leaves the global generator alone
+    two = build_model(config, 0, CPU).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start():
+    # Direct extrapolation: nothing in a forward pass depends on a length seen before.
+    config = model_config(TINY, vocab_size=128, eos_id=0, max_seq_len=8)
+    model = build_model(config, 0, CPU)
+    tokens = torch.randint(128, (1, 65), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        long = token_losses(model, tokens[:, :-1], tokens[:, 1:])
+        cut = token_losses(model, tokens[:, :-1].reshape(4, 16), tokens[:, 1:].reshape(4, 16))
+    torch.testing.assert_close(cut[0], long[0, :16], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(cut[1], long[0, 16:32], rtol=1e-3)

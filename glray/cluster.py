@@ -29,6 +29,9 @@ OBJECT_STORE_BYTES = 2**30
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll
+    # Ray ends idle processes beyond the number of CPUs, actors counted: each stage's reads would
+    # start theirs anew, 3 s of a core that training needs.
+    "RAY_num_workers_soft_limit": "16",
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else runs here would slow training first
 }
 

@@ -47,7 +47,7 @@ def stop_on_signals(stop_file: Path, say: Callable[[str], None]) -> Iterator[Sto
 
 
 def in_a_thread(work: Callable[[], None]) -> None:
-    """Do ``work`` in a thread, so that the main thread stays free to take signals (Ray Train, run in
-    the main thread, would take Ctrl-C for itself and abort)."""
+    """Do ``work`` in a thread, so that the main thread stays free to take signals (in the main
+    thread Ray Train would take Ctrl-C for itself and abort)."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fit") as pool:
         pool.submit(work).result()

@@ -1,9 +1,9 @@
 """The ``glray`` command."""
 
-import errno
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-REFUSED_BY_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""What a person can mend of a file system: rights and space."""
-
 console = Console(highlight=False, soft_wrap=True)
 
 PipelineFile = Annotated[
@@ -59,7 +56,8 @@ def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 @app.command()
 def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Turn the corpus into token blocks, unless they are there."""
-    _prepared(_load(pipeline, overrides))
+    blocks = _prepared(_load(pipeline, overrides))
+    console.print(f"prepare: {blocks.num_tokens:,} training tokens in {blocks.directory}")
 
 
 @app.command()
@@ -75,9 +73,8 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     runs = settle(spec, blocks)
     order = ChunkOrder(blocks.num_tokens, spec.chunk_tokens, seed=0)
     console.print(
-        f"an epoch: {blocks.num_tokens:,} tokens = {order.num_chunks:,} chunks × "
-        f"{order.chunk_len:,} + {order.num_lost_targets:,} that are never targets "
-        "(the first, and a tail shorter than a chunk)"
+        f"an epoch: {order.num_chunks:,} chunks × {order.chunk_len:,} tokens; "
+        f"{order.num_lost_targets:,} of {blocks.num_tokens:,} tokens are never targets"
     )
     if runs is not None and all(run.is_finished for run in runs):
         console.print("every run is finished, nothing to train")
@@ -105,7 +102,11 @@ def evaluate(
         lengths = tuple(int(length) for length in seq_lens.split(","))
     except ValueError:
         raise UserError(f"--seq-lens {seq_lens}: write lengths as 128,256,512") from None
-    Console(highlight=False).print(lengths_table(score_run(run, lengths)))
+    records, targets, own = score_run(run, lengths)
+    Console(highlight=False).print(lengths_table(records))
+    console.print(f"{targets.num_targets:,} targets of {targets.num_documents} held-out documents")
+    if not own:
+        console.print("not the targets of the run's own evaluations: do not compare with those")
 
 
 @app.command()
@@ -133,12 +134,19 @@ def export(
 
 @app.command()
 def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
-    """Search the stages' ratios or boundaries; leave the winner as best.yaml."""
+    """Search an arm's stages; writes best.yaml.
+
+    Draws the ratios or boundaries that the pipeline's `search=SearchSpec(…)` declares, trains each
+    trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in
+    the pipeline's directory, which glray run takes.
+    """
     from glray.cluster import connect, require_workers
+    from glray.search.space import refuse_search
     from glray.search.tuner import search
     from glray.training.run_directory import pipeline_directory
 
     spec = _load(pipeline, overrides)
+    refuse_search(spec)
     blocks = _prepared(spec)
     with sole_writer(pipeline_directory(spec)):
         connect(spec.compute, console.print)
@@ -161,7 +169,7 @@ def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _prepared(spec: PipelineSpec) -> TokenBlocks:
@@ -216,10 +224,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(str(error))
     except OSError as error:
-        if error.errno not in REFUSED_BY_THE_SYSTEM:
+        if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

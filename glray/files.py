@@ -30,8 +30,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The value of a JSON file, None if there is no such file. Raises UserError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(
+            f"{path}: damaged, it is not JSON ({error}); restore it, or delete the folder that it "
+            "describes"
+        ) from None
+
+
+def read_record(path: Path, *keys: str) -> Any:
+    """The mapping of a JSON file that has all of ``keys``; None if there is no such file.
+
+    Raises UserError if it is anything else.
+    """
+    value = read_json(path)
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if value is not None and missing:
+        raise UserError(
+            f"{path}: damaged, it has no {missing[0]!r}; restore it, or delete the folder that it "
+            "describes"
+        )
+    return value
 
 
 @contextmanager

@@ -104,7 +104,9 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     costs = _costs(spec, arm)
     ratios = [Fraction(str(stage.ratio)) for stage in arm.stages]
     budget_microseconds = (
-        None if spec.budget.seconds is None else round(spec.budget.seconds * MICROSECONDS)
+        None
+        if spec.budget.seconds is None
+        else round(Fraction(str(spec.budget.seconds)) * MICROSECONDS)
     )
     if budget_microseconds is None:
         assert spec.budget.tokens is not None

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from glray.data.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_json, write_json
+from glray.files import read_record, write_json
 from glray.spec.identity import FORMAT_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -83,7 +83,10 @@ def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
     fields = asdict(blocks)
     del fields["directory"]  # it may be moved
     files = fields.pop("blocks")  # the longest part comes last
-    manifest = {"format": FORMAT_VERSION, **fields, **provenance, "blocks": files}
+    sizes = {
+        path.name: path.stat().st_size for path in (blocks.tokenizer_path, blocks.heldout_path)
+    }
+    manifest = {"format": FORMAT_VERSION, **fields, **provenance, "sizes": sizes, "blocks": files}
     write_json(blocks.directory / "manifest.json", manifest)
 
 
@@ -92,7 +95,7 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
 
     Raises UserError for another format version and for a missing or truncated file.
     """
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_record(directory / "manifest.json", "format")
     again = f"delete {directory} and run `glray prepare` again"
     if manifest is None:
         raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
@@ -110,17 +113,16 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         eos_id=manifest["eos_id"],
         blocks=tuple(BlockFile(**block) for block in manifest["blocks"]),
     )
+    expected = {directory / name: size for name, size in manifest["sizes"].items()}
     for index, block in enumerate(blocks.blocks):
-        path = blocks.block_path(index)
+        expected[blocks.block_path(index)] = block.num_bytes
+    for path, num_bytes in expected.items():
         size = path.stat().st_size if path.exists() else 0
-        if size != block.num_bytes:
+        if size != num_bytes:
             raise UserError(
-                f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: tokens are "
-                f"missing; {again}"
+                f"{path}: {size:,} bytes, the manifest says {num_bytes:,}: something is missing; "
+                f"{again}"
             )
-    for path in (blocks.tokenizer_path, blocks.heldout_path):
-        if not path.exists():
-            raise UserError(f"{path}: missing; {again}")
     return blocks
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.data.corpora import list_files
 from glray.errors import UserError
-from glray.files import read_json, write_json
+from glray.files import read_record, write_json
 from glray.spec.corpus import TokenizerFile
 from glray.spec.identity import FORMAT_VERSION, fingerprint
 from glray.spec.pipeline import PipelineSpec
@@ -30,7 +30,7 @@ def find_prepared(spec: PipelineSpec) -> TokenBlocks | None:
 
     Raises UserError for a corpus or tokenizer that is not there, and for damaged token blocks.
     """
-    listing = read_json(_path(spec, listing_key(spec)))
+    listing = read_record(_path(spec, listing_key(spec)), "fingerprint")
     if listing is None:
         return None
     directory = tokens_directory(spec) / listing["fingerprint"]

@@ -26,8 +26,8 @@ class ArmScore:
     """Over documents: the mean of the seeds' errors (all seeds are scored on the same documents,
     so that more seeds do not make it smaller). None for one document."""
     seed_losses: tuple[float, ...]
-    document_losses: np.ndarray
-    """float64[documents]: mean over seeds."""
+    document_losses: np.ndarray | None
+    """float64[documents]: mean over seeds. None if they were not scored on the same targets."""
     bits_per_byte: float
 
     @property
@@ -92,10 +92,10 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
     """The standard error over documents of the difference of two losses on the same documents.
 
     Each document's difference counts by its tokens (a ratio of sums, Cochran 1977, section 6.4).
-    What makes a document hard for both cancels. None for one document.
+    What makes a document hard for both cancels. None for one document, or targets that differ.
     """
     tokens = _latest(first.runs[0]).document_tokens
-    if len(tokens) < 2:
+    if len(tokens) < 2 or first.document_losses is None or second.document_losses is None:
         return None
     weights = tokens / tokens.sum()
     differences = first.document_losses - second.document_losses
@@ -104,21 +104,8 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
 
 
 def share_targets(runs: Sequence[RunRecord]) -> bool:
-    """Whether all runs' latest evaluations scored the same held-out tokens, as far as the records
-    say: the same token blocks, documents and targets."""
-    return (
-        len(
-            {
-                (
-                    run.identity.get("tokens"),
-                    _latest(run).num_documents,
-                    _latest(run).num_target_tokens,
-                )
-                for run in runs
-            }
-        )
-        == 1
-    )
+    """Whether all runs' latest evaluations scored the same held-out tokens."""
+    return len({_latest(run).targets_sha256 for run in runs}) == 1
 
 
 def clock_drift(run: RunRecord) -> float:
@@ -137,7 +124,9 @@ def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
         loss=_mean([score.loss for score in scores]),
         standard_error=_mean(errors) if len(errors) == len(scores) else None,
         seed_losses=tuple(score.loss for score in scores),
-        document_losses=np.mean([score.document_losses for score in scores], axis=0),
+        document_losses=np.mean([score.document_losses for score in scores], axis=0)
+        if share_targets(runs)
+        else None,
         bits_per_byte=_mean([score.bits_per_byte for score in scores]),
     )
 

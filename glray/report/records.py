@@ -105,12 +105,13 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: is not JSON ({error}), so the run cannot be reported; restore the file"
+            f"{path}: is not JSON ({error}), so the run cannot be reported; delete it if it is an "
+            "evaluation, else restore it"
         ) from None
 
 
 def _step_log(path: Path) -> StepLog:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
     try:
         steps = [json.loads(line) for line in lines]
@@ -152,6 +153,7 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
         charged_seconds=record["charged_seconds"],
         measured_seconds=record["measured_seconds"],
         trained_seq_len=record["trained_seq_len"],
+        targets_sha256=record["targets_sha256"],
         num_documents=record["num_documents"],
         document_tokens=np.array(record["document_tokens"], dtype=np.int64),
         num_target_tokens=record["num_target_tokens"],

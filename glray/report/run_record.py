@@ -52,6 +52,8 @@ class Evaluation:
     charged_seconds: float | None
     measured_seconds: float
     trained_seq_len: int
+    targets_sha256: str
+    """Names the set of targets: only losses on the same one compare."""
     num_documents: int
     document_tokens: np.ndarray
     """int64[documents]: target tokens of each."""

@@ -5,6 +5,7 @@ import random
 from fractions import Fraction
 from itertools import pairwise
 
+from glray.errors import UserError
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, StageSpec
 from glray.spec.search import SearchSpec
@@ -49,3 +50,27 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
         chunk_len=spec.chunk_tokens,
         search=None,
     )
+
+
+def refuse_search(spec: PipelineSpec) -> None:
+    """Raises UserError if the spec declares no search, or one whose trials cannot be compared."""
+    if spec.search is None:
+        raise UserError(f"{spec.name}: declares no search; add search=SearchSpec(arm=…)")
+    if spec.budget.seconds is None:
+        raise UserError(
+            f"{spec.name}: budget.tokens is {spec.budget.tokens:,}, a search compares schedules "
+            "at equal charged seconds; --set budget.seconds=60 --set budget.tokens=null"
+        )
+    ranking_seq_len(spec)
+
+
+def ranking_seq_len(spec: PipelineSpec) -> int:
+    """The length whose held-out loss ranks trials: the longest evaluated one that is at most
+    ``chunk_len``, which no trial trains beyond. Raises UserError if there is none."""
+    within = [length for length in spec.evaluation.seq_lens if length <= spec.chunk_tokens]
+    if not within:
+        raise UserError(
+            f"evaluation.seq_lens {spec.evaluation.seq_lens} are all longer than chunk_len "
+            f"{spec.chunk_tokens}: trials could not be ranked at a length they train; add one"
+        )
+    return max(within)

@@ -1,5 +1,7 @@
 """The Ray Tune edge: trials of a search, each through the same Ray Train path as ``glray run``."""
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,8 @@ from rich.table import Table
 
 from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.errors import UserError
-from glray.files import read_json, write_text
-from glray.search.space import trial_spec
+from glray.files import read_json, read_record, write_text
+from glray.search.space import ranking_seq_len, refuse_search, trial_spec
 from glray.spec.loading import to_yaml, validate
 from glray.spec.pipeline import PipelineSpec
 from glray.training.edge import calibrate_in_group, fit
@@ -62,17 +64,15 @@ def search(spec: PipelineSpec, blocks: TokenBlocks, say: Any) -> SearchResult:
     seconds. A trial that has finished is not trained again, so the same call resumes. Raises
     UserError if the spec declares no search or no budget in seconds.
     """
-    if spec.search is None:
-        raise UserError(f"{spec.name}: declares no search; add search=SearchSpec(arm=…)")
-    if spec.budget.seconds is None:
-        raise UserError(
-            f"{spec.name}: budget.tokens is {spec.budget.tokens:,}, a search compares schedules "
-            "at equal charged seconds; set budget.seconds (and budget.tokens=null)"
-        )
+    refuse_search(spec)
+    assert spec.search is not None
+    seq_len = ranking_seq_len(spec)
     directory = pipeline_directory(spec) / "tune"
     searched = _calibrated(_stored_in(spec, directory), blocks)
     say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} charged seconds each")
     specs = [trial_spec(searched, number) for number in range(spec.search.num_trials)]
+    for trial in specs:
+        settle(trial, blocks)  # what is wrong with any is said before one is trained
     _train_trials(specs, blocks, directory)
     trials = sorted(
         (_finished(number, trial, blocks) for number, trial in enumerate(specs)),
@@ -81,7 +81,7 @@ def search(spec: PipelineSpec, blocks: TokenBlocks, say: Any) -> SearchResult:
     best_yaml = pipeline_directory(spec) / "best.yaml"
     winner = _stored_in(trials[0].spec, Path(spec.compute.storage))
     write_text(best_yaml, to_yaml(winner.with_fields(name=f"{spec.name}-best")))
-    return SearchResult(tuple(trials), ranking_seq_len(spec), best_yaml)
+    return SearchResult(tuple(trials), seq_len, best_yaml)
 
 
 def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
@@ -121,7 +121,8 @@ def _train_trials(specs: list[PipelineSpec], blocks: TokenBlocks, directory: Pat
             name="trials", storage_path=str(directory / ".ray-tune"), verbose=0
         ),
     )
-    results = tuner.fit()
+    with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its own boxes even when silent
+        results = tuner.fit()
     if results.errors:
         raise results.errors[0]
 
@@ -142,13 +143,13 @@ def _finished(number: int, spec: PipelineSpec, blocks: TokenBlocks) -> Trial:
     runs = settle(spec, blocks)
     assert runs is not None
     run = runs[0]
-    record = read_json(run.directory / "evaluations" / f"step-{run.plan.num_steps:08d}.json")
-    scored = {entry["seq_len"]: entry for entry in record["lengths"]}
-    entry = scored[ranking_seq_len(spec)]
+    path = run.evaluation_path(run.plan.num_steps)
+    scored = {entry["seq_len"]: entry for entry in read_record(path, "lengths")["lengths"]}
+    seq_len = ranking_seq_len(spec)
+    if seq_len not in scored:
+        raise UserError(
+            f"{path}: scored at {', '.join(map(str, scored))}, not at {seq_len}: the trials do not "
+            "compare; delete it, and the same command scores anew"
+        )
+    entry = scored[seq_len]
     return Trial(number, spec, entry["loss"], entry["standard_error"])
-
-
-def ranking_seq_len(spec: PipelineSpec) -> int:
-    """The length whose held-out loss ranks trials: the longest evaluated one that is at most
-    ``chunk_len``, which no trial trains beyond."""
-    return max(length for length in spec.evaluation.seq_lens if length <= spec.chunk_tokens)

@@ -1,4 +1,4 @@
-"""Where and how it runs. Nothing here changes what is computed."""
+"""Where and how it runs: nothing here changes what is computed, but for the order of float sums."""
 
 from pydantic import Field
 

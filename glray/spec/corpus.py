@@ -9,7 +9,8 @@ from glray.spec.base import Spec
 
 class _Corpus(Spec):
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the documents held out for evaluation, chosen by a hash of their content."""
+    """Share of the documents held out for evaluation, chosen by a hash of their content. Of those
+    drawn, a document that is more than 20% of the held-out bytes goes back to training."""
 
 
 class StdlibCorpus(_Corpus):

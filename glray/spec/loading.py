@@ -76,7 +76,7 @@ def _from_python(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
     except UserError:
         raise
-    except Exception as error:  # whatever the person's own code raises
+    except (Exception, SystemExit) as error:  # whatever the person's own code raises
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
@@ -90,7 +90,7 @@ def _from_python(path: Path) -> dict[str, Any]:
 def _from_yaml(path: Path) -> dict[str, Any]:
     try:
         declared = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(declared, dict):
         raise UserError(f"{path}: holds {type(declared).__name__}, not a mapping of spec fields")
@@ -104,8 +104,8 @@ def _apply(declared: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write it as path=value, for example budget.seconds=60")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value {text!r} is not YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"--set {override}: the value {text[:40]!r} is not YAML") from None
     *parents, last = path.split(".")
     node: Any = declared
     for depth, part in enumerate(parents):

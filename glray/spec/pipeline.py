@@ -95,6 +95,8 @@ class PipelineSpec(Spec):
                     f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
                     "a directory; rename one"
                 )
+        if self.name == "tokens":
+            raise ValueError("name 'tokens' is the storage's folder of token blocks; use another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice; remove one")
         if any(not 0 <= seed < 2**63 for seed in self.seeds):
@@ -137,9 +139,10 @@ class PipelineSpec(Spec):
                 f"search.arm {self.search.arm!r} is none of the arms {', '.join(names)}"
             )
         low, high = self.search.ratio_range
-        if not 0 < low <= high:
+        if not 0.001 <= low <= high:
             raise ValueError(
-                f"search.ratio_range {low} to {high} must rise and its least ratio be above 0"
+                f"search.ratio_range {low} to {high} must rise and start at 0.001 or more: drawn "
+                "ratios have three digits"
             )
         for ladder in self.search.ladders:
             if not ladder or min(ladder) < 1:

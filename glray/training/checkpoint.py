@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glray.errors import UserError
-from glray.files import new_directory, read_json, write_json
+from glray.files import new_directory, read_record, write_json
 
 COMMITTED = "COMMITTED"
 KEPT = 2
@@ -95,8 +95,8 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
 
 def verify(path: Path) -> None:
     """Compare every file of a checkpoint with its manifest. Raises UserError."""
-    manifest = read_json(path / COMMITTED)
-    remedy = f"delete {path}: the run goes on from the checkpoint before it"
+    manifest = read_record(path / COMMITTED, "files")
+    remedy = f"delete {path}: an unfinished run goes on from the checkpoint before it"
     for name, expected in manifest["files"].items():
         file = path / name
         size = file.stat().st_size if file.exists() else 0

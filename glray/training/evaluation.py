@@ -6,6 +6,7 @@ reached. At a shorter length every stretch is cut into windows, each its own con
 stay the same, and no window crosses a document.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,11 @@ class HeldoutTargets:
         """Target tokens of each document."""
         longest = self.tokens.shape[1] - 1
         return [int(count) * longest for count in np.bincount(self.documents)]
+
+    @property
+    def sha256(self) -> str:
+        """Names the set: losses of two runs compare only on the same one."""
+        return hashlib.sha256(self.tokens.tobytes()).hexdigest()
 
     @property
     def num_targets(self) -> int:

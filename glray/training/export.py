@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from glray.data.blocks import TokenBlocks
 from glray.files import new_directory
@@ -20,9 +21,17 @@ def export_model(
     eos_token = tokenizer.convert_ids_to_tokens(blocks.eos_id)
     tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
     tokenizer.model_max_length = max_seq_len
-    with new_directory(path) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+    use_cache = model.config.use_cache
+    model.config.use_cache = True  # training has no use for it, generation is slow without
+    disable_progress_bar()
+    try:
+        with new_directory(path) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for file in partial.iterdir():
+                file.chmod(0o644)  # safetensors writes for its owner alone
+    finally:
+        model.config.use_cache = use_cache
 
 
 def load_model(path: Path, device: torch.device) -> GPTNeoXForCausalLM:

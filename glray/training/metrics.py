@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from glray.data.proof import as_hex
+from glray.errors import UserError
 from glray.files import write_json, write_text
 from glray.training.context import WorkerContext, sum_over_ranks
 from glray.training.step import StepSums
@@ -38,7 +39,8 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: the run goes on from there."""
         if self._ctx.rank == 0 and self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+            lines = text.splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
             write_text(self._path, "".join(kept))
 
@@ -94,4 +96,7 @@ class Announcer:
 
 
 def _step_of(line: str) -> int:
-    return int(json.loads(line)["step"])
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"metrics.jsonl: no step in the line {line[:40]!r}; remove it") from None

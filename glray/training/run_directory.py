@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig
 from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder
 from glray.errors import UserError
-from glray.files import read_json, write_json, write_text
+from glray.files import read_record, write_json, write_text
 from glray.model.decoder import embedding_rows, model_config
 from glray.plan import Plan, make_plan
 from glray.spec.identity import differences, fingerprint, training_identity
@@ -72,8 +72,13 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has left its result."""
-        return (self.directory / "result.json").exists()
+        """Whether the run has left its result and its last evaluation."""
+        last = self.evaluation_path(self.plan.num_steps)
+        return (self.directory / "result.json").exists() and last.exists()
+
+    def evaluation_path(self, step: int) -> Path:
+        """Where the evaluation after ``step`` steps is recorded."""
+        return self.directory / "evaluations" / f"step-{step:08d}.json"
 
 
 def pipeline_directory(spec: PipelineSpec) -> Path:
@@ -113,7 +118,7 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     if not spec.needs_calibration or spec.calibration is not None:
         return spec
     directory = pipeline_directory(spec)
-    recorded = read_json(directory / "calibration.json")
+    recorded = read_record(directory / "calibration.json", "step_microseconds")
     if recorded is None or not any(directory.glob("*/run.json")):
         return spec
     costs = {int(length): cost for length, cost in recorded["step_microseconds"].items()}
@@ -134,7 +139,7 @@ def refuse_small_corpus(spec: PipelineSpec, blocks: TokenBlocks) -> None:
 
 def refuse_another_identity(run: Run) -> None:
     """Raises UserError if the run's directory was started by another identity."""
-    recorded = read_json(run.directory / "run.json")
+    recorded = read_record(run.directory / "run.json", "fingerprint", "identity")
     if recorded is None or recorded["fingerprint"] == fingerprint(run.identity):
         return
     changes = differences(recorded["identity"], run.identity)
@@ -186,7 +191,7 @@ def write_run(run: Run, environment: dict[str, Any]) -> None:
 
 def find_run(directory: Path) -> Run:
     """The run of a run's directory, as it was started. Raises UserError."""
-    recorded = read_json(directory / "run.json")
+    recorded = read_record(directory / "run.json", "tokens_directory", "seed")
     if recorded is None:
         raise UserError(
             f"{directory}: not a run's directory, it has no run.json; give one such as "

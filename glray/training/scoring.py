@@ -13,13 +13,16 @@ from glray.spec.loading import describe
 from glray.spec.training import EvaluationSpec
 from glray.training.checkpoint import committed_checkpoints, load_weights
 from glray.training.context import LocalContext
-from glray.training.evaluation import evaluate, heldout_targets
+from glray.training.evaluation import HeldoutTargets, evaluate, heldout_targets
 from glray.training.export import export_model
 from glray.training.run_directory import Run, find_run
 
 
-def score_run(directory: Path, seq_lens: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One record a length, like those of the run's own evaluations, of its latest checkpoint.
+def score_run(
+    directory: Path, seq_lens: tuple[int, ...]
+) -> tuple[list[dict[str, Any]], HeldoutTargets, bool]:
+    """One record a length, like those of the run's own evaluations, of its latest checkpoint; the
+    targets scored; and whether the run's own evaluations scored the same.
 
     The targets are a fixed set for the longest of ``seq_lens``, so figures of two calls compare
     only if that is the same. Raises UserError.
@@ -33,7 +36,8 @@ def score_run(directory: Path, seq_lens: tuple[int, ...]) -> list[dict[str, Any]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = latest_model(run, device)
     targets = heldout_targets(run.blocks, evaluation)
-    return evaluate(model, targets, seq_lens, run.spec, LocalContext(device=device))
+    own = heldout_targets(run.blocks, run.spec.evaluation).sha256 == targets.sha256
+    return evaluate(model, targets, seq_lens, run.spec, LocalContext(device=device)), targets, own
 
 
 def export_run(directory: Path, path: Path) -> int:
@@ -53,6 +57,13 @@ def latest_model(run: Run, device: torch.device) -> tuple[GPTNeoXForCausalLM, in
         raise UserError(
             f"{run.checkpoints}: no checkpoint yet, so there is no model; train on with glray run"
         )
+    step = int(committed[-1].name.removeprefix("step-"))
+    if run.is_finished and step != run.plan.num_steps:
+        raise UserError(
+            f"{run.checkpoints}: the latest checkpoint is of step {step:,}, the run finished at "
+            f"{run.plan.num_steps:,}: its last was deleted; delete {run.directory / 'result.json'} "
+            "and run again to train the steps between"
+        )
     model = build_model(run.model_config, run.seed, device)
     load_weights(committed[-1], model)
-    return model, int(committed[-1].name.removeprefix("step-"))
+    return model, step

@@ -49,7 +49,7 @@ class RunSession:
     def evaluate_edge(self) -> None:
         """Score the held-out targets, if the state stands on a stage edge not yet scored."""
         plan, state = self.run.plan, self.state
-        path = self.run.directory / "evaluations" / f"step-{state.step:08d}.json"
+        path = self.run.evaluation_path(state.step)
         if state.step not in plan.edges or from_rank_zero(self.ctx, int(path.exists())):
             return
         trained = plan.stages[plan.stage_index(state.step - 1)].seq_len
@@ -69,15 +69,18 @@ class RunSession:
                     "measured_seconds": state.measured_seconds,
                     "trained_seq_len": trained,
                     "eval_seconds": seconds,
+                    "targets_sha256": self.targets.sha256,
                     "num_documents": self.targets.num_documents,
                     "document_tokens": self.targets.document_tokens,
                     "num_target_tokens": self.targets.num_targets,
                     "lengths": lengths,
                 },
             )
-        losses = ", ".join(f"{record['loss']:.3f} at {record['seq_len']}" for record in lengths)
-        where = f"{self.run.name}: step {state.step:,}, end of seq_len {trained}"
-        self.announcer.event(f"{where}; held-out loss {losses}")
+        shown = next((entry for entry in lengths if entry["seq_len"] == trained), lengths[-1])
+        self.announcer.event(
+            f"{self.run.name}: step {state.step:,} ends seq_len {trained}; "
+            f"held-out loss {shown['loss']:.3f} at {shown['seq_len']}"
+        )
 
     def finish(self) -> None:
         """Export the model and write ``result.json``, which makes the run finished (rank 0)."""

@@ -25,6 +25,7 @@ def write_run(
     steps_done: int | None = None,
     slowdown: float = 1.0,
     budget_seconds: float | None = 20.0,
+    targets: str = "aaaa",
     charged: bool = True,
     identity: dict[str, Any] | None = None,
 ) -> Path:
@@ -87,7 +88,8 @@ def write_run(
                     "measured_seconds": clock[edge] * slowdown,
                     "trained_seq_len": seq_len,
                     "eval_seconds": 0.5,
-                    "num_documents": 16,
+                    "targets_sha256": targets,
+                    "num_documents": 16 if standard_error else 1,
                     "document_tokens": [20] * 16 if standard_error else [320],
                     "num_target_tokens": 320,
                     "lengths": lengths,

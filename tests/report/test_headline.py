@@ -132,8 +132,8 @@ def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
 
 
 def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
-    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"tokens": "aaaa"})
-    write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, identity={"tokens": "bbbb"})
+    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, targets="aaaa")
+    write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, targets="bbbb")
 
     sentences = headline(load_runs([tmp_path / "one", tmp_path / "two"]))
 

@@ -12,6 +12,9 @@ from glray.data.proof import as_hex, token_proof
 from glray.data.windows import read_windows
 from glray.errors import UserError
 from glray.files import read_json
+from glray.report.headline import headline
+from glray.report.records import load_runs
+from glray.spec import PipelineSpec
 from glray.training.checkpoint import committed_checkpoints
 from glray.training.context import LocalContext
 from glray.training.run_directory import find_run, settle
@@ -225,8 +228,43 @@ def test_export_refuses_an_existing_folder(finished, tmp_path):
         export_run(finished[0].directory, path)
 
 
+def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, blocks):
+    run = finished[0]
+    path = run.evaluation_path(12)
+    before = read_json(path)["lengths"]
+    path.unlink()
+    assert not run.is_finished
+    train_all(run.spec, blocks, LocalContext())
+    assert read_json(path)["lengths"] == before
+    assert len(metrics(run)) == 12
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff"])
+@pytest.mark.parametrize("name", ["grow-seed0/run.json", "calibration.json"])
+def test_damaged_records_are_one_line(tmp_path, blocks, name, text):
+    spec = tiny_spec(tmp_path, budget={"seconds": 0.05}, ratios_share="seconds")
+    train_all(spec, blocks, LocalContext())
+    path = tmp_path / "tiny" / name
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="damaged") as error:
+        settle(spec, blocks)
+    assert str(path) in str(error.value)
+
+
+def test_arms_scored_on_other_targets_do_not_compare(finished, blocks):
+    # The evaluation may change between two calls; then the report must not rank across it.
+    declared = finished[0].spec.model_dump() | {"seeds": (0, 1)}
+    declared["evaluation"] = {"seq_lens": (8, 32), "num_tokens": 128}
+    train_all(PipelineSpec.model_validate(declared), blocks, LocalContext())
+    runs = load_runs([finished[0].directory.parent])
+    assert len(runs) == 4
+    assert "do not compare" in headline(runs)[0]
+
+
 def test_score_run_gives_the_runs_own_figures(finished):
     run = finished[0]
     recorded = read_json(run.directory / "evaluations" / "step-00000012.json")["lengths"]
-    scored = score_run(run.directory, (8, 32, 64))
+    scored, _, own = score_run(run.directory, (8, 32, 64))
+    assert own
+    assert not score_run(run.directory, (8, 16))[2]
     assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]

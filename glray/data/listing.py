@@ -15,6 +15,7 @@ from glray.files import read_record, write_json
 from glray.spec.corpus import TokenizerFile
 from glray.spec.identity import FORMAT_VERSION, fingerprint
 from glray.spec.pipeline import PipelineSpec
+from glray.storage import storage_path
 
 CLOCK_TICK_SECONDS = 0.1
 """File times are coarser than this nowhere that glray runs; most tick every few milliseconds."""
@@ -22,7 +23,7 @@ CLOCK_TICK_SECONDS = 0.1
 
 def tokens_directory(spec: PipelineSpec) -> Path:
     """Where the storage keeps token blocks: an absolute path."""
-    return Path(spec.compute.storage).expanduser().resolve() / "tokens"
+    return storage_path(spec.compute) / "tokens"
 
 
 def find_prepared(spec: PipelineSpec) -> TokenBlocks | None:

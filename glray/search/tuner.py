@@ -15,12 +15,12 @@ from rich.table import Table
 
 from glray.data.blocks import TokenBlocks, open_token_blocks
 from glray.errors import UserError
-from glray.files import read_json, read_record, write_text
+from glray.files import read_record, write_text
 from glray.search.space import ranking_seq_len, refuse_search, trial_spec
 from glray.spec.loading import to_yaml, validate
 from glray.spec.pipeline import PipelineSpec
 from glray.training.edge import calibrate_in_group, fit
-from glray.training.run_directory import pipeline_directory, settle
+from glray.training.run_directory import pipeline_directory, recorded_calibration, settle
 
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 """What a trial's own process asks for: a byte, as Tune refuses an empty request and a share of a
@@ -97,8 +97,7 @@ def _calibrated(spec: PipelineSpec, blocks: TokenBlocks) -> PipelineSpec:
     recorded = directory / "calibration.json"
     if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
         calibrate_in_group(spec, blocks, recorded)
-    costs = read_json(recorded)["step_microseconds"]
-    return spec.with_fields(calibration={"step_microseconds": costs})
+    return spec.with_fields(calibration={"step_microseconds": recorded_calibration(recorded)})
 
 
 def _train_trials(specs: list[PipelineSpec], blocks: TokenBlocks, directory: Path) -> None:

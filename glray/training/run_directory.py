@@ -21,6 +21,7 @@ from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, CalibrationSpec
+from glray.storage import storage_path
 from glray.training.evaluation import heldout_targets
 
 
@@ -83,7 +84,7 @@ class Run:
 
 def pipeline_directory(spec: PipelineSpec) -> Path:
     """``<storage>/<name>``, absolute."""
-    return Path(spec.compute.storage).expanduser().absolute() / spec.name
+    return storage_path(spec.compute) / spec.name
 
 
 def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
@@ -118,11 +119,21 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     if not spec.needs_calibration or spec.calibration is not None:
         return spec
     directory = pipeline_directory(spec)
-    recorded = read_record(directory / "calibration.json", "step_microseconds")
-    if recorded is None or not any(directory.glob("*/run.json")):
+    costs = recorded_calibration(directory / "calibration.json")
+    if costs is None or not any(directory.glob("*/run.json")):
         return spec
-    costs = {int(length): cost for length, cost in recorded["step_microseconds"].items()}
     return spec.with_fields(calibration=CalibrationSpec(step_microseconds=costs))
+
+
+def recorded_calibration(path: Path) -> dict[int, int] | None:
+    """Microseconds of a step by sequence length, as ``path`` records them; None if it is not there.
+
+    Raises UserError if it is damaged.
+    """
+    recorded = read_record(path, "step_microseconds")
+    if recorded is None:
+        return None
+    return {int(length): cost for length, cost in recorded["step_microseconds"].items()}
 
 
 def refuse_small_corpus(spec: PipelineSpec, blocks: TokenBlocks) -> None:

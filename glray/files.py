@@ -35,8 +35,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(
-            f"{path}: damaged, it is not JSON ({error}); restore it, or delete the folder that it "
-            "describes"
+            f"{path}: damaged, it is not JSON ({error}); restore it, or delete it if it is an "
+            "evaluation, else the folder that it describes"
         ) from None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from glray.errors import UserError
+from glray.files import read_json
 from glray.plan import StagePlan
 from glray.report.run_record import Evaluation, LengthLoss, Result, RunRecord, StepLog
 
@@ -28,10 +29,10 @@ def load_run(directory: Path) -> RunRecord:
             f"{directory}: has no run.json, so it is no run; give a run's directory "
             "(runs/NAME/ARM-seed0) or a pipeline's (runs/NAME)"
         )
-    run = _read(path)
+    run = read_json(path)
     try:
         evaluations = [
-            _evaluation(_read(file)) for file in (directory / "evaluations").glob("step-*.json")
+            _evaluation(read_json(file)) for file in (directory / "evaluations").glob("step-*.json")
         ]
         result_path, spec_path = directory / "result.json", directory / "spec.yaml"
         return RunRecord(
@@ -48,7 +49,7 @@ def load_run(directory: Path) -> RunRecord:
             stages=tuple(StagePlan(**stage) for stage in run["plan"]["stages"]),
             log=_step_log(directory / "metrics.jsonl"),
             evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.step)),
-            result=_result(_read(result_path)) if result_path.is_file() else None,
+            result=_result(read_json(result_path)) if result_path.is_file() else None,
             spec_yaml=spec_path.read_text(encoding="utf-8") if spec_path.is_file() else "",
         )
     except (KeyError, TypeError) as error:
@@ -98,16 +99,6 @@ def _arm_order(pipeline_directory: Path) -> list[str]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts ``llm128`` before ``llm1024``."""
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}), so the run cannot be reported; delete it if it is an "
-            "evaluation, else restore it"
-        ) from None
 
 
 def _step_log(path: Path) -> StepLog:

@@ -8,10 +8,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import sole_writer
-from glray.spec import PipelineSpec, StdlibCorpus, TokenizerFile, load_pipeline
+from glray.spec import PipelineSpec, TokenizerFile, load_pipeline
 from glray.storage import storage_path
 
 app = typer.Typer(
@@ -56,31 +56,57 @@ def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 @app.command()
 def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Turn the corpus into token blocks, unless they are there."""
-    blocks = _prepared(_load(pipeline, overrides))
-    console.print(f"prepare: {blocks.num_tokens:,} training tokens in {blocks.directory}")
+    corpus = _prepared(_load(pipeline, overrides))
+    for source in corpus.sources:
+        tokens = f"{source.blocks.num_tokens:,} training tokens in {source.blocks.directory}"
+        console.print(f"prepare: {source.name}: {tokens}")
+
+
+@app.command()
+def data(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(help="Whose windows to show.")] = 0,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Their length. Default: the first arm's first stage's.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many of them.")] = 3,
+) -> None:
+    """Look into the corpus: sources, document lengths, decoded windows of any step."""
+    from glray.data.inspection import shown_windows, source_ledgers
+    from glray.report.data_tables import lengths_table, sources_table, windows_text
+
+    spec = _load(pipeline, overrides)
+    corpus = _prepared(spec)
+    length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
+    windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
+    ledgers = source_ledgers(corpus)
+    out = Console(highlight=False)
+    out.print(sources_table(ledgers), lengths_table(ledgers), windows_text(windows, step, length))
 
 
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
-    from glray.data.order import ChunkOrder
     from glray.report.plan_table import plan_tables
     from glray.training.run_directory import pipeline_directory, settle, with_calibration
 
     spec = with_calibration(_load(pipeline, overrides))
     Console(highlight=False).print(plan_tables(spec))
-    blocks = _prepared(spec)
-    runs = settle(spec, blocks)
-    order = ChunkOrder(blocks.num_tokens, spec.chunk_tokens, seed=0)
-    console.print(
-        f"an epoch: {order.num_chunks:,} chunks × {order.chunk_len:,} tokens; "
-        f"{order.num_lost_targets:,} of {blocks.num_tokens:,} tokens are never targets"
-    )
+    corpus = _prepared(spec)
+    runs = settle(spec, corpus)
+    order = corpus.order(spec.chunk_tokens, seed=0)
+    for index, source in enumerate(corpus.sources):
+        console.print(
+            f"an epoch of {source.name}: {order.num_chunks(index):,} chunks × "
+            f"{order.chunk_len:,} tokens; {order.num_lost_targets(index):,} of "
+            f"{source.blocks.num_tokens:,} tokens are never targets"
+        )
     if runs is not None and all(run.is_finished for run in runs):
         console.print("every run is finished, nothing to train")
     else:
-        exit_status = _train(spec, blocks)
-        runs = settle(spec, blocks)
+        exit_status = _train(spec, corpus)
+        runs = settle(spec, corpus)
         if runs is None or not all(run.is_finished for run in runs):
             console.print("stopped; the same command resumes")
             raise typer.Exit(exit_status)
@@ -147,11 +173,11 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 
     spec = _load(pipeline, overrides)
     refuse_search(spec)
-    blocks = _prepared(spec)
+    corpus = _prepared(spec)
     with sole_writer(pipeline_directory(spec)):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
-        result = search(spec, blocks, console.print)
+        result = search(spec, corpus, console.print)
     Console(highlight=False).print(result.table())
     console.print(f"best schedule: glray run {result.best_yaml}")
 
@@ -161,34 +187,37 @@ def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
     spec = load_pipeline(pipeline, overrides).resolved()
     declared = spec.model_dump()
     declared["compute"]["storage"] = str(storage_path(spec.compute))
-    if not isinstance(spec.corpus, StdlibCorpus):
-        declared["corpus"]["paths"] = [_absolute(path) for path in spec.corpus.paths]
+    sources = declared["corpus"].get("sources")
+    for corpus in [source["corpus"] for source in sources] if sources else [declared["corpus"]]:
+        if "paths" in corpus:
+            corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
     if isinstance(spec.tokenizer, TokenizerFile):
         declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
     return PipelineSpec.model_validate(declared)
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def _prepared(spec: PipelineSpec) -> TokenBlocks:
+def _prepared(spec: PipelineSpec) -> PreparedCorpus:
     """The spec's token blocks: found, or made by a Ray Data job."""
     from glray.data.listing import find_prepared
 
-    blocks = find_prepared(spec)
-    if blocks is not None:
-        console.print(f"prepare: token blocks {blocks.fingerprint} are there, nothing to do")
+    corpus = find_prepared(spec)
+    if corpus is not None:
+        names = ", ".join(source.blocks.fingerprint for source in corpus.sources)
+        console.print(f"prepare: token blocks {names} are there, nothing to do")
     else:
         from glray.cluster import connect
         from glray.data.prepare import prepare
 
         connect(spec.compute, console.print)
-        blocks = prepare(spec, console.print)
-    return blocks
+        corpus = prepare(spec, console.print)
+    return corpus
 
 
-def _train(spec: PipelineSpec, blocks: TokenBlocks) -> int:
+def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
     from glray.cluster import connect, require_workers
     from glray.stopping import in_a_thread, stop_on_signals
@@ -204,7 +233,7 @@ def _train(spec: PipelineSpec, blocks: TokenBlocks) -> int:
             stop_on_signals(stop_file(spec), console.print) as stop,
             watching(directory, console),
         ):
-            in_a_thread(lambda: fit(spec, blocks))
+            in_a_thread(lambda: fit(spec, corpus))
     return stop.exit_status
 
 

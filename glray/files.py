@@ -8,20 +8,30 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from glray.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text at once; readers see the old or the new, never a part."""
+@contextmanager
+def committed(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that replaces ``path`` at once when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text at once; readers see the old or the new, never a part."""
+    with committed(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,15 +4,17 @@ import os
 import secrets
 from collections.abc import Iterator
 
+import hypothesis
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from glray.data.blocks import BlockWriter, TokenBlocks, open_token_blocks, write_manifest
-from glray.data.heldout import HeldoutWriter
-from glray.data.tokenizer import train_bpe
+from glray.data.corpus import PreparedCorpus, PreparedSource
 
-TEXT = "def grow(seq_len):\n    return 2 * seq_len  # one stage longer\n" * 40
+from .tokens import write_tokens
+
+# Speed is measured in benchmarks/, never asserted here.
+hypothesis.settings.register_profile("glray", deadline=None)
+hypothesis.settings.load_profile("glray")
 
 
 @pytest.fixture(scope="session")
@@ -38,37 +40,12 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def blocks(tmp_path_factory) -> TokenBlocks:
-    """A stream of 5,003 tokens of a 300-entry vocabulary and three held-out documents."""
-    directory = tmp_path_factory.mktemp("tokens")
-    tokenizer = train_bpe([TEXT], vocab_size=300)
-    vocab_size = tokenizer.get_vocab_size()
+def corpus(tmp_path_factory) -> PreparedCorpus:
+    """One source: 5,003 tokens of a 300-entry vocabulary and three held-out documents."""
     rng = np.random.default_rng(0)
     # Runs of a few patterns: something that a small model learns within a few steps.
-    patterns = rng.integers(1, vocab_size, size=(4, 10))
+    patterns = rng.integers(1, 300, size=(4, 10))
     stream = np.concatenate([patterns[i] for i in rng.integers(0, 4, size=501)])[:5003]
-    writer = BlockWriter(directory / "blocks", "uint16")
-    writer.append(stream.astype("uint16"))
-    files = writer.finish()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    with HeldoutWriter(directory / "heldout.arrow", "uint16") as heldout:
-        heldout.append(
-            pa.table(
-                {
-                    "name": [f"document {i}" for i in range(3)],
-                    "num_bytes": [300] * 3,
-                    "tokens": [patterns[i : i + 2].ravel().repeat(4) for i in range(3)],
-                }
-            )
-        )
-    prepared = TokenBlocks(
-        directory=directory,
-        fingerprint="f" * 16,
-        dtype="uint16",
-        num_tokens=sum(file.num_tokens for file in files),
-        vocab_size=vocab_size,
-        eos_id=0,
-        blocks=files,
-    )
-    write_manifest(prepared, provenance={})
-    return open_token_blocks(directory)
+    heldout = [patterns[i : i + 2].ravel().repeat(4) for i in range(3)]
+    blocks = write_tokens(tmp_path_factory.mktemp("tokens"), stream, heldout)
+    return PreparedCorpus((PreparedSource("stdlib", 1, blocks),))

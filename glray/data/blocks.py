@@ -1,4 +1,4 @@
-"""Token blocks: the token stream on disk, as Arrow IPC files that are mapped, not read.
+"""Token blocks: a source's token stream on disk, as Arrow IPC files that are mapped, not read.
 
 ::
 
@@ -11,12 +11,13 @@
 A block is one record batch with one flat column ``tokens``. It holds ``BLOCK_TOKENS`` tokens and
 borrows the first token of the next block, so that a window's last target lies in its own block;
 the stream's last block is shorter and borrows none. Opening costs one ``stat`` a block; a block's
-view costs its pages.
+first read in a process costs its checksum, a view its pages.
 """
 
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 
 from glray.data.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_record, write_json
+from glray.files import committed, read_record, write_json
 from glray.spec.identity import FORMAT_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -42,7 +43,7 @@ class BlockFile:
 
 @dataclass(frozen=True)
 class TokenBlocks:
-    """A prepared corpus: its blocks, its tokenizer and its held-out documents."""
+    """A prepared source: its blocks, its tokenizer and its held-out documents."""
 
     directory: Path
     fingerprint: str
@@ -52,6 +53,8 @@ class TokenBlocks:
     """Tokens of the training stream."""
     vocab_size: int
     eos_id: int
+    returned: tuple[str, ...]
+    """SHA-256 of documents that were drawn for the held-out set, but trained as too large."""
     blocks: tuple[BlockFile, ...]
 
     def block_path(self, index: int) -> Path:
@@ -90,13 +93,10 @@ def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
     write_json(blocks.directory / "manifest.json", manifest)
 
 
-def open_token_blocks(directory: Path) -> TokenBlocks:
-    """The token blocks in ``directory``, every file checked to be there at its full size.
-
-    Raises UserError for another format version and for a missing or truncated file.
-    """
-    manifest = read_record(directory / "manifest.json", "format")
-    again = f"delete {directory} and run `glray prepare` again"
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What ``write_manifest`` wrote. Raises UserError for none and for another format version."""
+    manifest: dict[str, Any] | None = read_record(directory / "manifest.json", "format")
+    again = _again(directory)
     if manifest is None:
         raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
     if manifest["format"] != FORMAT_VERSION:
@@ -104,6 +104,15 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
             f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
             f"{FORMAT_VERSION}; {again}"
         )
+    return manifest
+
+
+def open_token_blocks(directory: Path) -> TokenBlocks:
+    """The token blocks in ``directory``, every file checked to be there at its full size.
+
+    Raises UserError for another format version and for a missing or truncated file.
+    """
+    manifest = read_manifest(directory)
     blocks = TokenBlocks(
         directory=directory,
         fingerprint=manifest["fingerprint"],
@@ -111,6 +120,7 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         num_tokens=manifest["num_tokens"],
         vocab_size=manifest["vocab_size"],
         eos_id=manifest["eos_id"],
+        returned=tuple(manifest["returned"]),
         blocks=tuple(BlockFile(**block) for block in manifest["blocks"]),
     )
     expected = {directory / name: size for name, size in manifest["sizes"].items()}
@@ -121,54 +131,44 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         if size != num_bytes:
             raise UserError(
                 f"{path}: {size:,} bytes, the manifest says {num_bytes:,}: something is missing; "
-                f"{again}"
+                f"{_again(directory)}"
             )
     return blocks
 
 
-def read_block(path: Path) -> np.ndarray:
-    """A block's tokens and the borrowed one, as a read-only memory-mapped view."""
+def write_block(path: Path, tokens: np.ndarray) -> BlockFile:
+    """Commit one block, uint[n]; beyond ``BLOCK_TOKENS`` there is one borrowed token."""
+    batch = pa.record_batch({"tokens": pa.array(tokens)})
+    with committed(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    return describe_block(path)
+
+
+def describe_block(path: Path) -> BlockFile:
+    """What the manifest says of a committed block."""
     with pa.memory_map(str(path)) as source:
+        sha256 = hashlib.sha256(source.read_buffer()).hexdigest()
+        source.seek(0)
+        num_tokens = pa.ipc.open_file(source).get_batch(0).num_rows
+    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), path.stat().st_size, sha256)
+
+
+def read_block(path: Path, sha256: str) -> np.ndarray:
+    """A block's tokens and the borrowed one, as a read-only memory-mapped view.
+
+    Raises UserError if the file's checksum is not ``sha256``.
+    """
+    with pa.memory_map(str(path)) as source:
+        found = hashlib.sha256(source.read_buffer()).hexdigest()
+        if found != sha256:
+            raise UserError(
+                f"{path}: block {int(path.stem)} is damaged, its SHA-256 is {found[:16]}…, the "
+                f"manifest says {sha256[:16]}…: its tokens would not be the corpus's; "
+                f"{_again(path.parent.parent)}"
+            )
+        source.seek(0)
         return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
 
 
-class BlockWriter:
-    """Cuts a stream of tokens into block files; holds one block in memory."""
-
-    def __init__(self, directory: Path, dtype: str, block_tokens: int = BLOCK_TOKENS) -> None:
-        """Write ``00000.arrow`` and so on into ``directory``."""
-        self._directory = directory
-        self._buffer = np.empty(block_tokens + 1, dtype=dtype)
-        self._filled = 0
-        self._blocks: list[BlockFile] = []
-        directory.mkdir(parents=True, exist_ok=True)
-
-    def append(self, tokens: np.ndarray) -> None:
-        """Add token ids, uint[n], to the end of the stream."""
-        while len(tokens):
-            space = len(self._buffer) - self._filled
-            taken, tokens = tokens[:space], tokens[space:]
-            self._buffer[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
-            if self._filled == len(self._buffer):
-                self._write(num_tokens=self._filled - 1)
-                self._buffer[0] = self._buffer[-1]  # borrowed there, it belongs here
-                self._filled = 1
-
-    def finish(self) -> tuple[BlockFile, ...]:
-        """Write what is left, and return every block written."""
-        if self._filled:
-            self._write(num_tokens=self._filled)
-            self._filled = 0
-        return tuple(self._blocks)
-
-    def _write(self, num_tokens: int) -> None:
-        batch = pa.record_batch({"tokens": pa.array(self._buffer[: self._filled])})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        content = memoryview(sink.getvalue())
-        name = f"{len(self._blocks):05d}.arrow"
-        (self._directory / name).write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        self._blocks.append(BlockFile(name, num_tokens, len(content), digest))
+def _again(directory: Path) -> str:
+    return f"delete {directory} and run `glray prepare` again, which makes the same"

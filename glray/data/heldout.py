@@ -5,9 +5,9 @@ adding documents moves none. In the held-out set equal documents count once. No 
 more than a fifth of the set's bytes, or it alone would decide every held-out loss.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,22 @@ class HeldoutDocument:
     """A document that training never sees."""
 
     name: str
+    sha256: str
+    """Of its content."""
     num_bytes: int
     """Of its text in UTF-8."""
     tokens: np.ndarray
     """uint16 or uint32[n], without EOS; a read-only view of the file."""
 
 
-def is_heldout(sha256_hex: str, fraction: float) -> bool:
-    """Whether a document whose content has this SHA-256 is drawn, with probability ``fraction``."""
-    return int(sha256_hex[:16], 16) < fraction * 2**64
+def is_drawn(sha256: np.ndarray, fraction: float) -> np.ndarray:
+    """Which of the contents with these SHA-256, uint8[n, 32], are drawn: each with probability
+    ``fraction``; bool[n]."""
+    heads = np.ascontiguousarray(sha256[:, :8]).view(">u8")[:, 0]
+    return heads < np.uint64(math.ceil(fraction * 2**64))
 
 
-def return_oversized(num_bytes: dict[str, int]) -> frozenset[str]:
+def return_oversized(num_bytes: dict[bytes, int]) -> frozenset[bytes]:
     """The drawn documents that go back to training.
 
     ``num_bytes`` maps each drawn content (its SHA-256) to its size. The largest goes back while
@@ -55,41 +59,28 @@ class Split:
     """Which documents are held out."""
 
     fraction: float
-    returned: frozenset[str]
+    returned: frozenset[bytes]
     """SHA-256 of those that are drawn but too large."""
 
-    def is_heldout(self, sha256_hex: str) -> bool:
-        """Whether the document with this content is held out."""
-        return is_heldout(sha256_hex, self.fraction) and sha256_hex not in self.returned
+    def heldout(self, sha256: np.ndarray) -> np.ndarray:
+        """Which of the documents with these contents, uint8[n, 32], are held out; bool[n]."""
+        heldout = is_drawn(sha256, self.fraction)
+        if self.returned:
+            for index in np.flatnonzero(heldout):
+                heldout[index] = sha256[index].tobytes() not in self.returned
+        return heldout
 
 
-class HeldoutWriter:
-    """Writes held-out documents to an Arrow file, as they come."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self._schema = pa.schema(
-            {
-                "name": pa.string(),
-                "num_bytes": pa.int64(),
-                "tokens": pa.list_(pa.type_for_alias(dtype)),
-            }
-        )
-        self._writer = pa.ipc.new_file(str(path), self._schema)
-
-    def __enter__(self) -> "HeldoutWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.close()
-
-    def append(self, documents: pa.Table) -> None:
-        """Add rows of ``name``, ``num_bytes`` and ``tokens`` to the end of the file."""
-        self._writer.write_table(documents.select(self._schema.names).cast(self._schema))
+def heldout_schema(dtype: str) -> pa.Schema:
+    """Columns of ``heldout.arrow``; ``tokens`` are without EOS."""
+    return pa.schema(
+        {
+            "name": pa.string(),
+            "sha256": pa.binary(32),
+            "num_bytes": pa.int64(),
+            "tokens": pa.list_(pa.type_for_alias(dtype)),
+        }
+    )
 
 
 def read_heldout(path: Path) -> list[HeldoutDocument]:
@@ -98,7 +89,12 @@ def read_heldout(path: Path) -> list[HeldoutDocument]:
         file = pa.ipc.open_file(source)
         batches = [file.get_batch(index) for index in range(file.num_record_batches)]
     return [
-        HeldoutDocument(name.as_py(), size.as_py(), tokens.values.to_numpy(zero_copy_only=True))
+        HeldoutDocument(
+            name.as_py(),
+            sha256.as_py().hex(),
+            size.as_py(),
+            tokens.values.to_numpy(zero_copy_only=True),
+        )
         for batch in batches
-        for name, size, tokens in zip(*batch.columns, strict=True)
+        for name, sha256, size, tokens in zip(*batch.columns, strict=True)
     ]

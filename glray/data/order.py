@@ -1,52 +1,91 @@
 """The order of the tokens: which windows step *n* trains on, as arithmetic.
 
-The token stream is cut into chunks of ``chunk_len`` tokens, read as ``chunk_len + 1``, so that each
-token but the stream's first is a target once. Chunks are the unit that is shuffled: epoch after
-epoch, chunk number *i* of training is ``permutation(i mod num_chunks)``. Step *n* takes the chunks
-``n·k … (n+1)·k`` with ``k = tokens_per_batch / chunk_len``, whatever the stage's length; a stage
-only cuts them into rows of ``seq_len``. Everything follows from the step: nothing is stored.
+The token stream of a source is cut into chunks of ``chunk_len`` tokens, read as ``chunk_len + 1``,
+so that each token but the stream's first is a target once. Chunks are the unit that is shuffled.
+Place *i* of the endless order belongs to the source that the cycle of weights gives it, and each
+source is gone through epoch after epoch of its own. Step *n* takes places ``n·k`` to ``(n+1)·k``
+with ``k = tokens_per_batch / chunk_len``, whatever the stage's length; a stage only cuts them into
+rows of ``seq_len``. Everything follows from the step: nothing is stored, and no memory grows with
+the corpus.
 
-The permutation is a keyed Feistel network on the smallest power of 4 that holds ``num_chunks``,
-walked until it falls below ``num_chunks`` (Black & Rogaway 2002, "Ciphers with Arbitrary Finite
-Domains", cycle walking): no memory, at most a few rounds per chunk.
+An epoch's order has two levels, so that a reader needs few blocks at a time: the blocks are
+permuted, and then the chunks within each group of ``SHUFFLE_BLOCKS`` consecutive ones. Both
+permutations are keyed Feistel networks on the smallest power of 4 that holds the size, walked until
+they fall below it (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", cycle walking).
 """
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from glray.spec.pipeline import BLOCK_TOKENS
+
 FEISTEL_ROUNDS = 6
+
+SHUFFLE_BLOCKS = 64
+"""Token blocks of a group: 2^26 tokens, 128 MiB where an id takes two bytes. A chunk is shuffled
+among those of 64 blocks from anywhere in its source; up to 64 blocks are shuffled as a whole."""
+
+
+@dataclass(frozen=True)
+class SourceStream:
+    """A source's token stream as the order sees it."""
+
+    num_tokens: int
+    weight: int = 1
+    """Its chunks in each cycle."""
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunks of the training order and where they lie; arrays int64[n]."""
+
+    source: np.ndarray
+    epoch: np.ndarray
+    """How often its source was gone through before."""
+    chunk: np.ndarray
+    """Number of the chunk in its source's stream."""
+    offset: np.ndarray
+    """Of its first token in the corpus, whose sources lie one after another in whole blocks."""
 
 
 @dataclass(frozen=True)
 class ChunkOrder:
-    """The shuffled order of the chunks of a stream of ``num_tokens`` tokens."""
+    """The shuffled order of the chunks of one or more sources."""
 
-    num_tokens: int
+    sources: tuple[SourceStream, ...]
     chunk_len: int
     seed: int
 
-    @property
-    def num_chunks(self) -> int:
-        """Whole chunks of an epoch; each needs one token more than its length."""
-        return max(self.num_tokens - 1, 0) // self.chunk_len
+    def num_chunks(self, source: int) -> int:
+        """Whole chunks of a source's epoch; each needs one token more than its length."""
+        return max(self.sources[source].num_tokens - 1, 0) // self.chunk_len
 
-    @property
-    def num_lost_targets(self) -> int:
-        """Tokens that are never targets: the stream's first and the tail shorter than a chunk."""
-        return self.num_tokens - self.num_chunks * self.chunk_len
+    def num_lost_targets(self, source: int) -> int:
+        """Tokens of a source that are never targets: the first, and the tail below a chunk."""
+        return self.sources[source].num_tokens - self.num_chunks(source) * self.chunk_len
 
-    def chunks(self, start: int, stop: int) -> np.ndarray:
-        """Chunk numbers at places ``start`` to ``stop`` of the endless training order, int64."""
-        places = np.arange(start, stop, dtype=np.int64)
-        epochs = places // self.num_chunks
-        result = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            keys = _round_keys(self.seed, int(epoch))
-            result[inside] = permute(places[inside] % self.num_chunks, self.num_chunks, keys)
-        return result
+    def first_offset(self, source: int) -> int:
+        """Where a source begins among the corpus's tokens: on a block."""
+        before = self.sources[:source]
+        return sum(-(-each.num_tokens // BLOCK_TOKENS) for each in before) * BLOCK_TOKENS
+
+    def chunks(self, start: int, stop: int) -> Chunks:
+        """The chunks at places ``start`` to ``stop`` of the endless order."""
+        cycle_source, cycle_nth = self._cycle
+        cycles, slots = np.divmod(np.arange(start, stop, dtype=np.int64), len(cycle_source))
+        source = cycle_source[slots]
+        weights = np.array([each.weight for each in self.sources], dtype=np.int64)
+        places = cycles * weights[source] + cycle_nth[slots]  # of each one's own source
+        epoch, chunk, offset = (np.empty_like(places) for _ in range(3))
+        for index in np.unique(source).tolist():
+            mine = source == index
+            epoch[mine], inside = np.divmod(places[mine], self.num_chunks(index))
+            chunk[mine] = self._shuffled(index, epoch[mine], inside)
+            offset[mine] = self.first_offset(index) + chunk[mine] * self.chunk_len
+        return Chunks(source, epoch, chunk, offset)
 
     def window_offsets(
         self,
@@ -58,20 +97,45 @@ class ChunkOrder:
         rank: int,
         world_size: int,
     ) -> np.ndarray:
-        """Where this rank's windows start in the stream: int64[num_steps, rows of the rank].
+        """Where this rank's windows start in the corpus: int64[num_steps, rows of the rank].
 
         The rows of a step are dealt to the ranks as contiguous runs whose sizes differ by at
         most one; a rank may have none.
         """
         chunks_per_step = tokens_per_batch // self.chunk_len
-        chunks = self.chunks(
-            first_step * chunks_per_step, (first_step + num_steps) * chunks_per_step
-        )
-        starts = chunks.reshape(num_steps, chunks_per_step, 1) * self.chunk_len
+        first, last = first_step * chunks_per_step, (first_step + num_steps) * chunks_per_step
+        starts = self.chunks(first, last).offset.reshape(num_steps, chunks_per_step, 1)
         cuts = np.arange(0, self.chunk_len, seq_len, dtype=np.int64)
         rows = (starts + cuts).reshape(num_steps, tokens_per_batch // seq_len)
-        first, last = row_range(rows.shape[1], rank, world_size)
-        return rows[:, first:last]
+        mine = row_range(rows.shape[1], rank, world_size)
+        return rows[:, mine[0] : mine[1]]
+
+    @cached_property
+    def _cycle(self) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each slot of a cycle, and how many of that source's come before it.
+
+        A source's slots are spread evenly: its k-th of w lies at (k + 1/2) / w of the cycle.
+        """
+        slots = sorted(
+            ((nth + 0.5) / stream.weight, index, nth)
+            for index, stream in enumerate(self.sources)
+            for nth in range(stream.weight)
+        )
+        _, source, nth = zip(*slots, strict=True)
+        return np.array(source, dtype=np.int64), np.array(nth, dtype=np.int64)
+
+    def _shuffled(self, source: int, epochs: np.ndarray, places: np.ndarray) -> np.ndarray:
+        result = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            inside = epochs == epoch
+            result[inside] = shuffle(
+                places[inside],
+                num_chunks=self.num_chunks(source),
+                chunks_per_block=BLOCK_TOKENS // self.chunk_len,
+                blocks_per_group=SHUFFLE_BLOCKS,
+                key=f"{self.seed} {source} {epoch}",
+            )
+        return result
 
 
 def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -79,9 +143,40 @@ def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     return num_rows * rank // world_size, num_rows * (rank + 1) // world_size
 
 
-def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of ``range(size)`` under ``keys`` (uint64[rounds]), applied to ``indices``."""
+def shuffle(
+    places: np.ndarray, *, num_chunks: int, chunks_per_block: int, blocks_per_group: int, key: str
+) -> np.ndarray:
+    """The chunks at ``places`` (int64[n]) of an epoch: blocks permuted, then chunks in each group.
+
+    The last block may be short. It takes the last slot of a group drawn by the key, so that within
+    each group chunks fill the slots from the first on.
+    """
+    num_blocks = -(-num_chunks // chunks_per_block)
+    lacking = num_blocks * chunks_per_block - num_chunks  # chunks that the last block lacks
+    group_chunks = blocks_per_group * chunks_per_block
+    words = _words(f"{key} blocks")
+    short_group = int(words[-1]) % num_blocks // blocks_per_group
+    short_slot = min((short_group + 1) * blocks_per_group, num_blocks) - 1
+
+    beyond = places >= (short_group + 1) * group_chunks - lacking
+    groups, inside = np.divmod(places + beyond * lacking, group_chunks)
+    for group in np.unique(groups).tolist():
+        size = min(blocks_per_group, num_blocks - group * blocks_per_group) * chunks_per_block
+        size -= lacking if group == short_group else 0
+        mine = groups == group
+        inside[mine] = permute(inside[mine], size, _words(f"{key} group {group}"))
+
+    slots = groups * blocks_per_group + inside // chunks_per_block
+    blocks = np.full_like(slots, num_blocks - 1)
+    whole = slots != short_slot
+    blocks[whole] = permute(slots[whole] - (slots[whole] > short_slot), num_blocks - 1, words)
+    return blocks * chunks_per_block + inside % chunks_per_block
+
+
+def permute(indices: np.ndarray, size: int, words: np.ndarray) -> np.ndarray:
+    """A permutation of ``range(size)`` keyed by ``words`` (uint64), applied to ``indices``."""
     half_bits = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
+    keys = words[:FEISTEL_ROUNDS]
     result = _feistel(indices.astype(np.uint64), half_bits, keys)
     outside = result >= size
     while outside.any():
@@ -105,6 +200,7 @@ def _scramble(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _round_keys(seed: int, epoch: int) -> np.ndarray:
-    digest = hashlib.sha512(f"glray chunk order {seed} {epoch}".encode()).digest()
-    return np.frombuffer(digest, dtype="<u8")[:FEISTEL_ROUNDS].astype(np.uint64)
+def _words(key: str) -> np.ndarray:
+    """Eight words that the key draws, uint64."""
+    digest = hashlib.sha512(f"glray chunk order {key}".encode()).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)

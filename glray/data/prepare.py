@@ -1,328 +1,281 @@
 """From a corpus to token blocks, through Ray Data.
 
-The corpus is streamed twice. The first pass hashes each document: their sequence names the tokens
-(so a corpus seen before under other names ends here), and says which documents are held out. The
-second reads again, encodes, and writes blocks in the corpus's order. The driver holds one block
-and the hashes of held-out documents, never the corpus; the tokenizer learns from a stream too.
+Each source is read once. Its shards are encoded in parallel, to committed files; the driver then
+reads those in order, which names the tokens (so a source seen before under other names ends here)
+and says which documents are held out; and runs of blocks are cut in parallel. Nothing but small
+records passes through Ray's object store, and the driver holds the hashes of held-out documents,
+never the corpus.
 
-Ray's cost is per task (about 50 ms), so a task reads files of a few megabytes together.
+A call that is killed leaves committed files in ``tokens/work/<listing>``; the next one goes on from
+them and ends with the same bytes, as a shard and a block are functions of the source alone.
 """
 
-import hashlib
+import fcntl
+import json
 import logging
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
-from tokenizers import Tokenizer
 
-from glray.data.blocks import (
-    BlockFile,
-    BlockWriter,
-    TokenBlocks,
-    open_token_blocks,
-    write_manifest,
-)
-from glray.data.corpora import EMPTY, Document, list_files, read_documents
-from glray.data.heldout import HeldoutWriter, Split, is_heldout, return_oversized
+from glray.data.assembly import Survey, cut_blocks, survey, write_heldout
+from glray.data.blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
+from glray.data.corpus import PreparedCorpus, PreparedSource
+from glray.data.documents import EMPTY, NOT_UTF8
+from glray.data.encoding import Encoding, NamedEncoding, settle_encoding
 from glray.data.listing import (
-    find_prepared,
-    listing_key,
+    Listing,
+    find_blocks,
+    list_sources,
     record_prepared,
     tokens_directory,
     wait_for_clock_tick,
 )
-from glray.data.rows import TABLE_BYTES, Encoding, encode_rows, read_rows
-from glray.data.tokenizer import EOS_TOKEN, load_tokenizer, train_bpe, vocab_size
+from glray.data.shards import Shard, encode_shard, plan_shards
+from glray.data.sources import list_source
 from glray.errors import UserError
-from glray.spec.corpus import BpeTokenizer, CorpusSpec, StdlibCorpus, TokenizerSpec
+from glray.files import write_text
+from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
 
-__all__ = ["find_prepared", "prepare"]
-
 Say = Callable[[str], None]
 
-READ_BYTES = 2 * 2**20
-"""One task reads files until they are this many bytes together."""
-READ_CPUS = 0.5
-"""A reading task's share of a core. Were it an encoding task's 1, Ray would fuse the two, and one
-core would encode a corpus of one large file."""
-NAMES_SHOWN = 10
-"""Skipped texts that the manifest names."""
+BLOCKS_PER_TASK = 16
+SAY_SECONDS = 5.0
+"""Between two lines of progress."""
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What the first pass learns of a corpus."""
-
-    split: Split
-    documents_sha256: str
-    num_documents: int
-    num_bytes: int
-    num_empty: int
-    not_utf8: list[str]
-    """Names, in order."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the second pass wrote."""
-
-    blocks: tuple[BlockFile, ...]
-    num_heldout: int
-    num_heldout_tokens: int
-    num_duplicates: int
-    """Held-out documents left out because an equal one is there."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Of the training stream."""
-        return sum(block.num_tokens for block in self.blocks)
-
-
-def prepare(spec: PipelineSpec, say: Say) -> TokenBlocks:
+def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
     """The token blocks of the pipeline's corpus: written, or found where the same exist.
 
-    Ray must be initialised. ``say`` gets a few lines of progress. Raises UserError; upon any
-    failure nothing half-written stays behind.
+    Ray must be initialised. ``say`` gets a few lines of progress. Raises UserError.
     """
-    files = list_files(spec.corpus)
-    wait_for_clock_tick(files)
-    key = listing_key(spec)
-    num_bytes = sum(path.stat().st_size for path in files)
-    say(f"prepare: {len(files):,} files, {num_bytes / 1e6:.1f} MB from {_source(spec.corpus)}")
-    loaded = None if isinstance(spec.tokenizer, BpeTokenizer) else load_tokenizer(spec.tokenizer)
+    listings = list_sources(spec)
+    wait_for_clock_tick(listings)
+    for listing in listings:
+        say(
+            f"prepare: {listing.source.name}: {len(listing.files):,} files, "
+            f"{listing.num_bytes / 1e6:.1f} MB from {_place(listing.source.corpus)}"
+        )
+    tokenizer = settle_encoding(spec, listings, tokens_directory(spec) / "tokenizers", say)
     with _quiet_ray_data():
-        survey = _survey(files, spec.corpus)
-        _say_skipped(survey, say)
+        corpus = PreparedCorpus(
+            tuple(
+                PreparedSource(
+                    listing.source.name,
+                    listing.source.weight,
+                    _prepare_source(spec, listing, tokenizer, say),
+                )
+                for listing in listings
+            )
+        )
+    if not corpus.heldout():
+        raise UserError(
+            f"corpus: no held-out documents: heldout_fraction {spec.heldout_fraction:g} draws none "
+            "that is at most 20% of them: nothing could be evaluated; raise it, or split the "
+            "corpus into more documents"
+        )
+    return corpus
+
+
+def _prepare_source(
+    spec: PipelineSpec, listing: Listing, tokenizer: NamedEncoding, say: Say
+) -> TokenBlocks:
+    """One source's token blocks. Only one process at a time works at a listing."""
+    name = listing.source.name
+    work = tokens_directory(spec) / "work" / listing.key
+    with _alone(work.with_suffix(".lock"), f"prepare: {name}", say):
+        found = find_blocks(spec, listing)
+        if found is not None:
+            say(f"prepare: {name}: token blocks {found.fingerprint} are there, nothing to do")
+            return found
+        shards = _encode(listing, tokenizer.encoding, work / "shards", say)
+        if list_source(listing.source.corpus) != listing.files:
+            shutil.rmtree(work)
+            raise UserError(
+                f"corpus: {_place(listing.source.corpus)} changed while it was read; nothing was "
+                "kept; run again when it is at rest"
+            )
+        surveyed = survey(shards, tokenizer.encoding.dtype, spec.heldout_fraction)
+        _refuse_no_training(surveyed, spec.heldout_fraction)
+        _say_skipped(surveyed, name, say)
         identity = tokens_identity(
-            spec.tokenizer,
-            heldout_fraction=spec.corpus.heldout_fraction,
-            documents_sha256=survey.documents_sha256,
-            tokenizer_sha256=_file_sha256(spec.tokenizer),
+            documents_sha256=surveyed.documents_sha256,
+            heldout_fraction=spec.heldout_fraction,
+            tokenizer_sha256=tokenizer.sha256,
+            eos_id=tokenizer.encoding.eos_id,
         )
         target = tokens_directory(spec) / fingerprint(identity)
         if not target.exists():
-            tokenizer, eos_id = loaded or _train(files, spec, survey.split, say)
-            encoding = Encoding(tokenizer.to_str(), vocab_size(tokenizer), eos_id, survey.split)
-            with _new_directory(target) as directory:
-                written = _write(directory, files, spec.corpus, survey, encoding)
-                _write_manifest(directory, identity, encoding, spec.corpus, survey, written)
-            say(
-                f"prepare: {written.num_tokens:,} training tokens in {len(written.blocks):,} "
-                f"blocks, {written.num_heldout:,} held-out documents "
-                f"({written.num_heldout_tokens:,} tokens) in {target}"
-            )
-    record_prepared(spec, key, target.name)
-    return open_token_blocks(target)
-
-
-def _survey(files: list[Path], corpus: CorpusSpec) -> Survey:
-    """The first pass. Raises UserError if either side of the split has no documents."""
-    digest = hashlib.sha256()
-    drawn: dict[str, int] = {}  # bytes of each content
-    not_utf8: list[str] = []
-    num_documents = num_bytes = num_empty = num_training = 0
-    for rows in _tables(_documents(files, corpus).drop_columns(["text"])):
-        for row in rows.to_pylist():
-            if row["skipped"] == EMPTY:
-                num_empty += 1
-            elif row["skipped"]:
-                not_utf8.append(row["name"])
-            else:
-                digest.update(bytes.fromhex(row["sha256"]))
-                num_documents += 1
-                num_bytes += row["num_bytes"]
-                if is_heldout(row["sha256"], corpus.heldout_fraction):
-                    drawn[row["sha256"]] = row["num_bytes"]
-                else:
-                    num_training += 1
-    split = Split(corpus.heldout_fraction, return_oversized(drawn))
-    survey = Survey(split, digest.hexdigest(), num_documents, num_bytes, num_empty, not_utf8)
-    _check_sides(survey, num_training, len(drawn))
-    return survey
-
-
-def _check_sides(survey: Survey, num_training: int, num_drawn: int) -> None:
-    split = survey.split
-    counts = (
-        f"heldout_fraction {split.fraction:g} draws {num_drawn:,} of {survey.num_documents:,} "
-        f"documents ({survey.num_empty:,} empty and {len(survey.not_utf8):,} not UTF-8 are skipped)"
-    )
-    if num_training + len(split.returned) == 0:
-        raise UserError(f"corpus: no training documents: {counts}; lower it or give more documents")
-    if num_drawn == len(split.returned):
-        returned = ", too few for each to be at most 20% of their bytes" if num_drawn else ""
-        raise UserError(
-            f"corpus: no held-out documents: {counts}{returned}: nothing could be evaluated; raise "
-            "heldout_fraction or split the corpus into more documents"
-        )
-
-
-def _train(files: list[Path], spec: PipelineSpec, split: Split, say: Say) -> tuple[Tokenizer, int]:
-    """A BPE trained on the first megabytes of training documents, and its EOS id."""
-    assert isinstance(spec.tokenizer, BpeTokenizer)
-    limit = spec.tokenizer.train_megabytes * 10**6
-    num_bytes = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal num_bytes
-        for item in (item for path in files for item in read_documents(path, spec.corpus)):
-            if num_bytes >= limit:
-                return
-            if not isinstance(item, Document):
-                continue
-            content = item.text.encode()
-            if not split.is_heldout(hashlib.sha256(content).hexdigest()):
-                num_bytes += len(content)
-                yield item.text
-
-    start = time.monotonic()
-    tokenizer = train_bpe(texts(), spec.tokenizer.vocab_size)
+            new = work / target.name
+            _assemble(new, identity, tokenizer.encoding, listing, surveyed)
+            try:
+                new.rename(target)
+            except OSError:
+                if not target.exists():  # else another listing of the same documents was faster
+                    raise
+        record_prepared(spec, listing, target.name)
+        shutil.rmtree(work)
+    blocks = open_token_blocks(target)
     say(
-        f"prepare: trained a byte-level BPE of {vocab_size(tokenizer):,} entries on "
-        f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
+        f"prepare: {name}: {blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} "
+        f"blocks, {surveyed.num_documents - surveyed.num_training:,} documents held out, in "
+        f"{target}"
     )
-    eos_id = tokenizer.token_to_id(EOS_TOKEN)
-    assert eos_id is not None
-    return tokenizer, eos_id
+    return blocks
 
 
-def _write(
-    directory: Path, files: list[Path], corpus: CorpusSpec, survey: Survey, encoding: Encoding
-) -> Written:
-    """The second pass: tokenizer, blocks and held-out documents. Raises UserError if the corpus is
-    not what the first pass read."""
-    (directory / "tokenizer.json").write_text(encoding.tokenizer_json, encoding="utf-8")
-    digest = hashlib.sha256()
-    seen: set[str] = set()  # held-out contents
-    num_heldout_tokens = num_duplicates = 0
-    blocks = BlockWriter(directory / "blocks", encoding.dtype)
-    with HeldoutWriter(directory / "heldout.arrow", encoding.dtype) as heldout_file:
-        for rows in _tables(_encoded(files, corpus, encoding)):
-            hashes = rows.column("sha256").to_pylist()
-            digest.update(bytes.fromhex("".join(hashes)))
-            training, heldout = [], []
-            for row, sha256 in enumerate(hashes):
-                if not encoding.split.is_heldout(sha256):
-                    training.append(row)
-                elif sha256 in seen:
-                    num_duplicates += 1
-                else:
-                    seen.add(sha256)
-                    heldout.append(row)
-            blocks.append(_flat_tokens(_take(rows, training)))
-            num_heldout_tokens += len(_flat_tokens(_take(rows, heldout)))
-            heldout_file.append(_take(rows, heldout))
-    if digest.hexdigest() != survey.documents_sha256:
-        raise UserError(
-            f"corpus: {_source(corpus)} changed while it was read, or another machine of the "
-            "cluster sees other files; nothing was written; run again when it is at rest"
+def _encode(listing: Listing, encoding: Encoding, directory: Path, say: Say) -> tuple[Path, ...]:
+    """Every shard of a source, committed: those that are there already and the others."""
+    shards = plan_shards(listing.files, listing.source.corpus)
+    missing = [shard for shard in shards if not shard.path(directory).exists()]
+    if len(missing) < len(shards):
+        say(
+            f"prepare: {listing.source.name}: {len(shards) - len(missing):,} of {len(shards):,} "
+            "shards are there, going on"
         )
-    return Written(blocks.finish(), len(seen), num_heldout_tokens, num_duplicates)
+    by_index = {shard.index: shard for shard in shards}
+    encode = partial(
+        _encode_one,
+        shards=by_index,
+        corpus=listing.source.corpus,
+        encoding=encoding,
+        directory=directory,
+    )
+    total = sum(shard.num_bytes for shard in missing)
+    done = text_bytes = num_tokens = 0
+    start = said = time.monotonic()
+    for result in _in_parallel(encode, [shard.index for shard in missing]):
+        done += by_index[result["index"]].num_bytes
+        text_bytes += result["num_bytes"]
+        num_tokens += result["num_tokens"]
+        now = time.monotonic()
+        if now - said >= SAY_SECONDS:
+            said, seconds = now, now - start
+            left = seconds / done * (total - done) if done else 0
+            say(
+                f"prepare: {listing.source.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, "
+                f"{text_bytes / seconds / 1e6:.1f} MB/s, {num_tokens / seconds / 1e6:.2f} Mtok/s, "
+                f"about {left:.0f} s left"
+            )
+    return tuple(shard.path(directory) for shard in shards)
 
 
-def _take(rows: pa.Table, which: list[int]) -> pa.Table:
-    return rows.take(pa.array(which, pa.int64()))
-
-
-def _flat_tokens(rows: pa.Table) -> np.ndarray:
-    return rows.column("tokens").combine_chunks().flatten().to_numpy()
-
-
-def _write_manifest(
+def _assemble(
     directory: Path,
     identity: dict[str, object],
     encoding: Encoding,
-    corpus: CorpusSpec,
-    survey: Survey,
-    written: Written,
+    listing: Listing,
+    surveyed: Survey,
 ) -> None:
+    """Blocks, held-out documents, tokenizer and, last, the manifest in ``directory``."""
+    write_text(directory / "tokenizer.json", encoding.tokenizer_json)
+    starts = list(range(0, surveyed.num_blocks, BLOCKS_PER_TASK))
+    cut = partial(_cut_some, surveyed=surveyed, directory=directory / "blocks")
+    runs = {result["index"]: result["blocks"] for result in _in_parallel(cut, starts)}
+    heldout = write_heldout(surveyed, directory / "heldout.arrow")
     blocks = TokenBlocks(
         directory=directory,
         fingerprint=fingerprint(identity),
-        dtype=encoding.dtype,
-        num_tokens=written.num_tokens,
+        dtype=surveyed.dtype,
+        num_tokens=surveyed.num_tokens,
         vocab_size=encoding.vocab_size,
         eos_id=encoding.eos_id,
-        blocks=written.blocks,
+        returned=tuple(sorted(sha256.hex() for sha256 in surveyed.split.returned)),
+        blocks=tuple(BlockFile(**block) for start in starts for block in runs[start]),
     )
-    provenance = {
-        "identity": identity,
-        "source": _source(corpus),
-        "source_bytes": survey.num_bytes,
-        "documents": survey.num_documents,
-        "heldout_documents": written.num_heldout,
-        "heldout_tokens": written.num_heldout_tokens,
-        "heldout_duplicates_dropped": written.num_duplicates,
-        "empty_skipped": survey.num_empty,
-        "not_utf8_skipped": len(survey.not_utf8),
-        "not_utf8_names": survey.not_utf8[:NAMES_SHOWN],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
+    write_manifest(
+        blocks,
+        {
+            "identity": identity,
+            "source": _place(listing.source.corpus),
+            "files": len(listing.files),
+            "documents": surveyed.num_documents,
+            "bytes": surveyed.num_bytes,
+            "training_documents": surveyed.num_training,
+            "heldout_documents": heldout.num_documents,
+            "heldout_tokens": heldout.num_tokens,
+            "heldout_duplicates_dropped": heldout.num_duplicates,
+            "empty_skipped": surveyed.skipped.get(EMPTY, 0),
+            "not_utf8_skipped": surveyed.skipped.get(NOT_UTF8, 0),
+            "not_utf8_names": surveyed.skipped_names,
+            "length_documents": surveyed.length_documents,
+            "length_tokens": surveyed.length_tokens,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
+            },
         },
-    }
-    write_manifest(blocks, provenance)
+    )
 
 
-def _documents(files: list[Path], corpus: CorpusSpec) -> ray.data.Dataset:
-    """The corpus as rows (``glray.data.rows.ROWS``) in order, streamed."""
-    plan = [pa.table({"path": [str(path) for path in group]}) for group in _groups(files)]
+# ---- tasks
+
+
+def _encode_one(
+    index: int,
+    shards: dict[int, Shard],
+    corpus: SourceCorpus,
+    encoding: Encoding,
+    directory: Path,
+) -> dict[str, Any]:
+    return asdict(encode_shard(shards[index], corpus, encoding, directory))
+
+
+def _cut_some(index: int, surveyed: Survey, directory: Path) -> dict[str, Any]:
+    last = min(index + BLOCKS_PER_TASK, surveyed.num_blocks)
+    return {"blocks": [asdict(block) for block in cut_blocks(surveyed, index, last, directory)]}
+
+
+def _in_parallel(
+    work: Callable[[int], dict[str, Any]], indices: list[int]
+) -> Iterator[dict[str, Any]]:
+    """``work`` of each index with its ``index``, on all CPUs of the cluster, as they finish.
+
+    Raises UserError for a UserError or OSError of a task.
+    """
+    if not indices:
+        return
+    plan = [pa.table({"index": [index]}) for index in indices]
     dataset = ray.data.from_blocks(plan).map_batches(
-        partial(read_rows, corpus=corpus),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=READ_CPUS,
+        partial(_results, work=work), batch_format="pyarrow", batch_size=None, num_cpus=1
     )
-    context = dataset.context
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = TABLE_BYTES
-    return dataset
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in table.to_pylist():
+            if row["error"] is not None:
+                raise UserError(row["error"])
+            yield json.loads(row["result"]) | {"index": row["index"]}
 
 
-def _encoded(files: list[Path], corpus: CorpusSpec, encoding: Encoding) -> ray.data.Dataset:
-    return _documents(files, corpus).map_batches(
-        partial(encode_rows, encoding=encoding),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=1,
-    )
-
-
-def _groups(files: list[Path]) -> Iterator[list[Path]]:
-    """Runs of files that are ``READ_BYTES`` together, or one larger file."""
-    group: list[Path] = []
-    num_bytes = 0
-    for path in files:
-        size = path.stat().st_size
-        if group and num_bytes + size > READ_BYTES:
-            yield group
-            group, num_bytes = [], 0
-        group.append(path)
-        num_bytes += size
-    yield group
-
-
-def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The dataset's tables in order. Raises UserError for a row that is an error."""
-    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for error in rows.column("error").drop_null().to_pylist():
-            raise UserError(error)
-        yield rows
+def _results(table: pa.Table, work: Callable[[int], dict[str, Any]]) -> pa.Table:
+    """A task: an error travels as a row, as an exception would come wrapped in Ray's traceback."""
+    rows = []
+    for index in table.column("index").to_pylist():
+        row = {"index": index, "result": None, "error": None}
+        try:
+            row["result"] = json.dumps(work(index))
+        except UserError as error:
+            row["error"] = str(error)
+        except OSError as error:
+            row["error"] = (
+                f"{error.filename or 'corpus'}: {error.strerror or error}; what is prepared so far "
+                "is kept: mend it and run the same command again"
+            )
+        rows.append(row)
+    schema = pa.schema({"index": pa.int64(), "result": pa.string(), "error": pa.string()})
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 @contextmanager
@@ -342,39 +295,43 @@ def _quiet_ray_data() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+# ---- around it
+
+
 @contextmanager
-def _new_directory(target: Path) -> Iterator[Path]:
-    """A directory that becomes ``target`` when the block ends without an error, if another run has
-    not made the same in between."""
-    directory = target.with_name(f".partial-{uuid.uuid4().hex[:8]}")
-    directory.mkdir(parents=True)
-    try:
-        yield directory
+def _alone(lock: Path, who: str, say: Say) -> Iterator[None]:
+    """Wait until no other process holds ``lock``, and hold it; it goes with this process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
-            directory.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{who}: another glray prepares the same, waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _file_sha256(tokenizer: TokenizerSpec) -> str | None:
-    if isinstance(tokenizer, BpeTokenizer):
-        return None
-    return hashlib.sha256(Path(tokenizer.path).expanduser().read_bytes()).hexdigest()
+def _refuse_no_training(surveyed: Survey, fraction: float) -> None:
+    if surveyed.num_training == 0:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in surveyed.skipped.items())
+        raise UserError(
+            f"corpus: no training documents: heldout_fraction {fraction:g} draws "
+            f"{surveyed.num_drawn:,} of {surveyed.num_documents:,} documents (skipped: "
+            f"{counts or 'none'}); lower it or give more documents"
+        )
 
 
-def _source(corpus: CorpusSpec) -> str:
+def _place(corpus: SourceCorpus) -> str:
     if isinstance(corpus, StdlibCorpus):
         return f"the standard library of Python {platform.python_version()}"
     return ", ".join(corpus.paths)
 
 
-def _say_skipped(survey: Survey, say: Say) -> None:
-    if survey.not_utf8:
-        names = ", ".join(survey.not_utf8[:NAMES_SHOWN])
-        more = " …" if len(survey.not_utf8) > NAMES_SHOWN else ""
-        say(f"prepare: skipped {len(survey.not_utf8):,} texts that are not UTF-8: {names}{more}")
-    if survey.num_empty:
-        say(f"prepare: skipped {survey.num_empty:,} empty documents")
+def _say_skipped(surveyed: Survey, name: str, say: Say) -> None:
+    not_utf8 = surveyed.skipped.get(NOT_UTF8, 0)
+    if not_utf8:
+        names = ", ".join(surveyed.skipped_names)
+        more = " …" if not_utf8 > len(surveyed.skipped_names) else ""
+        say(f"prepare: {name}: skipped {not_utf8:,} texts that are not UTF-8: {names}{more}")
+    if surveyed.skipped.get(EMPTY):
+        say(f"prepare: {name}: skipped {surveyed.skipped[EMPTY]:,} empty documents")

@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
 
-READ_TOKENS = 2**20
+READ_TOKENS = 2**22
 """One read task's tokens; Ray's cost is per task (about 50 ms), not per window."""
 READ_TASKS = 2
 """Read tasks at once of one worker."""
@@ -31,13 +30,13 @@ STORE_BYTES = 256 * 2**20
 """Object store that one worker's segment may fill ahead of the loop."""
 
 
-def ray_batches(blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
     """The batches of ``segments`` in order, read through Ray Data one segment ahead."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
 
         def open_next() -> Future[Iterator[Batch]] | None:
             reads = next(segments, None)
-            return None if reads is None else pool.submit(_opened, blocks, reads)
+            return None if reads is None else pool.submit(_opened, corpus, reads)
 
         current = open_next()
         while current is not None:
@@ -46,7 +45,7 @@ def ray_batches(blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator
             yield from batches
 
 
-def segment_dataset(blocks: TokenBlocks, reads: StageReads) -> ray.data.Dataset:
+def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
     """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
     num_steps, rows = reads.offsets.shape
     steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
@@ -55,7 +54,7 @@ def segment_dataset(blocks: TokenBlocks, reads: StageReads) -> ray.data.Dataset:
         for start in range(0, num_steps, steps_per_read)
     ]
     dataset = ray.data.from_blocks(plan).map_batches(
-        partial(_read, directory=blocks.directory, seq_len=reads.seq_len),
+        partial(_read, blocks=corpus.block_refs(reads.offsets), seq_len=reads.seq_len),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
@@ -70,36 +69,37 @@ def segment_dataset(blocks: TokenBlocks, reads: StageReads) -> ray.data.Dataset:
     return dataset
 
 
-def _opened(blocks: TokenBlocks, reads: StageReads) -> Iterator[Batch]:
+def _opened(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
     """The segment's batches, the first already fetched."""
-    batches = _segment_batches(blocks, reads)
+    batches = _segment_batches(corpus, reads)
     first = next(batches)
     return chain([first], batches)
 
 
-def _segment_batches(blocks: TokenBlocks, reads: StageReads) -> Iterator[Batch]:
+def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
     num_steps, rows = reads.offsets.shape
     if rows == 0:
-        nothing = np.empty((0, reads.seq_len + 1), dtype=blocks.dtype)
+        nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.dtype)
         for index in range(num_steps):
             yield Batch(reads.first_step + index, reads.seq_len, reads.offsets[index], nothing)
         return
-    tables = segment_dataset(blocks, reads).iter_batches(
-        batch_size=rows, batch_format="pyarrow", prefetch_batches=2
+    # Whole blocks, cut here: Ray's own batches would cost 0.7 ms each.
+    tables = segment_dataset(corpus, reads).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=1
     )
-    for index, table in enumerate(tables):
+    step = reads.first_step
+    for table in tables:
+        offsets = table.column("offset").to_numpy().reshape(-1, rows)
         tokens = table.column("tokens").combine_chunks()
         if isinstance(tokens, pa.ChunkedArray):
             tokens = tokens.chunk(0)
-        yield Batch(
-            step=reads.first_step + index,
-            seq_len=reads.seq_len,
-            offsets=table.column("offset").to_numpy(),
-            tokens=tokens.to_numpy_ndarray(),
-        )
+        windows = tokens.to_numpy_ndarray().reshape(-1, rows, reads.seq_len + 1)
+        for index in range(len(windows)):
+            yield Batch(step, reads.seq_len, offsets[index], windows[index])
+            step += 1
 
 
-def _read(table: pa.Table, directory: Path, seq_len: int) -> pa.Table:
-    windows = read_windows(directory, table.column("offset").to_numpy(), seq_len)
+def _read(table: pa.Table, blocks: BlockRefs, seq_len: int) -> pa.Table:
+    windows = read_windows(blocks, table.column("offset").to_numpy(), seq_len)
     tokens = pa.FixedShapeTensorArray.from_numpy_ndarray(windows)
     return pa.table({"offset": table.column("offset"), "tokens": tokens})

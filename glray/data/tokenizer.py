@@ -4,8 +4,10 @@ Text is only text here: a document that spells out a special token is encoded as
 and truncation or padding set in a ``tokenizer.json`` is switched off.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +38,29 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(spec: TokenizerFile) -> tuple[Tokenizer, int]:
-    """The tokenizer of a ``tokenizer.json`` and the id of its EOS. Raises UserError."""
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer that was given."""
+
+    tokenizer: Tokenizer
+    eos_id: int
+    sha256: str
+    """Of its file."""
+
+
+def read_tokenizer_json(spec: TokenizerFile) -> bytes:
+    """The content of the given ``tokenizer.json``. Raises UserError if there is none."""
     path = Path(spec.path).expanduser()
     if not path.is_file():
         raise UserError(f"tokenizer.path: {spec.path} does not exist; give a tokenizer.json")
+    return path.read_bytes()
+
+
+def load_tokenizer(spec: TokenizerFile) -> LoadedTokenizer:
+    """The tokenizer of a ``tokenizer.json``. Raises UserError."""
+    content = read_tokenizer_json(spec)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing narrower
         problem = " ".join(str(error).split())
         raise UserError(f"tokenizer.path: {spec.path} is no tokenizer.json: {problem}") from None
@@ -55,7 +73,7 @@ def load_tokenizer(spec: TokenizerFile) -> tuple[Tokenizer, int]:
             f"{vocab_size(tokenizer):,} tokens of {spec.path}: documents could not be told apart; "
             "name the token that ends a document"
         )
-    return tokenizer, eos_id
+    return LoadedTokenizer(tokenizer, eos_id, hashlib.sha256(content).hexdigest())
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -1,4 +1,4 @@
-"""Windows: rows of ``seq_len + 1`` tokens read from token blocks at given places of the stream.
+"""Windows: rows of ``seq_len + 1`` tokens read from token blocks at given places of the corpus.
 
 A window's inputs and targets are two views of it. A window never crosses a block: it lies inside
 a chunk, chunks divide blocks, and each block carries the first token of the next one.
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks import TokenBlocks, read_block
+from glray.data.blocks import read_block
+from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.order import ChunkOrder
 from glray.plan import Plan
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -24,7 +25,7 @@ class Batch:
     step: int
     seq_len: int
     offsets: np.ndarray
-    """int64[rows]: where each window starts in the token stream."""
+    """int64[rows]: where each window starts in the corpus."""
     tokens: np.ndarray
     """uint16 or uint32[rows, seq_len + 1]; may be read-only and shared: never write to it."""
 
@@ -49,22 +50,26 @@ class StageReads:
     """int64[steps, rows of the rank]."""
 
 
-@lru_cache(maxsize=256)
-def _block(path: Path) -> np.ndarray:
-    return read_block(path)
+@lru_cache(maxsize=512)
+def _block(path: str, sha256: str) -> np.ndarray:
+    return read_block(Path(path), sha256)
 
 
-def read_windows(directory: Path, offsets: np.ndarray, seq_len: int) -> np.ndarray:
-    """The windows that start at ``offsets`` (int64[rows]): uint[rows, seq_len + 1], copied."""
+def read_windows(blocks: BlockRefs, offsets: np.ndarray, seq_len: int) -> np.ndarray:
+    """The windows that start at ``offsets`` (int64[rows]): uint[rows, seq_len + 1], copied.
+
+    ``blocks`` has those that the windows lie in; each is checked on its first read in a process.
+    Raises UserError for a damaged one.
+    """
     block_of = offsets // BLOCK_TOKENS
     windows = None
-    for index in np.unique(block_of):
-        inside = block_of == index
-        block = _block(directory / "blocks" / f"{index:05d}.arrow")
+    for number in np.unique(block_of).tolist():
+        inside = block_of == number
+        block = _block(*blocks[number])
         if windows is None:
             windows = np.empty((len(offsets), seq_len + 1), dtype=block.dtype)
         cuts = np.lib.stride_tricks.sliding_window_view(block, seq_len + 1)
-        windows[inside] = cuts[offsets[inside] - index * BLOCK_TOKENS]
+        windows[inside] = cuts[offsets[inside] - number * BLOCK_TOKENS]
     assert windows is not None, "no windows asked for"
     return windows
 
@@ -98,14 +103,15 @@ def stage_reads(
             start += num_steps
 
 
-def local_batches(blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
     """The batches of ``segments`` read directly: the reference that Ray Data's stream must equal,
     and the stream of the local worker context."""
     for reads in segments:
+        blocks = corpus.block_refs(reads.offsets)
         for index, offsets in enumerate(reads.offsets):
             tokens = (
-                read_windows(blocks.directory, offsets, reads.seq_len)
+                read_windows(blocks, offsets, reads.seq_len)
                 if len(offsets)
-                else np.empty((0, reads.seq_len + 1), dtype=blocks.dtype)
+                else np.empty((0, reads.seq_len + 1), dtype=corpus.dtype)
             )
             yield Batch(reads.first_step + index, reads.seq_len, offsets, tokens)

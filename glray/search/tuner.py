@@ -13,7 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rich import box
 from rich.table import Table
 
-from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.errors import UserError
 from glray.files import read_record, write_text
 from glray.search.space import ranking_seq_len, refuse_search, trial_spec
@@ -57,7 +57,7 @@ class SearchResult:
         return table
 
 
-def search(spec: PipelineSpec, blocks: TokenBlocks, say: Any) -> SearchResult:
+def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult:
     """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
 
     All lengths are calibrated once; then each trial trains its whole schedule at the same charged
@@ -68,14 +68,14 @@ def search(spec: PipelineSpec, blocks: TokenBlocks, say: Any) -> SearchResult:
     assert spec.search is not None
     seq_len = ranking_seq_len(spec)
     directory = pipeline_directory(spec) / "tune"
-    searched = _calibrated(_stored_in(spec, directory), blocks)
+    searched = _calibrated(_stored_in(spec, directory), corpus)
     say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} charged seconds each")
     specs = [trial_spec(searched, number) for number in range(spec.search.num_trials)]
     for trial in specs:
-        settle(trial, blocks)  # what is wrong with any is said before one is trained
-    _train_trials(specs, blocks, directory)
+        settle(trial, corpus)  # what is wrong with any is said before one is trained
+    _train_trials(specs, corpus, directory)
     trials = sorted(
-        (_finished(number, trial, blocks) for number, trial in enumerate(specs)),
+        (_finished(number, trial, corpus) for number, trial in enumerate(specs)),
         key=lambda trial: (trial.loss, trial.number),
     )
     best_yaml = pipeline_directory(spec) / "best.yaml"
@@ -88,7 +88,7 @@ def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
     return spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(storage)})
 
 
-def _calibrated(spec: PipelineSpec, blocks: TokenBlocks) -> PipelineSpec:
+def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
     """The spec with a calibration of every length of the search: its own, or one that an earlier
     trial of this search has started with, or one measured now."""
     if spec.calibration is not None:
@@ -96,11 +96,11 @@ def _calibrated(spec: PipelineSpec, blocks: TokenBlocks) -> PipelineSpec:
     directory = Path(spec.compute.storage)
     recorded = directory / "calibration.json"
     if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
-        calibrate_in_group(spec, blocks, recorded)
+        calibrate_in_group(spec, corpus, recorded)
     return spec.with_fields(calibration={"step_microseconds": recorded_calibration(recorded)})
 
 
-def _train_trials(specs: list[PipelineSpec], blocks: TokenBlocks, directory: Path) -> None:
+def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
     compute = specs[0].compute
     free_cpus = ray.cluster_resources().get("CPU", 1)
     at_once = max(1, int(free_cpus // (compute.num_workers * compute.cpus_per_worker)))
@@ -113,7 +113,7 @@ def _train_trials(specs: list[PipelineSpec], blocks: TokenBlocks, directory: Pat
             "spec": ray.tune.grid_search(
                 [json.dumps(spec.model_dump(mode="json")) for spec in specs]
             ),
-            "tokens": str(blocks.directory),
+            "tokens": json.dumps(corpus.directories),
         },
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
         run_config=ray.tune.RunConfig(
@@ -129,17 +129,17 @@ def _train_trials(specs: list[PipelineSpec], blocks: TokenBlocks, directory: Pat
 def _train_trial(config: dict[str, str]) -> None:
     """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
     spec = validate(json.loads(config["spec"]), "the trial's spec")
-    blocks = open_token_blocks(Path(config["tokens"]))
-    runs = settle(spec, blocks)
+    corpus = open_corpus(spec, json.loads(config["tokens"]))
+    runs = settle(spec, corpus)
     assert runs is not None, "a trial's spec has its calibration"
     if not runs[0].is_finished:
-        fit(spec, blocks, callbacks=[TuneReportCallback()])
-    ray.tune.report({"loss": _finished(0, spec, blocks).loss})
+        fit(spec, corpus, callbacks=[TuneReportCallback()])
+    ray.tune.report({"loss": _finished(0, spec, corpus).loss})
 
 
-def _finished(number: int, spec: PipelineSpec, blocks: TokenBlocks) -> Trial:
+def _finished(number: int, spec: PipelineSpec, corpus: PreparedCorpus) -> Trial:
     """A trained trial and its held-out loss at the longest trained length of the search."""
-    runs = settle(spec, blocks)
+    runs = settle(spec, corpus)
     assert runs is not None
     run = runs[0]
     path = run.evaluation_path(run.plan.num_steps)

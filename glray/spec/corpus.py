@@ -2,53 +2,94 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from glray.spec.base import Spec
-
-
-class _Corpus(Spec):
-    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the documents held out for evaluation, chosen by a hash of their content. Of those
-    drawn, a document that is more than 20% of the held-out bytes goes back to training."""
+from glray.spec.base import Name, Spec
 
 
-class StdlibCorpus(_Corpus):
+class StdlibCorpus(Spec):
     """The running Python's own standard library: real text that needs no download."""
 
     kind: Literal["stdlib"] = "stdlib"
 
 
-class TextCorpus(_Corpus):
-    """Plain UTF-8 text files, one document each."""
+class _Files(Spec):
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, folders (searched for files of the kind) or globs; local, or URIs such as
+    ``s3://bucket/folder``."""
+
+
+class TextCorpus(_Files):
+    """Plain UTF-8 text files (``*.txt``, ``*.txt.gz``, ``*.txt.zst``), one document each."""
 
     kind: Literal["text"] = "text"
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (searched for ``*.txt``) or globs."""
 
 
-class JsonlCorpus(_Corpus):
-    """JSON Lines files, one document a line."""
+class _Columns(_Files):
+    column: str = "text"
+    """Where a document's text lies; or its token ids, a list of integers that is taken as it is
+    (``tokenizer`` is then the ``tokenizer.json`` that made them)."""
+
+
+class JsonlCorpus(_Columns):
+    """JSON Lines files (``*.jsonl``, ``*.jsonl.gz``, ``*.jsonl.zst``), one document a line."""
 
     kind: Literal["jsonl"] = "jsonl"
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (searched for ``*.jsonl``) or globs."""
-    column: str = "text"
-    """The key that holds a document's text."""
 
 
-class ParquetCorpus(_Corpus):
-    """Parquet files, one document a row."""
+class ParquetCorpus(_Columns):
+    """Parquet files (``*.parquet``), one document a row."""
 
     kind: Literal["parquet"] = "parquet"
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (searched for ``*.parquet``) or globs."""
-    column: str = "text"
-    """The column that holds a document's text."""
+
+
+class ArrowCorpus(_Columns):
+    """Arrow IPC files or streams (``*.arrow``), one document a row: also what ``save_to_disk`` of
+    Hugging Face ``datasets`` writes."""
+
+    kind: Literal["arrow"] = "arrow"
+
+
+SourceCorpus = Annotated[
+    StdlibCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | ArrowCorpus,
+    Field(discriminator="kind"),
+]
+
+
+class SourceSpec(Spec):
+    """One source of a mixture."""
+
+    name: Name
+    """Names the source in records and tables."""
+    weight: int = Field(ge=1, le=1000)
+    """Chunks of it in a cycle of the order: weights 3 and 1 give three chunks to one. A new weight
+    is a new order of the same token blocks."""
+    corpus: SourceCorpus
+    """Where its text comes from."""
+
+
+class MixtureCorpus(Spec):
+    """Several sources; each has its own token blocks and its own epochs."""
+
+    kind: Literal["mixture"] = "mixture"
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    """The sources, in the order in which a cycle takes them."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "MixtureCorpus":
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"sources: {names.count(name)} are named {name!r}, their records would be one; "
+                    "rename one"
+                )
+        return self
 
 
 CorpusSpec = Annotated[
-    StdlibCorpus | TextCorpus | JsonlCorpus | ParquetCorpus, Field(discriminator="kind")
+    StdlibCorpus | TextCorpus | JsonlCorpus | ParquetCorpus | ArrowCorpus | MixtureCorpus,
+    Field(discriminator="kind"),
 ]
 
 
@@ -59,7 +100,8 @@ class BpeTokenizer(Spec):
     vocab_size: int = Field(ge=257, le=1_000_000)
     """Entries of the vocabulary, the end-of-document token included (257 is bytes alone)."""
     train_megabytes: int = Field(default=64, ge=1)
-    """The tokenizer learns from the first this many megabytes (10^6 bytes) of training text."""
+    """The tokenizer learns from the first this many megabytes (10^6 bytes) of text that is not
+    drawn for the held-out set, in equal parts from each source."""
 
 
 class TokenizerFile(Spec):

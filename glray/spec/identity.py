@@ -1,6 +1,6 @@
 """What is computed, apart from how it is executed: the tokens and training fingerprints.
 
-The *tokens* fingerprint names a set of token blocks. The *training* fingerprint names one arm's
+The *tokens* fingerprint names a source's token blocks. The *training* fingerprint names one arm's
 run under one seed. Whatever is in neither (workers, storage, evaluation, logging, names) may
 change between two calls without starting anything anew. ``tests/spec/test_identity.py`` lists
 every field of the spec with its fingerprint.
@@ -9,12 +9,11 @@ every field of the spec with its fingerprint.
 import hashlib
 import json
 
-from glray.spec.corpus import BpeTokenizer, TokenizerSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 
-FORMAT_VERSION = 1
-"""Version of the token blocks on disk."""
+FORMAT_VERSION = 2
+"""Version of the token blocks on disk and of the order in which they are read."""
 
 
 def fingerprint(identity: dict[str, object]) -> str:
@@ -24,40 +23,32 @@ def fingerprint(identity: dict[str, object]) -> str:
 
 
 def tokens_identity(
-    tokenizer: TokenizerSpec,
-    *,
-    heldout_fraction: float,
-    documents_sha256: str,
-    tokenizer_sha256: str | None,
+    *, documents_sha256: str, heldout_fraction: float, tokenizer_sha256: str, eos_id: int
 ) -> dict[str, object]:
-    """What decides the bytes of token blocks.
+    """What decides the bytes of a source's token blocks.
 
-    ``documents_sha256`` stands for the source's bytes in their order, so neither the corpus's
-    paths nor its file format count. ``tokenizer_sha256`` is that of a ``tokenizer.json`` given
-    by path, None for one that is trained here.
+    ``documents_sha256`` stands for the source's documents in their order and ``tokenizer_sha256``
+    for the ``tokenizer.json``, given or trained: so neither paths nor file formats count.
     """
-    declared: dict[str, object] = (
-        {"vocab_size": tokenizer.vocab_size, "train_megabytes": tokenizer.train_megabytes}
-        if isinstance(tokenizer, BpeTokenizer)
-        else {"sha256": tokenizer_sha256, "eos_token": tokenizer.eos_token}
-    )
     return {
         "format": FORMAT_VERSION,
         "documents_sha256": documents_sha256,
         "heldout_fraction": heldout_fraction,
-        "tokenizer": declared,
+        "tokenizer_sha256": tokenizer_sha256,
+        "eos_id": eos_id,
     }
 
 
 def training_identity(
-    spec: PipelineSpec, arm: ArmSpec, seed: int, tokens_fingerprint: str
+    spec: PipelineSpec, arm: ArmSpec, seed: int, tokens: list[dict[str, object]]
 ) -> dict[str, object]:
     """What decides the weights that one arm under one seed ends with.
 
-    Raises ValueError if seconds decide and the spec's calibration lacks a length of the arm.
+    ``tokens`` has the fingerprint and weight of each source, in the order of the cycle. Raises
+    ValueError if seconds decide and the spec's calibration lacks a length of the arm.
     """
     identity: dict[str, object] = {
-        "tokens": tokens_fingerprint,
+        "tokens": tokens,
         "model": spec.model.model_dump(mode="json"),
         "stages": [stage.model_dump(mode="json") for stage in arm.stages],
         "budget": spec.budget.model_dump(mode="json"),

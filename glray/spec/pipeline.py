@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from glray.spec.base import Name, Spec
 from glray.spec.compute import ComputeSpec
-from glray.spec.corpus import CorpusSpec, TokenizerSpec
+from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import ModelSpec
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
 from glray.spec.search import SearchSpec
 from glray.spec.training import EvaluationSpec, OptimizerSpec
 
 BLOCK_TOKENS = 2**20
-"""A token block holds a multiple of this many tokens, so ``chunk_len`` must divide it."""
+"""A token block holds this many tokens, so ``chunk_len`` must divide it."""
 
 
 class PipelineSpec(Spec):
@@ -23,6 +23,9 @@ class PipelineSpec(Spec):
     """Names the pipeline's directory in the storage."""
     corpus: CorpusSpec
     """Where the text comes from."""
+    heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the documents held out for evaluation, chosen by a hash of their content. Of those
+    drawn, a document that is more than 20% of its source's held-out bytes goes back to training."""
     tokenizer: TokenizerSpec
     """How text becomes tokens."""
     model: ModelSpec
@@ -52,6 +55,13 @@ class PipelineSpec(Spec):
     """What ``glray tune`` varies."""
     calibration: CalibrationSpec | None = None
     """Cost of a step at each length, where seconds decide. None: measured before step 0."""
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """The mixture's sources, or the one corpus under its kind's name."""
+        if isinstance(self.corpus, MixtureCorpus):
+            return self.corpus.sources
+        return (SourceSpec(name=self.corpus.kind, weight=1, corpus=self.corpus),)
 
     @property
     def chunk_tokens(self) -> int:

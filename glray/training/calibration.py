@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import PreparedCorpus
 from glray.data.order import row_range
 from glray.data.windows import Batch
 from glray.model.decoder import build_model, model_config
@@ -31,18 +31,18 @@ ENOUGH_SECONDS = 12.0
 """Rounds go on until this much is measured, between the two bounds above."""
 
 
-def calibrate(spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext) -> dict[int, int]:
+def calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> dict[int, int]:
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
     config = model_config(
         spec.model,
-        vocab_size=blocks.vocab_size,
-        eos_id=blocks.eos_id,
+        vocab_size=corpus.vocab_size,
+        eos_id=corpus.eos_id,
         max_seq_len=max(lengths),
     )
     model = distributed(build_model(config, seed=0, device=ctx.device), ctx)
     optimizer = build_optimizer(model, spec.optimizer)
-    batches = {length: _random_batch(length, spec, blocks, ctx) for length in lengths}
+    batches = {length: _random_batch(length, spec, corpus, ctx) for length in lengths}
 
     def step_seconds(seq_len: int) -> float:
         _synchronize(ctx)
@@ -72,11 +72,11 @@ def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:
 
 
 def _random_batch(
-    seq_len: int, spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext
+    seq_len: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
 ) -> Batch:
     first, last = row_range(spec.tokens_per_batch // seq_len, ctx.rank, ctx.world_size)
     tokens = np.random.default_rng(0).integers(
-        blocks.vocab_size, size=(last - first, seq_len + 1), dtype=np.int64
+        corpus.vocab_size, size=(last - first, seq_len + 1), dtype=np.int64
     )
     return Batch(step=0, seq_len=seq_len, offsets=np.arange(first, last), tokens=tokens)
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
 
 
@@ -25,7 +25,7 @@ class WorkerContext(Protocol):
     def device(self) -> torch.device:
         """Where this worker computes."""
 
-    def batches(self, blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """The batches of ``segments``, in order."""
 
     def stop_requested(self) -> bool:
@@ -44,9 +44,9 @@ class LocalContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Callable[[], bool] = lambda: False
 
-    def batches(self, blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext."""
-        return local_batches(blocks, segments)
+        return local_batches(corpus, segments)
 
     def stop_requested(self) -> bool:
         """See WorkerContext."""

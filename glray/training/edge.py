@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.stream import ray_batches
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
@@ -40,9 +40,9 @@ class RayContext:
         self.device: torch.device = ray.train.torch.get_device()
         self._stop_file = stop_file
 
-    def batches(self, blocks: TokenBlocks, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
-        return ray_batches(blocks, segments)
+        return ray_batches(corpus, segments)
 
     def stop_requested(self) -> bool:
         """See WorkerContext: whether the driver has left its stop file."""
@@ -53,18 +53,18 @@ class RayContext:
         ray.train.report(metrics)
 
 
-def fit(spec: PipelineSpec, blocks: TokenBlocks, callbacks: list[Any] | None = None) -> None:
+def fit(spec: PipelineSpec, corpus: PreparedCorpus, callbacks: list[Any] | None = None) -> None:
     """Train every unfinished run of the pipeline in one worker group. Ray is connected.
 
     ``callbacks`` are Ray Train user callbacks (Tune's, within a trial). Raises what a worker
     raised, wrapped by Ray Train.
     """
-    _run_group(_training_worker, spec, blocks, callbacks or [])
+    _run_group(_training_worker, spec, corpus, callbacks or [])
 
 
-def calibrate_in_group(spec: PipelineSpec, blocks: TokenBlocks, path: Path) -> None:
+def calibrate_in_group(spec: PipelineSpec, corpus: PreparedCorpus, path: Path) -> None:
     """Calibrate in a worker group like training's and leave ``path``."""
-    _run_group(_calibrating_worker, spec, blocks, [], path=str(path))
+    _run_group(_calibrating_worker, spec, corpus, [], path=str(path))
 
 
 def stop_file(spec: PipelineSpec) -> Path:
@@ -75,7 +75,7 @@ def stop_file(spec: PipelineSpec) -> Path:
 def _run_group(
     worker: Callable[[dict[str, str]], None],
     spec: PipelineSpec,
-    blocks: TokenBlocks,
+    corpus: PreparedCorpus,
     callbacks: list[Any],
     **config: str,
 ) -> None:
@@ -88,7 +88,7 @@ def _run_group(
         worker,
         train_loop_config={
             "spec": json.dumps(spec.model_dump(mode="json")),
-            "tokens": str(blocks.directory),
+            "tokens": json.dumps(corpus.directories),
             **config,
         },
         scaling_config=ray.train.ScalingConfig(
@@ -114,17 +114,17 @@ def _run_group(
 
 
 def _training_worker(config: dict[str, str]) -> None:
-    with _joined(config) as (spec, blocks, ctx):
-        train_all(spec, blocks, ctx)
+    with _joined(config) as (spec, corpus, ctx):
+        train_all(spec, corpus, ctx)
 
 
 def _calibrating_worker(config: dict[str, str]) -> None:
-    with _joined(config) as (spec, blocks, ctx):
-        write_calibration(spec, blocks, ctx, Path(config["path"]))
+    with _joined(config) as (spec, corpus, ctx):
+        write_calibration(spec, corpus, ctx, Path(config["path"]))
 
 
 @contextmanager
-def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, TokenBlocks, RayContext]]:
+def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, PreparedCorpus, RayContext]]:
     """What each worker of a group starts from.
 
     A person's error is left for the driver. A lone worker then returns, so that Ray does not start
@@ -134,7 +134,7 @@ def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, TokenBlocks,
     torch.set_num_threads(spec.compute.cpus_per_worker)
     ctx = RayContext(stop_file(spec))
     try:
-        yield spec, open_token_blocks(Path(config["tokens"])), ctx
+        yield spec, open_corpus(spec, json.loads(config["tokens"])), ctx
     except UserError as error:
         write_text(_error_file(spec), str(error))
         if ctx.world_size > 1:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glray.data.blocks import TokenBlocks
-from glray.data.heldout import read_heldout
+from glray.data.corpus import PreparedCorpus
 from glray.data.order import row_range
 from glray.errors import UserError
 from glray.model.loss import token_losses
@@ -56,17 +55,17 @@ class HeldoutTargets:
         return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
 
 
-def heldout_targets(blocks: TokenBlocks, evaluation: EvaluationSpec) -> HeldoutTargets:
+def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> HeldoutTargets:
     """The fixed set of targets. Raises UserError if no held-out document is long enough."""
     longest = max(evaluation.seq_lens)
-    documents = [document.tokens for document in read_heldout(blocks.heldout_path)]
+    documents = [document.tokens for document in corpus.heldout()]
     usable = [tokens for tokens in documents if len(tokens) > longest]
     if not usable:
         most = max((len(tokens) for tokens in documents), default=0)
         raise UserError(
             f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens, "
             f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
-            "length; lower the longest length or raise corpus.heldout_fraction"
+            "length; lower the longest length or raise heldout_fraction"
         )
     wanted = evaluation.num_tokens // longest
     stretches: list[np.ndarray] = []
@@ -79,7 +78,7 @@ def heldout_targets(blocks: TokenBlocks, evaluation: EvaluationSpec) -> HeldoutT
                 sources.append(index)
         start += longest
     tokens = np.stack(stretches).astype(np.int64)
-    num_bytes = int(blocks.token_num_bytes()[tokens[:, 1:]].sum())
+    num_bytes = int(corpus.token_num_bytes()[tokens[:, 1:]].sum())
     return HeldoutTargets(tokens, np.array(sources, dtype=np.int64), num_bytes)
 
 

@@ -6,19 +6,19 @@ import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import PreparedCorpus
 from glray.files import new_directory
 
 
 def export_model(
-    model: GPTNeoXForCausalLM, blocks: TokenBlocks, path: Path, max_seq_len: int
+    model: GPTNeoXForCausalLM, corpus: PreparedCorpus, path: Path, max_seq_len: int
 ) -> None:
     """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
 
     ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load it.
     """
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(blocks.tokenizer_path))
-    eos_token = tokenizer.convert_ids_to_tokens(blocks.eos_id)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.tokenizer_path))
+    eos_token = tokenizer.convert_ids_to_tokens(corpus.eos_id)
     tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
     tokenizer.model_max_length = max_seq_len
     use_cache = model.config.use_cache

@@ -51,7 +51,7 @@ def _train_steps(session: RunSession) -> bool:
         rank=ctx.rank,
         world_size=ctx.world_size,
     )
-    batches = ctx.batches(run.blocks, segments)
+    batches = ctx.batches(run.corpus, segments)
     batch = next(batches)
     waited_seconds = 0.0
     clock = time.perf_counter() - state.measured_seconds

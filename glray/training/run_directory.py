@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GPTNeoXConfig
 
-from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.order import ChunkOrder
 from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
@@ -34,17 +34,17 @@ class Run:
     arm: ArmSpec
     seed: int
     plan: Plan
-    blocks: TokenBlocks
+    corpus: PreparedCorpus
 
     @property
     def identity(self) -> dict[str, object]:
         """What decides the run's weights."""
-        return training_identity(self.spec, self.arm, self.seed, self.blocks.fingerprint)
+        return training_identity(self.spec, self.arm, self.seed, self.corpus.identity)
 
     @property
     def order(self) -> ChunkOrder:
         """The order of its tokens: the same for all arms of the seed."""
-        return ChunkOrder(self.blocks.num_tokens, self.plan.chunk_len, self.seed)
+        return self.corpus.order(self.plan.chunk_len, self.seed)
 
     @property
     def longest_seq_len(self) -> int:
@@ -56,8 +56,8 @@ class Run:
         """The model's configuration for the run's tokenizer and lengths."""
         return model_config(
             self.spec.model,
-            vocab_size=self.blocks.vocab_size,
-            eos_id=self.blocks.eos_id,
+            vocab_size=self.corpus.vocab_size,
+            eos_id=self.corpus.eos_id,
             max_seq_len=self.longest_seq_len,
         )
 
@@ -87,16 +87,16 @@ def pipeline_directory(spec: PipelineSpec) -> Path:
     return storage_path(spec.compute) / spec.name
 
 
-def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
+def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
     """Every run of the pipeline, seed by seed; None while a calibration is needed and missing.
 
     Raises UserError for a plan that cannot be, a corpus smaller than a batch, a vocabulary larger
     than the model's, held-out documents shorter than a window, or a run's directory that holds
     another identity.
     """
-    refuse_small_corpus(spec, blocks)
-    embedding_rows(spec.model, blocks.vocab_size)
-    heldout_targets(blocks, spec.evaluation)
+    refuse_small_corpus(spec, corpus)
+    embedding_rows(spec.model, corpus.vocab_size)
+    heldout_targets(corpus, spec.evaluation)
     spec = with_calibration(spec)
     directory = pipeline_directory(spec)
     runs = []
@@ -105,7 +105,7 @@ def settle(spec: PipelineSpec, blocks: TokenBlocks) -> list[Run] | None:
             plan = make_plan(spec, arm)
             if plan is None:
                 return None
-            run = Run(directory / f"{arm.name}-seed{seed}", spec, arm, seed, plan, blocks)
+            run = Run(directory / f"{arm.name}-seed{seed}", spec, arm, seed, plan, corpus)
             refuse_another_identity(run)
             runs.append(run)
     return runs
@@ -136,15 +136,24 @@ def recorded_calibration(path: Path) -> dict[int, int] | None:
     return {int(length): cost for length, cost in recorded["step_microseconds"].items()}
 
 
-def refuse_small_corpus(spec: PipelineSpec, blocks: TokenBlocks) -> None:
-    """Raises UserError if an epoch of the token blocks has less than one batch."""
-    order = ChunkOrder(blocks.num_tokens, spec.chunk_tokens, seed=0)
-    available = order.num_chunks * spec.chunk_tokens
+def refuse_small_corpus(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
+    """Raises UserError if an epoch of a source has no chunk, or all have less than one batch."""
+    order = corpus.order(spec.chunk_tokens, seed=0)
+    remedy = "give more text, or lower tokens_per_batch or chunk_len"
+    available = 0
+    for index, source in enumerate(corpus.sources):
+        available += order.num_chunks(index) * spec.chunk_tokens
+        if order.num_chunks(index) == 0:
+            raise UserError(
+                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are less "
+                f"than a chunk of {spec.chunk_tokens:,} and a token: it would never be read; "
+                f"{remedy}"
+            )
     if available < spec.tokens_per_batch:
         raise UserError(
-            f"corpus: {blocks.num_tokens:,} training tokens make {available:,} in whole chunks of "
+            f"corpus: its training tokens make {available:,} in whole chunks of "
             f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
-            "could be filled; give more text, or lower tokens_per_batch or chunk_len"
+            f"could be filled; {remedy}"
         )
 
 
@@ -187,7 +196,7 @@ def write_run(run: Run, environment: dict[str, Any]) -> None:
             "seed": run.seed,
             "fingerprint": fingerprint(run.identity),
             "identity": run.identity,
-            "tokens_directory": str(run.blocks.directory),
+            "tokens_directories": run.corpus.directories,
             "environment": environment,
             "plan": {
                 "tokens_per_batch": plan.tokens_per_batch,
@@ -202,7 +211,7 @@ def write_run(run: Run, environment: dict[str, Any]) -> None:
 
 def find_run(directory: Path) -> Run:
     """The run of a run's directory, as it was started. Raises UserError."""
-    recorded = read_record(directory / "run.json", "tokens_directory", "seed")
+    recorded = read_record(directory / "run.json", "tokens_directories", "seed")
     if recorded is None:
         raise UserError(
             f"{directory}: not a run's directory, it has no run.json; give one such as "
@@ -212,5 +221,5 @@ def find_run(directory: Path) -> Run:
     arm = spec.arms[0]
     plan = make_plan(spec, arm)
     assert plan is not None, "a run's spec has its calibration"
-    blocks = open_token_blocks(Path(recorded["tokens_directory"]))
-    return Run(directory, spec, arm, recorded["seed"], plan, blocks)
+    corpus = open_corpus(spec, recorded["tokens_directories"])
+    return Run(directory, spec, arm, recorded["seed"], plan, corpus)

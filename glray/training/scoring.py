@@ -35,8 +35,8 @@ def score_run(
         raise UserError(f"--seq-lens: {describe(error)}") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = latest_model(run, device)
-    targets = heldout_targets(run.blocks, evaluation)
-    own = heldout_targets(run.blocks, run.spec.evaluation).sha256 == targets.sha256
+    targets = heldout_targets(run.corpus, evaluation)
+    own = heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
     return evaluate(model, targets, seq_lens, run.spec, LocalContext(device=device)), targets, own
 
 
@@ -46,7 +46,7 @@ def export_run(directory: Path, path: Path) -> int:
     if path.exists():
         raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
     model, step = latest_model(run, torch.device("cpu"))
-    export_model(model, run.blocks, path, run.longest_seq_len)
+    export_model(model, run.corpus, path, run.longest_seq_len)
     return step
 
 

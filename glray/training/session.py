@@ -88,7 +88,7 @@ class RunSession:
         if self.ctx.rank != 0:
             return
         run, state = self.run, self.state
-        export_model(self.model, run.blocks, run.directory / "model", run.longest_seq_len)
+        export_model(self.model, run.corpus, run.directory / "model", run.longest_seq_len)
         write_json(
             run.directory / "result.json",
             {
@@ -133,5 +133,5 @@ def open_session(run: Run, ctx: WorkerContext) -> RunSession:
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
-    targets = heldout_targets(run.blocks, spec.evaluation)
+    targets = heldout_targets(run.corpus, spec.evaluation)
     return RunSession(run, ctx, model, optimizer, state, targets, announcer)

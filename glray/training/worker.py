@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glray.data.blocks import TokenBlocks
+from glray.data.corpus import PreparedCorpus
 from glray.files import write_json, write_text
 from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
@@ -14,7 +14,7 @@ from glray.training.metrics import Announcer
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
 
 
-def train_all(spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext) -> None:
+def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Train every unfinished run of the pipeline, in the order of its seeds and arms.
 
     Returns early if asked to stop. Every rank of a group calls it.
@@ -22,7 +22,7 @@ def train_all(spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext) -> No
     directory = pipeline_directory(spec)
     announcer = Announcer(directory, ctx)
     directory.mkdir(parents=True, exist_ok=True)
-    runs = settle(spec, blocks) or _calibrated_runs(spec, blocks, ctx, announcer)
+    runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, announcer)
     if ctx.rank == 0:
         write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
     for run in runs:
@@ -36,23 +36,23 @@ def train_all(spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext) -> No
 
 
 def write_calibration(
-    spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext, path: Path
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
 ) -> dict[int, int]:
     """Measure microseconds of a step by sequence length and leave them in ``path`` (rank 0)."""
-    costs = calibrate(spec, blocks, ctx)
+    costs = calibrate(spec, corpus, ctx)
     if ctx.rank == 0:
         write_json(path, {"step_microseconds": costs, "environment": environment(ctx)})
     return costs
 
 
 def _calibrated_runs(
-    spec: PipelineSpec, blocks: TokenBlocks, ctx: WorkerContext, announcer: Announcer
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, announcer: Announcer
 ) -> list[Run]:
     announcer.progress(phase="calibrating: steps of every length, interleaved")
     path = pipeline_directory(spec) / "calibration.json"
-    costs = write_calibration(spec, blocks, ctx, path)
+    costs = write_calibration(spec, corpus, ctx, path)
     shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
     announcer.event(f"calibration: a step takes {shown}")
-    runs = settle(spec.with_fields(calibration={"step_microseconds": costs}), blocks)
+    runs = settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)
     assert runs is not None, "a calibrated spec has a plan"
     return runs

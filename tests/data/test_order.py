@@ -1,5 +1,6 @@
 """The order of the tokens: each once an epoch, the same at every length and world size."""
 
+import tracemalloc
 from itertools import chain, pairwise
 
 import numpy as np
@@ -7,35 +8,126 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glray.data.order import ChunkOrder, _round_keys, permute, row_range
+from glray.data.order import (
+    SHUFFLE_BLOCKS,
+    ChunkOrder,
+    SourceStream,
+    _words,
+    permute,
+    row_range,
+    shuffle,
+)
+from glray.spec.pipeline import BLOCK_TOKENS
 
 
-@given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 5))
-def test_permute_is_a_permutation(size, seed, epoch):
-    permuted = permute(np.arange(size), size, _round_keys(seed, epoch))
+def one_source(num_tokens: int, chunk_len: int, seed: int = 0) -> ChunkOrder:
+    return ChunkOrder((SourceStream(num_tokens),), chunk_len, seed)
+
+
+@given(st.integers(1, 3000), st.text(max_size=5))
+def test_permute_is_a_permutation(size, key):
+    permuted = permute(np.arange(size), size, _words(key))
     assert sorted(permuted.tolist()) == list(range(size))
+
+
+@given(
+    num_chunks=st.integers(1, 300),
+    chunks_per_block=st.integers(1, 9),
+    blocks_per_group=st.integers(1, 5),
+    key=st.text(max_size=3),
+)
+def test_an_epoch_has_each_chunk_once_and_a_group_of_blocks_at_a_time(
+    num_chunks, chunks_per_block, blocks_per_group, key
+):
+    order = shuffle(
+        np.arange(num_chunks),
+        num_chunks=num_chunks,
+        chunks_per_block=chunks_per_block,
+        blocks_per_group=blocks_per_group,
+        key=key,
+    )
+    assert sorted(order.tolist()) == list(range(num_chunks))
+    # Blocks come in groups: between a block's first and last chunk only its group is read.
+    blocks = order // chunks_per_block
+    first = {block: place for place, block in reversed(list(enumerate(blocks.tolist())))}
+    last = {block: place for place, block in enumerate(blocks.tolist())}
+    for block in first:
+        assert len(set(blocks[first[block] : last[block] + 1].tolist())) <= blocks_per_group
 
 
 def test_the_order_is_pinned():
     # Changing these numbers changes the meaning of every cursor ever written.
-    order = ChunkOrder(num_tokens=17 * 1024 + 5, chunk_len=1024, seed=0)
-    assert order.num_chunks == 17
-    assert order.num_lost_targets == 5
-    assert order.chunks(0, 17).tolist() == [
-        15, 3, 12, 10, 9, 5, 13, 0, 14, 7, 8, 16, 11, 2, 4, 1, 6,
+    order = one_source(17 * 1024 + 5, chunk_len=1024)
+    assert order.num_chunks(0) == 17
+    assert order.num_lost_targets(0) == 5
+    assert order.chunks(0, 17).chunk.tolist() == [
+        13, 2, 1, 10, 15, 16, 4, 12, 6, 8, 5, 14, 0, 7, 3, 11, 9,
     ]  # fmt: skip
-    assert order.chunks(17, 20).tolist() == [11, 10, 0]
+    assert order.chunks(17, 20).chunk.tolist() == [9, 13, 2]
+    two = ChunkOrder((SourceStream(9 * 8 + 1, weight=3), SourceStream(5 * 8 + 1)), 8, seed=0)
+    chunks = two.chunks(0, 8)
+    assert chunks.source.tolist() == [0, 0, 1, 0, 0, 0, 1, 0]
+    assert chunks.chunk.tolist() == [1, 7, 0, 5, 8, 4, 1, 3]
 
 
 def test_epochs_and_seeds_shuffle_anew():
-    order = ChunkOrder(num_tokens=100 * 8 + 1, chunk_len=8, seed=0)
-    first, second = order.chunks(0, 100), order.chunks(100, 200)
-    other = ChunkOrder(num_tokens=100 * 8 + 1, chunk_len=8, seed=1).chunks(0, 100)
+    order = one_source(100 * 8 + 1, chunk_len=8)
+    first, second = order.chunks(0, 100).chunk, order.chunks(100, 200).chunk
+    other = one_source(100 * 8 + 1, chunk_len=8, seed=1).chunks(0, 100).chunk
     assert sorted(first) == sorted(second) == sorted(other) == list(range(100))
-    for shuffled in (second, other, np.arange(100)):
-        assert (first == shuffled).mean() < 0.1
+    for another in (second, other, np.arange(100)):
+        assert (first == another).mean() < 0.1
     # Neighbours do not stay neighbours: of 99 pairs about 2 would by chance.
     assert (np.abs(np.diff(first)) == 1).sum() < 10
+
+
+def chi_square(observed: np.ndarray) -> float:
+    """Deviations from an even spread, in standard deviations of the chi-square statistic."""
+    expected = observed.sum() / observed.size
+    degrees = observed.size - 1
+    return float((((observed - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees))
+
+
+@pytest.mark.parametrize("num_chunks", [4096, 4000])  # whole blocks, and a short last one
+def test_any_chunk_may_come_at_any_place(num_chunks):
+    # 256 blocks of 16 chunks in groups of 32 blocks: an eighth of an epoch is one group. Over 400
+    # seeds, the place of a chunk and where its neighbour goes must be spread evenly.
+    sizes = {"num_chunks": num_chunks, "chunks_per_block": 16, "blocks_per_group": 32}
+    eighths = np.zeros((8, 8))
+    steps = np.zeros(16)
+    for seed in range(400):
+        order = shuffle(np.arange(num_chunks), key=f"{seed}", **sizes)
+        place = np.empty(num_chunks, dtype=np.int64)
+        place[order] = np.arange(num_chunks)
+        for chunk in (0, num_chunks // 3, num_chunks - 1):
+            eighths[chunk * 8 // num_chunks, place[chunk] * 8 // num_chunks] += 1
+        inside = order[: 32 * 16 - 16]  # the first group
+        steps += np.bincount(np.diff(inside) % 16, minlength=16)
+    for counts in eighths[eighths.any(axis=1)]:
+        assert abs(chi_square(counts)) < 4
+    assert abs(chi_square(steps)) < 4
+
+
+def test_that_test_can_fail():
+    # The same statistic on an order that only rotates within a block.
+    steps = sum(
+        np.bincount(np.diff(np.roll(np.arange(496), seed)) % 16, minlength=16)
+        for seed in range(400)
+    )
+    assert chi_square(steps) > 100
+
+
+def test_a_trillion_tokens_need_no_memory():
+    order = ChunkOrder((SourceStream(10**12), SourceStream(10**9, weight=3)), 4096, seed=0)
+    tracemalloc.start()
+    for start in (0, 10**6, 10**9):
+        chunks = order.chunks(start, start + 4096)
+        assert chunks.chunk.max() < order.num_chunks(0)
+        of_first = chunks.offset[chunks.source == 0] // BLOCK_TOKENS
+        assert len(np.unique(of_first)) <= 2 * SHUFFLE_BLOCKS
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 * 2**20
 
 
 @given(
@@ -50,7 +142,7 @@ def test_epochs_and_seeds_shuffle_anew():
 def test_ranks_share_a_step_and_every_length_has_the_same_tokens(
     num_chunks, tail, chunks_per_step, seq_len, world_size, first_step, num_steps
 ):
-    order = ChunkOrder(num_chunks * 8 + 1 + tail, chunk_len=8, seed=3)
+    order = one_source(num_chunks * 8 + 1 + tail, chunk_len=8, seed=3)
 
     def targets(seq_len, rank, world_size):
         offsets = order.window_offsets(
@@ -72,8 +164,8 @@ def test_ranks_share_a_step_and_every_length_has_the_same_tokens(
 
 def test_an_epoch_has_every_target_once_at_every_length():
     num_tokens, chunk_len = 12 * 8 + 4, 8  # stream's first token and a tail of 3 are lost
-    order = ChunkOrder(num_tokens, chunk_len, seed=0)
-    assert order.num_lost_targets == 4
+    order = one_source(num_tokens, chunk_len)
+    assert order.num_lost_targets(0) == 4
     for seq_len in (1, 2, 4, 8):
         offsets = order.window_offsets(
             first_step=0,
@@ -85,6 +177,39 @@ def test_an_epoch_has_every_target_once_at_every_length():
         )
         targets = sorted(int(o) + 1 + i for o in offsets.ravel() for i in range(seq_len))
         assert targets == list(range(1, 97))
+
+
+@given(
+    sources=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 5)), min_size=1, max_size=4
+    ),  # chunks and weight
+    cycles=st.integers(1, 12),
+    seed=st.integers(0, 3),
+)
+def test_every_cycle_keeps_the_weights_and_every_source_its_own_epochs(sources, cycles, seed):
+    order = ChunkOrder(tuple(SourceStream(n * 8 + 1, w) for n, w in sources), 8, seed)
+    cycle = sum(weight for _, weight in sources)
+    chunks = order.chunks(0, cycles * cycle)
+    for index, (num_chunks, weight) in enumerate(sources):
+        mine = chunks.source == index
+        assert (mine.reshape(cycles, cycle).sum(axis=1) == weight).all()
+        # Exactly once an epoch, epoch after epoch.
+        assert chunks.epoch[mine].tolist() == [i // num_chunks for i in range(cycles * weight)]
+        for epoch in range(cycles * weight // num_chunks):
+            of_epoch = chunks.chunk[mine & (chunks.epoch == epoch)]
+            assert sorted(of_epoch.tolist()) == list(range(num_chunks))
+    # Any part of the order is the same as read from the start.
+    part = order.chunks(cycle, cycles * cycle)
+    assert part.offset.tolist() == chunks.offset[cycle:].tolist()
+
+
+def test_sources_lie_one_after_another_in_whole_blocks():
+    order = ChunkOrder((SourceStream(BLOCK_TOKENS + 9), SourceStream(17)), 8, seed=0)
+    chunks = order.chunks(0, 4)
+    second = chunks.source == 1
+    assert order.first_offset(1) == 2 * BLOCK_TOKENS
+    assert set(chunks.offset[second].tolist()) == {2 * BLOCK_TOKENS, 2 * BLOCK_TOKENS + 8}
+    assert (chunks.offset[~second] < BLOCK_TOKENS + 9).all()
 
 
 @given(st.integers(0, 100), st.integers(1, 12))

@@ -61,9 +61,9 @@ def test_a_file_is_loaded_without_its_truncation(tmp_path: Path) -> None:
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    loaded, eos_id = load_tokenizer(TokenizerFile(path=str(tmp_path / "tokenizer.json")))
-    assert eos_id == 0
-    assert [len(ids) for ids in encode(loaded, ["abcd"])] == [4]
+    loaded = load_tokenizer(TokenizerFile(path=str(tmp_path / "tokenizer.json")))
+    assert loaded.eos_id == 0
+    assert [len(ids) for ids in encode(loaded.tokenizer, ["abcd"])] == [4]
 
 
 def test_a_wrong_tokenizer_file_is_refused(tmp_path: Path) -> None:

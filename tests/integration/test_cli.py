@@ -21,7 +21,8 @@ from glray.spec import *
 def pipeline():
     return PipelineSpec(
         name="tiny",
-        corpus=TextCorpus(paths=("text",), heldout_fraction=0.2),
+        corpus=TextCorpus(paths=("text",)),
+        heldout_fraction=0.2,
         tokenizer=BpeTokenizer(vocab_size=300),
         model=ModelSpec(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         arms=(

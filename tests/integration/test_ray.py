@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glray.data.order import ChunkOrder
 from glray.data.stream import ray_batches, segment_dataset
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError
@@ -30,10 +29,10 @@ from ..tiny import tiny_spec
 pytestmark = pytest.mark.ray
 
 
-def reads(blocks, storage, *, first_step, rank, world_size):
+def reads(corpus, storage, *, first_step, rank, world_size):
     spec = tiny_spec(storage, budget={"tokens": 120 * 64})
     plan = make_plan(spec, spec.arms[0])
-    order = ChunkOrder(blocks.num_tokens, plan.chunk_len, seed=0)
+    order = corpus.order(plan.chunk_len, seed=0)
     return stage_reads(
         order,
         plan,
@@ -44,16 +43,16 @@ def reads(blocks, storage, *, first_step, rank, world_size):
     )
 
 
-def test_the_dataset_has_arrow_token_columns(ray_local, blocks, tmp_path):
-    segment = next(reads(blocks, tmp_path, first_step=3, rank=0, world_size=1))
-    dataset = segment_dataset(blocks, segment)
+def test_the_dataset_has_arrow_token_columns(ray_local, corpus, tmp_path):
+    segment = next(reads(corpus, tmp_path, first_step=3, rank=0, world_size=1))
+    dataset = segment_dataset(corpus, segment)
     schema = dataset.schema().base_schema
     assert schema.field("offset").type == pa.int64()
     assert schema.field("tokens").type == pa.fixed_shape_tensor(pa.uint16(), (9,))
     table = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     offsets = segment.offsets.ravel()
     assert table.column("offset").to_pylist() == offsets.tolist()
-    expected = read_windows(blocks.directory, offsets, 8)
+    expected = read_windows(corpus.block_refs(offsets), offsets, 8)
     got = table.column("tokens").combine_chunks().to_numpy_ndarray()
     assert got.dtype == np.uint16
     assert got.tobytes() == expected.tobytes()
@@ -61,13 +60,13 @@ def test_the_dataset_has_arrow_token_columns(ray_local, blocks, tmp_path):
 
 # Of 3 ranks one has no rows at seq_len 32; step 50 lies inside the second of three stages.
 @pytest.mark.parametrize(("first_step", "rank", "world_size"), [(0, 0, 1), (50, 1, 2), (50, 0, 3)])
-def test_rays_stream_is_the_local_one(ray_local, blocks, tmp_path, first_step, rank, world_size):
+def test_rays_stream_is_the_local_one(ray_local, corpus, tmp_path, first_step, rank, world_size):
     def segments():
-        return reads(blocks, tmp_path, first_step=first_step, rank=rank, world_size=world_size)
+        return reads(corpus, tmp_path, first_step=first_step, rank=rank, world_size=world_size)
 
     steps = []
     for ours, theirs in zip(
-        ray_batches(blocks, segments()), local_batches(blocks, segments()), strict=True
+        ray_batches(corpus, segments()), local_batches(corpus, segments()), strict=True
     ):
         assert (ours.step, ours.seq_len) == (theirs.step, theirs.seq_len)
         assert ours.offsets.tolist() == theirs.offsets.tolist()
@@ -97,7 +96,7 @@ def _command(process: Path) -> str:
         return ""
 
 
-def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, blocks, tmp_path):
+def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, corpus, tmp_path):
     fields = {
         "budget": {"tokens": 600 * 64},
         "compute": {
@@ -110,19 +109,19 @@ def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, blo
     spec = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "ray")})
     local = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "loc")})
     torch.set_num_threads(1)
-    train_all(local, blocks, LocalContext())
+    train_all(local, corpus, LocalContext())
 
-    runs = settle(spec, blocks)
+    runs = settle(spec, corpus)
     killed: list[int] = []
     killer = threading.Thread(target=kill_one_worker, args=(runs[0].checkpoints, killed))
     killer.start()
-    fit(spec, blocks)
+    fit(spec, corpus)
     killer.join()
 
     assert len(killed) == 1
     events = (tmp_path / "ray" / "tiny" / "events.log").read_text()
     assert "resumed at step" in events
-    for run, undisturbed in zip(runs, settle(local, blocks), strict=True):
+    for run, undisturbed in zip(runs, settle(local, corpus), strict=True):
         assert run.is_finished
         result, expected = (read_json(r.directory / "result.json") for r in (run, undisturbed))
         assert result["proof"] == expected["proof"]
@@ -142,8 +141,8 @@ def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, blo
         assert weights.keys() == expected_weights.keys()
 
 
-def test_what_a_person_can_mend_comes_out_of_a_worker_as_one_line(ray_local, blocks, tmp_path):
+def test_what_a_person_can_mend_comes_out_of_a_worker_as_one_line(ray_local, corpus, tmp_path):
     # Only the calibration shows that this budget is less than a step of each length.
     spec = tiny_spec(tmp_path, budget={"seconds": 1e-6}, ratios_share="seconds")
     with pytest.raises(UserError, match="gets 0 of 0 steps"):
-        fit(spec, blocks)
+        fit(spec, corpus)

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from glray.spec import (
     ArmSpec,
+    ArrowCorpus,
     BpeTokenizer,
     BudgetSpec,
     CalibrationSpec,
@@ -13,11 +14,13 @@ from glray.spec import (
     EvaluationSpec,
     JsonlCorpus,
     LinearSchedule,
+    MixtureCorpus,
     ModelSpec,
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
     SearchSpec,
+    SourceSpec,
     StableDecaySchedule,
     StageSpec,
     StdlibCorpus,
@@ -27,18 +30,24 @@ from glray.spec import (
 from glray.spec.identity import differences, fingerprint, tokens_identity, training_identity
 
 # path: (fingerprint it belongs to, another value). "neither" may change between two calls.
-# Where the text lies and in which kind of file is in neither: its bytes are, by their hash.
+# Where the text lies and in which kind of file is in neither: its documents are, by their hash. So
+# is the tokenizer: what is declared of it counts through the tokenizer.json that it gives.
 FIELDS = {
     "name": ("neither", "other"),
     "corpus.kind": ("neither", None),
-    "corpus.heldout_fraction": ("tokens", 0.2),
     "corpus.paths": ("neither", ("other.txt",)),
     "corpus.column": ("neither", "body"),
-    "tokenizer.kind": ("tokens", None),
-    "tokenizer.vocab_size": ("tokens", 999),
-    "tokenizer.train_megabytes": ("tokens", 3),
+    "corpus.sources.0.name": ("neither", "other"),
+    "corpus.sources.0.weight": ("training", 2),
+    "corpus.sources.0.corpus.kind": ("neither", None),
+    "corpus.sources.0.corpus.paths": ("neither", ("other.txt",)),
+    "corpus.sources.0.corpus.column": ("neither", "body"),
+    "heldout_fraction": ("tokens", 0.2),
+    "tokenizer.kind": ("neither", None),
+    "tokenizer.vocab_size": ("neither", 999),
+    "tokenizer.train_megabytes": ("neither", 3),
     "tokenizer.path": ("neither", "other.json"),
-    "tokenizer.eos_token": ("tokens", "</s>"),
+    "tokenizer.eos_token": ("neither", "</s>"),
     "model.num_layers": ("training", 2),
     "model.hidden_size": ("training", 64),
     "model.num_heads": ("training", 4),
@@ -84,12 +93,15 @@ FIELDS = {
     "calibration.step_microseconds": ("training", {128: 11, 256: 22, 64: 5}),
 }
 
+SOURCES = (StdlibCorpus, TextCorpus, JsonlCorpus, ParquetCorpus, ArrowCorpus)
 UNIONS = {
-    "corpus": (StdlibCorpus, TextCorpus, JsonlCorpus, ParquetCorpus),
+    "corpus": (*SOURCES, MixtureCorpus),
+    "corpus.sources.0.corpus": SOURCES,
     "tokenizer": (BpeTokenizer, TokenizerFile),
     "optimizer.schedule": (CosineSchedule, LinearSchedule, StableDecaySchedule),
 }
 NESTED = {
+    "corpus.sources.0": SourceSpec,
     "model": ModelSpec,
     "arms.0": ArmSpec,
     "arms.0.stages.0": StageSpec,
@@ -100,7 +112,7 @@ NESTED = {
     "search": SearchSpec,
     "calibration": CalibrationSpec,
 }
-LISTS = {"arms": "arms.0", "arms.0.stages": "arms.0.stages.0"}
+LISTS = {"corpus.sources": "corpus.sources.0", "arms": "arms.0", "arms.0.stages": "arms.0.stages.0"}
 
 
 def leaf_paths(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -123,11 +135,12 @@ def test_every_field_is_listed_with_its_fingerprint():
 
 def base(path: str) -> dict:
     """A valid declaration in which ``path`` exists."""
+    corpus = JsonlCorpus(paths=("a.jsonl",))
+    if path.startswith("corpus.sources"):
+        corpus = MixtureCorpus(sources=(SourceSpec(name="one", weight=1, corpus=corpus),))
     spec = PipelineSpec(
         name="identity",
-        corpus=JsonlCorpus(paths=("a.jsonl",))
-        if path in ("corpus.paths", "corpus.column")
-        else StdlibCorpus(),
+        corpus=corpus,
         tokenizer=TokenizerFile(path="tokenizer.json")
         if path in ("tokenizer.path", "tokenizer.eos_token")
         else BpeTokenizer(vocab_size=512),
@@ -154,13 +167,15 @@ def fingerprints(declared: dict) -> tuple[str, str]:
     spec = PipelineSpec.model_validate(declared)
     tokens = fingerprint(
         tokens_identity(
-            spec.tokenizer,
-            heldout_fraction=spec.corpus.heldout_fraction,
             documents_sha256="d" * 64,
-            tokenizer_sha256=None if isinstance(spec.tokenizer, BpeTokenizer) else "t" * 64,
+            heldout_fraction=spec.heldout_fraction,
+            tokenizer_sha256="t" * 64,
+            eos_id=0,
         )
     )
-    training = fingerprint(training_identity(spec, spec.arms[0], spec.seeds[0], "tokens"))
+    # As PreparedCorpus.identity gives it, of token blocks that stay the same.
+    sources = [{"fingerprint": "tokens", "weight": source.weight} for source in spec.sources]
+    training = fingerprint(training_identity(spec, spec.arms[0], spec.seeds[0], sources))
     return tokens, training
 
 
@@ -179,13 +194,34 @@ def test_a_field_changes_the_fingerprint_that_it_belongs_to(path):
     assert changed == [belongs == "tokens", belongs == "training"]
 
 
-def test_another_kind_of_tokenizer_or_schedule_is_another_identity():
-    before = base("")
+def test_another_kind_of_schedule_is_another_identity():
     schedule = base("")
     schedule["optimizer"]["schedule"] = LinearSchedule().model_dump()
-    assert fingerprints(schedule)[1] != fingerprints(before)[1]
-    tokenizer = base("tokenizer.path")
-    assert fingerprints(tokenizer)[0] != fingerprints(before)[0]
+    assert fingerprints(schedule)[1] != fingerprints(base(""))[1]
+
+
+@pytest.mark.parametrize(
+    "changed", ["documents_sha256", "heldout_fraction", "tokenizer_sha256", "eos_id"]
+)
+def test_documents_split_and_tokenizer_are_the_tokens_identity(changed):
+    identity = {
+        "documents_sha256": "d" * 64,
+        "heldout_fraction": 0.05,
+        "tokenizer_sha256": "t" * 64,
+        "eos_id": 0,
+    }
+    other = {"documents_sha256": "e" * 64, "heldout_fraction": 0.1, "tokenizer_sha256": "u" * 64}
+    after = identity | {changed: (other | {"eos_id": 1})[changed]}
+    assert tokens_identity(**after) != tokens_identity(**identity)
+
+
+def test_the_order_of_sources_is_part_of_the_training_identity():
+    spec = PipelineSpec.model_validate(base(""))
+    two = [{"fingerprint": name, "weight": 1} for name in "ab"]
+    one_way, other_way = (
+        fingerprint(training_identity(spec, spec.arms[0], 0, tokens)) for tokens in (two, two[::-1])
+    )
+    assert one_way != other_way
 
 
 def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_lengths():

@@ -49,11 +49,11 @@ def test_standard_error_of_equal_documents_is_that_of_their_means():
     assert _standard_error(np.array([5.0]), np.array([5]), 1.0) is None
 
 
-def test_stretches_are_dealt_round_after_round(blocks):
+def test_stretches_are_dealt_round_after_round(corpus):
     # Three documents of 80 tokens: at 32 each has two stretches.
-    four = heldout_targets(blocks, EvaluationSpec(seq_lens=(8, 32), num_tokens=4 * 32))
+    four = heldout_targets(corpus, EvaluationSpec(seq_lens=(8, 32), num_tokens=4 * 32))
     assert four.documents.tolist() == [0, 1, 2, 0]
-    every = heldout_targets(blocks, EvaluationSpec(seq_lens=(8, 32), num_tokens=10**6))
+    every = heldout_targets(corpus, EvaluationSpec(seq_lens=(8, 32), num_tokens=10**6))
     assert every.documents.tolist() == [0, 1, 2, 0, 1, 2]
     assert every.num_targets == 6 * 32
     assert (every.tokens[:4] == four.tokens).all()
@@ -61,6 +61,6 @@ def test_stretches_are_dealt_round_after_round(blocks):
     assert every.tokens[3][0] == every.tokens[0][-1]
 
 
-def test_no_document_long_enough_names_both_lengths(blocks):
+def test_no_document_long_enough_names_both_lengths(corpus):
     with pytest.raises(UserError, match=r"128 needs.*129 tokens.*longest of 3 has 80"):
-        heldout_targets(blocks, EvaluationSpec(seq_lens=(128,), num_tokens=128))
+        heldout_targets(corpus, EvaluationSpec(seq_lens=(128,), num_tokens=128))

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glray.data.order import ChunkOrder
 from glray.data.proof import as_hex, token_proof
 from glray.data.windows import read_windows
 from glray.errors import UserError
@@ -41,11 +40,11 @@ def assert_same_weights(one, other):
 
 
 @pytest.fixture
-def finished(tmp_path, blocks):
+def finished(tmp_path, corpus):
     """Both arms trained without a break."""
     spec = tiny_spec(tmp_path / "undisturbed")
-    train_all(spec, blocks, LocalContext())
-    return settle(spec, blocks)
+    train_all(spec, corpus, LocalContext())
+    return settle(spec, corpus)
 
 
 def test_a_run_leaves_its_records(finished):
@@ -70,17 +69,17 @@ def test_a_run_leaves_its_records(finished):
     assert metrics(grow)[-1]["loss"] < metrics(grow)[0]["loss"]
 
 
-def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, blocks):
+def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, corpus):
     grow, fixed = finished
-    order = ChunkOrder(blocks.num_tokens, 32, seed=0)
+    order = corpus.order(32, seed=0)
     proofs = [line["proof"] for line in metrics(grow)]
     assert proofs == [line["proof"] for line in metrics(fixed)]
     assert len(set(proofs)) == 12
     for step in (0, 7, 11):
         expected = 0
-        for offset in order.chunks(step * 2, step * 2 + 2) * 32:
+        for offset in order.chunks(step * 2, step * 2 + 2).offset:
             window = torch.from_numpy(
-                read_windows(blocks.directory, offset[None], 32).astype("int64")
+                read_windows(corpus.block_refs(offset), offset[None], 32).astype("int64")
             )
             places = torch.from_numpy(offset[None])
             expected += token_proof(window[:, :-1], window[:, 1:], places).item()
@@ -89,20 +88,20 @@ def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, blocks):
     assert results[0] == results[1] == as_hex(sum(int(proof, 16) for proof in proofs))
 
 
-def test_a_finished_pipeline_returns_at_once(finished, blocks):
+def test_a_finished_pipeline_returns_at_once(finished, corpus):
     before = [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
-    train_all(finished[0].spec, blocks, LocalContext())
+    train_all(finished[0].spec, corpus, LocalContext())
     assert before == [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5])
-def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, blocks, stop_after):
+def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, corpus, stop_after):
     spec = tiny_spec(tmp_path / f"stopped-{stop_after}")
     asked = iter([False] * stop_after + [True])
-    train_all(spec, blocks, LocalContext(stop=lambda: next(asked)))
-    runs = settle(spec, blocks)
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    runs = settle(spec, corpus)
     assert not runs[0].is_finished
-    train_all(spec, blocks, LocalContext())
+    train_all(spec, corpus, LocalContext())
     for run, undisturbed in zip(runs, finished, strict=True):
         assert run.is_finished
         assert_same_weights(run, undisturbed)
@@ -116,7 +115,7 @@ class Killed(Exception):
     """Stands for a death between two steps: nothing of the worker runs after it."""
 
 
-def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_path, blocks):
+def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_path, corpus):
     spec = tiny_spec(tmp_path / "killed")
     calls = 0
 
@@ -128,22 +127,22 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
         return False
 
     with pytest.raises(Killed):
-        train_all(spec, blocks, LocalContext(stop=die))
-    train_all(spec, blocks, LocalContext())
-    for run, undisturbed in zip(settle(spec, blocks), finished, strict=True):
+        train_all(spec, corpus, LocalContext(stop=die))
+    train_all(spec, corpus, LocalContext())
+    for run, undisturbed in zip(settle(spec, corpus), finished, strict=True):
         assert_same_weights(run, undisturbed)
         assert [m["proof"] for m in metrics(run)] == [m["proof"] for m in metrics(undisturbed)]
 
 
-def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, blocks):
+def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
     spec = tiny_spec(tmp_path / "uncommitted")
     asked = iter([False, True])
-    train_all(spec, blocks, LocalContext(stop=lambda: next(asked)))
-    run = settle(spec, blocks)[0]
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    run = settle(spec, corpus)[0]
     torn = run.checkpoints / "step-00000009"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"torn")
-    train_all(spec, blocks, LocalContext())
+    train_all(spec, corpus, LocalContext())
     assert_same_weights(run, finished[0])
 
 
@@ -161,13 +160,13 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
         latest_model(run, torch.device("cpu"))
 
 
-def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, blocks):
+def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
     spec = tiny_spec(tmp_path, seeds=(0, 1))
     from glray.model.decoder import build_model
 
     drawn = [
         build_model(run.model_config, run.seed, torch.device("cpu")).state_dict()
-        for run in settle(spec, blocks)
+        for run in settle(spec, corpus)
     ]
     same = [torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0]]
     other = [torch.equal(drawn[0][name], drawn[2][name]) for name in drawn[0]]
@@ -175,28 +174,28 @@ def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, blocks):
     assert not all(other)
 
 
-def test_another_identity_in_the_directory_is_refused(finished, blocks):
+def test_another_identity_in_the_directory_is_refused(finished, corpus):
     spec = finished[0].spec.with_fields(budget={"tokens": 64 * 24})
     with pytest.raises(UserError, match=r"grow-seed0.*budget.tokens: 768 → 1536"):
-        settle(spec, blocks)
+        settle(spec, corpus)
     relaxed = finished[0].spec.with_fields(
         compute=finished[0].spec.compute.model_dump() | {"micro_batch_tokens": 8},
         evaluation={"seq_lens": (16,), "num_tokens": 16},
     )
-    assert settle(relaxed, blocks)
+    assert settle(relaxed, corpus)
 
 
-def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, blocks):
+def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, corpus):
     spec = tiny_spec(tmp_path, tokens_per_batch=8192, budget={"tokens": 10**6})
-    with pytest.raises(UserError, match=r"5,003 training tokens.*8,192"):
-        settle(spec, blocks)
+    with pytest.raises(UserError, match=r"tokens make 4,992 in whole chunks of 32, .*8,192"):
+        settle(spec, corpus)
 
 
-def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, blocks):
+def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, corpus):
     spec = tiny_spec(tmp_path, budget={"seconds": 0.2}, ratios_share="seconds")
-    assert settle(spec, blocks) is None
-    train_all(spec, blocks, LocalContext())
-    runs = settle(spec, blocks)
+    assert settle(spec, corpus) is None
+    train_all(spec, corpus, LocalContext())
+    runs = settle(spec, corpus)
     assert all(run.is_finished for run in runs)
     for run in runs:
         result = read_json(run.directory / "result.json")
@@ -228,34 +227,34 @@ def test_export_refuses_an_existing_folder(finished, tmp_path):
         export_run(finished[0].directory, path)
 
 
-def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, blocks):
+def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, corpus):
     run = finished[0]
     path = run.evaluation_path(12)
     before = read_json(path)["lengths"]
     path.unlink()
     assert not run.is_finished
-    train_all(run.spec, blocks, LocalContext())
+    train_all(run.spec, corpus, LocalContext())
     assert read_json(path)["lengths"] == before
     assert len(metrics(run)) == 12
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff"])
 @pytest.mark.parametrize("name", ["grow-seed0/run.json", "calibration.json"])
-def test_damaged_records_are_one_line(tmp_path, blocks, name, text):
+def test_damaged_records_are_one_line(tmp_path, corpus, name, text):
     spec = tiny_spec(tmp_path, budget={"seconds": 0.05}, ratios_share="seconds")
-    train_all(spec, blocks, LocalContext())
+    train_all(spec, corpus, LocalContext())
     path = tmp_path / "tiny" / name
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="damaged") as error:
-        settle(spec, blocks)
+        settle(spec, corpus)
     assert str(path) in str(error.value)
 
 
-def test_arms_scored_on_other_targets_do_not_compare(finished, blocks):
+def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     # The evaluation may change between two calls; then the report must not rank across it.
     declared = finished[0].spec.model_dump() | {"seeds": (0, 1)}
     declared["evaluation"] = {"seq_lens": (8, 32), "num_tokens": 128}
-    train_all(PipelineSpec.model_validate(declared), blocks, LocalContext())
+    train_all(PipelineSpec.model_validate(declared), corpus, LocalContext())
     runs = load_runs([finished[0].directory.parent])
     assert len(runs) == 4
     assert "do not compare" in headline(runs)[0]

@@ -25,31 +25,31 @@ from ..tiny import tiny_spec
 WORKER = """
 import json, sys, torch
 from pathlib import Path
-from glray.data.blocks import open_token_blocks
+from glray.data.corpus import open_corpus
 from glray.spec.loading import validate
 from glray.training.context import LocalContext
 from glray.training.worker import train_all
 torch.set_num_threads(1)
 spec = validate(json.loads(sys.argv[1]), "test")
 print("ready", flush=True)
-train_all(spec, open_token_blocks(Path(sys.argv[2])), LocalContext())
+train_all(spec, open_corpus(spec, json.loads(sys.argv[2])), LocalContext())
 """
 
 
 @pytest.mark.parametrize(
     "num_kills", [2, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
-def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path, blocks, num_kills):
+def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path, corpus, num_kills):
     fields = {"budget": {"tokens": 300 * 64}}
     undisturbed, killed = (tiny_spec(tmp_path / name, **fields) for name in ("one", "two"))
     start = time.monotonic()
-    train_all(undisturbed, blocks, LocalContext())
+    train_all(undisturbed, corpus, LocalContext())
     seconds = time.monotonic() - start
 
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill times from seed {seed}")
     rng = random.Random(seed)
-    arguments = [json.dumps(killed.model_dump(mode="json")), str(blocks.directory)]
+    arguments = [json.dumps(killed.model_dump(mode="json")), json.dumps(corpus.directories)]
     command = [sys.executable, "-c", WORKER, *arguments]
     kills = 0
     while kills < num_kills:
@@ -64,7 +64,7 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path, blocks, num
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     print(f"{kills} kills")
-    for run, expected in zip(settle(killed, blocks), settle(undisturbed, blocks), strict=True):
+    for run, expected in zip(settle(killed, corpus), settle(undisturbed, corpus), strict=True):
         result, wanted = (read_json(r.directory / "result.json") for r in (run, expected))
         assert result["proof"] == wanted["proof"]
         ours, theirs = (

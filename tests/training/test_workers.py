@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.spec.loading import validate
 from glray.training.context import LocalContext
 from glray.training.run_directory import settle
@@ -30,22 +30,22 @@ def work(rank: int, world_size: int, port: int, spec_json: str, tokens: str) -> 
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
     spec = validate(json.loads(spec_json), "test")
-    train_all(spec, open_token_blocks(Path(tokens)), LocalContext(rank, world_size))
+    train_all(spec, open_corpus(spec, json.loads(tokens)), LocalContext(rank, world_size))
     torch.distributed.destroy_process_group()
 
 
-def train_with(world_size: int, storage: Path, blocks: TokenBlocks):
+def train_with(world_size: int, storage: Path, corpus: PreparedCorpus):
     spec = tiny_spec(storage, budget={"tokens": 6 * 64})
     if world_size == 1:
-        train_all(spec, blocks, LocalContext())
+        train_all(spec, corpus, LocalContext())
     else:
         spec_json = json.dumps(spec.model_dump(mode="json"))
         torch.multiprocessing.spawn(
             work,
-            (world_size, free_port(), spec_json, str(blocks.directory)),
+            (world_size, free_port(), spec_json, json.dumps(corpus.directories)),
             nprocs=world_size,
         )
-    return settle(spec, blocks)
+    return settle(spec, corpus)
 
 
 def records(run):
@@ -53,15 +53,15 @@ def records(run):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, blocks):
+def alone(tmp_path_factory, corpus):
     torch.set_num_threads(1)
-    return train_with(1, tmp_path_factory.mktemp("alone"), blocks)
+    return train_with(1, tmp_path_factory.mktemp("alone"), corpus)
 
 
 # At seq_len 32 a batch has 2 rows: of 3 ranks one has none.
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_workers_together_are_one_worker(alone, tmp_path, blocks, world_size):
-    together = train_with(world_size, tmp_path, blocks)
+def test_workers_together_are_one_worker(alone, tmp_path, corpus, world_size):
+    together = train_with(world_size, tmp_path, corpus)
     for run, expected in zip(together, alone, strict=True):
         ours, theirs = records(run), records(expected)
         assert [r["proof"] for r in ours] == [r["proof"] for r in theirs]

@@ -1,0 +1,29 @@
+"""What every benchmark leaves: one JSON object, printed last and kept in ``benchmarks/results``."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from glray.files import write_json
+from glray.training.context import LocalContext
+from glray.training.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def keep(name: str, figures: dict[str, Any]) -> None:
+    """Write ``results/NAME.json`` with command, commit, hardware and versions; print it."""
+    machine = environment(LocalContext())
+    for of_a_run in ("num_workers", "threads_per_worker"):
+        del machine[of_a_run]
+    result = {
+        "benchmark": name,
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "environment": machine,
+        **figures,
+    }
+    write_json(RESULTS / f"{name}.json", result)
+    print(json.dumps(result, ensure_ascii=False))

@@ -1,0 +1,121 @@
+"""A pipeline's prepared corpus: the token blocks of its sources, one after another.
+
+A token's offset counts from the first source's first token; each source begins on a block, so that
+a block's number, and with it the source, is ``offset // BLOCK_TOKENS``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from glray.data.blocks import TokenBlocks, open_token_blocks
+from glray.data.heldout import HeldoutDocument, read_heldout
+from glray.data.order import ChunkOrder, SourceStream
+from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
+
+BlockRefs = dict[int, tuple[str, str]]
+"""Path and SHA-256 of some of a corpus's blocks, by their number."""
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """One source, prepared."""
+
+    name: str
+    weight: int
+    blocks: TokenBlocks
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """All sources of a pipeline, prepared with one tokenizer."""
+
+    sources: tuple[PreparedSource, ...]
+
+    @property
+    def identity(self) -> list[dict[str, object]]:
+        """What of the corpus decides a run's weights."""
+        return [
+            {"fingerprint": source.blocks.fingerprint, "weight": source.weight}
+            for source in self.sources
+        ]
+
+    @property
+    def directories(self) -> list[str]:
+        """Where each source's token blocks lie, for ``open_corpus``."""
+        return [str(source.blocks.directory) for source in self.sources]
+
+    @property
+    def dtype(self) -> str:
+        """``uint16`` or ``uint32``."""
+        return self._first.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer."""
+        return self._first.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a document."""
+        return self._first.eos_id
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The ``tokenizer.json`` that made the tokens."""
+        return self._first.tokenizer_path
+
+    def token_num_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens: 0."""
+        return self._first.token_num_bytes()
+
+    def order(self, chunk_len: int, seed: int) -> ChunkOrder:
+        """The order of the corpus's chunks."""
+        streams = tuple(
+            SourceStream(source.blocks.num_tokens, source.weight) for source in self.sources
+        )
+        return ChunkOrder(streams, chunk_len, seed)
+
+    def block_refs(self, offsets: np.ndarray) -> BlockRefs:
+        """The blocks in which windows at ``offsets`` lie."""
+        refs = {}
+        for number in np.unique(offsets // BLOCK_TOKENS).tolist():
+            blocks, index = self._blocks[number]
+            refs[number] = (str(blocks.block_path(index)), blocks.blocks[index].sha256)
+        return refs
+
+    def heldout(self) -> list[HeldoutDocument]:
+        """The held-out documents, source by source; equal ones once, none that is trained."""
+        trained = {sha256 for source in self.sources for sha256 in source.blocks.returned}
+        seen = set(trained)
+        documents = []
+        for source in self.sources:
+            for document in read_heldout(source.blocks.heldout_path):
+                if document.sha256 not in seen:
+                    seen.add(document.sha256)
+                    documents.append(document)
+        return documents
+
+    @property
+    def _first(self) -> TokenBlocks:
+        return self.sources[0].blocks
+
+    @cached_property
+    def _blocks(self) -> list[tuple[TokenBlocks, int]]:
+        return [
+            (source.blocks, index)
+            for source in self.sources
+            for index in range(len(source.blocks.blocks))
+        ]
+
+
+def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
+    """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
+    return PreparedCorpus(
+        tuple(
+            PreparedSource(source.name, source.weight, open_token_blocks(Path(directory)))
+            for source, directory in zip(spec.sources, directories, strict=True)
+        )
+    )

@@ -1,0 +1,319 @@
+"""The documents in a source's files, a piece of a file at a time.
+
+Documents come in the order of their rows, so a source, whose files are sorted, is one sequence of
+documents. What is read is the text's UTF-8 bytes, unchanged. A document is named by its place in
+its file, however that was cut into pieces. Files are streamed; only a document is held whole, or a
+row group's column where Parquet stores it so.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glray.data.sources import SourceFile, is_uri, open_source, stdlib_directory
+from glray.errors import UserError
+from glray.spec.corpus import (
+    ArrowCorpus,
+    JsonlCorpus,
+    ParquetCorpus,
+    SourceCorpus,
+    StdlibCorpus,
+    TextCorpus,
+)
+
+EMPTY = "empty"
+NOT_UTF8 = "not UTF-8"
+
+PARQUET_ROWS = 256
+"""Rows decoded at once."""
+BUFFER_BYTES = 2**20
+"""Read ahead of lines."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document and its name: ``path``, ``path:row`` or, of JSON Lines, ``path@byte``."""
+
+    name: str
+    content: str | np.ndarray
+    """Its text; or token ids that were given, int64[n], none negative."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A place without a usable text, and why: ``EMPTY`` or ``NOT_UTF8``."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that can be read by itself."""
+
+    file: SourceFile
+    first: int = 0
+    """First byte (lines that begin in the piece are its), row group or record batch."""
+    last: int | None = None
+    """Past the last one; None: to the end."""
+
+
+def split_file(file: SourceFile, corpus: SourceCorpus, piece_bytes: int) -> list[Piece]:
+    """The file as pieces of about ``piece_bytes`` where its format allows; whole if it is smaller.
+
+    Raises UserError for a damaged file.
+    """
+    if file.num_bytes <= piece_bytes:
+        return [Piece(file)]
+    with _problems_named(file.uri):
+        if isinstance(corpus, JsonlCorpus) and not _compression(file.uri):
+            edges = list(range(0, file.num_bytes, piece_bytes))
+        elif isinstance(corpus, ParquetCorpus):
+            with _parquet_file(file.uri) as parquet:
+                groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
+                edges = _edges((group.total_byte_size for group in groups), piece_bytes)
+        elif isinstance(corpus, ArrowCorpus) and not is_uri(file.uri):
+            edges = _edges((batch.nbytes for batch in _arrow_batches(file.uri)), piece_bytes)
+        else:
+            edges = [0]
+    return [Piece(file, *ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
+
+
+def read_piece(piece: Piece, corpus: SourceCorpus) -> Iterator[Document | Skipped]:
+    """The documents of a piece, in order.
+
+    A text that is empty or not UTF-8 comes as ``Skipped``. Raises UserError for a missing column,
+    for what is not of the corpus's format, and for a file that cannot be read.
+    """
+    uri = piece.file.uri
+    with _problems_named(uri):
+        match corpus:
+            case StdlibCorpus():
+                yield _whole_file(uri, str(Path(uri).relative_to(stdlib_directory())))
+            case TextCorpus():
+                yield _whole_file(uri, uri)
+            case JsonlCorpus():
+                yield from _jsonl_documents(piece, corpus.column)
+            case ParquetCorpus():
+                yield from _parquet_documents(piece, corpus.column)
+            case ArrowCorpus():
+                yield from _arrow_documents(piece, corpus.column)
+
+
+@contextmanager
+def _problems_named(uri: str) -> Iterator[None]:
+    """Turns what goes wrong while a file is read into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        problem = " ".join(str(error.strerror or error).split())
+        raise UserError(
+            f"{uri}: cannot be read: {problem}; what is prepared so far is kept: mend that and "
+            "run the same command again"
+        ) from None
+
+
+# ---- texts and lines
+
+
+def _whole_file(uri: str, name: str) -> Document | Skipped:
+    with _opened(uri) as stream:
+        content = stream.read()
+    try:
+        return _document(name, content.decode())
+    except UnicodeDecodeError:
+        return Skipped(name, NOT_UTF8)
+
+
+def _jsonl_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
+    uri = piece.file.uri
+    for start, line in _lines(piece):
+        if line.isspace():
+            continue
+        name = f"{uri}@{start}"
+        try:
+            content = _jsonl_content(line.decode(), column)
+        except UnicodeDecodeError:
+            yield Skipped(name, NOT_UTF8)
+        except ValueError as error:
+            raise UserError(f"{uri}:{_line_number(uri, start)}: {error}") from None
+        else:
+            yield _document(name, content)
+
+
+def _jsonl_content(line: str, column: str) -> str | np.ndarray | None:
+    """Raises ValueError for a line that is no document."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}; mend or remove the line") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"holds {type(record).__name__}, not a JSON object")
+    if column not in record:
+        raise ValueError(_no_column(column, list(record)))
+    value = record[column]
+    if isinstance(value, list) and all(type(item) is int and 0 <= item < 2**32 for item in value):
+        return np.array(value, dtype=np.int64)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{column!r} is {type(value).__name__}, no text and no list of token ids")
+    return value
+
+
+def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in the piece, after the byte at which each does."""
+    with io.BufferedReader(_opened(piece.file.uri), BUFFER_BYTES) as stream:
+        start = piece.first
+        if start:  # that byte may lie within a line, which is then the piece before's
+            stream.seek(start - 1)
+            start += len(stream.readline()) - 1
+        for line in stream:
+            if piece.last is not None and start >= piece.last:
+                return
+            yield start, line
+            start += len(line)
+
+
+def _line_number(uri: str, start: int) -> int:
+    """Of the line that begins at byte ``start``, from 1; counted only when it is asked for."""
+    with io.BufferedReader(_opened(uri), BUFFER_BYTES) as stream:
+        number, position = 1, 0
+        while position < start:
+            position += len(stream.readline())
+            number += 1
+    return number
+
+
+def _opened(uri: str) -> pa.NativeFile:
+    """The file as a stream of what it holds, decompressed."""
+    source = open_source(uri)
+    compression = _compression(uri)
+    return pa.CompressedInputStream(source, compression) if compression else source
+
+
+def _compression(uri: str) -> str | None:
+    path = uri.partition("?")[0] if is_uri(uri) else uri
+    return {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix)
+
+
+# ---- tables
+
+
+def _parquet_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
+    uri = piece.file.uri
+    with _parquet_file(uri) as file:
+        _check_column(uri, file.schema_arrow, column)
+        row = sum(file.metadata.row_group(group).num_rows for group in range(piece.first))
+        last = file.num_row_groups if piece.last is None else piece.last
+        groups = list(range(piece.first, last))
+        for batch in file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[column]):
+            yield from _row_documents(uri, row, batch.column(0))
+            row += batch.num_rows
+
+
+def _parquet_file(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(open_source(uri))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{uri}: not a Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _arrow_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
+    uri = piece.file.uri
+    row = 0
+    for index, batch in enumerate(_arrow_batches(uri)):
+        if index >= piece.first:
+            if piece.last is not None and index >= piece.last:
+                return
+            _check_column(uri, batch.schema, column)
+            yield from _row_documents(uri, row, batch.column(column))
+        row += batch.num_rows
+
+
+def _arrow_batches(uri: str) -> Iterator[pa.RecordBatch]:
+    """The record batches of an Arrow IPC file or stream; of a local one they are mapped."""
+    with open_source(uri) if is_uri(uri) else pa.memory_map(uri) as source:
+        try:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            if is_file:
+                file = pa.ipc.open_file(source)
+                yield from map(file.get_batch, range(file.num_record_batches))
+            else:
+                yield from pa.ipc.open_stream(source)
+        except pa.ArrowInvalid as error:
+            problem = " ".join(str(error).split())
+            raise UserError(f"{uri}: not an Arrow IPC file or stream: {problem}") from None
+
+
+def _row_documents(uri: str, first_row: int, values: pa.Array) -> Iterator[Document | Skipped]:
+    for row, value in enumerate(values, start=first_row):
+        name = f"{uri}:{row}"
+        if not value.is_valid:
+            yield Skipped(name, EMPTY)
+        elif isinstance(value, pa.ListScalar):  # large and fixed-size ones too
+            yield _document(name, _token_ids(name, value.values))
+        else:
+            try:
+                yield _document(name, value.as_py())
+            except UnicodeDecodeError:
+                yield Skipped(name, NOT_UTF8)
+
+
+def _token_ids(name: str, values: pa.Array) -> np.ndarray:
+    if values.null_count:
+        raise UserError(f"{name}: {values.null_count:,} of its token ids are null; mend the row")
+    ids = values.to_numpy(zero_copy_only=False).astype(np.int64)
+    if len(ids) and ids.min() < 0:
+        raise UserError(f"{name}: {ids.min()} is no token id; mend the row")
+    return ids
+
+
+def _check_column(uri: str, schema: pa.Schema, column: str) -> None:
+    if column not in schema.names:
+        raise UserError(f"{uri}: {_no_column(column, schema.names)}")
+    kind = schema.field(column).type
+    types = pa.types
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not (is_list and types.is_integer(kind.value_type)):
+        raise UserError(f"{uri}: column {column!r} is {kind}, no text and no list of token ids")
+
+
+# ---- documents
+
+
+def _document(name: str, content: str | np.ndarray | None) -> Document | Skipped:
+    if content is None or len(content) == 0:
+        return Skipped(name, EMPTY)
+    if isinstance(content, str):
+        try:
+            content.encode()  # JSON can escape half of a surrogate pair, which no UTF-8 text holds
+        except UnicodeEncodeError:
+            return Skipped(name, NOT_UTF8)
+    return Document(name, content)
+
+
+def _no_column(column: str, present: list[str]) -> str:
+    return (
+        f"no column {column!r}, there are {', '.join(map(repr, present)) or 'none'}; "
+        "set corpus.column"
+    )
+
+
+def _edges(sizes: Iterator[int], piece_bytes: int) -> list[int]:
+    """Where runs of consecutive items begin that are each about ``piece_bytes``."""
+    edges, filled = [0], 0
+    for index, size in enumerate(sizes):
+        if filled and filled + size > piece_bytes:
+            edges.append(index)
+            filled = 0
+        filled += size
+    return edges

@@ -1,0 +1,240 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from glray.data.documents import EMPTY, NOT_UTF8, Document, Skipped, read_piece, split_file
+from glray.data.sources import list_source
+from glray.errors import UserError
+from glray.spec.corpus import (
+    ArrowCorpus,
+    JsonlCorpus,
+    ParquetCorpus,
+    SourceCorpus,
+    StdlibCorpus,
+    TextCorpus,
+)
+
+
+def read(corpus: SourceCorpus, piece_bytes: int = 2**60) -> list[Document | Skipped]:
+    return [
+        item
+        for file in list_source(corpus)
+        for piece in split_file(file, corpus, piece_bytes)
+        for item in read_piece(piece, corpus)
+    ]
+
+
+def num_pieces(corpus: SourceCorpus, piece_bytes: int) -> int:
+    return sum(len(split_file(file, corpus, piece_bytes)) for file in list_source(corpus))
+
+
+# ---- texts
+
+
+def test_a_stdlib_document_is_named_by_its_place_in_the_library() -> None:
+    corpus = StdlibCorpus()
+    file = next(file for file in list_source(corpus) if file.uri.endswith("json/decoder.py"))
+    (document,) = read_piece(split_file(file, corpus, 1)[0], corpus)
+    assert isinstance(document, Document)
+    assert document.name == "json/decoder.py"
+
+
+def test_text_is_read_byte_for_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("one\r\ntwö\n".encode())
+    assert read(TextCorpus(paths=(str(tmp_path),))) == [
+        Document(str(tmp_path / "a.txt"), "one\r\ntwö\n")
+    ]
+
+
+def test_empty_and_not_utf8_texts_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    assert read(TextCorpus(paths=(str(tmp_path),))) == [
+        Skipped(str(tmp_path / "a.txt"), EMPTY),
+        Skipped(str(tmp_path / "b.txt"), NOT_UTF8),
+    ]
+
+
+def test_compressed_texts_are_decompressed(tmp_path: Path) -> None:
+    two_members = gzip.compress(b"one ") + gzip.compress(b"two")
+    (tmp_path / "a.txt.gz").write_bytes(two_members)
+    (tmp_path / "b.txt.zst").write_bytes(pa.compress(b"three", "zstd", asbytes=True))
+    found = read(TextCorpus(paths=(str(tmp_path),)))
+    assert [item.content for item in found if isinstance(item, Document)] == ["one two", "three"]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, name: str) -> None:
+    text = np.random.default_rng(0).bytes(10_000)
+    whole = gzip.compress(text) if name.endswith("gz") else pa.compress(text, "zstd", asbytes=True)
+    for content in (whole[: len(whole) // 2], b"no such format"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"^{tmp_path}/{name}: cannot be read: "):
+            read(TextCorpus(paths=(str(tmp_path),)))
+
+
+# ---- JSON Lines
+
+
+def test_jsonl_documents_are_named_by_the_byte_where_they_begin(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = ['{"text": "one"}', "", '{"text": ""}', '{"text": null}', r'{"text": "\ud800"}']
+    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n{"text": "two"}')
+    assert read(JsonlCorpus(paths=(str(path),))) == [
+        Document(f"{path}@0", "one"),
+        Skipped(f"{path}@17", EMPTY),
+        Skipped(f"{path}@30", EMPTY),
+        Skipped(f"{path}@45", NOT_UTF8),
+        Skipped(f"{path}@64", NOT_UTF8),
+        Document(f"{path}@78", "two"),
+    ]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b""])
+@pytest.mark.parametrize("piece_bytes", [1, 2, 7, 18, 19, 20, 50, 1000])
+def test_each_line_is_in_one_piece(tmp_path: Path, piece_bytes: int, ending: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": "x" * number}).encode() for number in (1, 30, 2, 9, 1)]
+    path.write_bytes(b"\n".join(lines) + ending)
+    corpus = JsonlCorpus(paths=(str(path),))
+    assert read(corpus, piece_bytes) == read(corpus)
+    assert len(read(corpus)) == 5
+    assert num_pieces(corpus, piece_bytes) == -(-path.stat().st_size // piece_bytes)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_compressed_lines_are_one_piece(tmp_path: Path, suffix: str) -> None:
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    compressed = (
+        gzip.compress(lines) if suffix == "gz" else pa.compress(lines, "zstd", asbytes=True)
+    )
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(compressed)
+    corpus = JsonlCorpus(paths=(str(tmp_path),))
+    assert read(corpus, piece_bytes=1) == [
+        Document(f"{path}@0", "one"),
+        Document(f"{path}@16", "two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"text": ', "not JSON"),
+        ("[1]", "holds list, not a JSON object"),
+        ('{"text": 3}', "'text' is int"),
+        ('{"text": [3, -1]}', "'text' is list"),
+        ('{"text": [3, true]}', "'text' is list"),
+        ('{"body": "x"}', "no column 'text', there are 'body'"),
+    ],
+)
+@pytest.mark.parametrize("piece_bytes", [10, 1000])
+def test_a_wrong_jsonl_line_is_named(
+    tmp_path: Path, line: str, problem: str, piece_bytes: int
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one"}) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"{path}:2: {problem}"):
+        read(JsonlCorpus(paths=(str(path),)), piece_bytes)
+
+
+# ---- tables
+
+
+def write_parquet(path: Path, table: pa.Table, rows: int) -> SourceCorpus:
+    pq.write_table(table, path, row_group_size=rows)
+    return ParquetCorpus(paths=(str(path),), column="body")
+
+
+def write_arrow_file(path: Path, table: pa.Table, rows: int) -> SourceCorpus:
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return ArrowCorpus(paths=(str(path),), column="body")
+
+
+def write_arrow_stream(path: Path, table: pa.Table, rows: int) -> SourceCorpus:
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return ArrowCorpus(paths=(str(path),), column="body")
+
+
+WRITERS = pytest.mark.parametrize("write", [write_parquet, write_arrow_file, write_arrow_stream])
+
+
+@WRITERS
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_rows_are_documents_named_by_their_number(tmp_path: Path, write, kind) -> None:
+    path = tmp_path / "a"
+    table = pa.table({"id": [1, 2, 3, 4], "body": pa.array(["one", None, "two", ""], kind)})
+    assert read(write(path, table, rows=3)) == [
+        Document(f"{path}:0", "one"),
+        Skipped(f"{path}:1", EMPTY),
+        Document(f"{path}:2", "two"),
+        Skipped(f"{path}:3", EMPTY),
+    ]
+
+
+@WRITERS
+@pytest.mark.parametrize("piece_bytes", [1, 300, 10**6])
+def test_how_a_table_is_cut_does_not_matter(tmp_path: Path, write, piece_bytes: int) -> None:
+    texts = [str(number) * number for number in range(1, 50)]
+    corpus = write(tmp_path / "a", pa.table({"body": texts}), rows=4)
+    assert read(corpus, piece_bytes) == [
+        Document(f"{tmp_path}/a:{row}", text) for row, text in enumerate(texts)
+    ]
+    assert (num_pieces(corpus, piece_bytes) == 1) == (piece_bytes == 10**6)
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.uint16()), pa.large_list(pa.int64()), pa.list_(pa.int32(), 2)]
+)
+def test_a_column_of_lists_is_token_ids(tmp_path: Path, write, kind) -> None:
+    table = pa.table({"body": pa.array([[1, 2], [3, 4]], kind)})
+    found = read(write(tmp_path / "a", table, rows=1))
+    assert [item.content.tolist() for item in found] == [[1, 2], [3, 4]]
+    assert {item.content.dtype for item in found} == {np.dtype("int64")}
+
+
+@WRITERS
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ([1], "a: column 'body' is int64"),
+        ([[1.5]], "a: column 'body' is list"),
+        ([[1, -2]], "a:0: -2 is no token id"),
+        ([[1, None]], "a:0: 1 of its token ids are null"),
+    ],
+)
+def test_a_wrong_column_is_named(tmp_path: Path, write, body, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        read(write(tmp_path / "a", pa.table({"body": body}), rows=1))
+
+
+@WRITERS
+def test_a_missing_column_is_named_beside_those_present(tmp_path: Path, write) -> None:
+    with pytest.raises(UserError, match=r"a: no column 'body'.* 'id', 'text'"):
+        read(write(tmp_path / "a", pa.table({"id": [1], "text": ["one"]}), rows=1))
+
+
+@pytest.mark.parametrize("content", [b"text", b"", b"ARROW1 and no more", b"PAR1 PAR1"])
+@pytest.mark.parametrize("kind", [ParquetCorpus, ArrowCorpus])
+def test_what_is_of_another_format_is_named(tmp_path: Path, kind, content: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: (not a Parquet|not an Arrow|cannot be read)"):
+        read(kind(paths=(str(path),)))
+
+
+@WRITERS
+def test_a_truncated_table_is_named(tmp_path: Path, write) -> None:
+    corpus = write(tmp_path / "a", pa.table({"body": ["text"] * 1000}), rows=100)
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"^{tmp_path}/a: "):
+        read(corpus)

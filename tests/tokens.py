@@ -1,0 +1,53 @@
+"""Token blocks without a corpus: any stream, as ``prepare`` would have left it."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from glray.data.blocks import TokenBlocks, open_token_blocks, write_block, write_manifest
+from glray.data.heldout import heldout_schema
+from glray.data.tokenizer import train_bpe
+from glray.spec.pipeline import BLOCK_TOKENS
+
+TEXT = "def grow(seq_len):\n    return 2 * seq_len  # one stage longer\n" * 40
+
+
+def write_tokens(
+    directory: Path, stream: np.ndarray, heldout: list[np.ndarray], fingerprint: str = "f" * 16
+) -> TokenBlocks:
+    """The blocks of ``stream``, ids below 300, and held-out documents of 300 bytes each."""
+    tokenizer = train_bpe([TEXT], vocab_size=300)
+    stream = stream.astype("uint16")
+    blocks = [
+        write_block(
+            directory / "blocks" / f"{start // BLOCK_TOKENS:05d}.arrow",
+            stream[start : start + BLOCK_TOKENS + 1],
+        )
+        for start in range(0, len(stream), BLOCK_TOKENS)
+    ]
+    tokenizer.save(str(directory / "tokenizer.json"))
+    schema = heldout_schema("uint16")
+    documents = pa.table(
+        {
+            "name": [f"document {index}" for index in range(len(heldout))],
+            "sha256": [hashlib.sha256(tokens.tobytes()).digest() for tokens in heldout],
+            "num_bytes": [300] * len(heldout),
+            "tokens": heldout,
+        }
+    ).cast(schema)
+    with pa.ipc.new_file(str(directory / "heldout.arrow"), schema) as writer:
+        writer.write_table(documents)
+    prepared = TokenBlocks(
+        directory=directory,
+        fingerprint=fingerprint,
+        dtype="uint16",
+        num_tokens=len(stream),
+        vocab_size=tokenizer.get_vocab_size(),
+        eos_id=0,
+        returned=(),
+        blocks=tuple(blocks),
+    )
+    write_manifest(prepared, provenance={})
+    return open_token_blocks(directory)

@@ -17,7 +17,8 @@ import torch
 from glray.data.corpus import PreparedCorpus
 from glray.data.order import row_range
 from glray.data.windows import Batch
-from glray.model.decoder import build_model, model_config
+from glray.model.config import model_config
+from glray.model.decoder import build_model
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.optimizer import build_optimizer

@@ -24,7 +24,6 @@ from glray.files import write_text
 from glray.spec.loading import validate
 from glray.spec.pipeline import PipelineSpec
 from glray.training.run_directory import pipeline_directory
-from glray.training.worker import train_all, write_calibration
 
 WORKER_FAILURES = 3
 """Times that a worker group is started anew after a worker died."""
@@ -114,11 +113,15 @@ def _run_group(
 
 
 def _training_worker(config: dict[str, str]) -> None:
+    from glray.training.worker import train_all  # the model's code is not for the driver: 5 s
+
     with _joined(config) as (spec, corpus, ctx):
         train_all(spec, corpus, ctx)
 
 
 def _calibrating_worker(config: dict[str, str]) -> None:
+    from glray.training.worker import write_calibration
+
     with _joined(config) as (spec, corpus, ctx):
         write_calibration(spec, corpus, ctx, Path(config["path"]))
 

@@ -15,7 +15,7 @@ from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.order import ChunkOrder
 from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
-from glray.model.decoder import embedding_rows, model_config
+from glray.model.config import embedding_rows, model_config
 from glray.plan import Plan, make_plan
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml

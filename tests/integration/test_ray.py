@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glray.data.blocks import open_token_blocks
+from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.stream import ray_batches, segment_dataset
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError
@@ -75,6 +78,20 @@ def test_rays_stream_is_the_local_one(ray_local, corpus, tmp_path, first_step, r
         assert ours.tokens.tobytes() == theirs.tokens.tobytes()
         steps.append(ours.step)
     assert steps == list(range(first_step, 120))
+
+
+def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
+    (source,) = corpus.sources
+    directory = tmp_path / "tokens"
+    shutil.copytree(source.blocks.directory, directory)
+    damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
+    path = damaged.sources[0].blocks.block_path(0)
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    spec = tiny_spec(tmp_path)
+    with pytest.raises(UserError, match=rf"^{path}: block 0 is damaged, [^\n]*$"):
+        fit(spec, damaged)
 
 
 def kill_one_worker(checkpoints: Path, killed: list[int]) -> None:

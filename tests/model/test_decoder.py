@@ -6,7 +6,8 @@ from transformers import GPTNeoXForCausalLM
 
 from glray import spec as specs
 from glray.errors import UserError
-from glray.model.decoder import build_model, embedding_rows, model_config
+from glray.model.config import embedding_rows, model_config
+from glray.model.decoder import build_model
 from glray.model.loss import token_losses
 
 TINY = specs.ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)

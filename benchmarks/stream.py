@@ -57,7 +57,7 @@ from glray.training.loop import SEGMENT_TOKENS
 BATCH_TOKENS = 16_384
 CHUNK_LEN = 4096
 SEQ_LENS = (128, 1024, 4096)
-VOCAB_SIZE = 50_000
+VOCAB_SIZE = 512
 PEERS = ("memmap", "datasets", "streaming", "litdata", "grain")
 
 
@@ -291,7 +291,7 @@ def main() -> None:
     for number in range(arguments.rounds):
         for name in names if number % 2 == 0 else names[::-1]:
             if name == "glray":
-                figures = in_a_worker("throughput", corpus, work, round=number, num_tokens=2**27)
+                figures = in_a_worker("throughput", corpus, work, round=number, num_tokens=2**29)
                 by_length = {int(n): f["mtok_per_second"] for n, f in figures.items()}
             else:
                 lengths = SEQ_LENS if number % 2 == 0 else SEQ_LENS[::-1]

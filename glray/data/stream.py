@@ -11,7 +11,7 @@ step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one wo
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -37,14 +37,13 @@ def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Itera
     """The batches of ``segments`` in order, read through Ray Data one segment ahead."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
 
-        def open_next() -> Future[Iterator[Batch]] | None:
-            reads = next(segments, None)
-            return None if reads is None else pool.submit(_opened, corpus, reads)
+        def open_next() -> Iterator[Batch] | None:
+            reads = next(segments, None)  # its order is worked out here, beside the loop, too
+            return None if reads is None else _opened(corpus, reads)
 
-        current = open_next()
-        while current is not None:
-            batches = current.result()
-            current = open_next()
+        opening = pool.submit(open_next)
+        while (batches := opening.result()) is not None:
+            opening = pool.submit(open_next)
             yield from batches
 
 

@@ -15,7 +15,10 @@ from glray.errors import UserError
 
 @contextmanager
 def committed(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that replaces ``path`` at once when the block ends without an error."""
+    """A file to write that replaces ``path`` at once when the block ends without an error.
+
+    An OSError that names no file, as that of a full disk, is given this one's name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -24,6 +27,10 @@ def committed(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

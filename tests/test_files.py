@@ -1,11 +1,13 @@
 """Files and folders appear whole or not at all."""
 
 import multiprocessing
+import resource
+import signal
 
 import pytest
 
 from glray.errors import UserError
-from glray.files import new_directory, read_json, sole_writer, write_json
+from glray.files import new_directory, read_json, sole_writer, write_json, write_text
 
 
 def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
@@ -18,6 +20,26 @@ def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
         write_json(path, object())
     assert read_json(path) == {"step": 2}
     assert read_json(tmp_path / "nosuch.json") is None
+
+
+@pytest.fixture
+def files_of_a_kilobyte():
+    """No file can grow beyond 1,000 bytes: a real error of ``write``, as that of a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, files_of_a_kilobyte):
+    write_text(tmp_path / "a", "short")
+    with pytest.raises(OSError, match=r"a'$") as caught:
+        write_text(tmp_path / "a", "long" * 1000)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "short"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_directory_that_fails_half_way_is_not_there(tmp_path):

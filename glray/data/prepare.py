@@ -13,16 +13,17 @@ them and ends with the same bytes, as a shard and a block are functions of the s
 import fcntl
 import json
 import logging
+import pickle
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray.data
@@ -49,6 +50,7 @@ from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
 
 Say = Callable[[str], None]
+Item = TypeVar("Item")
 
 BLOCKS_PER_TASK = 16
 SAY_SECONDS = 5.0
@@ -144,19 +146,14 @@ def _encode(listing: Listing, encoding: Encoding, directory: Path, say: Say) -> 
             f"prepare: {listing.source.name}: {len(shards) - len(missing):,} of {len(shards):,} "
             "shards are there, going on"
         )
-    by_index = {shard.index: shard for shard in shards}
     encode = partial(
-        _encode_one,
-        shards=by_index,
-        corpus=listing.source.corpus,
-        encoding=encoding,
-        directory=directory,
+        _encode_one, corpus=listing.source.corpus, encoding=encoding, directory=directory
     )
     total = sum(shard.num_bytes for shard in missing)
     done = text_bytes = num_tokens = 0
     start = said = time.monotonic()
-    for result in _in_parallel(encode, [shard.index for shard in missing]):
-        done += by_index[result["index"]].num_bytes
+    for shard, result in _in_parallel(encode, missing):
+        done += shard.num_bytes
         text_bytes += result["num_bytes"]
         num_tokens += result["num_tokens"]
         now = time.monotonic()
@@ -182,7 +179,7 @@ def _assemble(
     write_text(directory / "tokenizer.json", encoding.tokenizer_json)
     starts = list(range(0, surveyed.num_blocks, BLOCKS_PER_TASK))
     cut = partial(_cut_some, surveyed=surveyed, directory=directory / "blocks")
-    runs = {result["index"]: result["blocks"] for result in _in_parallel(cut, starts)}
+    runs = {start: result["blocks"] for start, result in _in_parallel(cut, starts)}
     heldout = write_heldout(surveyed, directory / "heldout.arrow")
     blocks = TokenBlocks(
         directory=directory,
@@ -223,30 +220,29 @@ def _assemble(
 
 
 def _encode_one(
-    index: int,
-    shards: dict[int, Shard],
-    corpus: SourceCorpus,
-    encoding: Encoding,
-    directory: Path,
+    shard: Shard, corpus: SourceCorpus, encoding: Encoding, directory: Path
 ) -> dict[str, Any]:
-    return asdict(encode_shard(shards[index], corpus, encoding, directory))
+    return asdict(encode_shard(shard, corpus, encoding, directory))
 
 
-def _cut_some(index: int, surveyed: Survey, directory: Path) -> dict[str, Any]:
-    last = min(index + BLOCKS_PER_TASK, surveyed.num_blocks)
-    return {"blocks": [asdict(block) for block in cut_blocks(surveyed, index, last, directory)]}
+def _cut_some(first: int, surveyed: Survey, directory: Path) -> dict[str, Any]:
+    last = min(first + BLOCKS_PER_TASK, surveyed.num_blocks)
+    return {"blocks": [asdict(block) for block in cut_blocks(surveyed, first, last, directory)]}
 
 
 def _in_parallel(
-    work: Callable[[int], dict[str, Any]], indices: list[int]
-) -> Iterator[dict[str, Any]]:
-    """``work`` of each index with its ``index``, on all CPUs of the cluster, as they finish.
+    work: Callable[[Item], dict[str, Any]], items: Sequence[Item]
+) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """Each item and its ``work``, on all CPUs of the cluster, as they finish.
 
     Raises UserError for a UserError or OSError of a task.
     """
-    if not indices:
+    if not items:
         return
-    plan = [pa.table({"index": [index]}) for index in indices]
+    plan = [
+        pa.table({"place": [place], "item": [pickle.dumps(item)]})
+        for place, item in enumerate(items)
+    ]
     dataset = ray.data.from_blocks(plan).map_batches(
         partial(_results, work=work), batch_format="pyarrow", batch_size=None, num_cpus=1
     )
@@ -256,16 +252,16 @@ def _in_parallel(
         for row in table.to_pylist():
             if row["error"] is not None:
                 raise UserError(row["error"])
-            yield json.loads(row["result"]) | {"index": row["index"]}
+            yield items[row["place"]], json.loads(row["result"])
 
 
-def _results(table: pa.Table, work: Callable[[int], dict[str, Any]]) -> pa.Table:
+def _results(table: pa.Table, work: Callable[[Any], dict[str, Any]]) -> pa.Table:
     """A task: an error travels as a row, as an exception would come wrapped in Ray's traceback."""
     rows = []
-    for index in table.column("index").to_pylist():
-        row = {"index": index, "result": None, "error": None}
+    for given in table.to_pylist():
+        row = {"place": given["place"], "result": None, "error": None}
         try:
-            row["result"] = json.dumps(work(index))
+            row["result"] = json.dumps(work(pickle.loads(given["item"])))
         except UserError as error:
             row["error"] = str(error)
         except OSError as error:
@@ -274,7 +270,7 @@ def _results(table: pa.Table, work: Callable[[int], dict[str, Any]]) -> pa.Table
                 "is kept: mend it and run the same command again"
             )
         rows.append(row)
-    schema = pa.schema({"index": pa.int64(), "result": pa.string(), "error": pa.string()})
+    schema = pa.schema({"place": pa.int64(), "result": pa.string(), "error": pa.string()})
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -109,9 +109,12 @@ def _stdlib_modules() -> Iterator[Path]:
 def _declared(declared: str, kind: str) -> list[SourceFile]:
     """The files that one entry of ``corpus.paths`` stands for."""
     if declared.startswith("file://"):
-        return _local(unquote(declared.removeprefix("file://")), kind)
+        declared = unquote(declared.removeprefix("file://"))
     if not is_uri(declared):
-        return _local(declared, kind)
+        try:
+            return _local(declared, kind)
+        except OSError as error:
+            raise UserError(f"corpus.paths: {declared} cannot be read: {error.strerror}") from None
     if CREDENTIAL.search(declared):
         raise UserError(
             f"corpus.paths: a {declared.partition(':')[0]}:// URI holds a credential, which would "

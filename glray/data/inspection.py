@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -31,6 +32,11 @@ class SourceLedger:
     num_heldout_tokens: int
     num_skipped: int
     """Texts that are empty or not UTF-8."""
+    num_blocks: int
+    vocab_size: int
+    """Ids of the tokenizer."""
+    directory: Path
+    """Where its token blocks and their manifest lie."""
     length_documents: tuple[int, ...]
     """Training documents of 2^k to 2^(k+1) - 1 tokens, EOS included, by k."""
     length_tokens: tuple[int, ...]
@@ -60,6 +66,9 @@ def source_ledgers(corpus: PreparedCorpus) -> list[SourceLedger]:
                 num_heldout_documents=manifest["heldout_documents"],
                 num_heldout_tokens=manifest["heldout_tokens"],
                 num_skipped=manifest["empty_skipped"] + manifest["not_utf8_skipped"],
+                num_blocks=len(source.blocks.blocks),
+                vocab_size=source.blocks.vocab_size,
+                directory=source.blocks.directory,
                 length_documents=tuple(manifest["length_documents"]),
                 length_tokens=tuple(manifest["length_tokens"]),
             )
@@ -107,6 +116,8 @@ def shown_windows(
         rank=0,
         world_size=1,
     )[0][:num_rows]
+    if len(offsets) == 0:
+        return
     chunks_per_step = spec.tokens_per_batch // chunk_len
     chunks = order.chunks(step * chunks_per_step, (step + 1) * chunks_per_step)
     windows = read_windows(corpus.block_refs(offsets), offsets, seq_len)

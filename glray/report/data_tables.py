@@ -31,13 +31,16 @@ def sources_table(ledgers: list[SourceLedger]) -> RenderableType:
     places = []
     for ledger in ledgers:
         skipped = f", {ledger.num_skipped:,} texts skipped" if ledger.num_skipped else ""
-        places.append(f"{ledger.name}: {ledger.num_files:,} files, {ledger.place}{skipped}")
+        places.append(
+            f"{ledger.name}: {ledger.num_files:,} files, {ledger.place}{skipped}; "
+            f"{ledger.num_blocks:,} blocks of {ledger.vocab_size:,} ids in {ledger.directory}"
+        )
     return Group(table, Text("\n".join(places), style="dim"))
 
 
 def lengths_table(ledgers: list[SourceLedger]) -> RenderableType:
     """How many training tokens sit in documents of at least each length."""
-    table = _table("Training tokens in documents of at least …", ("tokens", "documents", "tokens"))
+    table = _table("Training tokens in documents of at least …", ("length", "documents", "tokens"))
     table.add_column("share", justify="right")
     table.add_column("")
     whole = sum(ledger.num_tokens for ledger in ledgers)

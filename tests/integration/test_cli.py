@@ -94,6 +94,12 @@ def test_run_again_eval_export_and_a_searchs_winner(folder):
     assert "optimizer.lr: 0.01 → 0.5" in other.stderr
     assert metrics(grow) == steps
 
+    looked = glray(folder, "data", "tiny.py", "--step", "1", "--seq-len", "16", "--rows", "2")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "Step 1 at seq_len 16" in looked.stdout
+    assert "word" in looked.stdout
+    assert max(map(len, looked.stdout.splitlines())) <= 80
+
     scored = glray(folder, "eval", "runs/tiny/grow-seed0", "--seq-lens", "16,64")
     assert scored.returncode == 0, scored.stdout + scored.stderr
     assert "64" in scored.stdout

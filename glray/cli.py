@@ -56,10 +56,7 @@ def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 @app.command()
 def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Turn the corpus into token blocks, unless they are there."""
-    corpus = _prepared(_load(pipeline, overrides))
-    for source in corpus.sources:
-        tokens = f"{source.blocks.num_tokens:,} training tokens in {source.blocks.directory}"
-        console.print(f"prepare: {source.name}: {tokens}")
+    _prepared(_load(pipeline, overrides))
 
 
 @app.command()

@@ -29,6 +29,11 @@ from glray.files import committed, read_record, write_json
 from glray.spec.identity import FORMAT_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
+MANIFEST_FIELDS = (
+    "fingerprint", "dtype", "num_tokens", "vocab_size", "eos_id", "returned", "checksums", "blocks",
+)  # fmt: skip
+"""What token blocks cannot do without."""
+
 
 @dataclass(frozen=True)
 class BlockFile:
@@ -86,10 +91,16 @@ def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
     fields = asdict(blocks)
     del fields["directory"]  # it may be moved
     files = fields.pop("blocks")  # the longest part comes last
-    sizes = {
-        path.name: path.stat().st_size for path in (blocks.tokenizer_path, blocks.heldout_path)
+    checksums = {
+        path.name: _file_sha256(path) for path in (blocks.tokenizer_path, blocks.heldout_path)
     }
-    manifest = {"format": FORMAT_VERSION, **fields, **provenance, "sizes": sizes, "blocks": files}
+    manifest = {
+        "format": FORMAT_VERSION,
+        **fields,
+        **provenance,
+        "checksums": checksums,
+        "blocks": files,
+    }
     write_json(blocks.directory / "manifest.json", manifest)
 
 
@@ -104,13 +115,17 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
             f"{FORMAT_VERSION}; {again}"
         )
+    missing = [field for field in MANIFEST_FIELDS if field not in manifest]
+    if missing:
+        raise UserError(f"{directory}/manifest.json: damaged, it has no {missing[0]!r}; {again}")
     return manifest
 
 
 def open_token_blocks(directory: Path) -> TokenBlocks:
-    """The token blocks in ``directory``, every file checked to be there at its full size.
+    """The token blocks in ``directory``: every block is there at its full size, the tokenizer and
+    the held-out documents are as they were written.
 
-    Raises UserError for another format version and for a missing or truncated file.
+    Raises UserError for another format version and for a missing, truncated or damaged file.
     """
     manifest = read_manifest(directory)
     blocks = TokenBlocks(
@@ -123,16 +138,21 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         returned=tuple(manifest["returned"]),
         blocks=tuple(BlockFile(**block) for block in manifest["blocks"]),
     )
-    expected = {directory / name: size for name, size in manifest["sizes"].items()}
     for index, block in enumerate(blocks.blocks):
-        expected[blocks.block_path(index)] = block.num_bytes
-    for path, num_bytes in expected.items():
+        path = blocks.block_path(index)
         size = path.stat().st_size if path.exists() else 0
-        if size != num_bytes:
+        if size != block.num_bytes:
             raise UserError(
-                f"{path}: {size:,} bytes, the manifest says {num_bytes:,}: something is missing; "
-                f"{_again(directory)}"
+                f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: something is "
+                f"missing; {_again(directory)}"
             )
+    for name, sha256 in manifest["checksums"].items():
+        path = directory / name
+        if not path.exists():
+            raise UserError(f"{path}: it is not there; {_again(directory)}")
+        found = _file_sha256(path)
+        if found != sha256:
+            raise UserError(_damaged(path, found, sha256, directory))
     return blocks
 
 
@@ -147,10 +167,9 @@ def write_block(path: Path, tokens: np.ndarray) -> BlockFile:
 def describe_block(path: Path) -> BlockFile:
     """What the manifest says of a committed block."""
     with pa.memory_map(str(path)) as source:
-        sha256 = hashlib.sha256(source.read_buffer()).hexdigest()
-        source.seek(0)
         num_tokens = pa.ipc.open_file(source).get_batch(0).num_rows
-    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), path.stat().st_size, sha256)
+    num_bytes = path.stat().st_size
+    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), num_bytes, _file_sha256(path))
 
 
 def read_block(path: Path, sha256: str) -> np.ndarray:
@@ -161,13 +180,22 @@ def read_block(path: Path, sha256: str) -> np.ndarray:
     with pa.memory_map(str(path)) as source:
         found = hashlib.sha256(source.read_buffer()).hexdigest()
         if found != sha256:
-            raise UserError(
-                f"{path}: block {int(path.stem)} is damaged, its SHA-256 is {found[:16]}…, the "
-                f"manifest says {sha256[:16]}…: its tokens would not be the corpus's; "
-                f"{_again(path.parent.parent)}"
-            )
+            raise UserError(_damaged(path, found, sha256, path.parent.parent))
         source.seek(0)
         return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, found: str, sha256: str, directory: Path) -> str:
+    what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
+    return (
+        f"{path}: {what}, its SHA-256 is {found[:16]}…, the manifest says {sha256[:16]}…: it would "
+        f"not be the corpus's; {_again(directory)}"
+    )
 
 
 def _again(directory: Path) -> str:

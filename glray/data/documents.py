@@ -152,7 +152,7 @@ def _jsonl_content(line: str, column: str) -> str | np.ndarray | None:
     """Raises ValueError for a line that is no document."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}; mend or remove the line") from None
     if not isinstance(record, dict):
         raise ValueError(f"holds {type(record).__name__}, not a JSON object")
@@ -270,14 +270,17 @@ def _token_ids(name: str, values: pa.Array) -> np.ndarray:
     if values.null_count:
         raise UserError(f"{name}: {values.null_count:,} of its token ids are null; mend the row")
     ids = values.to_numpy(zero_copy_only=False).astype(np.int64)
-    if len(ids) and ids.min() < 0:
-        raise UserError(f"{name}: {ids.min()} is no token id; mend the row")
+    if len(ids) and ids.min() < 0:  # or beyond 2^63
+        wrong = values[int(ids.argmin())].as_py()
+        raise UserError(f"{name}: {wrong:,} is no token id; mend the row")
     return ids
 
 
 def _check_column(uri: str, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
         raise UserError(f"{uri}: {_no_column(column, schema.names)}")
+    if schema.names.count(column) > 1:
+        raise UserError(f"{uri}: {schema.names.count(column)} columns are named {column!r}")
     kind = schema.field(column).type
     types = pa.types
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):

@@ -64,7 +64,13 @@ def settle_encoding(
     if not path.exists():
         write_text(path, _train(spec, listings, say).to_str())
     content = path.read_text(encoding="utf-8")
-    tokenizer = Tokenizer.from_str(content)
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(
+            f"{path}: damaged, it is no tokenizer ({error}); delete it, and the same command "
+            "trains it again"
+        ) from None
     eos_id = tokenizer.token_to_id(EOS_TOKEN)
     assert eos_id is not None
     encoding = Encoding(content, vocab_size(tokenizer), eos_id)

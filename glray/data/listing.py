@@ -7,6 +7,7 @@ and modification time is still seen. No Ray here.
 """
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
 def find_blocks(spec: PipelineSpec, listing: Listing) -> TokenBlocks | None:
     """The token blocks that a source listed like this gave, if there are any."""
     record = read_record(_path(spec, listing), "fingerprint")
-    if record is None:
+    if record is None or not re.fullmatch("[0-9a-f]{16}", str(record["fingerprint"])):
         return None
     directory = tokens_directory(spec) / record["fingerprint"]
     return open_token_blocks(directory) if directory.exists() else None

@@ -121,14 +121,22 @@ def _prepare_source(
         if not target.exists():
             new = work / target.name
             _assemble(new, identity, tokenizer.encoding, listing, surveyed)
+            for leftover in new.rglob(".*"):  # of a killed call
+                leftover.unlink()
             try:
                 new.rename(target)
             except OSError:
                 if not target.exists():  # else another listing of the same documents was faster
                     raise
-        record_prepared(spec, listing, target.name)
         shutil.rmtree(work)
+        record_prepared(spec, listing, target.name)
     blocks = open_token_blocks(target)
+    if surveyed.num_drawn == len(surveyed.split.returned):
+        say(
+            f"prepare: {name}: none of its documents is held out, so no held-out loss will tell "
+            f"of it: heldout_fraction {spec.heldout_fraction:g} drew {surveyed.num_drawn:,}, each "
+            "more than 20% of them"
+        )
     say(
         f"prepare: {name}: {blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} "
         f"blocks, {surveyed.num_documents - surveyed.num_training:,} documents held out, in "

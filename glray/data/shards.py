@@ -122,11 +122,20 @@ class Documents:
 
 
 def read_documents(path: Path) -> Iterator[tuple[Documents, list[Skipped]]]:
-    """A committed shard's batches in order: its documents, and what was skipped among them."""
+    """A committed shard's batches in order: its documents, and what was skipped among them.
+
+    Raises UserError for a damaged file.
+    """
     with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        for index in range(file.num_record_batches):
-            batch = file.get_batch(index)
+        try:
+            file = pa.ipc.open_file(source)
+            batches = [file.get_batch(index) for index in range(file.num_record_batches)]
+        except (pa.ArrowInvalid, OSError) as error:
+            problem = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: damaged: {problem}; delete {path.parent.parent} and run the same again"
+            ) from None
+        for batch in batches:
             kept = batch.filter(batch.column("skipped").is_null())
             others = batch.filter(batch.column("skipped").is_valid())
             yield (

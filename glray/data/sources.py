@@ -20,6 +20,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,8 +45,8 @@ SUFFIXES = {
 }
 """What is taken from a folder, by the corpus's kind."""
 
-ARROW_SCHEMES = frozenset({"gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"})
-"""Of pyarrow's filesystems, beside S3."""
+ARROW_SCHEMES = frozenset({"hdfs", "viewfs", "abfs", "abfss"})
+"""Of pyarrow's filesystems, beside S3 and GCS."""
 
 S3_OPTIONS = ("endpoint_override", "scheme", "region", "anonymous")
 """What a URI's query may say."""
@@ -113,8 +114,8 @@ def _declared(declared: str, kind: str) -> list[SourceFile]:
     if not is_uri(declared):
         try:
             return _local(declared, kind)
-        except OSError as error:
-            raise UserError(f"corpus.paths: {declared} cannot be read: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:  # the latter of a `~` that is nobody's
+            raise UserError(f"corpus.paths: {declared} cannot be read: {error}") from None
     if CREDENTIAL.search(declared):
         raise UserError(
             f"corpus.paths: a {declared.partition(':')[0]}:// URI holds a credential, which would "
@@ -141,6 +142,10 @@ def _local(declared: str, kind: str) -> list[SourceFile]:
 
 
 def _local_file(path: Path) -> SourceFile:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"corpus.paths: {str(path)!r} is no UTF-8; rename the file") from None
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -254,6 +259,9 @@ def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
     if scheme == "s3":
         path, _, query = rest.partition("?")
         return _s3(path.partition("/")[0], query), unquote(path)
+    if scheme in ("gs", "gcs"):
+        limit = timedelta(seconds=3 * REQUEST_SECONDS)  # of its own 15 minutes
+        return pafs.GcsFileSystem(retry_time_limit=limit), unquote(rest)
     if scheme in ARROW_SCHEMES:
         return pafs.FileSystem.from_uri(uri)
     filesystem, path = fsspec.core.url_to_fs(uri)

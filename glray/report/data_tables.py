@@ -35,7 +35,7 @@ def sources_table(ledgers: list[SourceLedger]) -> RenderableType:
             f"{ledger.name}: {ledger.num_files:,} files, {ledger.place}{skipped}; "
             f"{ledger.num_blocks:,} blocks of {ledger.vocab_size:,} ids in {ledger.directory}"
         )
-    return Group(table, Text("\n".join(places), style="dim"))
+    return Group(table, Text("\n".join(places) + "\n", style="dim"))
 
 
 def lengths_table(ledgers: list[SourceLedger]) -> RenderableType:
@@ -52,7 +52,7 @@ def lengths_table(ledgers: list[SourceLedger]) -> RenderableType:
         bar = "█" * round(share * BAR_WIDTH)
         table.add_row(f"{length:,}", f"{documents:,}", tokens_text(tokens), f"{share:.0%}", bar)
     note = "A window longer than most documents joins unrelated ones: it teaches little of its own."
-    return Group(table, Text(note, style="dim"))
+    return Group(table, Text(note + "\n", style="dim"))
 
 
 def windows_text(windows: list[ShownWindow], step: int, seq_len: int) -> RenderableType:

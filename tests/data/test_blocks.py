@@ -94,7 +94,26 @@ def test_a_truncated_block_is_refused(prepared: TokenBlocks) -> None:
 
 def test_a_missing_file_is_refused(prepared: TokenBlocks) -> None:
     prepared.tokenizer_path.unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json: 0 bytes, the manifest says"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: it is not there; delete"):
+        open_token_blocks(prepared.directory)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "heldout.arrow"])
+def test_a_damaged_tokenizer_or_held_out_file_is_refused(prepared: TokenBlocks, name: str) -> None:
+    path = prepared.directory / name
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    path.write_bytes(path.read_bytes() + b" ")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with pytest.raises(UserError, match=rf"^{path}: damaged, .* {found}….* {expected}….* delete"):
+        open_token_blocks(prepared.directory)
+
+
+def test_a_manifest_that_lacks_a_field_is_refused(prepared: TokenBlocks) -> None:
+    path = prepared.directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["dtype"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: damaged, it has no 'dtype'; delete"):
         open_token_blocks(prepared.directory)
 
 

@@ -127,6 +127,7 @@ def test_compressed_lines_are_one_piece(tmp_path: Path, suffix: str) -> None:
     [
         ('{"text": ', "not JSON"),
         ("[1]", "holds list, not a JSON object"),
+        ('{"text": ' + "[" * 100_000, "not JSON"),
         ('{"text": 3}', "'text' is int"),
         ('{"text": [3, -1]}', "'text' is list"),
         ('{"text": [3, true]}', "'text' is list"),
@@ -208,6 +209,7 @@ def test_a_column_of_lists_is_token_ids(tmp_path: Path, write, kind) -> None:
         ([1], "a: column 'body' is int64"),
         ([[1.5]], "a: column 'body' is list"),
         ([[1, -2]], "a:0: -2 is no token id"),
+        (pa.array([[2**64 - 1]], pa.list_(pa.uint64())), "a:0: 18,446,744,073,709,551,615 is no"),
         ([[1, None]], "a:0: 1 of its token ids are null"),
     ],
 )

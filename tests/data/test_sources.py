@@ -64,6 +64,15 @@ def test_a_path_without_files_is_refused(tmp_path: Path, declared: str) -> None:
         list_source(TextCorpus(paths=(str(tmp_path / declared),)))
 
 
+@pytest.mark.parametrize("declared", ["~nosuchuser/a.txt", "\udcff"])
+def test_a_path_that_cannot_be_is_one_line(tmp_path: Path, declared: str) -> None:
+    if not declared.startswith("~"):
+        (tmp_path / declared).touch()
+        declared = str(tmp_path / "*")
+    with pytest.raises(UserError, match=r"^corpus\.paths: .*(home directory|no UTF-8)"):
+        list_source(TextCorpus(paths=(declared,)))
+
+
 # ---- what `save_to_disk` of Hugging Face `datasets` leaves
 
 

@@ -98,16 +98,11 @@ def glray(work: Path, corpus: Path) -> dict[str, float]:
     storage = work / "storage"
     shutil.rmtree(storage, ignore_errors=True)
     start = time.perf_counter()
-    (source,) = prepare(pipeline(work, corpus, "storage"), print).sources
+    prepared = prepare(pipeline(work, corpus, "storage"), print)
     seconds = time.perf_counter() - start
-    tokens = source.blocks.num_tokens + sum(len(d.tokens) for d in _heldout(source))
+    tokens = sum(source.blocks.num_tokens for source in prepared.sources)
+    tokens += sum(len(document.tokens) for document in prepared.heldout())
     return {"tokens": tokens, "seconds": seconds}
-
-
-def _heldout(source: Any) -> list[Any]:
-    from glray.data.heldout import read_heldout
-
-    return read_heldout(source.blocks.heldout_path)
 
 
 def tokenizer_alone(work: Path, corpus: Path, method: str) -> dict[str, float]:

@@ -150,9 +150,7 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         path = directory / name
         if not path.exists():
             raise UserError(f"{path}: it is not there; {_again(directory)}")
-        found = _file_sha256(path)
-        if found != sha256:
-            raise UserError(_damaged(path, found, sha256, directory))
+        _check_sha256(path, sha256, directory)
     return blocks
 
 
@@ -177,11 +175,8 @@ def read_block(path: Path, sha256: str) -> np.ndarray:
 
     Raises UserError if the file's checksum is not ``sha256``.
     """
+    _check_sha256(path, sha256, path.parent.parent)
     with pa.memory_map(str(path)) as source:
-        found = hashlib.sha256(source.read_buffer()).hexdigest()
-        if found != sha256:
-            raise UserError(_damaged(path, found, sha256, path.parent.parent))
-        source.seek(0)
         return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
 
 
@@ -190,12 +185,14 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, found: str, sha256: str, directory: Path) -> str:
-    what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
-    return (
-        f"{path}: {what}, its SHA-256 is {found[:16]}…, the manifest says {sha256[:16]}…: it would "
-        f"not be the corpus's; {_again(directory)}"
-    )
+def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
+    found = _file_sha256(path)
+    if found != sha256:
+        what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
+        raise UserError(
+            f"{path}: {what}, its SHA-256 is {found[:16]}…, the manifest says {sha256[:16]}…: it "
+            f"would not be the corpus's; {_again(directory)}"
+        )
 
 
 def _again(directory: Path) -> str:

@@ -32,7 +32,7 @@ from glray.data.assembly import Survey, cut_blocks, survey, write_heldout
 from glray.data.blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.documents import EMPTY, NOT_UTF8
-from glray.data.encoding import Encoding, NamedEncoding, settle_encoding
+from glray.data.encoding import Encoding, NamedEncoding, Say, settle_encoding
 from glray.data.listing import (
     Listing,
     find_blocks,
@@ -49,7 +49,6 @@ from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
 
-Say = Callable[[str], None]
 Item = TypeVar("Item")
 
 BLOCKS_PER_TASK = 16

@@ -1,13 +1,8 @@
 import hashlib
-import json
 import os
-import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,117 +11,41 @@ from tokenizers import Tokenizer
 
 from glray.data import prepare as prepare_module
 from glray.data import shards as shards_module
-from glray.data.blocks import TokenBlocks, read_block
-from glray.data.heldout import is_drawn, read_heldout
-from glray.data.inspection import source_ledgers
+from glray.data.heldout import read_heldout
 from glray.data.listing import find_prepared
 from glray.data.prepare import prepare
 from glray.data.shards import Shard
 from glray.data.tokenizer import encode, train_bpe
 from glray.errors import UserError
 from glray.spec import (
-    ArmSpec,
     BpeTokenizer,
-    BudgetSpec,
     ComputeSpec,
-    EvaluationSpec,
     JsonlCorpus,
-    MixtureCorpus,
-    ModelSpec,
-    OptimizerSpec,
     ParquetCorpus,
-    PipelineSpec,
-    SourceSpec,
-    StageSpec,
-    TextCorpus,
     TokenizerFile,
 )
 
+from .preparing import (
+    drawn,
+    files_of,
+    found,
+    left_behind,
+    manifest,
+    pipeline,
+    prepared,
+    stream,
+    text,
+    texts_pipeline,
+    write_texts,
+)
+
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
-
-HELDOUT = 0.25
-
-
-def text(number: int) -> str:
-    """A text of about 300 bytes, its own for each number."""
-    words = random.Random(number).choices(["grow", "length", "train", "short", "müde", "\n"], k=60)
-    return f"{number} " + " ".join(words)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A folder of 60 texts."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(60):
-        (folder / f"{number:02d}.txt").write_text(text(number))
-    return folder
-
-
-def pipeline(storage: Path, **fields: object) -> PipelineSpec:
-    declared = {
-        "name": "tiny",
-        "heldout_fraction": HELDOUT,
-        "tokenizer": BpeTokenizer(vocab_size=300),
-        "model": ModelSpec(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
-        "arms": (ArmSpec(name="only", stages=(StageSpec(seq_len=8),)),),
-        "budget": BudgetSpec(tokens=64),
-        "tokens_per_batch": 8,
-        "optimizer": OptimizerSpec(lr=1e-3),
-        "evaluation": EvaluationSpec(seq_lens=(8,), num_tokens=8),
-        "compute": ComputeSpec(storage=str(storage)),
-    }
-    return PipelineSpec.model_validate(declared | fields)
-
-
-def texts_pipeline(folder: Path, **fields: object) -> PipelineSpec:
-    declared = {"corpus": TextCorpus(paths=(str(folder),))}
-    return pipeline(folder.parent / "runs", **(declared | fields))
-
-
-def prepared(spec: PipelineSpec, say=lambda line: None) -> TokenBlocks:
-    """The token blocks of a pipeline's only source."""
-    (source,) = prepare(spec, say).sources
-    return source.blocks
-
-
-def found(spec: PipelineSpec) -> TokenBlocks | None:
-    corpus = find_prepared(spec)
-    return None if corpus is None else corpus.sources[0].blocks
-
-
-def manifest(blocks: TokenBlocks) -> dict[str, object]:
-    return json.loads((blocks.directory / "manifest.json").read_text())
-
-
-def stream(blocks: TokenBlocks) -> list[int]:
-    return [
-        int(token)
-        for index, block in enumerate(blocks.blocks)
-        for token in read_block(blocks.block_path(index), block.sha256)[: block.num_tokens]
-    ]
-
-
-def files_of(blocks: TokenBlocks) -> dict[str, bytes]:
-    """Every file's content, the manifest without its versions."""
-    return {
-        str(path.relative_to(blocks.directory)): path.read_bytes()
-        for path in sorted(blocks.directory.rglob("*"))
-        if path.is_file()
-    }
-
-
-def drawn(content: str) -> bool:
-    sha256 = hashlib.sha256(content.encode()).digest()
-    return bool(is_drawn(np.frombuffer(sha256, dtype=np.uint8).reshape(1, 32), HELDOUT)[0])
-
-
-def left_behind(storage: Path) -> list[str]:
-    """What lies in the folder of token blocks, locks and records apart."""
-    tokens = storage / "tokens"
-    paths = [*tokens.glob("*"), *tokens.glob("work/*")] if tokens.exists() else []
-    kept = ("listings", "tokenizers", "work")
-    return sorted(p.name for p in paths if p.suffix != ".lock" and p.name not in kept)
+    return write_texts(tmp_path / "corpus")
 
 
 def test_blocks_hold_each_training_document_in_order(corpus: Path) -> None:
@@ -290,92 +209,6 @@ def test_tokenized_data_gives_the_tokens_of_its_text(corpus: Path) -> None:
     )
 
 
-# ---- several sources
-
-
-@pytest.fixture
-def mixture(corpus: Path) -> PipelineSpec:
-    """The folder of 60 texts, three chunks of it to one of 20 others of which five are the same."""
-    path = corpus.parent / "more.jsonl"
-    lines = [json.dumps({"text": text(number)}) for number in [*range(5), *range(100, 115)]]
-    path.write_text("\n".join(lines))
-    tokenizer = corpus.parent / "tokenizer.json"
-    train_bpe([text(0)], 280).save(str(tokenizer))
-    sources = (
-        SourceSpec(name="texts", weight=3, corpus=TextCorpus(paths=(str(corpus),))),
-        SourceSpec(name="more", weight=1, corpus=JsonlCorpus(paths=(str(path),))),
-    )
-    return texts_pipeline(
-        corpus,
-        corpus=MixtureCorpus(sources=sources),
-        tokenizer=TokenizerFile(path=str(tokenizer)),
-    )
-
-
-def weighted(spec: PipelineSpec, *weights: int) -> PipelineSpec:
-    declared = spec.model_dump()
-    for source, weight in zip(declared["corpus"]["sources"], weights, strict=True):
-        source["weight"] = weight
-    return PipelineSpec.model_validate(declared)
-
-
-def test_each_source_has_its_own_blocks_and_ledger(mixture: PipelineSpec) -> None:
-    corpus = prepare(mixture, lambda line: None)
-    texts, more = source_ledgers(corpus)
-    assert [(s.name, s.weight, s.num_documents) for s in (texts, more)] == [
-        ("texts", 3, 60),
-        ("more", 1, 20),
-    ]
-    assert more.num_bytes == sum(
-        len(text(number).encode()) for number in [*range(5), *range(100, 115)]
-    )
-    assert [ledger.num_tokens for ledger in (texts, more)] == [
-        len(stream(source.blocks)) for source in corpus.sources
-    ]
-    assert more.at_least(1) == (more.num_training_documents, more.num_tokens)
-
-
-def test_a_document_of_two_sources_is_held_out_once(mixture: PipelineSpec) -> None:
-    corpus = prepare(mixture, lambda line: None)
-    hashes = [document.sha256 for document in corpus.heldout()]
-    contents = [text(number) for number in [*range(60), *range(100, 115)]]
-    returned = {sha256 for source in corpus.sources for sha256 in source.blocks.returned}
-    expected = {hashlib.sha256(c.encode()).hexdigest() for c in contents if drawn(c)} - returned
-    assert len(hashes) == len(set(hashes))
-    assert set(hashes) == expected
-
-
-def test_a_new_weight_tokenizes_nothing(
-    mixture: PipelineSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = prepare(mixture, lambda line: None)
-    monkeypatch.setattr(prepare_module, "_in_parallel", None)  # would raise if it were called
-    after = find_prepared(weighted(mixture, 1, 2))
-    assert after is not None
-    assert after.directories == before.directories
-    assert after.identity != before.identity
-    order = after.order(chunk_len=8, seed=0)
-    assert order.chunks(0, 6).source.tolist() == [1, 0, 1, 1, 0, 1]
-
-
-def test_a_new_source_tokenizes_itself_alone(mixture: PipelineSpec) -> None:
-    alone = mixture.with_fields(corpus=mixture.sources[0].corpus)
-    blocks = prepared(alone)
-    changed = blocks.block_path(0).stat().st_mtime_ns
-    corpus = prepare(mixture, lambda line: None)
-    assert corpus.sources[0].blocks == blocks
-    assert blocks.block_path(0).stat().st_mtime_ns == changed
-
-
-def test_a_trained_tokenizer_learns_equally_from_each_source(mixture: PipelineSpec) -> None:
-    spec = mixture.with_fields(tokenizer={"kind": "bpe", "vocab_size": 300})
-    lines: list[str] = []
-    corpus = prepare(spec, lines.append)
-    both = [text(n) for n in [*range(60), *range(5), *range(100, 115)] if not drawn(text(n))]
-    assert corpus.tokenizer_path.read_text() == train_bpe(both, 300).to_str()
-    assert sum("trained a byte-level BPE" in line for line in lines) == 1
-
-
 # ---- interrupted, at once, too large
 
 
@@ -404,128 +237,6 @@ def test_what_is_committed_before_a_failure_is_kept(
     assert any(f"{len(kept)} of" in line and "going on" in line for line in lines)
     assert files_of(blocks) == whole
     assert left_behind(corpus.parent / "runs") == [blocks.fingerprint]
-
-
-PREPARE = """
-import json, sys, ray
-from glray.data import shards
-from glray.data.prepare import prepare
-from glray.data.shards import Shard
-from glray.cluster import on_loopback
-from glray.spec.loading import validate
-shards.MIN_SHARD_BYTES = int(sys.argv[2])
-with on_loopback():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             object_store_memory=80 * 2**20, logging_level="error")
-print("ready", flush=True)
-prepare(validate(json.loads(sys.argv[1]), "test"), lambda line: print(line, flush=True))
-"""
-
-
-def start_prepare(spec: PipelineSpec, min_shard_bytes: int) -> subprocess.Popen:
-    declared = json.dumps(spec.model_dump(mode="json"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, declared, str(min_shard_bytes)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def write_words(path: Path, num_documents: int, words_each: int) -> None:
-    rng = random.Random(0)
-    words = [f"word{number}" for number in range(5000)]
-    with path.open("w") as file:
-        for _ in range(num_documents):
-            content = " ".join(rng.choices(words, k=rng.randrange(1, words_each)))
-            file.write(json.dumps({"text": content}) + "\n")
-
-
-@pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.soak)])
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    tmp_path: Path, num_kills: int
-) -> None:
-    write_words(tmp_path / "a.jsonl", 3000, 800)  # 8 MB: 40 shards
-    source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
-    declared = {"corpus": source, "heldout_fraction": 0.01}
-    whole = files_of(prepared(pipeline(tmp_path / "whole", **declared)))
-    spec = pipeline(tmp_path / "killed", **declared)
-    work = tmp_path / "killed" / "tokens" / "work"
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"kill times from seed {seed}")
-    rng = random.Random(seed)
-    for number in range(num_kills):
-        process = start_prepare(spec, min_shard_bytes=200_000)
-        committed = set(work.glob("*/*/**/*.arrow"))
-        # From start-up alone to long after the first new file: the first kill comes early.
-        while number and process.poll() is None and committed >= set(work.glob("*/*/**/*.arrow")):
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 1.5 if number else 4))
-        process.kill()
-        process.wait()
-    last = start_prepare(spec, min_shard_bytes=200_000)
-    output, _ = last.communicate(timeout=120)
-    assert last.returncode == 0
-    print(output)
-    blocks = found(spec)
-    assert blocks is not None
-    assert files_of(blocks) == whole
-    assert left_behind(tmp_path / "killed") == [blocks.fingerprint]
-
-
-def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
-    write_words(tmp_path / "a.jsonl", 600, 800)
-    source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
-    spec = pipeline(tmp_path / "runs", corpus=source, heldout_fraction=0.02)
-    both = [start_prepare(spec, min_shard_bytes=100_000) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum("waiting for it" in output for output in outputs) <= 1
-    assert sum("held out, in" in output for output in outputs) == 1  # one did it
-    blocks = found(spec)
-    assert blocks is not None
-    assert left_behind(tmp_path / "runs") == [blocks.fingerprint]
-
-
-def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
-    write_words(tmp_path / "a.jsonl", 1100, 24_000)  # 110 MB, the store has 80
-    tokenizer = train_bpe([" ".join(f"word{number}" for number in range(5000))], 6000)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
-    spec = pipeline(
-        tmp_path / "runs",
-        corpus=source,
-        tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")),
-        heldout_fraction=0.01,
-    )
-    process = start_prepare(spec, min_shard_bytes=shards_module.MIN_SHARD_BYTES)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0
-    assert "MB/s" in output
-    assert "s left" in output
-    blocks = found(spec)
-    assert blocks is not None
-
-    # Every document's tokens are there once, in order: against a direct encoding.
-    direct = hashlib.sha256()
-    total = 0
-    with (tmp_path / "a.jsonl").open() as file:
-        for line in file:
-            content = json.loads(line)["text"]
-            sha256 = np.frombuffer(hashlib.sha256(content.encode()).digest(), dtype=np.uint8)
-            if not is_drawn(sha256.reshape(1, 32), 0.01)[0]:
-                ids = [*encode(tokenizer, [content])[0], blocks.eos_id]
-                direct.update(np.array(ids, dtype=np.uint16).tobytes())
-                total += sum(ids)
-    prepared_hash = hashlib.sha256()
-    prepared_total = 0
-    for index, block in enumerate(blocks.blocks):
-        tokens = read_block(blocks.block_path(index), block.sha256)[: block.num_tokens]
-        prepared_hash.update(tokens.tobytes())
-        prepared_total += int(tokens.sum(dtype=np.int64))
-    assert (prepared_total, prepared_hash.hexdigest()) == (total, direct.hexdigest())
 
 
 # ---- what a person can mend

@@ -1,0 +1,107 @@
+"""What the tests of ``prepare`` share: pipelines of small texts, and what is written of them."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+
+from glray.data.blocks import TokenBlocks, read_block
+from glray.data.heldout import is_drawn
+from glray.data.listing import find_prepared
+from glray.data.prepare import prepare
+from glray.spec import (
+    ArmSpec,
+    BpeTokenizer,
+    BudgetSpec,
+    ComputeSpec,
+    EvaluationSpec,
+    ModelSpec,
+    OptimizerSpec,
+    PipelineSpec,
+    StageSpec,
+    TextCorpus,
+)
+
+HELDOUT = 0.25
+
+
+def text(number: int) -> str:
+    """A text of about 300 bytes, its own for each number."""
+    words = random.Random(number).choices(["grow", "length", "train", "short", "müde", "\n"], k=60)
+    return f"{number} " + " ".join(words)
+
+
+def pipeline(storage: Path, **fields: object) -> PipelineSpec:
+    declared = {
+        "name": "tiny",
+        "heldout_fraction": HELDOUT,
+        "tokenizer": BpeTokenizer(vocab_size=300),
+        "model": ModelSpec(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
+        "arms": (ArmSpec(name="only", stages=(StageSpec(seq_len=8),)),),
+        "budget": BudgetSpec(tokens=64),
+        "tokens_per_batch": 8,
+        "optimizer": OptimizerSpec(lr=1e-3),
+        "evaluation": EvaluationSpec(seq_lens=(8,), num_tokens=8),
+        "compute": ComputeSpec(storage=str(storage)),
+    }
+    return PipelineSpec.model_validate(declared | fields)
+
+
+def texts_pipeline(folder: Path, **fields: object) -> PipelineSpec:
+    declared = {"corpus": TextCorpus(paths=(str(folder),))}
+    return pipeline(folder.parent / "runs", **(declared | fields))
+
+
+def prepared(spec: PipelineSpec, say=lambda line: None) -> TokenBlocks:
+    """The token blocks of a pipeline's only source."""
+    (source,) = prepare(spec, say).sources
+    return source.blocks
+
+
+def found(spec: PipelineSpec) -> TokenBlocks | None:
+    corpus = find_prepared(spec)
+    return None if corpus is None else corpus.sources[0].blocks
+
+
+def manifest(blocks: TokenBlocks) -> dict[str, object]:
+    return json.loads((blocks.directory / "manifest.json").read_text())
+
+
+def stream(blocks: TokenBlocks) -> list[int]:
+    return [
+        int(token)
+        for index, block in enumerate(blocks.blocks)
+        for token in read_block(blocks.block_path(index), block.sha256)[: block.num_tokens]
+    ]
+
+
+def files_of(blocks: TokenBlocks) -> dict[str, bytes]:
+    """Every file's content, the manifest without its versions."""
+    return {
+        str(path.relative_to(blocks.directory)): path.read_bytes()
+        for path in sorted(blocks.directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def drawn(content: str) -> bool:
+    sha256 = hashlib.sha256(content.encode()).digest()
+    return bool(is_drawn(np.frombuffer(sha256, dtype=np.uint8).reshape(1, 32), HELDOUT)[0])
+
+
+def left_behind(storage: Path) -> list[str]:
+    """What lies in the folder of token blocks, locks and records apart."""
+    tokens = storage / "tokens"
+    paths = [*tokens.glob("*"), *tokens.glob("work/*")] if tokens.exists() else []
+    kept = ("listings", "tokenizers", "work")
+    return sorted(p.name for p in paths if p.suffix != ".lock" and p.name not in kept)
+
+
+def write_texts(folder: Path) -> Path:
+    """The folder, new, with 60 texts."""
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number:02d}.txt").write_text(text(number))
+    return folder

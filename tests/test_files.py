@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import contextlib
 import multiprocessing
 import resource
 import signal
@@ -22,21 +23,27 @@ def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
     assert read_json(tmp_path / "nosuch.json") is None
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def files_of_a_kilobyte():
-    """No file can grow beyond 1,000 bytes: a real error of ``write``, as that of a full disk."""
+    """No file can grow beyond 1,000 bytes: a real error of ``write``, as that of a full disk.
+
+    Within the test alone: pytest's own output may well go to a file longer than that.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, files_of_a_kilobyte):
-    write_text(tmp_path / "a", "short")
-    with pytest.raises(OSError, match=r"a'$") as caught:
-        write_text(tmp_path / "a", "long" * 1000)
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+    with files_of_a_kilobyte():
+        write_text(tmp_path / "a", "short")
+        with pytest.raises(OSError, match=r"a'$") as caught:
+            write_text(tmp_path / "a", "long" * 1000)
     assert caught.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "short"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -66,13 +66,13 @@ def joined_address() -> str | None:
 
 
 def require_workers(compute: ComputeSpec, say: Say) -> None:
-    """Return once the connected cluster has room for all of ``compute``'s workers.
+    """Return once the connected cluster has room for ``compute``'s workers, the fewest of them.
 
     A cluster started here has what it has; a joined one is waited for, up to
     ``compute.wait_seconds``, and asked to grow if it can. Raises UserError with both numbers.
     """
     bundle = worker_resources(compute)
-    asked = compute.num_workers
+    asked = compute.least_workers
     room = workers_with_room(bundle, _nodes())
     if room >= asked:
         return
@@ -194,7 +194,7 @@ def _shortage(compute: ComputeSpec, room: int) -> str:
         f"{node.get('CPU', 0):.0f} CPUs, {node.get('GPU', 0):.0f} GPUs" for node in _nodes()
     )
     return (
-        f"compute.num_workers {compute.num_workers} of {each} each, but room for {room} "
+        f"compute.num_workers {compute.least_workers} of {each} each, but room for {room} "
         f"(nodes: {nodes})"
     )
 

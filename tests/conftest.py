@@ -5,12 +5,11 @@ import secrets
 from collections.abc import Iterator
 
 import hypothesis
-import numpy as np
 import pytest
 
-from glray.data.corpus import PreparedCorpus, PreparedSource
+from glray.data.corpus import PreparedCorpus
 
-from .tokens import write_tokens
+from .tokens import periodic_corpus
 
 # Speed is measured in benchmarks/, never asserted here.
 hypothesis.settings.register_profile("glray", deadline=None)
@@ -41,11 +40,5 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> PreparedCorpus:
-    """One source: 5,003 tokens of a 300-entry vocabulary and three held-out documents."""
-    rng = np.random.default_rng(0)
-    # Runs of a few patterns: something that a small model learns within a few steps.
-    patterns = rng.integers(1, 300, size=(4, 10))
-    stream = np.concatenate([patterns[i] for i in rng.integers(0, 4, size=501)])[:5003]
-    heldout = [patterns[i : i + 2].ravel().repeat(4) for i in range(3)]
-    blocks = write_tokens(tmp_path_factory.mktemp("tokens"), stream, heldout)
-    return PreparedCorpus((PreparedSource("stdlib", 1, blocks),))
+    """The small corpus that most tests train on."""
+    return periodic_corpus(tmp_path_factory.mktemp("tokens"))

@@ -84,7 +84,7 @@ def test_every_module_keeps_to_its_layer():
     [
         ("glray.spec.compute", "from glray.plan import Plan"),
         ("glray.plan", "import glray.training.loop"),
-        ("glray.data.order", "from glray.model.loss import token_losses"),
+        ("glray.data.order", "from glray.model.loss import NextTokenLoss"),
         ("glray.model.loss", "def f():\n    from glray.training import loop"),
         ("glray.report.table", "from glray.search.tuner import search"),
         ("glray.plan", "import torch"),

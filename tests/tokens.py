@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from glray.data.blocks import TokenBlocks, open_token_blocks, write_block, write_manifest
+from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.heldout import heldout_schema
 from glray.data.tokenizer import train_bpe
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -51,3 +52,15 @@ def write_tokens(
     )
     write_manifest(prepared, provenance={})
     return open_token_blocks(directory)
+
+
+def periodic_corpus(directory: Path) -> PreparedCorpus:
+    """One source: 5,003 tokens of a 300-entry vocabulary and three held-out documents.
+
+    Runs of a few patterns: something that a small model learns within a few steps.
+    """
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(1, 300, size=(4, 10))
+    stream = np.concatenate([patterns[i] for i in rng.integers(0, 4, size=501)])[:5003]
+    heldout = [patterns[i : i + 2].ravel().repeat(4) for i in range(3)]
+    return PreparedCorpus((PreparedSource("stdlib", 1, write_tokens(directory, stream, heldout)),))

@@ -7,10 +7,12 @@ the length is direct positional extrapolation (the paper's section 3.1) and need
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from glray.model.attention import CAUSAL
+
 
 def build_model(config: GPTNeoXConfig, seed: int, device: torch.device) -> GPTNeoXForCausalLM:
     """A model with fresh float32 weights, drawn on the CPU from ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPTNeoXForCausalLM._from_config(config, attn_implementation="sdpa")
+        model = GPTNeoXForCausalLM._from_config(config, attn_implementation=CAUSAL)
     return model.to(device=device, dtype=torch.float32)

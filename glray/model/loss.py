@@ -1,16 +1,91 @@
-"""Next-token loss, in nats."""
+"""The network and its next-token loss, in nats: what a worker trains and scores.
+
+The logits of a batch are its largest tensor (16,384 tokens of a 50,304-entry vocabulary: 3.3 GB in
+float32), and nothing needs them all at once. So the loss goes through the targets in chunks, and
+takes the gradient of each chunk's logits while it has them, as "Cut your losses" and the Liger
+kernels do (https://arxiv.org/abs/2410.10989, section 3.2): three matrix products, as the plain way.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+CHUNK_LOGITS = 2**22
+"""Logits in memory at once (16 MiB in float32, which a processor's cache holds) …"""
+CHUNK_TARGETS = 1024
+"""… but at least this many targets', as each chunk adds to the whole gradient of the weight."""
 
 
-def token_losses(
-    model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """Cross-entropy of each target in nats: float32[rows, seq_len].
+class NextTokenLoss(torch.nn.Module):
+    """A causal language model of ``transformers`` that returns losses instead of logits.
 
-    ``inputs`` and ``targets`` are int64[rows, seq_len]; row by row, each window is its own context.
+    All its work is in ``forward``: under FSDP2 the output layer's weight is whole only there.
     """
-    logits = model(input_ids=inputs).logits.float()  # [rows, seq_len, vocab]
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view_as(targets)
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Training: the sum of the losses, a float32 scalar. Evaluation (``eval()``): the loss of
+        each target, float32[rows, seq_len], without a gradient.
+
+        ``inputs`` and ``targets`` are int64[rows, seq_len]; each window is its own context.
+        """
+        hidden = self.network.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+        weight = self.network.get_output_embeddings().weight
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        if self.training:
+            return _SummedLoss.apply(hidden.flatten(0, 1), weight, targets.flatten())
+        flat, labels = hidden.flatten(0, 1), targets.flatten()
+        losses = [
+            F.cross_entropy((flat[chunk] @ weight.T).float(), labels[chunk], reduction="none")
+            for chunk in _chunks(len(labels), len(weight))
+        ]
+        return torch.cat(losses).view_as(targets)
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            hidden_grad = torch.empty_like(hidden)
+            weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+            for chunk in _chunks(len(targets), len(weight)):
+                losses, logits_grad = _losses(hidden[chunk], weight, targets[chunk])
+                total += losses.sum()
+                hidden_grad[chunk] = logits_grad @ weight
+                weight_grad += logits_grad.T @ hidden[chunk]
+        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, total_grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * total_grad, weight_grad * total_grad, None
+
+
+def _losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each target, float32[n], and its gradient by the logits, [n, vocabulary]."""
+    logits = (hidden @ weight.T).float()
+    log_total = logits.logsumexp(dim=-1)
+    losses = log_total - logits.gather(1, targets[:, None]).squeeze(1)
+    shares = logits.sub_(log_total[:, None]).exp_()
+    shares.scatter_add_(1, targets[:, None], -torch.ones_like(losses)[:, None])
+    return losses, shares.to(hidden.dtype)
+
+
+def _chunks(num_targets: int, vocab_size: int) -> Iterator[slice]:
+    size = max(CHUNK_TARGETS, CHUNK_LOGITS // vocab_size)
+    for start in range(0, num_targets, size):
+        yield slice(start, start + size)

@@ -103,10 +103,10 @@ def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
 def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
     compute = specs[0].compute
     free_cpus = ray.cluster_resources().get("CPU", 1)
-    at_once = max(1, int(free_cpus // (compute.num_workers * compute.cpus_per_worker)))
+    at_once = max(1, int(free_cpus // (compute.most_workers * compute.cpus_per_worker)))
     if compute.use_gpu:
         gpus = ray.cluster_resources().get("GPU", 1)
-        at_once = min(at_once, max(1, int(gpus // compute.num_workers)))
+        at_once = min(at_once, max(1, int(gpus // compute.most_workers)))
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(_train_trial, TRIAL_RESOURCES),
         param_space={

@@ -1,26 +1,57 @@
 """Where and how it runs: nothing here changes what is computed, but for the order of float sums."""
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from glray.spec.base import Spec
+
+_Count = Annotated[int, Field(ge=1)]
 
 
 class ComputeSpec(Spec):
     """Workers, storage and the like: execution, never identity."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Data-parallel workers."""
+    num_workers: _Count | tuple[_Count, _Count] = 1
+    """Data-parallel workers. (fewest, most): as many as there is room for, fewer after a node is
+    lost, more again when one comes."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores of each worker, and its number of compute threads."""
     use_gpu: bool = False
     """One GPU for each worker."""
     storage: str = "runs"
     """Folder for token blocks and runs; on a cluster, one that every node sees under this path."""
-    micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens of a worker's batch that go through the model at once (at least one row)."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """Each worker holds the whole model and optimizer (DDP), or its share of them (FSDP2)."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the decoder blocks with ``torch.compile``, for every length before step 0."""
+    micro_batch_tokens: _Count | Literal["auto"] = 16_384
+    """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
+    the most that fits in memory, found for each length before step 0."""
     checkpoint_every_tokens: int = Field(default=50_000_000, ge=1)
     """A checkpoint this often, and at every stage edge."""
     log_every_steps: int = Field(default=10, ge=1)
     """Metrics are brought from the device and written this often."""
     wait_seconds: int = Field(default=600, ge=0)
     """How long to wait for a joined cluster to have the workers asked for."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which there is no training."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _bounds_rise(self) -> "ComputeSpec":
+        if self.least_workers > self.most_workers:
+            raise ValueError(
+                f"compute.num_workers ({self.least_workers}, {self.most_workers}) is (fewest, "
+                "most): write the smaller number first"
+            )
+        return self

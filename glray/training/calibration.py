@@ -11,18 +11,19 @@ The cost of a length is the median over its turns (of two the faster), of the sl
 import statistics
 import time
 
-import numpy as np
 import torch
 
 from glray.data.corpus import PreparedCorpus
-from glray.data.order import row_range
-from glray.data.windows import Batch
 from glray.model.config import model_config
 from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.execution import Execution
 from glray.training.optimizer import build_optimizer
-from glray.training.step import accumulate_gradients, apply_gradients, distributed
+from glray.training.parallel import prepare_model, replicated
+from glray.training.step import accumulate_gradients, apply_gradients
+from glray.training.warmup import random_batch
 
 BURST = 3
 """Steps of one turn, the first not counted."""
@@ -32,7 +33,9 @@ ENOUGH_SECONDS = 12.0
 """Rounds go on until this much is measured, between the two bounds above."""
 
 
-def calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> dict[int, int]:
+def calibrate(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
+) -> dict[int, int]:
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
     config = model_config(
@@ -41,14 +44,19 @@ def calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
         eos_id=corpus.eos_id,
         max_seq_len=max(lengths),
     )
-    model = distributed(build_model(config, seed=0, device=ctx.device), ctx)
-    optimizer = build_optimizer(model, spec.optimizer)
-    batches = {length: _random_batch(length, spec, corpus, ctx) for length in lengths}
+    scratch = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
+    prepare_model(scratch, spec.compute, ctx)
+    optimizer = build_optimizer(scratch.network, spec.optimizer)
+    model = replicated(scratch, ctx)
+    batches = {
+        length: random_batch(length, spec.tokens_per_batch // length, corpus.vocab_size, ctx)
+        for length in lengths
+    }
 
     def step_seconds(seq_len: int) -> float:
         _synchronize(ctx)
         start = time.perf_counter()
-        accumulate_gradients(model, batches[seq_len], spec, ctx)
+        accumulate_gradients(model, batches[seq_len], spec, ctx, execution)
         apply_gradients(model, optimizer, spec.optimizer.max_grad_norm)
         _synchronize(ctx)
         return time.perf_counter() - start
@@ -70,16 +78,6 @@ def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:
     if ctx.world_size > 1:
         torch.distributed.all_reduce(median, op=torch.distributed.ReduceOp.MAX)
     return max(1, round(median.item() * 1_000_000))
-
-
-def _random_batch(
-    seq_len: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
-) -> Batch:
-    first, last = row_range(spec.tokens_per_batch // seq_len, ctx.rank, ctx.world_size)
-    tokens = np.random.default_rng(0).integers(
-        corpus.vocab_size, size=(last - first, seq_len + 1), dtype=np.int64
-    )
-    return Batch(step=0, seq_len=seq_len, offsets=np.arange(first, last), tokens=tokens)
 
 
 def _synchronize(ctx: WorkerContext) -> None:

@@ -1,25 +1,36 @@
 """Checkpoints: a directory that counts once its ``COMMITTED`` manifest is there.
 
-``checkpoints/step-00000123/`` holds ``model.safetensors``, ``optimizer.safetensors``,
-``state.json`` and, written last, ``COMMITTED`` with the size and SHA-256 of each. The latest is
-found by reading the storage, so a killed controller cannot lose it.
+``checkpoints/step-00000123/`` holds ``tensors/`` (model, optimizer moments and random state, in
+safetensors, each worker's share in a file of its own), ``state.json`` and, written last,
+``COMMITTED`` with the size and SHA-256 of each. The latest is found by reading the storage, so a
+killed controller cannot lose it. Any number of workers, replicated or sharded, loads any
+checkpoint: tensors are saved and loaded through ``torch.distributed.checkpoint``.
 """
 
 import hashlib
 import json
 import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from glray.errors import UserError
-from glray.files import new_directory, read_record, write_json
+from glray.files import read_record, write_json
+from glray.training.context import WorkerContext, from_rank_zero
 
 COMMITTED = "COMMITTED"
+TENSORS = "tensors"
 KEPT = 2
 """Checkpoints kept of a run: the latest, and one more should the latest be damaged."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW holds of each parameter, its count of steps apart: that is the state's ``step``."""
 
 
 @dataclass
@@ -29,6 +40,8 @@ class TrainState:
     step: int = 0
     proof: int = 0
     """Token proof of all steps so far, modulo 2^64."""
+    charged_seconds: float | None = None
+    """On the calibrated clock; None without a calibration."""
     measured_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
@@ -41,56 +54,95 @@ class TrainState:
 def save_checkpoint(
     directory: Path,
     state: TrainState,
-    model: torch.nn.Module,
+    network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    ctx: WorkerContext,
 ) -> Path:
-    """Write and commit the checkpoint of ``state.step``; older ones beyond ``KEPT`` go."""
+    """Write and commit the checkpoint of ``state.step``; older ones beyond ``KEPT`` go.
+
+    Every rank calls it, writes its share and returns once the whole is committed. Raises OSError
+    where the storage is full, and leaves nothing.
+    """
     path = directory / f"step-{state.step:08d}"
-    with new_directory(path) as partial:
-        save_file(dict(model.state_dict()), partial / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
-        write_json(partial / "state.json", asdict(state))
-        files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(partial.iterdir())
-        }
-        write_json(partial / COMMITTED, {"step": state.step, "files": files})
-    for old in committed_checkpoints(directory)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    partial = directory / f".partial-{path.name}-{from_rank_zero(ctx, uuid.uuid4().int % 2**32):x}"
+    try:
+        with _own_errors():
+            dcp.save(
+                _tensors(network, optimizer),
+                storage_writer=HuggingFaceStorageWriter(
+                    str(partial / TENSORS), save_distributed=True
+                ),
+                no_dist=ctx.world_size == 1,
+            )
+        if ctx.rank == 0:
+            _commit(partial, path, state)
+        from_rank_zero(ctx, 0)  # returns once rank 0 has come so far
+    finally:
+        if ctx.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _commit(partial: Path, path: Path, state: TrainState) -> None:
+    write_json(partial / "state.json", asdict(state))
+    files = {
+        str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(partial.rglob("*"))
+        if file.is_file()
+    }
+    write_json(partial / COMMITTED, {"step": state.step, "files": files})
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    for old in committed_checkpoints(path.parent)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    for left in path.parent.glob(".partial-*"):  # of an attempt that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def committed_checkpoints(directory: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
     return sorted(
         (path for path in directory.glob("step-*") if (path / COMMITTED).exists()),
-        key=lambda path: int(path.name.removeprefix("step-")),
+        key=step_of,
     )
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's directory."""
+    return int(path.name.removeprefix("step-"))
+
+
 def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, ctx: WorkerContext
 ) -> TrainState:
-    """Load a checkpoint's tensors into ``model`` and ``optimizer``; returns the state.
+    """Load a checkpoint into ``network``, ``optimizer`` and the random state; returns the state.
 
-    Raises UserError if a file is not what was committed.
+    Every rank calls it; rank 0 compares the files with their manifest. Raises UserError if one is
+    not what was committed.
     """
-    load_weights(path, model)
-    tensors = load_file(path / "optimizer.safetensors")
-    layout = optimizer.state_dict()
-    layout["state"] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        layout["state"].setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(layout)
-    return TrainState(**json.loads((path / "state.json").read_text()))
+    if ctx.rank == 0:
+        verify(path)
+    state = state_of(path)
+    for values in optimizer.state.values():
+        values["step"].fill_(state.step)
+    tensors = _tensors(network, optimizer)
+    _load(path, tensors, no_dist=ctx.world_size == 1)
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], ctx.device)
+    return state
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Load a checkpoint's weights alone. Raises UserError if a file is damaged."""
+def load_weights(path: Path, network: torch.nn.Module) -> None:
+    """Load a checkpoint's weights alone, in one process. Raises UserError if a file is damaged."""
     verify(path)
-    device = next(model.parameters()).device
-    model.load_state_dict(load_file(path / "model.safetensors", device=str(device)))
+    _load(path, _weights(network), no_dist=True)
+
+
+def state_of(path: Path) -> TrainState:
+    """The state of a committed checkpoint."""
+    return TrainState(**json.loads((path / "state.json").read_text()))
 
 
 def verify(path: Path) -> None:
@@ -113,13 +165,44 @@ def verify(path: Path) -> None:
             )
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """``{"<parameter's index>.exp_avg": tensor, …}``: all of an optimizer that is not spec."""
-    return {
-        f"{index}.{name}": tensor
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, tensor in values.items()
-    }
+def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """``{"model.<name>": …, "exp_avg.<name>": …, "exp_avg_sq.<name>": …, "random.cpu": …}``.
+
+    The very tensors of the network and optimizer, so that loading fills them; the random state is
+    rank 0's.
+    """
+    tensors = _weights(network)
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+
+
+def _load(path: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool) -> None:
+    reader = HuggingFaceStorageReader(str(path / TENSORS))
+    with _own_errors():
+        dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let an OSError of the storage out of PyTorch's wrapping, which says less than it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            yield
+        except dcp.CheckpointException as error:
+            for failure, _ in error.failures.values():
+                if isinstance(failure, OSError):
+                    raise failure from None
+            raise
 
 
 def _sha256(file: Path) -> str:

@@ -70,3 +70,12 @@ def from_rank_zero(ctx: WorkerContext, value: int) -> int:
     tensor = torch.tensor([value], dtype=torch.int64, device=ctx.device)
     torch.distributed.broadcast(tensor, src=0)
     return int(tensor.item())
+
+
+def least_over_ranks(ctx: WorkerContext, value: int) -> int:
+    """The smallest of every rank's values, on every rank."""
+    if ctx.world_size == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.int64, device=ctx.device)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
+    return int(tensor.item())

@@ -26,7 +26,10 @@ from glray.spec.pipeline import PipelineSpec
 from glray.training.run_directory import pipeline_directory
 
 WORKER_FAILURES = 3
-"""Times that a worker group is started anew after a worker died."""
+"""Times that a worker group is started anew after a worker died, without a new checkpoint between:
+a run of weeks may lose any number of workers, one that dies at the same step each time ends."""
+RESIZE_SECONDS = 60.0
+"""How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
 
 class RayContext:
@@ -79,11 +82,35 @@ def _run_group(
     **config: str,
 ) -> None:
     """One TorchTrainer over the spec's workers; its own storage is thrown away at the end."""
-    compute = spec.compute
     storage = pipeline_directory(spec) / ".ray-train"
-    attempt = uuid.uuid4().hex[:8]
+    error_file = _error_file(spec)
+    error_file.unlink(missing_ok=True)
+    try:
+        while True:
+            before = _committed(spec)
+            try:
+                _trainer(worker, spec, corpus, callbacks, config, storage).fit()
+                return
+            except ray.train.WorkerGroupError:
+                if error_file.exists() or _committed(spec) == before:
+                    raise
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        if error_file.exists():
+            raise UserError(error_file.read_text(encoding="utf-8"))
+
+
+def _trainer(
+    worker: Callable[[dict[str, str]], None],
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    callbacks: list[Any],
+    config: dict[str, str],
+    storage: Path,
+) -> ray.train.torch.TorchTrainer:
+    compute = spec.compute
     gpu = {"GPU": 1} if compute.use_gpu else {}
-    trainer = ray.train.torch.TorchTrainer(
+    return ray.train.torch.TorchTrainer(
         worker,
         train_loop_config={
             "spec": json.dumps(spec.model_dump(mode="json")),
@@ -94,22 +121,21 @@ def _run_group(
             num_workers=compute.num_workers,
             use_gpu=compute.use_gpu,
             resources_per_worker={"CPU": compute.cpus_per_worker} | gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
-            name=attempt,
+            name=uuid.uuid4().hex[:8],
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
             callbacks=callbacks,
         ),
     )
-    error_file = _error_file(spec)
-    error_file.unlink(missing_ok=True)
-    try:
-        trainer.fit()
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-        if error_file.exists():
-            raise UserError(error_file.read_text(encoding="utf-8"))
+
+
+def _committed(spec: PipelineSpec) -> set[Path]:
+    """Committed checkpoints and results of all runs: what has changed is progress."""
+    directory = pipeline_directory(spec)
+    return {*directory.glob("*/checkpoints/*/COMMITTED"), *directory.glob("*/result.json")}
 
 
 def _training_worker(config: dict[str, str]) -> None:
@@ -120,10 +146,10 @@ def _training_worker(config: dict[str, str]) -> None:
 
 
 def _calibrating_worker(config: dict[str, str]) -> None:
-    from glray.training.worker import write_calibration
+    from glray.training.worker import calibrate_alone
 
     with _joined(config) as (spec, corpus, ctx):
-        write_calibration(spec, corpus, ctx, Path(config["path"]))
+        calibrate_alone(spec, corpus, ctx, Path(config["path"]))
 
 
 @contextmanager

@@ -16,10 +16,11 @@ import torch
 from glray.data.corpus import PreparedCorpus
 from glray.data.order import row_range
 from glray.errors import UserError
-from glray.model.loss import token_losses
+from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.training import EvaluationSpec
 from glray.training.context import WorkerContext, sum_over_ranks
+from glray.training.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
 
 
 def evaluate(
-    model: torch.nn.Module,
+    model: NextTokenLoss,
     targets: HeldoutTargets,
     seq_lens: tuple[int, ...],
     spec: PipelineSpec,
     ctx: WorkerContext,
+    execution: Execution,
 ) -> list[dict[str, Any]]:
     """One record a length: loss in nats per token, its standard error over documents, the mean loss
     of each document and at each position of the window, bits per byte. The same on every rank."""
@@ -95,36 +97,46 @@ def evaluate(
     model.eval()
     results = []
     for seq_len in sorted(seq_lens):
-        by_stretch, by_position = _losses(model, targets, seq_len, spec, ctx)
+        rows = execution.rows_at_once(seq_len)
+        by_stretch, by_position = _losses(model, targets, seq_len, rows, spec, ctx)
         results.append(_summary(seq_len, by_stretch, by_position, targets))
     model.train(was_training)
     return results
 
 
 def _losses(
-    model: torch.nn.Module,
+    model: NextTokenLoss,
     targets: HeldoutTargets,
     seq_len: int,
+    rows: int,
     spec: PipelineSpec,
     ctx: WorkerContext,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Summed losses of each stretch, float64[stretches], and at each position, float64[seq_len]."""
+    """Summed losses of each stretch, float64[stretches], and at each position, float64[seq_len].
+
+    ``rows`` windows go through the model at once. Every rank makes as many passes as the one with
+    most windows, as a sharded model needs all of them; what is left over is padding.
+    """
     longest = targets.tokens.shape[1] - 1
     windows = longest // seq_len  # of one stretch
-    first, last = row_range(len(targets.tokens), ctx.rank, ctx.world_size)
+    num_stretches = len(targets.tokens)
+    first, last = row_range(num_stretches, ctx.rank, ctx.world_size)
     mine = torch.from_numpy(targets.tokens[first:last])
     inputs = mine[:, :-1].reshape(-1, seq_len)
     labels = mine[:, 1:].reshape(-1, seq_len)
-    rows = max(1, spec.compute.micro_batch_tokens // seq_len)
-    by_stretch = torch.zeros(len(targets.tokens), dtype=torch.float64)
+    padding = inputs.new_zeros((1, seq_len))
+    by_stretch = torch.zeros(num_stretches, dtype=torch.float64)
     by_position = torch.zeros(seq_len, dtype=torch.float64)
     with (
-        torch.inference_mode(),
+        torch.no_grad(),
         torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
     ):
-        for start in range(0, len(inputs), rows):
+        for start in range(0, -(-num_stretches // ctx.world_size) * windows, rows):
             batch = slice(start, start + rows)
-            losses = token_losses(model, inputs[batch].to(ctx.device), labels[batch].to(ctx.device))
+            if start >= len(inputs):
+                model(padding.to(ctx.device), padding.to(ctx.device))
+                continue
+            losses = model(inputs[batch].to(ctx.device), labels[batch].to(ctx.device))
             losses = losses.double().cpu()
             stretch = first + torch.arange(start, start + len(losses)) // windows
             by_stretch.index_add_(0, stretch, losses.sum(dim=1))

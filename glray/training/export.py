@@ -11,9 +11,15 @@ from glray.files import new_directory
 
 
 def export_model(
-    model: GPTNeoXForCausalLM, corpus: PreparedCorpus, path: Path, max_seq_len: int
+    model: GPTNeoXForCausalLM,
+    weights: dict[str, torch.Tensor],
+    corpus: PreparedCorpus,
+    path: Path,
+    max_seq_len: int,
 ) -> None:
     """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
+
+    ``weights`` are the model's, whole, on the CPU. Its config goes along, with all that is in it.
 
     ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load it.
     """
@@ -26,7 +32,7 @@ def export_model(
     disable_progress_bar()
     try:
         with new_directory(path) as partial:
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             tokenizer.save_pretrained(partial)
             for file in partial.iterdir():
                 file.chmod(0o644)  # safetensors writes for its owner alone

@@ -10,22 +10,24 @@ import time
 from glray.data.windows import stage_reads
 from glray.plan import MICROSECONDS, Plan, learning_rate
 from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.execution import Execution
 from glray.training.metrics import MetricsLog, PendingStep
 from glray.training.optimizer import set_learning_rate
 from glray.training.run_directory import Run
 from glray.training.session import RunSession, open_session
-from glray.training.step import accumulate_gradients, apply_gradients, distributed
+from glray.training.step import accumulate_gradients, apply_gradients
+from glray.training.warmup import warm_up
 
 SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
 
 
-def train(run: Run, ctx: WorkerContext) -> bool:
+def train(run: Run, ctx: WorkerContext, execution: Execution) -> bool:
     """Train a run to its end, from its latest checkpoint. False if it was asked to stop.
 
     Leaves checkpoints, metrics, evaluations, ``model/`` and ``result.json``.
     """
-    session = open_session(run, ctx)
+    session = open_session(run, ctx, execution)
     session.evaluate_edge()  # an edge whose checkpoint was committed but not scored
     if session.state.step < run.plan.num_steps and not _train_steps(session):
         return False
@@ -38,7 +40,8 @@ def _train_steps(session: RunSession) -> bool:
     run, ctx, state = session.run, session.ctx, session.state
     plan, optimizer_spec = run.plan, run.spec.optimizer
     every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
-    model = distributed(session.model, ctx)
+    model, optimizer = session.replicas, session.optimizer
+    warm_up(session)
     log = MetricsLog(run.directory / "metrics.jsonl", ctx)
     log.rewind(state.step)
 
@@ -58,9 +61,9 @@ def _train_steps(session: RunSession) -> bool:
     while True:
         # ---- one step
         lr = learning_rate(optimizer_spec.schedule, optimizer_spec.lr, plan.progress(batch.step))
-        set_learning_rate(session.optimizer, lr)
-        sums = accumulate_gradients(model, batch, run.spec, ctx)
-        grad_norm = apply_gradients(model, session.optimizer, optimizer_spec.max_grad_norm)
+        set_learning_rate(optimizer, lr)
+        sums = accumulate_gradients(model, batch, run.spec, ctx, session.execution)
+        grad_norm = apply_gradients(model, optimizer, optimizer_spec.max_grad_norm)
         assert batch.step == state.step, "the stream is not where the state is"
         state.step += 1
         ledger = state.tokens_by_seq_len

@@ -5,7 +5,7 @@
 ``evaluations/``, ``checkpoints/``, ``model/`` and, written last, ``result.json``.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, CalibrationSpec
 from glray.storage import storage_path
 from glray.training.evaluation import heldout_targets
+from glray.training.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,20 @@ def refuse_another_identity(run: Run) -> None:
     )
 
 
-def write_run(run: Run, environment: dict[str, Any]) -> None:
-    """Write ``run.json`` and the run's own resolved ``spec.yaml``."""
+def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: int) -> list[str]:
+    """Write ``run.json`` and the run's own resolved ``spec.yaml`` as it goes on from ``step``.
+
+    ``run.json`` lists every execution with the step that it began at. Returns what of this one
+    differs from the one before, ``num_workers 2 → 3``: from here on bits may differ too.
+    """
     plan = run.plan
+    executed = executed.at(tuple(stage.seq_len for stage in plan.stages))
+    recorded = read_record(run.directory / "run.json", "executions") if step else None
+    executions = recorded["executions"] if recorded else []
+    executions = [entry for entry in executions if entry["first_step"] < step]
+    changes = executed.differences(executions[-1]) if executions else []
+    if changes or not executions:
+        executions.append({"first_step": step} | asdict(executed))
     stages = [
         {
             "seq_len": stage.seq_len,
@@ -198,6 +210,7 @@ def write_run(run: Run, environment: dict[str, Any]) -> None:
             "identity": run.identity,
             "tokens_directories": run.corpus.directories,
             "environment": environment,
+            "executions": executions,
             "plan": {
                 "tokens_per_batch": plan.tokens_per_batch,
                 "num_steps": plan.num_steps,
@@ -207,6 +220,7 @@ def write_run(run: Run, environment: dict[str, Any]) -> None:
             },
         },
     )
+    return changes
 
 
 def find_run(directory: Path) -> Run:

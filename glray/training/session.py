@@ -4,23 +4,27 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GPTNeoXForCausalLM
 
 from glray.data.proof import as_hex
+from glray.errors import UserError
 from glray.files import write_json
 from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
 from glray.plan import MICROSECONDS
 from glray.training.checkpoint import (
     TrainState,
     committed_checkpoints,
     load_checkpoint,
     save_checkpoint,
+    step_of,
 )
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.evaluation import HeldoutTargets, evaluate, heldout_targets
+from glray.training.execution import Execution
 from glray.training.export import export_model
 from glray.training.metrics import Announcer
 from glray.training.optimizer import build_optimizer
+from glray.training.parallel import prepare_model, replicated, whole_weights
 from glray.training.run_directory import Run
 
 
@@ -30,7 +34,11 @@ class RunSession:
 
     run: Run
     ctx: WorkerContext
-    model: GPTNeoXForCausalLM
+    execution: Execution
+    model: NextTokenLoss
+    """To score and save; sharded under FSDP2."""
+    replicas: torch.nn.Module
+    """To train: the model, under DDP wrapped."""
     optimizer: torch.optim.Optimizer
     state: TrainState
     targets: HeldoutTargets
@@ -38,11 +46,22 @@ class RunSession:
     _resumed_at: float = field(default_factory=time.perf_counter)
 
     def save(self) -> None:
-        """Commit a checkpoint (rank 0) and report it to the controller (all ranks)."""
+        """Commit a checkpoint and report it to the controller; all ranks call it.
+
+        Raises UserError if the storage is full: the checkpoint before it stays the latest.
+        """
         start = time.perf_counter()
         self._count_wall_seconds()
-        if self.ctx.rank == 0:
-            save_checkpoint(self.run.checkpoints, self.state, self.model, self.optimizer)
+        self.state.charged_seconds = self.charged_seconds
+        directory = self.run.checkpoints
+        try:
+            save_checkpoint(directory, self.state, self.model.network, self.optimizer, self.ctx)
+        except OSError as error:
+            raise UserError(
+                f"{directory}: the checkpoint of step {self.state.step:,} cannot be written: "
+                f"{error.strerror or error}; the one before it stays, make room there and the same "
+                "command goes on from it"
+            ) from None
         self.ctx.report({"step": float(self.state.step)})
         self.state.checkpoint_seconds += time.perf_counter() - start
 
@@ -56,7 +75,9 @@ class RunSession:
         self.announcer.progress(run=self.run.name, phase=f"evaluating after seq_len {trained}")
         start = time.perf_counter()
         spec = self.run.spec
-        lengths = evaluate(self.model, self.targets, spec.evaluation.seq_lens, spec, self.ctx)
+        lengths = evaluate(
+            self.model, self.targets, spec.evaluation.seq_lens, spec, self.ctx, self.execution
+        )
         seconds = time.perf_counter() - start
         state.eval_seconds += seconds
         if self.ctx.rank == 0:
@@ -83,12 +104,17 @@ class RunSession:
         )
 
     def finish(self) -> None:
-        """Export the model and write ``result.json``, which makes the run finished (rank 0)."""
+        """Export the model and write ``result.json``, which makes the run finished (rank 0).
+
+        All ranks call it: the weights of a sharded model are gathered.
+        """
         self._count_wall_seconds()
+        network, run, state = self.model.network, self.run, self.state
+        weights = whole_weights(network)
         if self.ctx.rank != 0:
             return
-        run, state = self.run, self.state
-        export_model(self.model, run.corpus, run.directory / "model", run.longest_seq_len)
+        network.config.tokens_by_seq_len = state.tokens_by_seq_len
+        export_model(network, weights, run.corpus, run.directory / "model", run.longest_seq_len)
         write_json(
             run.directory / "result.json",
             {
@@ -117,21 +143,28 @@ class RunSession:
         self._resumed_at = now
 
 
-def open_session(run: Run, ctx: WorkerContext) -> RunSession:
+def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSession:
     """Fresh weights of the run's seed, or its latest committed checkpoint, which rank 0 names."""
     spec = run.spec
-    model = build_model(run.model_config, run.seed, ctx.device)
-    optimizer = build_optimizer(model, spec.optimizer)
+    model = NextTokenLoss(build_model(run.model_config, run.seed, ctx.device))
+    prepare_model(model, spec.compute, ctx)
+    optimizer = build_optimizer(model.network, spec.optimizer)
     announcer = Announcer(run.directory.parent, ctx)
-    committed = committed_checkpoints(run.checkpoints)
-    latest = int(committed[-1].name.removeprefix("step-")) if committed else 0
-    step = from_rank_zero(ctx, latest)
+    step = latest_step(run, ctx)
     state = TrainState()
     if step:
-        state = load_checkpoint(run.checkpoints / f"step-{step:08d}", model, optimizer)
+        path = run.checkpoints / f"step-{step:08d}"
+        state = load_checkpoint(path, model.network, optimizer, ctx)
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.corpus, spec.evaluation)
-    return RunSession(run, ctx, model, optimizer, state, targets, announcer)
+    replicas = replicated(model, ctx)
+    return RunSession(run, ctx, execution, model, replicas, optimizer, state, targets, announcer)
+
+
+def latest_step(run: Run, ctx: WorkerContext) -> int:
+    """The step of the run's latest committed checkpoint, as rank 0 sees it; 0 without one."""
+    committed = committed_checkpoints(run.checkpoints)
+    return from_rank_zero(ctx, step_of(committed[-1]) if committed else 0)

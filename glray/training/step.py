@@ -1,16 +1,16 @@
 """One optimizer step: micro-batches counted in tokens, the gradient that of one worker."""
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from glray.data.proof import token_proof
 from glray.data.windows import Batch
-from glray.model.loss import token_losses
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext
+from glray.training.execution import Execution
+from glray.training.parallel import summing_over_ranks
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,24 @@ class StepSums:
     """Token proof of the tensors that went through forward, int64 scalar on the device."""
 
 
-def distributed(
-    model: torch.nn.Module, ctx: WorkerContext
-) -> torch.nn.Module | DistributedDataParallel:
-    """The model, wrapped so that gradients are averaged over ranks where there are several."""
-    return DistributedDataParallel(model) if ctx.world_size > 1 else model
-
-
 def accumulate_gradients(
-    model: torch.nn.Module, batch: Batch, spec: PipelineSpec, ctx: WorkerContext
+    model: torch.nn.Module,
+    batch: Batch,
+    spec: PipelineSpec,
+    ctx: WorkerContext,
+    execution: Execution,
 ) -> StepSums:
-    """Forward and backward over this rank's windows.
+    """Forward and backward over this rank's windows. ``model`` is as ``replicated`` returns it.
 
-    Every rank runs the same number of micro-batches, as many as the one with most rows needs; a
-    short rank runs rows of zero weight. Losses are summed and divided by ``tokens_per_batch``, so
-    the gradient after DDP's mean over ranks (undone by × world size) is that of one worker.
+    Every rank runs the same number of micro-batches, as many as the one with most rows needs, all
+    of the same size but for the last; a short rank runs rows of zero weight. Losses are summed and
+    divided by ``tokens_per_batch``, so the gradient after the mean over ranks (undone by × world
+    size) is that of one worker. Ranks sum their gradients once, in the last micro-batch.
     """
     seq_len = batch.seq_len
-    rows_per_micro = max(1, spec.compute.micro_batch_tokens // seq_len)
     most_rows = -(-(spec.tokens_per_batch // seq_len) // ctx.world_size)
-    num_micro = -(-most_rows // rows_per_micro)
+    num_micro = -(-most_rows // execution.rows_at_once(seq_len))
+    rows_per_micro = -(-most_rows // num_micro)
     tokens = torch.from_numpy(batch.tokens.astype("int64")).to(ctx.device, non_blocking=True)
     offsets = torch.from_numpy(batch.offsets.astype("int64")).to(ctx.device, non_blocking=True)
     loss = torch.zeros((), dtype=torch.float64, device=ctx.device)
@@ -54,14 +52,14 @@ def accumulate_gradients(
         if len(inputs) == 0:
             inputs = targets = tokens.new_zeros((1, seq_len))
             weight = 0.0
-        with _no_sync(model, last=micro == num_micro - 1):
+        with summing_over_ranks(model, now=micro == num_micro - 1):
             with torch.autocast(
                 ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"
             ):
-                losses = token_losses(model, inputs, targets)
-            (losses.sum() * weight).backward()
+                total = model(inputs, targets)
+            (total * weight).backward()
         if weight:
-            loss += losses.detach().sum(dtype=torch.float64) / spec.tokens_per_batch
+            loss += total.detach().double() / spec.tokens_per_batch
             proof += token_proof(inputs, targets, offsets[rows])
     return StepSums(loss=loss, proof=proof)
 
@@ -73,10 +71,4 @@ def apply_gradients(
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return grad_norm.detach()
-
-
-def _no_sync(model: torch.nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    if last or not isinstance(model, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return model.no_sync()
+    return (grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm).detach()

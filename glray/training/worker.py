@@ -9,9 +9,12 @@ from glray.spec.pipeline import PipelineSpec
 from glray.training.calibration import calibrate
 from glray.training.context import WorkerContext
 from glray.training.environment import environment
+from glray.training.execution import Execution, execution
 from glray.training.loop import train
 from glray.training.metrics import Announcer
+from glray.training.micro_batches import micro_batches
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
+from glray.training.session import latest_step
 
 
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
@@ -22,35 +25,64 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     directory = pipeline_directory(spec)
     announcer = Announcer(directory, ctx)
     directory.mkdir(parents=True, exist_ok=True)
-    runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, announcer)
+    executed = _execution(spec, corpus, ctx)
+    runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, executed, announcer)
     if ctx.rank == 0:
         write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
     for run in runs:
         if run.is_finished:
             continue
+        step = latest_step(run, ctx)
         if ctx.rank == 0:
             run.directory.mkdir(parents=True, exist_ok=True)
-            write_run(run, environment(ctx))
-        if not train(run, ctx):
+            changes = write_run(run, environment(ctx), executed, step)
+            if changes:
+                announcer.event(
+                    f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
+                )
+        if not train(run, ctx, executed):
             return
 
 
-def write_calibration(
+def calibrate_alone(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
+) -> None:
+    """Calibrate as a search does before its trials, and leave ``path``."""
+    _write_calibration(spec, corpus, ctx, _execution(spec, corpus, ctx), path)
+
+
+def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
+    directory = pipeline_directory(spec)
+    if spec.compute.micro_batch_tokens == "auto":
+        Announcer(directory, ctx).progress(phase="probing what fits in memory at once")
+    probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
+    return execution(spec, ctx, probed)
+
+
+def _write_calibration(
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    executed: Execution,
+    path: Path,
 ) -> dict[int, int]:
     """Measure microseconds of a step by sequence length and leave them in ``path`` (rank 0)."""
-    costs = calibrate(spec, corpus, ctx)
+    costs = calibrate(spec, corpus, ctx, executed)
     if ctx.rank == 0:
         write_json(path, {"step_microseconds": costs, "environment": environment(ctx)})
     return costs
 
 
 def _calibrated_runs(
-    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, announcer: Announcer
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    executed: Execution,
+    announcer: Announcer,
 ) -> list[Run]:
     announcer.progress(phase="calibrating: steps of every length, interleaved")
     path = pipeline_directory(spec) / "calibration.json"
-    costs = write_calibration(spec, corpus, ctx, path)
+    costs = _write_calibration(spec, corpus, ctx, executed, path)
     shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
     announcer.event(f"calibration: a step takes {shown}")
     runs = settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from glray.data.blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
@@ -28,6 +27,7 @@ from glray.training.run_directory import settle
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
+from ..weights import weights_of
 
 pytestmark = pytest.mark.ray
 
@@ -152,7 +152,7 @@ def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, cor
             [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=2e-2
         )
         weights, expected_weights = (
-            load_file(committed_checkpoints(r.checkpoints)[-1] / "model.safetensors")
+            weights_of(r)
             for r in (run, undisturbed)
         )
         assert weights.keys() == expected_weights.keys()

@@ -8,7 +8,7 @@ from glray import spec as specs
 from glray.errors import UserError
 from glray.model.config import embedding_rows, model_config
 from glray.model.decoder import build_model
-from glray.model.loss import token_losses
+from glray.model.loss import NextTokenLoss
 
 TINY = specs.ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
 CPU = torch.device("cpu")
@@ -59,10 +59,10 @@ def test_weights_follow_from_the_seed_alone():
 def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start():
     # Direct extrapolation: nothing in a forward pass depends on a length seen before.
     config = model_config(TINY, vocab_size=128, eos_id=0, max_seq_len=8)
-    model = build_model(config, 0, CPU)
+    model = NextTokenLoss(build_model(config, 0, CPU)).eval()
     tokens = torch.randint(128, (1, 65), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        long = token_losses(model, tokens[:, :-1], tokens[:, 1:])
-        cut = token_losses(model, tokens[:, :-1].reshape(4, 16), tokens[:, 1:].reshape(4, 16))
+        long = model(tokens[:, :-1], tokens[:, 1:])
+        cut = model(tokens[:, :-1].reshape(4, 16), tokens[:, 1:].reshape(4, 16))
     torch.testing.assert_close(cut[0], long[0, :16], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(cut[1], long[0, 16:32], rtol=1e-3)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glray.data.proof import as_hex, token_proof
@@ -14,29 +13,19 @@ from glray.files import read_json
 from glray.report.headline import headline
 from glray.report.records import load_runs
 from glray.spec import PipelineSpec
-from glray.training.checkpoint import committed_checkpoints
+from glray.training.checkpoint import TENSORS, committed_checkpoints
 from glray.training.context import LocalContext
 from glray.training.run_directory import find_run, settle
 from glray.training.scoring import export_run, latest_model, score_run
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
+from ..weights import same_weights
 
 
 def metrics(run):
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def weights(run):
-    return load_file(committed_checkpoints(run.checkpoints)[-1] / "model.safetensors")
-
-
-def assert_same_weights(one, other):
-    a, b = weights(one), weights(other)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.fixture
@@ -104,7 +93,7 @@ def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, co
     train_all(spec, corpus, LocalContext())
     for run, undisturbed in zip(runs, finished, strict=True):
         assert run.is_finished
-        assert_same_weights(run, undisturbed)
+        assert same_weights(run, undisturbed)
         assert [m["loss"] for m in metrics(run)] == [m["loss"] for m in metrics(undisturbed)]
         result, expected = (read_json(r.directory / "result.json") for r in (run, undisturbed))
         assert result["proof"] == expected["proof"]
@@ -130,7 +119,7 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
         train_all(spec, corpus, LocalContext(stop=die))
     train_all(spec, corpus, LocalContext())
     for run, undisturbed in zip(settle(spec, corpus), finished, strict=True):
-        assert_same_weights(run, undisturbed)
+        assert same_weights(run, undisturbed)
         assert [m["proof"] for m in metrics(run)] == [m["proof"] for m in metrics(undisturbed)]
 
 
@@ -141,14 +130,14 @@ def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
     run = settle(spec, corpus)[0]
     torn = run.checkpoints / "step-00000009"
     torn.mkdir()
-    (torn / "model.safetensors").write_bytes(b"torn")
+    (torn / "state.json").write_bytes(b"torn")
     train_all(spec, corpus, LocalContext())
-    assert_same_weights(run, finished[0])
+    assert same_weights(run, finished[0])
 
 
 def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
     run = finished[0]
-    path = committed_checkpoints(run.checkpoints)[-1] / "model.safetensors"
+    (path,) = (committed_checkpoints(run.checkpoints)[-1] / TENSORS).iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -209,11 +198,14 @@ def test_the_exported_model_has_the_trained_logits_and_generates(finished):
     run = finished[0]
     exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
-    trained, step = latest_model(run, torch.device("cpu"))
-    assert step == 12
+    trained, state = latest_model(run, torch.device("cpu"))
+    assert state.step == 12
+    assert exported.config.tokens_by_seq_len == {"8": 256, "16": 256, "32": 256}
     ids = tokenizer("def grow(seq_len):", return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(exported(ids).logits, trained(ids).logits, rtol=0, atol=0)
+        torch.testing.assert_close(
+            exported(ids).logits, trained.network(ids).logits, rtol=0, atol=0
+        )
     generated = exported.generate(ids, max_new_tokens=5, do_sample=False)
     assert generated.shape[1] > ids.shape[1]
     assert tokenizer.decode(ids[0]) == "def grow(seq_len):"

@@ -1,0 +1,158 @@
+"""How many tokens go through the model at once, at each length: declared, or found by probing.
+
+On a GPU a micro-batch fits or it does not: from a worker's whole batch downwards, the first that
+leaves a margin is taken. On a CPU the operating system would end the process that asks for too
+much, so one small micro-batch is measured and the rest is proportion.
+"""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
+from glray.files import read_record, write_json
+from glray.model.config import model_config
+from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
+from glray.spec.identity import fingerprint
+from glray.spec.pipeline import PipelineSpec
+from glray.training.context import WorkerContext, from_rank_zero, least_over_ranks
+from glray.training.execution import execution
+from glray.training.optimizer import build_optimizer
+from glray.training.parallel import prepare_model
+
+GPU_SHARE = 0.92
+"""Of a GPU's memory that a micro-batch may reserve: the rest is for what varies."""
+CPU_SHARE = 0.5
+"""Of a machine's free memory that its workers' micro-batches may take."""
+CPU_MOST_TOKENS = 16_384
+"""On a CPU more tokens at once make nothing faster."""
+SMALL_TOKENS = 2_048
+"""About what the CPU's one measured micro-batch has."""
+
+
+def declared_micro_batches(spec: PipelineSpec) -> dict[str, int]:
+    """Tokens of a micro-batch by length, as declared; ``auto`` counts as 16,384."""
+    tokens = spec.compute.micro_batch_tokens
+    most = CPU_MOST_TOKENS if tokens == "auto" else tokens
+    return {str(seq_len): max(seq_len, most) for seq_len in spec.all_seq_lens}
+
+
+def micro_batches(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
+) -> dict[str, int]:
+    """Tokens of a micro-batch by length: declared, or what ``path`` records of an earlier probe
+    under the same conditions, or probed now and left there. The same on every rank.
+
+    Raises UserError if not even one window of a length fits.
+    """
+    if spec.compute.micro_batch_tokens != "auto":
+        return declared_micro_batches(spec)
+    conditions = _conditions(spec, corpus, ctx)
+    recorded = read_record(path, "conditions", "micro_batch_tokens")
+    known = recorded is not None and recorded["conditions"] == conditions
+    if from_rank_zero(ctx, int(known)):
+        assert recorded is not None, "every node sees the storage"
+        return recorded["micro_batch_tokens"]
+    probe = _probe_gpu if ctx.device.type == "cuda" else _probe_cpu
+    found = {
+        str(seq_len): probe(seq_len, _most_rows(seq_len, spec, ctx), spec, corpus, ctx) * seq_len
+        for seq_len in reversed(spec.all_seq_lens)
+    }
+    if ctx.rank == 0:
+        write_json(path, {"conditions": conditions, "micro_batch_tokens": found})
+    return found
+
+
+def _conditions(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> dict[str, Any]:
+    gpu = ctx.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(ctx.device).total_memory if gpu else None
+    declared = spec.model_dump(mode="json", include={"model", "precision", "tokens_per_batch"})
+    return {
+        "execution": fingerprint(asdict(execution(spec, ctx, {}))),
+        "model": fingerprint(declared | {"vocab_size": corpus.vocab_size}),
+        "seq_lens": list(spec.all_seq_lens),
+        "device_bytes": memory,
+    }
+
+
+def _most_rows(seq_len: int, spec: PipelineSpec, ctx: WorkerContext) -> int:
+    return -(-(spec.tokens_per_batch // seq_len) // ctx.world_size)
+
+
+def _probe_gpu(
+    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+) -> int:
+    total = torch.cuda.get_device_properties(ctx.device).total_memory
+    while True:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(ctx.device)
+        try:
+            _forward_and_backward(seq_len, rows, spec, corpus, ctx)
+            fits = torch.cuda.max_memory_reserved(ctx.device) <= GPU_SHARE * total
+        except torch.OutOfMemoryError:
+            fits = False
+        if least_over_ranks(ctx, int(fits)):
+            return rows
+        if rows == 1:
+            raise UserError(
+                f"compute.micro_batch_tokens: not one window of seq_len {seq_len} fits in the "
+                f"{total / 2**30:.0f} GiB of this GPU: the length cannot be trained there; set "
+                "compute.activation_checkpointing=true or compute.parallelism=fsdp"
+            )
+        rows = -(-rows // 2)
+
+
+def _probe_cpu(
+    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+) -> int:
+    small = min(rows, max(1, SMALL_TOKENS // seq_len))
+    before = _reset_peak()
+    if before is None:  # not Linux
+        fit = CPU_MOST_TOKENS // seq_len
+    else:
+        _forward_and_backward(seq_len, small, spec, corpus, ctx)
+        row_bytes = max(1, (_resident("VmHWM") or before) - before) // small
+        budget = CPU_SHARE * (_resident("MemAvailable", "/proc/meminfo") or 0) / ctx.world_size
+        fit = min(int(budget // max(1, row_bytes)), CPU_MOST_TOKENS // seq_len)
+    return least_over_ranks(ctx, min(rows, max(1, fit)))
+
+
+def _forward_and_backward(
+    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+) -> None:
+    """One micro-batch of a scratch model with all that training holds beside it."""
+    config = model_config(
+        spec.model,
+        vocab_size=corpus.vocab_size,
+        eos_id=corpus.eos_id,
+        max_seq_len=max(spec.all_seq_lens),
+    )
+    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
+    prepare_model(model, spec.compute, ctx)
+    optimizer = build_optimizer(model.network, spec.optimizer)  # its moments are in memory too
+    tokens = torch.zeros((rows, seq_len), dtype=torch.int64, device=ctx.device)
+    for _ in range(2):  # the second with the gradients of the first in memory
+        with torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            total = model(tokens, tokens)
+        total.backward()
+    del optimizer
+
+
+def _reset_peak() -> int | None:
+    """Have the system count this process's peak memory from now on; returns the bytes now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _resident("VmRSS")
+
+
+def _resident(name: str, file: str = "/proc/self/status") -> int | None:
+    """Bytes of one of the system's counts."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,70 @@
+"""The model as a group of workers trains it: compiled, recomputed, replicated or sharded."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from glray.model.loss import NextTokenLoss
+from glray.spec.compute import ComputeSpec
+from glray.training.context import WorkerContext
+
+
+def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext) -> None:
+    """Compile, recompute and shard ``model`` as the spec says, in place, before its optimizer.
+
+    Decoder blocks are compiled and sharded one by one: all are alike, so one of them is compiled
+    and each is gathered only while it computes.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if compute.activation_checkpointing:
+        model.network.gradient_checkpointing_enable({"use_reentrant": False})
+    if compute.compile:
+        # One graph a length, and one more where a rank's last micro-batch is shorter.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in blocks:
+            block.compile(dynamic=False)
+    if compute.parallelism == "fsdp" and ctx.world_size > 1:
+        mesh = init_device_mesh(ctx.device.type, (ctx.world_size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+
+def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
+    """What to call in training: under DDP a wrapper of ``model``, else ``model`` itself.
+
+    A restart must not change the order of float sums. DDP regroups the gradients after its first
+    step by when each was ready, so a fresh wrapper sums in another order than one that has gone on
+    (seen to change bits at 3 and 4 workers); while it looks for unused parameters it does not.
+    """
+    if ctx.world_size == 1 or isinstance(model, FSDPModule):
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+@contextlib.contextmanager
+def summing_over_ranks(model: torch.nn.Module, *, now: bool) -> Iterator[None]:
+    """Within the block a backward pass sums gradients over ranks only if ``now``."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not now:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole_weights(network: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The network's weights on the CPU, gathered where they are sharded; all ranks call it."""
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().cpu()
+        for name, p in network.state_dict().items()
+    }

@@ -190,6 +190,8 @@ def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
             corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
     if isinstance(spec.tokenizer, TokenizerFile):
         declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
+    if spec.init is not None:
+        declared["init"] = _absolute(spec.init)
     return PipelineSpec.model_validate(declared)
 
 

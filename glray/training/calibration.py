@@ -17,7 +17,7 @@ import torch
 from glray.data.corpus import PreparedCorpus
 from glray.data.order import row_range
 from glray.data.windows import Batch
-from glray.model.config import model_config
+from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, from_rank_zero
@@ -36,7 +36,7 @@ def calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
     config = model_config(
-        spec.model,
+        starting_model(spec),
         vocab_size=corpus.vocab_size,
         eos_id=corpus.eos_id,
         max_seq_len=max(lengths),

@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import new_directory
 
 
-def export_model(
-    model: GPTNeoXForCausalLM, corpus: PreparedCorpus, path: Path, max_seq_len: int
-) -> None:
+def export_model(model: PreTrainedModel, corpus: PreparedCorpus, path: Path) -> None:
     """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
 
     ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load it.
@@ -20,7 +18,7 @@ def export_model(
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.tokenizer_path))
     eos_token = tokenizer.convert_ids_to_tokens(corpus.eos_id)
     tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
-    tokenizer.model_max_length = max_seq_len
+    tokenizer.model_max_length = model.config.max_position_embeddings
     use_cache = model.config.use_cache
     model.config.use_cache = True  # training has no use for it, generation is slow without
     disable_progress_bar()
@@ -34,8 +32,8 @@ def export_model(
         model.config.use_cache = use_cache
 
 
-def load_model(path: Path, device: torch.device) -> GPTNeoXForCausalLM:
+def load_model(path: Path, device: torch.device) -> PreTrainedModel:
     """The model of an exported folder, in float32."""
-    return GPTNeoXForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         path, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True
     ).to(device)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from glray.errors import UserError
 from glray.model.decoder import build_model
@@ -46,11 +46,11 @@ def export_run(directory: Path, path: Path) -> int:
     if path.exists():
         raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
     model, step = latest_model(run, torch.device("cpu"))
-    export_model(model, run.corpus, path, run.longest_seq_len)
+    export_model(model, run.corpus, path)
     return step
 
 
-def latest_model(run: Run, device: torch.device) -> tuple[GPTNeoXForCausalLM, int]:
+def latest_model(run: Run, device: torch.device) -> tuple[PreTrainedModel, int]:
     """The weights of a run's latest committed checkpoint, and its step. Raises UserError."""
     committed = committed_checkpoints(run.checkpoints)
     if not committed:

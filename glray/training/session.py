@@ -4,11 +4,12 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from glray.data.proof import as_hex
 from glray.files import write_json
-from glray.model.decoder import build_model
+from glray.model.decoder import build_model, load_pretrained
+from glray.model.pretrained import read_pretrained
 from glray.plan import MICROSECONDS
 from glray.training.checkpoint import (
     TrainState,
@@ -30,7 +31,7 @@ class RunSession:
 
     run: Run
     ctx: WorkerContext
-    model: GPTNeoXForCausalLM
+    model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     state: TrainState
     targets: HeldoutTargets
@@ -88,7 +89,7 @@ class RunSession:
         if self.ctx.rank != 0:
             return
         run, state = self.run, self.state
-        export_model(self.model, run.corpus, run.directory / "model", run.longest_seq_len)
+        export_model(self.model, run.corpus, run.directory / "model")
         write_json(
             run.directory / "result.json",
             {
@@ -118,14 +119,19 @@ class RunSession:
 
 
 def open_session(run: Run, ctx: WorkerContext) -> RunSession:
-    """Fresh weights of the run's seed, or its latest committed checkpoint, which rank 0 names."""
+    """The weights that the run starts from, or its latest committed checkpoint, which rank 0
+    names."""
     spec = run.spec
-    model = build_model(run.model_config, run.seed, ctx.device)
-    optimizer = build_optimizer(model, spec.optimizer)
     announcer = Announcer(run.directory.parent, ctx)
     committed = committed_checkpoints(run.checkpoints)
     latest = int(committed[-1].name.removeprefix("step-")) if committed else 0
     step = from_rank_zero(ctx, latest)
+    if step == 0 and spec.init and run.init_sha256:
+        folder = read_pretrained(spec.init)
+        model = load_pretrained(folder, run.init_sha256, run.model_config, ctx.device)
+    else:
+        model = build_model(run.model_config, run.seed, ctx.device)
+    optimizer = build_optimizer(model, spec.optimizer)
     state = TrainState()
     if step:
         state = load_checkpoint(run.checkpoints / f"step-{step:08d}", model, optimizer)

@@ -10,7 +10,7 @@ from glray.model.config import embedding_rows, model_config
 from glray.model.decoder import build_model
 from glray.model.loss import token_losses
 
-TINY = specs.ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
+TINY = specs.GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
 CPU = torch.device("cpu")
 
 
@@ -39,7 +39,7 @@ def test_a_preset_has_pythias_published_number_of_parameters(model, total, witho
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
-    small = specs.ModelSpec(**(TINY.model_dump() | {"vocab_size": 299}))
+    small = specs.GPTNeoXModel(**(TINY.model_dump() | {"vocab_size": 299}))
     with pytest.raises(UserError, match="299 is less than the tokenizer's 300"):
         embedding_rows(small, 300)
     assert embedding_rows(TINY, 300) == 384

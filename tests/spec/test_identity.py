@@ -12,10 +12,10 @@ from glray.spec import (
     ComputeSpec,
     CosineSchedule,
     EvaluationSpec,
+    GPTNeoXModel,
     JsonlCorpus,
     LinearSchedule,
     MixtureCorpus,
-    ModelSpec,
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
@@ -102,7 +102,7 @@ UNIONS = {
 }
 NESTED = {
     "corpus.sources.0": SourceSpec,
-    "model": ModelSpec,
+    "model": GPTNeoXModel,
     "arms.0": ArmSpec,
     "arms.0.stages.0": StageSpec,
     "budget": BudgetSpec,
@@ -144,7 +144,7 @@ def base(path: str) -> dict:
         tokenizer=TokenizerFile(path="tokenizer.json")
         if path in ("tokenizer.path", "tokenizer.eos_token")
         else BpeTokenizer(vocab_size=512),
-        model=ModelSpec(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        model=GPTNeoXModel(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
         arms=(ArmSpec(name="arm", stages=(StageSpec(seq_len=128), StageSpec(seq_len=256))),),
         budget=BudgetSpec(tokens=10**6) if path == "budget.tokens" else BudgetSpec(seconds=60),
         ratios_share="seconds",

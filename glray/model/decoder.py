@@ -4,6 +4,7 @@ Rotary positions are computed for whatever length comes, from 0 at each window's
 the length is direct positional extrapolation (the paper's section 3.1) and needs no other change.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ DECODERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     LlamaConfig: LlamaForCausalLM,
 }
 
+ATTENTION = "sdpa"
+
 
 def build_model(config: PreTrainedConfig, seed: int, device: torch.device) -> PreTrainedModel:
-    """A model with fresh float32 weights, drawn on the CPU from ``seed`` alone."""
+    """A model with fresh float32 weights, drawn on the CPU from ``seed`` alone, and a config of its
+    own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = DECODERS[type(config)]._from_config(config, attn_implementation="sdpa")
+        decoder = DECODERS[type(config)]
+        model = decoder._from_config(copy.deepcopy(config), attn_implementation=ATTENTION)
     return model.to(device=device, dtype=torch.float32)
 
 
@@ -54,7 +59,7 @@ def load_pretrained(
     model, found = DECODERS[type(config)].from_pretrained(
         path,
         config=config,
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION,
         dtype=torch.float32,
         use_safetensors=True,
         local_files_only=True,

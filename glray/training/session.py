@@ -126,11 +126,7 @@ def open_session(run: Run, ctx: WorkerContext) -> RunSession:
     committed = committed_checkpoints(run.checkpoints)
     latest = int(committed[-1].name.removeprefix("step-")) if committed else 0
     step = from_rank_zero(ctx, latest)
-    if step == 0 and spec.init and run.init_sha256:
-        folder = read_pretrained(spec.init)
-        model = load_pretrained(folder, run.init_sha256, run.model_config, ctx.device)
-    else:
-        model = build_model(run.model_config, run.seed, ctx.device)
+    model = _model_at(step, run, ctx.device)
     optimizer = build_optimizer(model, spec.optimizer)
     state = TrainState()
     if step:
@@ -141,3 +137,11 @@ def open_session(run: Run, ctx: WorkerContext) -> RunSession:
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.corpus, spec.evaluation)
     return RunSession(run, ctx, model, optimizer, state, targets, announcer)
+
+
+def _model_at(step: int, run: Run, device: torch.device) -> PreTrainedModel:
+    """At step 0 what the run starts from, later what its checkpoint is loaded into."""
+    if step == 0 and run.spec.init and run.init_sha256:
+        folder = read_pretrained(run.spec.init)
+        return load_pretrained(folder, run.init_sha256, run.model_config, device)
+    return build_model(run.model_config, run.seed, device)

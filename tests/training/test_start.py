@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from glray.cli import _load
 from glray.errors import UserError
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.model.decoder import build_model
-from glray.spec import GPTNeoXModel, LlamaModel
+from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
 from glray.training.context import LocalContext
 from glray.training.run_directory import find_run, settle
 from glray.training.scoring import export_run, latest_model, score_run
@@ -148,3 +149,10 @@ def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
         assert_same(exported.state_dict(), trained.state_dict())
         embedding, output = exported.get_input_embeddings(), exported.get_output_embeddings()
         assert (embedding.weight is output.weight) == (kind == "tied llama")
+
+
+def test_the_command_makes_the_folders_path_absolute(tmp_path, monkeypatch):
+    pipeline = tmp_path / "spec.yaml"
+    pipeline.write_text(to_yaml(spec_from("start", tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    assert _load(pipeline, None).init == str(tmp_path / "start")

@@ -45,8 +45,8 @@ def main() -> None:
             outcome = kill_runs(spec, corpus, world_size, kills, rng)
             outcomes[f"{world_size} {parallelism}"] = outcome
             print(
-                f"{world_size} {parallelism}: {outcome.kills} kills over {outcome.runs} runs of two "
-                f"arms, {outcome.identical} ended bit-identical; {dict(outcome.moments)}",
+                f"{world_size} {parallelism}: {outcome.kills} kills over {outcome.runs} runs of "
+                f"two arms, {outcome.identical} ended bit-identical; {dict(outcome.moments)}",
                 flush=True,
             )
     totals = {

@@ -85,11 +85,13 @@ def data(
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
+    from glray.model.config import starting_model
     from glray.report.plan_table import plan_tables
     from glray.training.run_directory import pipeline_directory, settle, with_calibration
 
     spec = with_calibration(_load(pipeline, overrides))
     Console(highlight=False).print(plan_tables(spec))
+    starting_model(spec)  # what is wrong with its folder is said before the corpus is prepared
     corpus = _prepared(spec)
     runs = settle(spec, corpus)
     order = corpus.order(spec.chunk_tokens, seed=0)
@@ -164,12 +166,14 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     the pipeline's directory, which glray run takes.
     """
     from glray.cluster import connect, require_workers
+    from glray.model.config import starting_model
     from glray.search.space import refuse_search
     from glray.search.tuner import search
     from glray.training.run_directory import pipeline_directory
 
     spec = _load(pipeline, overrides)
     refuse_search(spec)
+    starting_model(spec)
     corpus = _prepared(spec)
     with sole_writer(pipeline_directory(spec)):
         connect(spec.compute, console.print)
@@ -190,6 +194,8 @@ def _load(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
             corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
     if isinstance(spec.tokenizer, TokenizerFile):
         declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
+    if spec.init is not None:
+        declared["init"] = _absolute(spec.init)
     return PipelineSpec.model_validate(declared)
 
 

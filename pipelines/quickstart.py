@@ -10,7 +10,7 @@ from glray.spec import (
     BudgetSpec,
     ComputeSpec,
     EvaluationSpec,
-    ModelSpec,
+    GPTNeoXModel,
     OptimizerSpec,
     PipelineSpec,
     SearchSpec,
@@ -25,7 +25,7 @@ def pipeline() -> PipelineSpec:
         name="quickstart",
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=4096),
-        model=ModelSpec(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512),
+        model=GPTNeoXModel(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512),
         arms=(
             ArmSpec(
                 name="growlength",

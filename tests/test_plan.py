@@ -15,8 +15,8 @@ from glray.spec import (
     CalibrationSpec,
     CosineSchedule,
     EvaluationSpec,
+    GPTNeoXModel,
     LinearSchedule,
-    ModelSpec,
     OptimizerSpec,
     PipelineSpec,
     StableDecaySchedule,
@@ -40,7 +40,7 @@ def spec(
         name="plan",
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=512),
-        model=ModelSpec(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        model=GPTNeoXModel(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
         arms=(
             ArmSpec(
                 name="growlength",

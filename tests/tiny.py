@@ -8,7 +8,7 @@ from glray.spec import (
     BudgetSpec,
     ComputeSpec,
     EvaluationSpec,
-    ModelSpec,
+    GPTNeoXModel,
     OptimizerSpec,
     PipelineSpec,
     StageSpec,
@@ -22,7 +22,7 @@ def tiny_spec(storage: Path, **fields) -> PipelineSpec:
         "name": "tiny",
         "corpus": StdlibCorpus(),
         "tokenizer": BpeTokenizer(vocab_size=300),
-        "model": ModelSpec(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
+        "model": GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         "arms": (
             ArmSpec(name="grow", stages=tuple(StageSpec(seq_len=n) for n in (8, 16, 32))),
             ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),

@@ -1,17 +1,39 @@
 """What ``transformers`` is told of the model. Its code, which takes seconds to import, is not
 needed for that: see ``glray.model.decoder``."""
 
-from transformers import GPTNeoXConfig
+import copy
+
+from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from glray.errors import UserError
-from glray.spec.model import ModelSpec
+from glray.model.pretrained import PretrainedFolder, read_pretrained
+from glray.spec.model import LlamaModel, ModelSpec
+from glray.spec.pipeline import PipelineSpec
 
 VOCAB_MULTIPLE = 128
 """The embedding is rounded up to this, as Pythia's is: matrix units like multiples of it."""
 
 
-def embedding_rows(model: ModelSpec, vocab_size: int) -> int:
+def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
+    """What every run of the spec starts from: the model that it declares, or the folder that it
+    names. Raises UserError if that is no folder to start from."""
+    if spec.model is not None:
+        return spec.model
+    assert spec.init is not None, "a spec has a model or a folder"
+    return read_pretrained(spec.init)
+
+
+def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
     """Rows of the embedding for a tokenizer of ``vocab_size`` ids. Raises UserError."""
+    if isinstance(model, PretrainedFolder):
+        rows = model.config.vocab_size
+        if rows < vocab_size:
+            raise UserError(
+                f"init: the embedding of {model.path} has {rows:,} rows, less than the tokenizer's "
+                f"{vocab_size:,} ids: some tokens would have none; use the folder's own "
+                "tokenizer.json"
+            )
+        return rows
     if model.vocab_size is None:
         return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if model.vocab_size < vocab_size:
@@ -23,22 +45,41 @@ def embedding_rows(model: ModelSpec, vocab_size: int) -> int:
 
 
 def model_config(
-    model: ModelSpec, *, vocab_size: int, eos_id: int, max_seq_len: int
-) -> GPTNeoXConfig:
-    """The configuration for a tokenizer of ``vocab_size`` ids, trained up to ``max_seq_len``."""
+    model: ModelSpec | PretrainedFolder,
+    *,
+    vocab_size: int,
+    eos_id: int,
+    max_seq_len: int,
+) -> PreTrainedConfig:
+    """The configuration for a tokenizer of ``vocab_size`` ids, trained up to ``max_seq_len``.
+
+    Raises UserError if the embedding would have fewer rows than the tokenizer has ids.
+    """
+    rows = embedding_rows(model, vocab_size)
+    if isinstance(model, PretrainedFolder):
+        config = copy.deepcopy(model.config)
+        config.max_position_embeddings = max(config.max_position_embeddings, max_seq_len)
+        config.bos_token_id = config.eos_token_id = eos_id
+        return config
+    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
+    shape = {
+        "vocab_size": rows,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": max_seq_len,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "use_cache": False,
+    }
+    if isinstance(model, LlamaModel):
+        return LlamaConfig(
+            num_key_value_heads=model.num_kv_heads,
+            tie_word_embeddings=model.tie_embeddings,
+            rope_parameters=rope,
+            **shape,
+        )
     return GPTNeoXConfig(
-        vocab_size=embedding_rows(model, vocab_size),
-        hidden_size=model.hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        intermediate_size=model.intermediate_size,
-        max_position_embeddings=max_seq_len,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": model.rope_theta,
-            "partial_rotary_factor": model.rotary_fraction,
-        },
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-        use_cache=False,
+        rope_parameters=rope | {"partial_rotary_factor": model.rotary_fraction}, **shape
     )

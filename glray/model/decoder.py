@@ -1,18 +1,90 @@
-"""The decoder: ``GPTNeoXForCausalLM`` of ``transformers``, built from its config.
+"""The decoder: a causal language model of ``transformers``, built from its config.
 
 Rotary positions are computed for whatever length comes, from 0 at each window's start: growing
 the length is direct positional extrapolation (the paper's section 3.1) and needs no other change.
 """
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GenerationConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar
 
+from glray.errors import UserError
 from glray.model.attention import CAUSAL
+from glray.model.pretrained import PretrainedFolder
+
+DECODERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    GPTNeoXConfig: GPTNeoXForCausalLM,
+    LlamaConfig: LlamaForCausalLM,
+}
 
 
-def build_model(config: GPTNeoXConfig, seed: int, device: torch.device) -> GPTNeoXForCausalLM:
-    """A model with fresh float32 weights, drawn on the CPU from ``seed`` alone."""
+def build_model(config: PreTrainedConfig, seed: int, device: torch.device) -> PreTrainedModel:
+    """A model with fresh float32 weights, drawn on the CPU from ``seed`` alone, and a config of its
+    own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GPTNeoXForCausalLM._from_config(config, attn_implementation=CAUSAL)
+        decoder = DECODERS[type(config)]
+        model = decoder._from_config(copy.deepcopy(config), attn_implementation=CAUSAL)
     return model.to(device=device, dtype=torch.float32)
+
+
+def load_pretrained(
+    folder: PretrainedFolder, sha256: str, config: PreTrainedConfig, device: torch.device
+) -> PreTrainedModel:
+    """A model with the weights of ``folder``, in float32.
+
+    ``config`` is the folder's, as ``model_config`` gives it. Raises UserError unless the folder is
+    still the one of ``sha256`` and has exactly the weights of that model.
+    """
+    path = folder.path
+    if folder.sha256 != sha256:
+        raise UserError(
+            f"init: {path} has SHA-256 {folder.sha256[:12]}…, {sha256[:12]}… when the pipeline was "
+            "started: its arms would start from different weights; restore the folder"
+        )
+    disable_progress_bar()
+    model, found = DECODERS[type(config)].from_pretrained(
+        path,
+        config=config,
+        attn_implementation=CAUSAL,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # refused below, on one line
+        output_loading_info=True,
+    )
+    _refuse_other_weights(path, found)
+    model.config.name_or_path = ""  # nothing of the folder but its weights,
+    model.generation_config = GenerationConfig.from_model_config(config)  # as after a resume
+    return model.train().to(device)
+
+
+def _refuse_other_weights(path: Path, found: dict[str, Any]) -> None:
+    for name, shape, expected in sorted(found["mismatched_keys"]):
+        raise UserError(
+            f"init: {path}: {name} is of shape {list(shape)}, config.json makes it "
+            f"{list(expected)}: it would be drawn anew; restore the folder"
+        )
+    remedy = "give the folder of a whole causal language model"
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"init: {path} lacks {len(missing)} of the weights that its config.json asks for, such "
+            f"as {missing[0]}: they would be drawn anew; {remedy}"
+        )
+    if unexpected := sorted(found["unexpected_keys"]):
+        raise UserError(
+            f"init: {path} has {len(unexpected)} weights that its config.json does not ask for, "
+            f"such as {unexpected[0]}: they would be left out; {remedy}"
+        )

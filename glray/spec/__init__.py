@@ -21,7 +21,8 @@ from glray.spec.model import (
     PYTHIA_70M,
     PYTHIA_160M,
     PYTHIA_410M,
-    ModelSpec,
+    GPTNeoXModel,
+    LlamaModel,
 )
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec
@@ -50,10 +51,11 @@ __all__ = [
     "ComputeSpec",
     "CosineSchedule",
     "EvaluationSpec",
+    "GPTNeoXModel",
     "JsonlCorpus",
     "LinearSchedule",
+    "LlamaModel",
     "MixtureCorpus",
-    "ModelSpec",
     "OptimizerSpec",
     "ParquetCorpus",
     "PipelineSpec",

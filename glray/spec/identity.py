@@ -40,16 +40,22 @@ def tokens_identity(
 
 
 def training_identity(
-    spec: PipelineSpec, arm: ArmSpec, seed: int, tokens: list[dict[str, object]]
+    spec: PipelineSpec,
+    arm: ArmSpec,
+    seed: int,
+    tokens: list[dict[str, object]],
+    init_sha256: str | None = None,
 ) -> dict[str, object]:
     """What decides the weights that one arm under one seed ends with.
 
-    ``tokens`` has the fingerprint and weight of each source, in the order of the cycle. Raises
+    ``tokens`` has the fingerprint and weight of each source, in the order of the cycle;
+    ``init_sha256`` stands for the content of the folder that the spec's ``init`` names. Raises
     ValueError if seconds decide and the spec's calibration lacks a length of the arm.
     """
     identity: dict[str, object] = {
         "tokens": tokens,
-        "model": spec.model.model_dump(mode="json"),
+        "model": spec.model.model_dump(mode="json") if spec.model else None,
+        "init": init_sha256,
         "stages": [stage.model_dump(mode="json") for stage in arm.stages],
         "budget": spec.budget.model_dump(mode="json"),
         "ratios_share": spec.ratios_share,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from glray.errors import UserError
+from glray.spec.base import Spec
 from glray.spec.pipeline import PipelineSpec
 
 
@@ -41,13 +42,13 @@ def validate(declared: dict[str, Any], where: str) -> PipelineSpec:
 
 def describe(error: ValidationError) -> str:
     """One line for a pydantic error: ``path: message`` of each problem, joined by ``; ``."""
+    kinds = _kinds(Spec)
     problems = []
     for problem in error.errors(include_url=False, include_context=False):
-        tags = ("stdlib", "text", "jsonl", "parquet", "bpe", "file", "cosine", "linear", "wsd")
         place = ".".join(
             str(part)
             for index, part in enumerate(problem["loc"])
-            if not (index > 0 and part in tags)  # the tag of a union, which nobody wrote
+            if not (index > 0 and part in kinds)  # the tag of a union, which nobody wrote
         )
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
@@ -62,6 +63,12 @@ def to_yaml(spec: PipelineSpec) -> str:
     """The resolved spec as YAML, which ``load_pipeline`` reads back to the same value."""
     declared = spec.resolved().model_dump(mode="json")
     return yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
+
+
+def _kinds(spec: type[Spec]) -> set[str]:
+    """Every ``kind`` that a spec below ``spec`` bears."""
+    own = {spec.model_fields["kind"].default} if "kind" in spec.model_fields else set()
+    return own.union(*(_kinds(below) for below in spec.__subclasses__()))
 
 
 def _from_python(path: Path) -> dict[str, Any]:

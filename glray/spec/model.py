@@ -1,13 +1,13 @@
 """The model's dimensions, and Pythia's published ones."""
 
+from typing import Annotated, Literal, Self
+
 from pydantic import Field, model_validator
 
 from glray.spec.base import Spec
 
 
-class ModelSpec(Spec):
-    """A GPT-NeoX-shaped RoPE decoder (the Pythia family)."""
-
+class _Decoder(Spec):
     num_layers: int = Field(ge=1)
     """Transformer blocks."""
     hidden_size: int = Field(ge=8)
@@ -16,20 +16,30 @@ class ModelSpec(Spec):
     """Attention heads; must divide ``hidden_size``."""
     intermediate_size: int = Field(ge=8)
     """Width of the feed-forward layer (Pythia: 4 × ``hidden_size``)."""
-    rotary_fraction: float = Field(default=0.25, gt=0, le=1)
-    """Share of each head's dimensions that rotary positions turn (Pythia: 0.25)."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary frequencies (the paper's b, section 2.1)."""
     vocab_size: int | None = Field(default=None, ge=1)
     """Rows of the embedding. None: the tokenizer's vocabulary rounded up to a multiple of 128."""
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> "ModelSpec":
+    def _heads_divide_the_width(self) -> Self:
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.hidden_size "
                 f"{self.hidden_size}: heads would differ in width; choose a divisor"
             )
+        return self
+
+
+class GPTNeoXModel(_Decoder):
+    """A GPT-NeoX-shaped RoPE decoder (the Pythia family)."""
+
+    kind: Literal["gpt_neox"] = "gpt_neox"
+    rotary_fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of each head's dimensions that rotary positions turn (Pythia: 0.25)."""
+
+    @model_validator(mode="after")
+    def _rotary_dimensions_are_pairs(self) -> Self:
         rotary = int(self.hidden_size // self.num_heads * self.rotary_fraction)
         if rotary < 2 or rotary % 2:
             raise ValueError(
@@ -40,8 +50,37 @@ class ModelSpec(Spec):
         return self
 
 
-def _pythia(num_layers: int, hidden_size: int, num_heads: int) -> ModelSpec:
-    return ModelSpec(
+class LlamaModel(_Decoder):
+    """A Llama-shaped RoPE decoder: RMSNorm, gated feed-forward, grouped queries, no biases."""
+
+    kind: Literal["llama"] = "llama"
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values; must divide ``num_heads``. None: ``num_heads``."""
+    tie_embeddings: bool = False
+    """The embedding is the output layer too."""
+
+    @model_validator(mode="after")
+    def _heads_are_pairs_in_equal_groups(self) -> Self:
+        width = self.hidden_size // self.num_heads
+        if width % 2:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} of model.hidden_size {self.hidden_size} are "
+                f"{width} wide: rotary positions turn pairs, so this must be even; choose another "
+                "divisor"
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads "
+                f"{self.num_heads}: groups of queries would differ in size; choose a divisor"
+            )
+        return self
+
+
+ModelSpec = Annotated[GPTNeoXModel | LlamaModel, Field(discriminator="kind")]
+
+
+def _pythia(num_layers: int, hidden_size: int, num_heads: int) -> GPTNeoXModel:
+    return GPTNeoXModel(
         num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=num_heads,

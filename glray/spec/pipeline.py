@@ -28,8 +28,11 @@ class PipelineSpec(Spec):
     drawn, a document that is more than 20% of its source's held-out bytes goes back to training."""
     tokenizer: TokenizerSpec
     """How text becomes tokens."""
-    model: ModelSpec
-    """The model's dimensions."""
+    model: ModelSpec | None = None
+    """The model's dimensions; each seed draws its weights."""
+    init: str | None = None
+    """Instead of ``model``: a ``transformers`` folder whose architecture and weights every run
+    starts from; on a cluster, one that every node sees under this path."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
     """The runs to compare; they differ in their stages alone."""
     budget: BudgetSpec
@@ -46,7 +49,8 @@ class PipelineSpec(Spec):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass (weights and optimizer stay in float32)."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Every arm runs once for each seed; a seed draws the initial weights and the order."""
+    """Every arm runs once for each seed; a seed draws the order and, of a declared model,
+    the initial weights."""
     evaluation: EvaluationSpec
     """What is scored on held-out text."""
     compute: ComputeSpec = ComputeSpec()
@@ -95,6 +99,16 @@ class PipelineSpec(Spec):
     def with_fields(self, **fields: object) -> "PipelineSpec":
         """A copy with some top-level fields replaced, validated (``model_copy`` does not)."""
         return PipelineSpec.model_validate(self.model_dump() | fields)
+
+    @model_validator(mode="after")
+    def _starts_from_one_model(self) -> "PipelineSpec":
+        if (self.model is None) == (self.init is None):
+            given = "neither model nor init is" if self.model is None else "model and init are both"
+            raise ValueError(
+                f"{given} set: a run starts from weights drawn for a declared model, or from a "
+                "folder's; set exactly one (null unsets the other)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "PipelineSpec":

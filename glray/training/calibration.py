@@ -14,7 +14,7 @@ import time
 import torch
 
 from glray.data.corpus import PreparedCorpus
-from glray.model.config import model_config
+from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
@@ -39,7 +39,7 @@ def calibrate(
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
     config = model_config(
-        spec.model,
+        starting_model(spec),
         vocab_size=corpus.vocab_size,
         eos_id=corpus.eos_id,
         max_seq_len=max(lengths),

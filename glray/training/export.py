@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from glray.data.corpus import PreparedCorpus
@@ -11,11 +11,7 @@ from glray.files import new_directory
 
 
 def export_model(
-    model: GPTNeoXForCausalLM,
-    weights: dict[str, torch.Tensor],
-    corpus: PreparedCorpus,
-    path: Path,
-    max_seq_len: int,
+    model: PreTrainedModel, weights: dict[str, torch.Tensor], corpus: PreparedCorpus, path: Path
 ) -> None:
     """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
 
@@ -26,7 +22,7 @@ def export_model(
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.tokenizer_path))
     eos_token = tokenizer.convert_ids_to_tokens(corpus.eos_id)
     tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
-    tokenizer.model_max_length = max_seq_len
+    tokenizer.model_max_length = model.config.max_position_embeddings
     use_cache = model.config.use_cache
     model.config.use_cache = True  # training has no use for it, generation is slow without
     disable_progress_bar()
@@ -38,10 +34,3 @@ def export_model(
                 file.chmod(0o644)  # safetensors writes for its owner alone
     finally:
         model.config.use_cache = use_cache
-
-
-def load_model(path: Path, device: torch.device) -> GPTNeoXForCausalLM:
-    """The model of an exported folder, in float32."""
-    return GPTNeoXForCausalLM.from_pretrained(
-        path, attn_implementation="sdpa", dtype=torch.float32, local_files_only=True
-    ).to(device)

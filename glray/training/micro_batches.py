@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_record, write_json
-from glray.model.config import model_config
+from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
-from glray.spec.identity import fingerprint
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, from_rank_zero, least_over_ranks
 from glray.training.execution import execution
@@ -52,7 +52,13 @@ def micro_batches(
     """
     if spec.compute.micro_batch_tokens != "auto":
         return declared_micro_batches(spec)
-    conditions = _conditions(spec, corpus, ctx)
+    config = model_config(
+        starting_model(spec),
+        vocab_size=corpus.vocab_size,
+        eos_id=corpus.eos_id,
+        max_seq_len=max(spec.all_seq_lens),
+    )
+    conditions = _conditions(spec, config, ctx)
     recorded = read_record(path, "conditions", "micro_batch_tokens")
     known = recorded is not None and recorded["conditions"] == conditions
     if from_rank_zero(ctx, int(known)):
@@ -60,7 +66,7 @@ def micro_batches(
         return recorded["micro_batch_tokens"]
     probe = _probe_gpu if ctx.device.type == "cuda" else _probe_cpu
     found = {
-        str(seq_len): probe(seq_len, _most_rows(seq_len, spec, ctx), spec, corpus, ctx) * seq_len
+        str(seq_len): probe(seq_len, _most_rows(seq_len, spec, ctx), spec, config, ctx) * seq_len
         for seq_len in reversed(spec.all_seq_lens)
     }
     if ctx.rank == 0:
@@ -68,13 +74,14 @@ def micro_batches(
     return found
 
 
-def _conditions(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> dict[str, Any]:
+def _conditions(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext) -> dict[str, Any]:
     gpu = ctx.device.type == "cuda"
     memory = torch.cuda.get_device_properties(ctx.device).total_memory if gpu else None
-    declared = spec.model_dump(mode="json", include={"model", "precision", "tokens_per_batch"})
     return {
-        "execution": fingerprint(asdict(execution(spec, ctx, {}))),
-        "model": fingerprint(declared | {"vocab_size": corpus.vocab_size}),
+        "execution": asdict(execution(spec, ctx, {})),
+        "model_config": config.to_json_string(),
+        "precision": spec.precision,
+        "tokens_per_batch": spec.tokens_per_batch,
         "seq_lens": list(spec.all_seq_lens),
         "device_bytes": memory,
     }
@@ -85,14 +92,14 @@ def _most_rows(seq_len: int, spec: PipelineSpec, ctx: WorkerContext) -> int:
 
 
 def _probe_gpu(
-    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+    seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
 ) -> int:
     total = torch.cuda.get_device_properties(ctx.device).total_memory
     while True:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(ctx.device)
         try:
-            _forward_and_backward(seq_len, rows, spec, corpus, ctx)
+            _forward_and_backward(seq_len, rows, spec, config, ctx)
             fits = torch.cuda.max_memory_reserved(ctx.device) <= GPU_SHARE * total
         except torch.OutOfMemoryError:
             fits = False
@@ -108,14 +115,14 @@ def _probe_gpu(
 
 
 def _probe_cpu(
-    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+    seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
 ) -> int:
     small = min(rows, max(1, SMALL_TOKENS // seq_len))
     before = _reset_peak()
     if before is None:  # not Linux
         fit = CPU_MOST_TOKENS // seq_len
     else:
-        _forward_and_backward(seq_len, small, spec, corpus, ctx)
+        _forward_and_backward(seq_len, small, spec, config, ctx)
         row_bytes = max(1, (_resident("VmHWM") or before) - before) // small
         budget = CPU_SHARE * (_resident("MemAvailable", "/proc/meminfo") or 0) / ctx.world_size
         fit = min(int(budget // max(1, row_bytes)), CPU_MOST_TOKENS // seq_len)
@@ -123,15 +130,9 @@ def _probe_cpu(
 
 
 def _forward_and_backward(
-    seq_len: int, rows: int, spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext
+    seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
 ) -> None:
     """One micro-batch of a scratch model with all that training holds beside it."""
-    config = model_config(
-        spec.model,
-        vocab_size=corpus.vocab_size,
-        eos_id=corpus.eos_id,
-        max_seq_len=max(spec.all_seq_lens),
-    )
     model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
     prepare_model(model, spec.compute, ctx)
     optimizer = build_optimizer(model.network, spec.optimizer)  # its moments are in memory too

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import GPTNeoXConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.order import ChunkOrder
 from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
-from glray.model.config import embedding_rows, model_config
+from glray.model.config import embedding_rows, model_config, starting_model
+from glray.model.pretrained import PretrainedFolder
 from glray.plan import Plan, make_plan
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
@@ -36,31 +37,21 @@ class Run:
     seed: int
     plan: Plan
     corpus: PreparedCorpus
+    model_config: PreTrainedConfig
+    init_sha256: str | None
+    """Of the folder that the run starts from; None of a declared model."""
 
     @property
     def identity(self) -> dict[str, object]:
         """What decides the run's weights."""
-        return training_identity(self.spec, self.arm, self.seed, self.corpus.identity)
+        return training_identity(
+            self.spec, self.arm, self.seed, self.corpus.identity, self.init_sha256
+        )
 
     @property
     def order(self) -> ChunkOrder:
         """The order of its tokens: the same for all arms of the seed."""
         return self.corpus.order(self.plan.chunk_len, self.seed)
-
-    @property
-    def longest_seq_len(self) -> int:
-        """The longest length that the run trains."""
-        return max(stage.seq_len for stage in self.arm.stages)
-
-    @property
-    def model_config(self) -> GPTNeoXConfig:
-        """The model's configuration for the run's tokenizer and lengths."""
-        return model_config(
-            self.spec.model,
-            vocab_size=self.corpus.vocab_size,
-            eos_id=self.corpus.eos_id,
-            max_seq_len=self.longest_seq_len,
-        )
 
     @property
     def name(self) -> str:
@@ -91,12 +82,14 @@ def pipeline_directory(spec: PipelineSpec) -> Path:
 def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
     """Every run of the pipeline, seed by seed; None while a calibration is needed and missing.
 
-    Raises UserError for a plan that cannot be, a corpus smaller than a batch, a vocabulary larger
-    than the model's, held-out documents shorter than a window, or a run's directory that holds
-    another identity.
+    Raises UserError for a plan that cannot be, a corpus smaller than a batch, a folder that no run
+    can start from, a vocabulary larger than the model's, held-out documents shorter than a window,
+    or a run's directory that holds another identity.
     """
     refuse_small_corpus(spec, corpus)
-    embedding_rows(spec.model, corpus.vocab_size)
+    start = starting_model(spec)
+    embedding_rows(start, corpus.vocab_size)
+    init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
     heldout_targets(corpus, spec.evaluation)
     spec = with_calibration(spec)
     directory = pipeline_directory(spec)
@@ -106,7 +99,14 @@ def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
             plan = make_plan(spec, arm)
             if plan is None:
                 return None
-            run = Run(directory / f"{arm.name}-seed{seed}", spec, arm, seed, plan, corpus)
+            config = model_config(
+                start,
+                vocab_size=corpus.vocab_size,
+                eos_id=corpus.eos_id,
+                max_seq_len=max(stage.seq_len for stage in arm.stages),
+            )
+            own = directory / f"{arm.name}-seed{seed}"
+            run = Run(own, spec, arm, seed, plan, corpus, config, init_sha256)
             refuse_another_identity(run)
             runs.append(run)
     return runs
@@ -208,6 +208,7 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
             "seed": run.seed,
             "fingerprint": fingerprint(run.identity),
             "identity": run.identity,
+            "model_config": run.model_config.to_dict(),
             "tokens_directories": run.corpus.directories,
             "environment": environment,
             "executions": executions,
@@ -224,8 +225,11 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
 
 
 def find_run(directory: Path) -> Run:
-    """The run of a run's directory, as it was started. Raises UserError."""
-    recorded = read_record(directory / "run.json", "tokens_directories", "seed")
+    """The run of a run's directory, as it was started: a folder that it started from is not needed
+    any more. Raises UserError."""
+    recorded = read_record(
+        directory / "run.json", "identity", "model_config", "tokens_directories", "seed"
+    )
     if recorded is None:
         raise UserError(
             f"{directory}: not a run's directory, it has no run.json; give one such as "
@@ -236,4 +240,6 @@ def find_run(directory: Path) -> Run:
     plan = make_plan(spec, arm)
     assert plan is not None, "a run's spec has its calibration"
     corpus = open_corpus(spec, recorded["tokens_directories"])
-    return Run(directory, spec, arm, recorded["seed"], plan, corpus)
+    config = AutoConfig.for_model(**recorded["model_config"])
+    init_sha256 = recorded["identity"]["init"]
+    return Run(directory, spec, arm, recorded["seed"], plan, corpus, config, init_sha256)

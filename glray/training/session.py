@@ -4,12 +4,14 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedModel
 
 from glray.data.proof import as_hex
 from glray.errors import UserError
 from glray.files import write_json
-from glray.model.decoder import build_model
+from glray.model.decoder import build_model, load_pretrained
 from glray.model.loss import NextTokenLoss
+from glray.model.pretrained import read_pretrained
 from glray.plan import MICROSECONDS
 from glray.training.checkpoint import (
     TrainState,
@@ -114,7 +116,7 @@ class RunSession:
         if self.ctx.rank != 0:
             return
         network.config.tokens_by_seq_len = state.tokens_by_seq_len
-        export_model(network, weights, run.corpus, run.directory / "model", run.longest_seq_len)
+        export_model(network, weights, run.corpus, run.directory / "model")
         write_json(
             run.directory / "result.json",
             {
@@ -144,13 +146,14 @@ class RunSession:
 
 
 def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSession:
-    """Fresh weights of the run's seed, or its latest committed checkpoint, which rank 0 names."""
+    """The weights that the run starts from, or its latest committed checkpoint, which rank 0
+    names."""
     spec = run.spec
-    model = NextTokenLoss(build_model(run.model_config, run.seed, ctx.device))
-    prepare_model(model, spec.compute, ctx)
-    optimizer = build_optimizer(model.network, spec.optimizer)
     announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
+    model = NextTokenLoss(_network_at(step, run, ctx.device))
+    prepare_model(model, spec.compute, ctx)
+    optimizer = build_optimizer(model.network, spec.optimizer)
     state = TrainState()
     if step:
         path = run.checkpoints / f"step-{step:08d}"
@@ -168,3 +171,11 @@ def latest_step(run: Run, ctx: WorkerContext) -> int:
     """The step of the run's latest committed checkpoint, as rank 0 sees it; 0 without one."""
     committed = committed_checkpoints(run.checkpoints)
     return from_rank_zero(ctx, step_of(committed[-1]) if committed else 0)
+
+
+def _network_at(step: int, run: Run, device: torch.device) -> PreTrainedModel:
+    """At step 0 what the run starts from, later what its checkpoint is loaded into."""
+    if step == 0 and run.spec.init and run.init_sha256:
+        folder = read_pretrained(run.spec.init)
+        return load_pretrained(folder, run.init_sha256, run.model_config, device)
+    return build_model(run.model_config, run.seed, device)

@@ -24,7 +24,7 @@ def pipeline():
         corpus=TextCorpus(paths=("text",)),
         heldout_fraction=0.2,
         tokenizer=BpeTokenizer(vocab_size=300),
-        model=ModelSpec(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
+        model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         arms=(
             ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),
             ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),

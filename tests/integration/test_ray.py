@@ -151,10 +151,7 @@ def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, cor
         np.testing.assert_allclose(
             [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=2e-2
         )
-        weights, expected_weights = (
-            weights_of(r)
-            for r in (run, undisturbed)
-        )
+        weights, expected_weights = (weights_of(r) for r in (run, undisturbed))
         assert weights.keys() == expected_weights.keys()
 
 

@@ -1,8 +1,8 @@
-"""The decoder is Pythia's, and its positions extrapolate directly."""
+"""The decoders are Pythia's and Llama's, and their positions extrapolate directly."""
 
 import pytest
 import torch
-from transformers import GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from glray import spec as specs
 from glray.errors import UserError
@@ -10,7 +10,10 @@ from glray.model.config import embedding_rows, model_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 
-TINY = specs.ModelSpec(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
+TINY = specs.GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
+LLAMA = specs.LlamaModel(
+    num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, intermediate_size=48
+)
 CPU = torch.device("cpu")
 
 
@@ -38,15 +41,62 @@ def test_a_preset_has_pythias_published_number_of_parameters(model, total, witho
     assert counted - sum(p.numel() for p in embeddings) == without_embeddings
 
 
+# The published safetensors of TinyLlama 1.1B, SmolLM 135M (tied) and Llama 2 7B.
+@pytest.mark.parametrize(
+    ("shape", "vocab_size", "total"),
+    [
+        ((22, 2048, 32, 4, 5632, False), 32_000, 1_100_048_384),
+        ((30, 576, 9, 3, 1536, True), 49_152, 134_515_008),
+        ((32, 4096, 32, None, 11_008, False), 32_000, 6_738_415_616),
+    ],
+)
+def test_a_llama_has_the_published_number_of_parameters(shape, vocab_size, total):
+    names = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
+    model = specs.LlamaModel(**dict(zip((*names, "tie_embeddings"), shape, strict=True)))
+    config = model_config(model, vocab_size=vocab_size, eos_id=0, max_seq_len=2048)
+    with torch.device("meta"):
+        decoder = build_model(config, 0, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == total
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
+    declared = LLAMA.model_copy(
+        update={"tie_embeddings": tie_embeddings, "rope_theta": 500.0, "vocab_size": 128}
+    )
+    config = model_config(declared, vocab_size=100, eos_id=0, max_seq_len=32)
+    model = build_model(config, 0, CPU)
+    own = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+            tie_word_embeddings=tie_embeddings,
+            attn_implementation="eager",
+        )
+    )
+    own.load_state_dict(model.state_dict())
+    tokens = torch.randint(128, (3, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, own(tokens).logits)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == tie_embeddings
+
+
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
-    small = specs.ModelSpec(**(TINY.model_dump() | {"vocab_size": 299}))
+    small = specs.GPTNeoXModel(**(TINY.model_dump() | {"vocab_size": 299}))
     with pytest.raises(UserError, match="299 is less than the tokenizer's 300"):
         embedding_rows(small, 300)
     assert embedding_rows(TINY, 300) == 384
 
 
-def test_weights_follow_from_the_seed_alone():
-    config = model_config(TINY, vocab_size=128, eos_id=0, max_seq_len=32)
+@pytest.mark.parametrize("declared", [TINY, LLAMA], ids=lambda model: model.kind)
+def test_weights_follow_from_the_seed_alone(declared):
+    config = model_config(declared, vocab_size=128, eos_id=0, max_seq_len=32)
     torch.manual_seed(5)
     one = build_model(config, 0, CPU).state_dict()
     after = torch.rand(1)
@@ -56,9 +106,10 @@ def test_weights_follow_from_the_seed_alone():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start():
+@pytest.mark.parametrize("declared", [TINY, LLAMA], ids=lambda model: model.kind)
+def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start(declared):
     # Direct extrapolation: nothing in a forward pass depends on a length seen before.
-    config = model_config(TINY, vocab_size=128, eos_id=0, max_seq_len=8)
+    config = model_config(declared, vocab_size=128, eos_id=0, max_seq_len=8)
     model = NextTokenLoss(build_model(config, 0, CPU)).eval()
     tokens = torch.randint(128, (1, 65), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

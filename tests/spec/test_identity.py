@@ -12,10 +12,11 @@ from glray.spec import (
     ComputeSpec,
     CosineSchedule,
     EvaluationSpec,
+    GPTNeoXModel,
     JsonlCorpus,
     LinearSchedule,
+    LlamaModel,
     MixtureCorpus,
-    ModelSpec,
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
@@ -31,7 +32,8 @@ from glray.spec.identity import differences, fingerprint, tokens_identity, train
 
 # path: (fingerprint it belongs to, another value). "neither" may change between two calls.
 # Where the text lies and in which kind of file is in neither: its documents are, by their hash. So
-# is the tokenizer: what is declared of it counts through the tokenizer.json that it gives.
+# is the tokenizer: what is declared of it counts through the tokenizer.json that it gives. And the
+# folder that runs start from counts by its content.
 FIELDS = {
     "name": ("neither", "other"),
     "corpus.kind": ("neither", None),
@@ -48,6 +50,7 @@ FIELDS = {
     "tokenizer.train_megabytes": ("neither", 3),
     "tokenizer.path": ("neither", "other.json"),
     "tokenizer.eos_token": ("neither", "</s>"),
+    "model.kind": ("training", None),
     "model.num_layers": ("training", 2),
     "model.hidden_size": ("training", 64),
     "model.num_heads": ("training", 4),
@@ -55,6 +58,9 @@ FIELDS = {
     "model.rotary_fraction": ("training", 0.5),
     "model.rope_theta": ("training", 500.0),
     "model.vocab_size": ("training", 1024),
+    "model.num_kv_heads": ("training", 1),
+    "model.tie_embeddings": ("training", True),
+    "init": ("neither", "other"),
     "arms.0.name": ("neither", "other"),
     "arms.0.stages.0.seq_len": ("training", 64),
     "arms.0.stages.0.ratio": ("training", 3.0),
@@ -101,11 +107,11 @@ UNIONS = {
     "corpus": (*SOURCES, MixtureCorpus),
     "corpus.sources.0.corpus": SOURCES,
     "tokenizer": (BpeTokenizer, TokenizerFile),
+    "model": (GPTNeoXModel, LlamaModel),
     "optimizer.schedule": (CosineSchedule, LinearSchedule, StableDecaySchedule),
 }
 NESTED = {
     "corpus.sources.0": SourceSpec,
-    "model": ModelSpec,
     "arms.0": ArmSpec,
     "arms.0.stages.0": StageSpec,
     "budget": BudgetSpec,
@@ -141,13 +147,18 @@ def base(path: str) -> dict:
     corpus = JsonlCorpus(paths=("a.jsonl",))
     if path.startswith("corpus.sources"):
         corpus = MixtureCorpus(sources=(SourceSpec(name="one", weight=1, corpus=corpus),))
+    of_llama = path in ("model.num_kv_heads", "model.tie_embeddings")
+    model = LlamaModel if of_llama else GPTNeoXModel
     spec = PipelineSpec(
         name="identity",
         corpus=corpus,
         tokenizer=TokenizerFile(path="tokenizer.json")
         if path in ("tokenizer.path", "tokenizer.eos_token")
         else BpeTokenizer(vocab_size=512),
-        model=ModelSpec(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        model=None
+        if path == "init"
+        else model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
+        init="folder" if path == "init" else None,
         arms=(ArmSpec(name="arm", stages=(StageSpec(seq_len=128), StageSpec(seq_len=256))),),
         budget=BudgetSpec(tokens=10**6) if path == "budget.tokens" else BudgetSpec(seconds=60),
         ratios_share="seconds",
@@ -201,6 +212,19 @@ def test_another_kind_of_schedule_is_another_identity():
     schedule = base("")
     schedule["optimizer"]["schedule"] = LinearSchedule().model_dump()
     assert fingerprints(schedule)[1] != fingerprints(base(""))[1]
+
+
+def test_another_kind_of_model_is_another_identity():
+    llama = base("")
+    llama["model"] = base("model.num_kv_heads")["model"]
+    assert fingerprints(llama)[1] != fingerprints(base(""))[1]
+
+
+def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_identity():
+    spec = PipelineSpec.model_validate(base("init"))
+    one, other = (training_identity(spec, spec.arms[0], 0, [], init_sha256=sha) for sha in "ab")
+    assert fingerprint(one) != fingerprint(other)
+    assert differences(one, other) == ['init: "a" → "b"']
 
 
 @pytest.mark.parametrize(

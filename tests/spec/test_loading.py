@@ -9,6 +9,7 @@ from glray.spec import load_pipeline, to_yaml
 from glray.spec.identity import training_identity
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
+LLAMA = "{kind: llama, num_layers: 1, intermediate_size: 8, %s}"
 
 
 def test_the_resolved_yaml_is_the_same_pipeline(tmp_path):
@@ -71,6 +72,15 @@ def test_overrides_by_path_by_index_and_by_name():
         ("search.arm=nosuch", ("nosuch", "growlength, llm1024, llm128")),
         ("name=a/b", ("name", "a/b")),
         ("corpus={kind: parquet}", ("corpus.paths", "required")),
+        ("corpus={kind: arrow}", (": corpus.paths", "required")),
+        ("corpus={kind: mixture, sources: []}", (": corpus.sources:",)),
+        ("model=null", ("neither model nor init is set", "exactly one")),
+        ("init=folder", ("model and init are both set", "null unsets")),
+        ("model.kind=bert", ("model", "'gpt_neox', 'llama'", "bert")),
+        ("model.kind=llama", ("model.rotary_fraction: unknown key",)),
+        ("model={kind: llama}", (": model.num_layers:", "required")),
+        (f"model={LLAMA % 'num_heads: 64, hidden_size: 64'}", ("num_heads 64", "are 1 wide")),
+        (f"model={LLAMA % 'num_heads: 4, hidden_size: 64, num_kv_heads: 3'}", ("3", "num_heads 4")),
         ("novalue", ("path=value",)),
         ("budget.seconds=[", ("not YAML",)),
     ],

@@ -1,0 +1,142 @@
+"""A ``transformers`` folder that runs start from: its architecture, checked, and its hash.
+
+Weights are read from safetensors alone, never from pickles, which can run code when they are read;
+nothing is downloaded and no code of the folder is run.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+
+from glray.errors import UserError
+
+ARCHITECTURES = ("gpt_neox", "llama")
+"""The ``model_type`` of a ``config.json`` that can be trained."""
+
+
+@dataclass(frozen=True)
+class PretrainedFolder:
+    """A folder with ``config.json`` and safetensors weights, its architecture known to be one that
+    can be trained."""
+
+    path: Path
+    config: PreTrainedConfig
+    """As the folder has it, but in float32, without dropout (a resumed run must be the same run)
+    and without padding (whose embedding would not be trained)."""
+    weight_files: tuple[Path, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the names and contents of ``config.json`` and the weight files: reads them all."""
+        digest = hashlib.sha256()
+        for file in (self.path / "config.json", *self.weight_files):
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{content}  {file.name}\n".encode())
+        return digest.hexdigest()
+
+
+def read_pretrained(folder: str) -> PretrainedFolder:
+    """The folder that ``init`` names; of its weights only the headers are read. Raises UserError if
+    it is none that can be trained."""
+    path = Path(folder).expanduser()
+    config = _trainable_config(path / "config.json")
+    weight_files = _weight_files(path)
+    _refuse_damaged(weight_files)
+    return PretrainedFolder(path, config, weight_files)
+
+
+def _trainable_config(file: Path) -> PreTrainedConfig:
+    declared = _declared_config(file)
+    architecture = declared.get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"init: {file} is of model_type {architecture!r}, none of "
+            f"{' or '.join(ARCHITECTURES)}: its positions may not be rotary; give a Pythia- or "
+            "Llama-shaped model"
+        )
+    if "quantization_config" in declared:
+        raise UserError(
+            f"init: {file} is of quantized weights, which cannot be trained; give the model's "
+            "unquantized folder"
+        )
+    if "auto_map" in declared:
+        raise UserError(
+            f"init: {file} names code of its own (auto_map), which is never run: "
+            "another model might be trained; save it anew as transformers' own "
+            f"{architecture} model"
+        )
+    try:
+        config = AutoConfig.for_model(**declared)
+    except Exception as error:  # the library raises nothing narrower
+        problem = " ".join(str(error).split())
+        raise UserError(
+            f"init: {file} is no configuration of a {architecture} model: {problem}"
+        ) from None
+    rope_type = config.rope_parameters["rope_type"]
+    if rope_type != "default":
+        raise UserError(
+            f"init: {file} scales its rotary positions by rope_type {rope_type!r}, "
+            "only 'default' can be trained: its windows would be placed wrongly; give a model "
+            "without RoPE scaling"
+        )
+    for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    config.pad_token_id = None
+    config.dtype = "float32"
+    config.use_cache = False
+    return config
+
+
+def _declared_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(
+            f"init: {file} does not exist; give a local folder as transformers' save_pretrained "
+            "writes it (nothing is downloaded)"
+        )
+    try:
+        declared = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"init: {file} is not JSON ({error}); restore it") from None
+    if not isinstance(declared, dict):
+        raise UserError(f"init: {file} holds {type(declared).__name__}, not a mapping; restore it")
+    return declared
+
+
+def _weight_files(path: Path) -> tuple[Path, ...]:
+    """``model.safetensors``, or the index of its shards and then these."""
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.is_file():
+        return (whole,)
+    if not index.is_file():
+        pickles = sorted(file.name for file in path.glob("*.bin"))
+        instead = f", only {pickles[0]}, which could run code when it is read" if pickles else ""
+        raise UserError(
+            f"init: {path} has no model.safetensors{instead}; write it with save_pretrained of "
+            "transformers"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"init: {index} is no index of shards; restore it") from None
+    return (index, *(path / name for name in names))
+
+
+def _refuse_damaged(weight_files: tuple[Path, ...]) -> None:
+    for file in weight_files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except FileNotFoundError:
+            raise UserError(f"init: {file} is missing, its index names it; restore it") from None
+        except SafetensorError as error:
+            raise UserError(f"init: {file} is damaged ({error}); restore it") from None

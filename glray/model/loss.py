@@ -64,6 +64,7 @@ class _SummedLoss(torch.autograd.Function):
                 total += losses.sum()
                 hidden_grad[chunk] = logits_grad @ weight
                 weight_grad += logits_grad.T @ hidden[chunk]
+                del logits_grad  # before the next chunk's are made
         ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
         return total
 

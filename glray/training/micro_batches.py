@@ -6,6 +6,7 @@ much, so one small micro-batch is measured and the rest is proportion.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,11 @@ def _probe_cpu(
     seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
 ) -> int:
     small = min(rows, max(1, SMALL_TOKENS // seq_len))
-    before = _reset_peak()
-    if before is None:  # not Linux
-        fit = CPU_MOST_TOKENS // seq_len
-    else:
-        _forward_and_backward(seq_len, small, spec, config, ctx)
-        row_bytes = max(1, (_resident("VmHWM") or before) - before) // small
-        budget = CPU_SHARE * (_resident("MemAvailable", "/proc/meminfo") or 0) / ctx.world_size
-        fit = min(int(budget // max(1, row_bytes)), CPU_MOST_TOKENS // seq_len)
+    taken = peak_bytes(lambda: _forward_and_backward(seq_len, small, spec, config, ctx))
+    free = _resident("MemAvailable", "/proc/meminfo")
+    fit = CPU_MOST_TOKENS // seq_len
+    if taken is not None and free is not None:
+        fit = min(fit, int(CPU_SHARE * free / ctx.world_size / max(1, taken // small)))
     return least_over_ranks(ctx, min(rows, max(1, fit)))
 
 
@@ -144,16 +142,21 @@ def _forward_and_backward(
     del optimizer
 
 
-def _reset_peak() -> int | None:
-    """Have the system count this process's peak memory from now on; returns the bytes now."""
+def peak_bytes(work: Callable[[], None]) -> int | None:
+    """How far this process's memory rises above what it has now while ``work`` is done; None where
+    the system (other than Linux) does not count that."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
     except OSError:
         return None
-    return _resident("VmRSS")
+    before = _resident("VmRSS")
+    work()
+    peak = _resident("VmHWM")
+    return None if before is None or peak is None else max(0, peak - before)
 
 
 def _resident(name: str, file: str = "/proc/self/status") -> int | None:
     """Bytes of one of the system's counts."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
+    path = Path(file)
+    found = path.exists() and re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None

@@ -31,6 +31,10 @@ class WorkerContext(Protocol):
     def stop_requested(self) -> bool:
         """Whether to write a checkpoint and return at the next step border."""
 
+    def preempted(self) -> bool:
+        """Whether a node of the group is about to be taken away; every rank calls it at the same
+        step and is told the same."""
+
     def report(self, metrics: dict[str, float]) -> None:
         """Tell the controller how the run stands; every rank calls it at the same step."""
 
@@ -51,6 +55,10 @@ class LocalContext:
     def stop_requested(self) -> bool:
         """See WorkerContext."""
         return self.stop()
+
+    def preempted(self) -> bool:
+        """See WorkerContext; no node is taken away."""
+        return False
 
     def report(self, metrics: dict[str, float]) -> None:
         """See WorkerContext; nobody listens."""

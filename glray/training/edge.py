@@ -28,7 +28,7 @@ from glray.training.run_directory import pipeline_directory
 WORKER_FAILURES = 3
 """Times that a worker group is started anew after a worker died, without a new checkpoint between:
 a run of weeks may lose any number of workers, one that dies at the same step each time ends."""
-RESIZE_SECONDS = 60.0
+RESIZE_SECONDS = 15.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
 
@@ -49,6 +49,10 @@ class RayContext:
     def stop_requested(self) -> bool:
         """See WorkerContext: whether the driver has left its stop file."""
         return self._stop_file.exists()
+
+    def preempted(self) -> bool:
+        """See WorkerContext: whether Ray drains a node that a worker is on."""
+        return ray.train.get_preemption_info() is not None
 
     def report(self, metrics: dict[str, float]) -> None:
         """See WorkerContext. Blocks until the controller polls, so it is called at checkpoints."""

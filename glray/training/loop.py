@@ -92,6 +92,7 @@ def _train_steps(session: RunSession) -> bool:
             state.proof = (state.proof + proof) % 2**64
             state.measured_seconds = time.perf_counter() - clock
             stop = bool(from_rank_zero(ctx, int(ctx.stop_requested())))
+            is_due |= session.newly_preempted()
             session.announcer.progress(**_progress(session, plan, loss))
         if is_due or stop:
             session.save()

@@ -46,6 +46,7 @@ class RunSession:
     targets: HeldoutTargets
     announcer: Announcer
     _resumed_at: float = field(default_factory=time.perf_counter)
+    _preempted: bool = False
 
     def save(self) -> None:
         """Commit a checkpoint and report it to the controller; all ranks call it.
@@ -66,6 +67,15 @@ class RunSession:
             ) from None
         self.ctx.report({"step": float(self.state.step)})
         self.state.checkpoint_seconds += time.perf_counter() - start
+
+    def newly_preempted(self) -> bool:
+        """Whether this worker group has just learned that it will lose a node: time for a
+        checkpoint. Ray ends the group when the node is gone and starts it anew without it."""
+        new = not self._preempted and self.ctx.preempted()
+        self._preempted |= new
+        if new:
+            self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
+        return new
 
     def evaluate_edge(self) -> None:
         """Score the held-out targets, if the state stands on a stage edge not yet scored."""

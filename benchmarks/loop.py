@@ -1,0 +1,354 @@
+"""The loop against a bare PyTorch loop and Hugging Face's Trainer; what Ray Train adds to it.
+
+    python benchmarks/loop.py [--rounds 5] [--steps 12]
+
+The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one worker, at each of
+128, 512, 1024 and 2048 tokens a window; in each round the three follow one another, in another
+order. A bare loop is what a person would write: logits, ``cross_entropy``, fused AdamW, clipping.
+glray's does all that a run does: the proof, metrics, the learning rate, borders.
+
+Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
+run and what of it is Ray's, and what a checkpoint costs at one every five minutes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import keep
+from glray.cluster import connect
+from glray.data.corpus import PreparedCorpus
+from glray.data.windows import Batch, StageReads, local_batches
+from glray.model.decoder import build_model
+from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
+from glray.training import edge
+from glray.training.checkpoint import TrainState, save_checkpoint
+from glray.training.context import LocalContext
+from glray.training.execution import execution
+from glray.training.loop import train
+from glray.training.micro_batches import declared_micro_batches
+from glray.training.optimizer import build_optimizer
+from glray.training.run_directory import Run, settle, write_run
+from tests.tiny import tiny_spec
+from tests.tokens import periodic_corpus
+
+LENGTHS = (128, 512, 1024, 2048)
+TOKENS_PER_BATCH = 4096
+MODEL = GPTNeoXModel(
+    num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512, vocab_size=1024
+)
+
+
+# ---- the three loops, in one process
+
+
+def pipeline(storage: Path, seq_len: int, num_steps: int) -> PipelineSpec:
+    """One arm of ``num_steps`` steps at ``seq_len``."""
+    return tiny_spec(
+        storage,
+        name=f"loop-{seq_len}-{time.time_ns()}",
+        model=MODEL,
+        arms=[{"name": "fixed", "stages": [{"seq_len": seq_len}]}],
+        chunk_len=max(LENGTHS),
+        tokens_per_batch=TOKENS_PER_BATCH,
+        budget={"tokens": num_steps * TOKENS_PER_BATCH},
+        optimizer={"lr": 1e-3},
+        evaluation={"seq_lens": (64,), "num_tokens": 64},
+        compute={"storage": str(storage)},
+    )
+
+
+class BatchesInMemory(LocalContext):
+    """A worker whose batches are read before the first step."""
+
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+        """See WorkerContext."""
+        return iter(list(local_batches(corpus, segments)))
+
+
+def glray_seconds(run: Run) -> float:
+    """Seconds of a step of glray's own loop, all but the first."""
+    ctx = BatchesInMemory()
+    executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
+    run.directory.mkdir(parents=True)
+    write_run(run, {}, executed, 0)
+    train(run, ctx, executed)
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    measured = [json.loads(line)["measured_seconds"] for line in lines]
+    return (measured[-1] - measured[0]) / (len(measured) - 1)
+
+
+def tensors_of(run: Run) -> list[torch.Tensor]:
+    """The run's batches as int64[rows, seq_len + 1]."""
+    stage = run.plan.stages[0]
+    offsets = run.order.window_offsets(
+        first_step=0,
+        num_steps=stage.num_steps,
+        tokens_per_batch=TOKENS_PER_BATCH,
+        seq_len=stage.seq_len,
+        rank=0,
+        world_size=1,
+    )
+    reads = iter([StageReads(0, stage.seq_len, offsets)])
+    return [torch.from_numpy(b.tokens.astype("int64")) for b in local_batches(run.corpus, reads)]
+
+
+def bare_seconds(run: Run) -> float:
+    """Seconds of a step of a bare PyTorch loop, all but the first."""
+    model = fresh_model(run)
+    optimizer = build_optimizer(model, run.spec.optimizer)
+    stamps = []
+    for tokens in tensors_of(run):
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        stamps.append(time.perf_counter())
+    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+
+
+def trainer_seconds(run: Run) -> float:
+    """Seconds of a step of Hugging Face's Trainer, all but the first."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    stamps = []
+
+    class Stamps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            stamps.append(time.perf_counter())
+
+    class Windows(torch.utils.data.Dataset):
+        def __init__(self) -> None:
+            self.rows = torch.cat(tensors_of(run))
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+            # The model shifts its labels itself: a window's last target is lost, and no label of
+            # the next token is at hand. The work is the same.
+            return {"input_ids": self.rows[row, :-1], "labels": self.rows[row, :-1]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=TOKENS_PER_BATCH // run.plan.stages[0].seq_len,
+            max_steps=run.plan.num_steps,
+            learning_rate=1e-3,
+            optim="adamw_torch_fused",
+            max_grad_norm=1.0,
+            logging_steps=10,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = Trainer(
+            fresh_model(run), arguments, train_dataset=Windows(), callbacks=[Stamps()]
+        )
+        trainer.train()
+    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+
+
+def fresh_model(run: Run) -> torch.nn.Module:
+    """The run's model with the attention that ``transformers`` takes by itself."""
+    model = build_model(run.model_config, run.seed, torch.device("cpu"))
+    model.set_attn_implementation("sdpa")
+    return model.train()
+
+
+def compared(corpus: PreparedCorpus, work: Path, rounds: int, num_steps: int) -> dict[str, Any]:
+    """Tokens per second of each loop by length, and the ratios of each round."""
+    loops: dict[str, Callable[[Run], float]] = {
+        "glray": glray_seconds,
+        "bare": bare_seconds,
+        "trainer": trainer_seconds,
+    }
+    figures: dict[str, Any] = {}
+    for seq_len in LENGTHS:
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
+        for number in range(rounds + 1):
+            order = list(loops) if number % 2 else list(reversed(loops))
+            for name in order[number % 3 :] + order[: number % 3]:
+                (run,) = settle(pipeline(work, seq_len, num_steps), corpus) or []
+                taken = loops[name](run)
+                if number:  # the first round warms up
+                    seconds[name].append(taken)
+        speed = {name: [TOKENS_PER_BATCH / s for s in values] for name, values in seconds.items()}
+        ratios = {
+            other: [a / b for a, b in zip(speed["glray"], speed[other], strict=True)]
+            for other in ("bare", "trainer")
+        }
+        figures[str(seq_len)] = {
+            "tokens_per_second": {n: [round(v) for v in values] for n, values in speed.items()},
+            "over": {n: [round(v, 3) for v in values] for n, values in ratios.items()},
+            "median_over": {n: round(median(values), 3) for n, values in ratios.items()},
+        }
+        print(seq_len, json.dumps(figures[str(seq_len)]["median_over"]), flush=True)
+    return figures
+
+
+# ---- what surrounds the steps
+
+
+def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
+    """Seconds of one checkpoint of a Pythia-70M with its optimizer, and its gigabytes."""
+    model = PYTHIA_70M.model_copy(update={"vocab_size": 50_304})
+    spec = pipeline(work, 128, 4).with_fields(model=model)
+    (run,) = settle(spec, corpus) or []
+    network = build_model(run.model_config, 0, torch.device("cpu"))
+    optimizer = build_optimizer(network, spec.optimizer)
+    seconds = []
+    for step in (1, 2, 3):
+        start = time.perf_counter()
+        path = save_checkpoint(
+            run.checkpoints, TrainState(step=step), network, optimizer, LocalContext()
+        )
+        seconds.append(time.perf_counter() - start)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {
+        "seconds": round(median(seconds), 2),
+        "gigabytes": round(size / 1e9, 2),
+        "share_at_one_every_5_minutes": round(median(seconds) / 300, 4),
+    }
+
+
+def _timing_worker(config: dict[str, str]) -> None:
+    """Ray Train's worker with a clock around whatever the loop asks of Ray while it counts."""
+    from glray.training.worker import train_all
+
+    asked: dict[str, list[float]] = {"stop_requested": [], "preempted": []}
+
+    def timed(name: str, method: Callable[[], bool]) -> Callable[[], bool]:
+        def call() -> bool:
+            start = time.perf_counter()
+            answer = method()
+            asked[name].append(time.perf_counter() - start)
+            return answer
+
+        return call
+
+    with edge._joined(config) as (spec, corpus, ctx):
+        for name in asked:
+            setattr(ctx, name, timed(name, getattr(ctx, name)))
+        train_all(spec, corpus, ctx)
+    Path(config["path"]).write_text(json.dumps(asked))
+
+
+def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
+    """What Ray takes of a run's training seconds: the waits for its batches and its answers."""
+    spec = pipeline(work, 1024, 200)
+    path = work / "asked.json"
+    edge._run_group(_timing_worker, spec, corpus, [], path=str(path))
+    (run,) = settle(spec, corpus) or []
+    lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]
+    waits = sum(line["data_wait_seconds"] for line in lines[1:])
+    asked = {name: sum(values) for name, values in json.loads(path.read_text()).items()}
+    return {
+        "training_seconds": round(training, 2),
+        "data_wait_share": round(waits / training, 5),
+        **{f"{name}_share": round(seconds / training, 5) for name, seconds in asked.items()},
+        "share": round((waits + sum(asked.values())) / training, 5),
+    }
+
+
+def restart_seconds(work: Path) -> dict[str, float]:
+    """Seconds from the command that resumes a killed run to its first step, and where they go."""
+    text = work / "text"
+    text.mkdir()
+    for document in range(60):
+        words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(500))
+        (text / f"{document:02d}.txt").write_text(words)
+    spec = pipeline(work / "runs", 1024, 100_000).with_fields(
+        name="restarted",
+        corpus={"kind": "text", "paths": [str(text)]},
+        tokenizer={"kind": "bpe", "vocab_size": 300},
+        compute={
+            "storage": str(work / "runs"),
+            "log_every_steps": 1,
+            "checkpoint_every_tokens": 5 * TOKENS_PER_BATCH,
+        },
+    )
+    (work / "spec.yaml").write_text(to_yaml(spec))
+    run = work / "runs" / "restarted" / "fixed-seed0"
+    metrics = run / "metrics.jsonl"
+    for attempt in range(2):
+        start = time.perf_counter()
+        size = metrics.stat().st_size if attempt else 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "glray", "run", str(work / "spec.yaml")],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        seen: dict[str, float] = {}
+        events = run.parent / "events.log"
+        while "first step" not in seen and process.poll() is None:
+            now = time.perf_counter() - start
+            children = _commands()
+            if any("gcs_server" in command for command in children):
+                seen.setdefault("Ray begins to start", now)
+            if any("RayTrainWorker" in command for command in children):
+                seen.setdefault("Ray Train's worker process is there", now)
+            if attempt and "resumed at step" in (events.read_text() if events.exists() else ""):
+                seen.setdefault("the checkpoint is loaded", now)
+            ready = attempt == 0 or "the checkpoint is loaded" in seen
+            if ready and metrics.exists() and metrics.stat().st_size != size:
+                seen["first step"] = now
+            time.sleep(0.05)
+        if attempt == 0:
+            while not any(run.glob("checkpoints/*/COMMITTED")):
+                time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        subprocess.run(["pkill", "-9", "-f", "raylet|gcs_server|ray::"], check=False)
+        time.sleep(2)
+    return {name: round(seconds, 1) for name, seconds in seen.items()}
+
+
+def _commands() -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(entry.read_text())
+    return found
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        corpus = periodic_corpus(work / "tokens")
+        figures: dict[str, Any] = {"threads": 1, "tokens_per_batch": TOKENS_PER_BATCH}
+        figures["loops"] = compared(corpus, work / "loops", arguments.rounds, arguments.steps)
+        figures["checkpoint_of_pythia_70m"] = checkpoint_seconds(corpus, work / "checkpoint")
+        figures["restart"] = restart_seconds(work)
+        connect(pipeline(work, 128, 1).compute, print)
+        figures["ray"] = rays_share(corpus, work / "ray")
+    keep("loop", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A worker, the driver and a node's raylet, killed on Ray at random moments: nothing is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from glray.files import read_json
+from glray.spec import load_pipeline
+from glray.training.run_directory import Run, find_run
+
+from ..group import join_group, start_group, train
+from ..weights import same_weights
+
+PIPELINE = """
+from glray.spec import *
+
+
+def pipeline():
+    return PipelineSpec(
+        name="tiny",
+        corpus=TextCorpus(paths=("text",)),
+        heldout_fraction=0.2,
+        tokenizer=BpeTokenizer(vocab_size=300),
+        model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
+        arms=(ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),),
+        budget=BudgetSpec(tokens=3000 * 128),
+        tokens_per_batch=128,
+        optimizer=OptimizerSpec(lr=1e-2),
+        evaluation=EvaluationSpec(seq_lens=(16, 32), num_tokens=1024),
+        compute=ComputeSpec(num_workers=2, checkpoint_every_tokens=100 * 128),
+    )
+"""
+NUM_STEPS = 3000
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A pipeline and its text: 60 documents of about a thousand bytes. Nothing that was started
+    with it outlives it."""
+    (tmp_path / "tiny.py").write_text(PIPELINE)
+    (tmp_path / "text").mkdir()
+    for document in range(60):
+        words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(150))
+        (tmp_path / "text" / f"{document:02d}.txt").write_text(words)
+    yield tmp_path
+    for process in processes_of(tmp_path):
+        os.kill(process, signal.SIGKILL)
+
+
+def processes_of(folder: Path, name: str = "") -> list[int]:
+    """The processes that the runs of a folder started and whose command has ``name`` in it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_text()
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if name in command and f"GLRAY_TEST={folder}\0".encode() in environment:
+            found.append(int(entry.name))
+    return found
+
+
+class GlrayRun:
+    """``glray run`` in a process of its own, and what belongs to it."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.folder = folder
+        self.run = folder / "runs" / "tiny" / "grow-seed0"
+        self.log = folder / "log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "glray", "run", "tiny.py", *arguments],
+                cwd=folder,
+                env=os.environ | {"GLRAY_TEST": str(folder)} | environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def step(self) -> int:
+        """The last step logged."""
+        metrics = self.run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        """Wait for the condition, which must come before the run ends."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end or self.process.poll() is not None:
+                pytest.fail(f"did not come about\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+
+def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"kill times from seed {seed}")
+    rng = random.Random(seed)
+
+    def later(run: GlrayRun, step: int) -> None:
+        """Some moment after steps went on from ``step``."""
+        run.wait_until(lambda: run.step() > step)
+        time.sleep(rng.uniform(0, 2))
+
+    run = GlrayRun(folder)
+    later(run, 0)
+    before = run.step()
+    os.kill(rng.choice(processes_of(folder, "RayTrainWorker")), signal.SIGKILL)
+    later(run, before)  # goes on by itself
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+
+    again = GlrayRun(folder)
+    later(again, again.step())
+    (raylet,) = processes_of(folder, "raylet/raylet")
+    os.kill(raylet, signal.SIGKILL)
+    again.process.wait(120)
+
+    last = GlrayRun(folder)
+    assert last.process.wait(240) == 0, last.log.read_text()
+
+    killed = find_run(last.run)
+    spec = load_pipeline(folder / "runs" / "tiny" / "spec.yaml")
+    alone = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(folder / "alone")})
+    assert join_group(start_group(train, 2, alone, killed.corpus))
+    undisturbed = find_run(folder / "alone" / "tiny" / "grow-seed0")
+    assert same_weights(killed, undisturbed)
+    results = [read_json(r.directory / "result.json") for r in (killed, undisturbed)]
+    assert results[0]["proof"] == results[1]["proof"]
+    assert steps(killed) == list(range(1, NUM_STEPS + 1))
+    events = (folder / "runs" / "tiny" / "events.log").read_text()
+    assert events.count("resumed at step") >= 3
+    assert "bit-identity" not in events
+
+
+def steps(run: Run) -> list[int]:
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]

@@ -22,6 +22,7 @@ from glray.training.export import export_model
 from glray.training.metrics import Announcer
 from glray.training.optimizer import build_optimizer
 from glray.training.run_directory import Run
+from glray.training.trackers import Tracker, open_trackers
 
 
 @dataclass
@@ -35,6 +36,7 @@ class RunSession:
     state: TrainState
     targets: HeldoutTargets
     announcer: Announcer
+    trackers: list[Tracker]
     _resumed_at: float = field(default_factory=time.perf_counter)
 
     def save(self) -> None:
@@ -76,6 +78,10 @@ class RunSession:
                     "lengths": lengths,
                 },
             )
+        scalars = {f"heldout/loss/{entry['seq_len']}": entry["loss"] for entry in lengths}
+        for tracker in self.trackers:
+            tracker.write(state.step, scalars)
+            tracker.flush()
         shown = next((entry for entry in lengths if entry["seq_len"] == trained), lengths[-1])
         self.announcer.event(
             f"{self.run.name}: step {state.step:,} ends seq_len {trained}; "
@@ -104,6 +110,11 @@ class RunSession:
             },
         )
         self.announcer.event(f"{run.name}: finished at step {state.step:,}")
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
 
     @property
     def charged_seconds(self) -> float | None:
@@ -134,4 +145,5 @@ def open_session(run: Run, ctx: WorkerContext) -> RunSession:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.corpus, spec.evaluation)
-    return RunSession(run, ctx, model, optimizer, state, targets, announcer)
+    trackers = open_trackers(run, ctx, state.step)
+    return RunSession(run, ctx, model, optimizer, state, targets, announcer, trackers)

@@ -1,5 +1,6 @@
 """A worker's program: calibrate once if seconds decide, then train every run in turn."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
@@ -11,6 +12,7 @@ from glray.training.context import WorkerContext
 from glray.training.environment import environment
 from glray.training.loop import train
 from glray.training.metrics import Announcer
+from glray.training.peak import matmul_peak
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
 
 
@@ -25,13 +27,16 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, announcer)
     if ctx.rank == 0:
         write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
-    for run in runs:
-        if run.is_finished:
-            continue
+    unfinished = [run for run in runs if not run.is_finished]
+    if not unfinished:
+        return
+    peak = matmul_peak(ctx, spec.precision)
+    machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
+    for run in unfinished:
         if ctx.rank == 0:
             run.directory.mkdir(parents=True, exist_ok=True)
-            write_run(run, environment(ctx))
-        if not train(run, ctx):
+            write_run(run, machine)
+        if not train(run, ctx, peak.measured * ctx.world_size):
             return
 
 

@@ -7,10 +7,11 @@ import torch
 
 from glray.training.context import WorkerContext
 
-LARGEST = 8192
-"""Rows of the largest product tried: 400 MB in bfloat16."""
-ENOUGH_SECONDS = 0.3
-"""How long products are tried."""
+SMALLEST, LARGEST = 1024, 8192
+"""Rows of the products that are tried. Of 256 rows one was seen to take 16 ms instead of 0.3 beside
+other processes on the same two cores, as its threads wait for each other; 8192 are 400 MB."""
+ENOUGH_SECONDS, MIN_PRODUCTS = 0.3, 5
+"""For how long products are tried, and how many at least."""
 
 # FLOP/s of dense matrix products, by PyTorch's name of the device, whole (a MIG slice is less and
 # has another name). NVIDIA's data sheets; where they give bfloat16 with sparsity, half of it:
@@ -60,17 +61,20 @@ def matmul_peak(ctx: WorkerContext, precision: str) -> MatmulPeak:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of many square matrix products in ``dtype``, threads as they are.
+    """FLOP/s of the fastest of several square matrix products in ``dtype``, threads as they are.
 
-    The size doubles while the next one still leaves time to repeat it; what else the machine does
-    meanwhile slows some of the products, hence the fastest. Takes ``ENOUGH_SECONDS``.
+    The size doubles while the next one can be repeated within ``ENOUGH_SECONDS``. What else the
+    machine does slows some of the products, hence the fastest; on one that is busy all the while
+    the peak is too low, and MFU against it too high.
     """
-    start, best, size = time.perf_counter(), 0.0, 256
+    start, best, size = time.perf_counter(), 0.0, SMALLEST
     operands = _operands(size, device, dtype)
-    while (left := start + ENOUGH_SECONDS - time.perf_counter()) > 0 or not best:
+    products = 0
+    while products < MIN_PRODUCTS or time.perf_counter() - start < ENOUGH_SECONDS:
         seconds = _product_seconds(*operands)
+        products += 1
         best = max(best, 2 * size**3 / seconds)
-        if size < LARGEST and 3 * 8 * seconds < left:
+        if size < LARGEST and 3 * 8 * seconds < ENOUGH_SECONDS:
             size *= 2
             operands = _operands(size, device, dtype)
             _product_seconds(*operands)  # the first one chooses a kernel

@@ -158,10 +158,11 @@ def test_a_full_disk_is_an_error(tmp_path, corpus):
     run.directory.mkdir(parents=True)
     tracker = TensorBoard(run, step=0)
     tracker.close()
-    tracker._file = Path("/dev/full").open("wb")
-    tracker.write(1, {"train/loss": 1.0})
-    with pytest.raises(OSError, match="No space left"):
-        tracker.flush()
+    with (
+        Path("/dev/full").open("wb", buffering=0) as tracker._file,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        tracker.write(1, {"train/loss": 1.0})
 
 
 def test_a_missing_wandb_is_said_before_training(tmp_path, corpus, monkeypatch):

@@ -87,7 +87,7 @@ def glray_seconds(run: Run) -> float:
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
     run.directory.mkdir(parents=True)
     write_run(run, {}, executed, 0)
-    train(run, ctx, executed)
+    train(run, ctx, executed, peak=1e12)
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     measured = [json.loads(line)["measured_seconds"] for line in lines]
     return (measured[-1] - measured[0]) / (len(measured) - 1)

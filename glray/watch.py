@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.status import Status
 
 POLL_SECONDS = 0.5
+COLUMNS = 80
 QUIET_LINE_SECONDS = 15.0
 """Where there is no terminal to redraw, the progress line is printed this often."""
 
@@ -72,26 +73,36 @@ class _Watcher:
 
 
 def progress_line(progress: dict[str, Any]) -> str:
-    """One line for a ``progress.json``: arm, stage, step, tokens, loss, speed, time left."""
+    """One line of at most 80 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
+    time left. The arm's name is cut where it must be."""
     if progress["phase"] != "training":
         run = f"{progress['run']}: " if "run" in progress else ""
         return f"{run}{progress['phase']}"
-    rate = progress["tokens"] / max(progress["measured_seconds"], 1e-9)
-    left = int(progress["seconds_left"])
-    return (
-        f"{progress['run']} {progress['stage']}/{progress['num_stages']} "
-        f"seq_len {progress['seq_len']} step {progress['step']}/{progress['num_steps']} "
-        f"{_short(progress['tokens'])} tok loss {progress['loss']:.2f} {rate:,.0f} tok/s "
-        f"{left // 60}:{left % 60:02d} left"
+    line = (
+        f" {progress['stage']}/{progress['num_stages']} seq_len {progress['seq_len']} "
+        f"step {_short(progress['step'])}/{_short(progress['num_steps'])} "
+        f"loss {progress['loss']:.2f} {_short(progress['tokens_per_second'])} tok/s "
+        f"{progress['mfu']:.0%} MFU {_duration(progress['seconds_left'])} left"
     )
+    name = progress["run"]
+    room = COLUMNS - len(line)
+    return (name if len(name) <= room else f"{name[: room - 1]}…") + line
 
 
-def _short(count: int) -> str:
-    """``819k``: three digits or so."""
+def _duration(seconds: float) -> str:
+    """``1:02`` in minutes and seconds, from an hour on ``12h05``."""
+    minutes = int(seconds) // 60
+    if minutes < 60:
+        return f"{minutes}:{int(seconds) % 60:02d}"
+    return f"{minutes // 60}h{minutes % 60:02d}"
+
+
+def _short(count: float) -> str:
+    """``819k``: whole up to four digits, else three of them."""
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
+        if count >= 10_000 and count >= size:
             return f"{count / size:.3g}{unit}"
-    return str(count)
+    return f"{count:.0f}"
 
 
 def _modified(path: Path) -> int:

@@ -17,6 +17,8 @@ PROGRESS = {
     "num_steps": 279,
     "tokens": 819_200,
     "loss": 4.71234,
+    "tokens_per_second": 8192.3,
+    "mfu": 0.384,
     "measured_seconds": 100.0,
     "charged_seconds": 98.0,
     "seconds_left": 62.0,
@@ -26,7 +28,25 @@ PROGRESS = {
 def test_the_line_fits_80_columns():
     line = progress_line(PROGRESS)
     assert line == (
-        "growlength 3/4 seq_len 512 step 200/279 819k tok loss 4.71 8,192 tok/s 1:02 left"
+        "growlength 3/4 seq_len 512 step 200/279 loss 4.71 8192 tok/s 38% MFU 1:02 left"
+    )
+    assert len(line) <= 80
+
+
+def test_a_long_run_fits_as_well():
+    line = progress_line(
+        PROGRESS
+        | {
+            "run": "growlength-128-to-4096-seed10",
+            "seq_len": 4096,
+            "step": 123_456,
+            "num_steps": 476_837,
+            "tokens_per_second": 1_234_567.8,
+            "seconds_left": 43_509.0,
+        }
+    )
+    assert line == (
+        "growle… 3/4 seq_len 4096 step 123k/477k loss 4.71 1.23M tok/s 38% MFU 12h05 left"
     )
     assert len(line) <= 80
 

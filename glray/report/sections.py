@@ -142,17 +142,20 @@ def provenance(runs: Sequence[RunRecord]) -> str:
         described = ", ".join(
             f"{key.replace('_', ' ')} {'none' if value is None else value}"
             for key, value in run.environment.items()
+            if key != "matmul_flops_per_second"  # measured, so another one at each start
         )
         environments.setdefault(described, []).append(label)
         proof = run.result.proof if run.result else "unfinished"
-        fingerprints.append([label, run.pipeline, str(run.seed), run.fingerprint, proof])
+        fingerprints.append(
+            [label, run.pipeline, str(run.seed), run.fingerprint, proof, _matmul_peak(run)]
+        )
     parts = [
         paragraph(described if len(environments) == 1 else f"{', '.join(labels)}: {described}")
         for described, labels in environments.items()
     ]
     parts.append(
         table(
-            ["run", "pipeline", "seed", "training fingerprint", "token proof"],
+            ["run", "pipeline", "seed", "training fingerprint", "token proof", "matmul TFLOP/s"],
             fingerprints,
             num_text=5,
         )
@@ -163,6 +166,15 @@ def provenance(runs: Sequence[RunRecord]) -> str:
         if run.spec_yaml
     ]
     return section("Machine, versions and identity", *parts)
+
+
+def _matmul_peak(run: RunRecord) -> str:
+    """``0.101``, of one worker as measured, or ``742 (nominal 989)``; empty in older records."""
+    peak = run.environment.get("matmul_flops_per_second")
+    if peak is None:
+        return ""
+    nominal = "" if peak["nominal"] is None else f" (nominal {peak['nominal'] / 1e12:.3g})"
+    return f"{peak['measured'] / 1e12:.3g}{nominal}"
 
 
 def _labelled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Arm, RunRecord]]:

@@ -34,6 +34,8 @@ class ComputeSpec(Spec):
     """A checkpoint this often, and at every stage edge."""
     log_every_steps: int = Field(default=10, ge=1)
     """Metrics are brought from the device and written this often."""
+    wandb_project: str | None = Field(default=None, min_length=1)
+    """Weights & Biases project that is shown the metrics as well; needs ``glray[wandb]``."""
     wait_seconds: int = Field(default=600, ge=0)
     """How long to wait for a joined cluster to have the workers asked for."""
 

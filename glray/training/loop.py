@@ -6,12 +6,13 @@ the waits for their batches, not the first read's start-up, checkpoints or evalu
 """
 
 import time
+from contextlib import closing
 
 from glray.data.windows import stage_reads
 from glray.plan import MICROSECONDS, Plan, learning_rate
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.execution import Execution
-from glray.training.metrics import MetricsLog, PendingStep
+from glray.training.metrics import Interval, MetricsLog, PendingStep
 from glray.training.optimizer import set_learning_rate
 from glray.training.run_directory import Run
 from glray.training.session import RunSession, open_session
@@ -22,28 +23,29 @@ SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
 
 
-def train(run: Run, ctx: WorkerContext, execution: Execution) -> bool:
+def train(run: Run, ctx: WorkerContext, execution: Execution, peak: float) -> bool:
     """Train a run to its end, from its latest checkpoint. False if it was asked to stop.
 
-    Leaves checkpoints, metrics, evaluations, ``model/`` and ``result.json``.
+    ``peak`` is the FLOP/s of all workers' matrix products, for MFU. Leaves checkpoints, metrics,
+    evaluations, ``model/`` and ``result.json``.
     """
-    session = open_session(run, ctx, execution)
-    session.evaluate_edge()  # an edge whose checkpoint was committed but not scored
-    if session.state.step < run.plan.num_steps and not _train_steps(session):
-        return False
-    session.finish()
-    return True
+    with closing(open_session(run, ctx, execution)) as session:
+        session.evaluate_edge()  # an edge whose checkpoint was committed but not scored
+        if session.state.step < run.plan.num_steps and not _train_steps(session, peak):
+            return False
+        session.finish()
+        return True
 
 
-def _train_steps(session: RunSession) -> bool:
+def _train_steps(session: RunSession, peak: float) -> bool:
     """All steps from the state's on. Returns False if stopped before the last."""
     run, ctx, state = session.run, session.ctx, session.state
     plan, optimizer_spec = run.plan, run.spec.optimizer
     every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
     model, optimizer = session.replicas, session.optimizer
     warm_up(session)
-    log = MetricsLog(run.directory / "metrics.jsonl", ctx)
-    log.rewind(state.step)
+    log = MetricsLog(run, ctx, session.trackers, peak)
+    log.rewind(state.step, state.measured_seconds)
 
     # ---- data: this rank's windows from the cursor to the end of the plan
     segments = stage_reads(
@@ -88,12 +90,12 @@ def _train_steps(session: RunSession) -> bool:
         is_due = is_edge or state.step % every_steps == 0
         stop = False
         if is_due or state.step % run.spec.compute.log_every_steps == 0:
-            proof, loss = log.flush()
-            state.proof = (state.proof + proof) % 2**64
+            interval = log.flush(clock)
+            state.proof = (state.proof + interval.proof) % 2**64
             state.measured_seconds = time.perf_counter() - clock
             stop = bool(from_rank_zero(ctx, int(ctx.stop_requested())))
             is_due |= session.newly_preempted()
-            session.announcer.progress(**_progress(session, plan, loss))
+            session.announcer.progress(**_progress(session, plan, interval))
         if is_due or stop:
             session.save()
             session.evaluate_edge()
@@ -110,15 +112,18 @@ def _train_steps(session: RunSession) -> bool:
         waited_seconds = time.perf_counter() - wait_start
 
 
-def _progress(session: RunSession, plan: Plan, loss: float) -> dict[str, object]:
-    """What the live line shows. The time left knows that later stages are slower, where the plan
-    knows their cost; else it goes by the tokens."""
-    state = session.state
+def _progress(session: RunSession, plan: Plan, interval: Interval) -> dict[str, object]:
+    """What the live line shows. The time left knows that later stages are slower: by their
+    calibrated cost where the plan has it, else by the FLOPs of a token at their length."""
+    state, run = session.state, session.run
     charged, total = (plan.charged_microseconds(n) for n in (state.step, plan.num_steps))
-    share = charged / total if charged and total else state.step / plan.num_steps
+    if charged and total:
+        share = charged / total
+    else:
+        share = run.model_flops(state.step) / run.model_flops(plan.num_steps)
     stage = plan.stage_index(state.step - 1)
     return {
-        "run": session.run.arm.name if len(session.run.spec.seeds) == 1 else session.run.name,
+        "run": run.arm.name if len(run.spec.seeds) == 1 else run.name,
         "phase": "training",
         "stage": stage + 1,
         "num_stages": len(plan.stages),
@@ -126,7 +131,9 @@ def _progress(session: RunSession, plan: Plan, loss: float) -> dict[str, object]
         "step": state.step,
         "num_steps": plan.num_steps,
         "tokens": state.step * plan.tokens_per_batch,
-        "loss": loss,
+        "loss": interval.loss,
+        "tokens_per_second": interval.tokens_per_second,
+        "mfu": interval.mfu,
         "measured_seconds": state.measured_seconds,
         "charged_seconds": None if charged is None else charged / MICROSECONDS,
         "seconds_left": state.measured_seconds / share * (1 - share),

@@ -2,10 +2,12 @@
 
 ``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``,
 ``progress.json`` and one directory a run: ``run.json``, ``spec.yaml``, ``metrics.jsonl``,
-``evaluations/``, ``checkpoints/``, ``model/`` and, written last, ``result.json``.
+``tensorboard/``, ``evaluations/``, ``checkpoints/``, ``model/`` and, written last, ``result.json``.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from glray.data.order import ChunkOrder
 from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
 from glray.model.config import embedding_rows, model_config, starting_model
+from glray.model.flops import training_flops_per_token
 from glray.model.pretrained import PretrainedFolder
 from glray.plan import Plan, make_plan
+from glray.spec.compute import ComputeSpec
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
@@ -53,6 +57,22 @@ class Run:
         """The order of its tokens: the same for all arms of the seed."""
         return self.corpus.order(self.plan.chunk_len, self.seed)
 
+    @cached_property
+    def stage_flops_per_token(self) -> tuple[int, ...]:
+        """Model FLOPs of one target token at each stage's length, forward and backward."""
+        config = self.model_config
+        return tuple(training_flops_per_token(config, stage.seq_len) for stage in self.plan.stages)
+
+    def model_flops(self, num_steps: int) -> int:
+        """Model FLOPs of the first ``num_steps`` steps, each token's at its stage's length."""
+        total = 0
+        for stage, flops_per_token in zip(
+            self.plan.stages, self.stage_flops_per_token, strict=True
+        ):
+            inside = min(max(num_steps - stage.first_step, 0), stage.num_steps)
+            total += inside * self.plan.tokens_per_batch * flops_per_token
+        return total
+
     @property
     def name(self) -> str:
         """``growlength-seed0``."""
@@ -84,8 +104,9 @@ def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
 
     Raises UserError for a plan that cannot be, a corpus smaller than a batch, a folder that no run
     can start from, a vocabulary larger than the model's, held-out documents shorter than a window,
-    or a run's directory that holds another identity.
+    a run's directory that holds another identity, or a tracker that is not installed.
     """
+    refuse_missing_tracker(spec.compute)
     refuse_small_corpus(spec, corpus)
     start = starting_model(spec)
     embedding_rows(start, corpus.vocab_size)
@@ -170,6 +191,15 @@ def refuse_another_identity(run: Run) -> None:
         f"{fingerprint(run.identity)} ({shown}): its records would mix two runs; use another name "
         f"(--set name={run.spec.name}-2) or delete the directory"
     )
+
+
+def refuse_missing_tracker(compute: ComputeSpec) -> None:
+    """Raises UserError if a Weights & Biases project is named and its package is missing."""
+    if compute.wandb_project is not None and find_spec("wandb") is None:
+        raise UserError(
+            f"compute.wandb_project {compute.wandb_project}: the package wandb is not installed, "
+            "nothing would be tracked there; pip install 'glray[wandb]', or set it to null"
+        )
 
 
 def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: int) -> list[str]:

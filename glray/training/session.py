@@ -28,6 +28,7 @@ from glray.training.metrics import Announcer
 from glray.training.optimizer import build_optimizer
 from glray.training.parallel import prepare_model, replicated, whole_weights
 from glray.training.run_directory import Run
+from glray.training.trackers import Tracker, open_trackers
 
 
 @dataclass
@@ -45,6 +46,7 @@ class RunSession:
     state: TrainState
     targets: HeldoutTargets
     announcer: Announcer
+    trackers: list[Tracker]
     _resumed_at: float = field(default_factory=time.perf_counter)
     _preempted: bool = False
 
@@ -109,6 +111,10 @@ class RunSession:
                     "lengths": lengths,
                 },
             )
+        scalars = {f"heldout/loss/{entry['seq_len']}": entry["loss"] for entry in lengths}
+        for tracker in self.trackers:
+            tracker.write(state.step, scalars)
+            tracker.flush()
         shown = next((entry for entry in lengths if entry["seq_len"] == trained), lengths[-1])
         self.announcer.event(
             f"{self.run.name}: step {state.step:,} ends seq_len {trained}; "
@@ -143,6 +149,11 @@ class RunSession:
         )
         self.announcer.event(f"{run.name}: finished at step {state.step:,}")
 
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
     @property
     def charged_seconds(self) -> float | None:
         """Seconds charged so far on the calibrated clock; None without a calibration."""
@@ -174,7 +185,10 @@ def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSessi
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.corpus, spec.evaluation)
     replicas = replicated(model, ctx)
-    return RunSession(run, ctx, execution, model, replicas, optimizer, state, targets, announcer)
+    trackers = open_trackers(run, ctx, state.step)
+    return RunSession(
+        run, ctx, execution, model, replicas, optimizer, state, targets, announcer, trackers
+    )
 
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:

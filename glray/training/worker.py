@@ -1,5 +1,6 @@
 """A worker's program: calibrate once if seconds decide, then train every run in turn."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
@@ -13,6 +14,7 @@ from glray.training.execution import Execution, execution
 from glray.training.loop import train
 from glray.training.metrics import Announcer
 from glray.training.micro_batches import micro_batches
+from glray.training.peak import matmul_peak
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
 from glray.training.session import latest_step
 
@@ -29,18 +31,21 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, executed, announcer)
     if ctx.rank == 0:
         write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
-    for run in runs:
-        if run.is_finished:
-            continue
+    unfinished = [run for run in runs if not run.is_finished]
+    if not unfinished:
+        return
+    peak = matmul_peak(ctx, spec.precision)
+    machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
+    for run in unfinished:
         step = latest_step(run, ctx)
         if ctx.rank == 0:
             run.directory.mkdir(parents=True, exist_ok=True)
-            changes = write_run(run, environment(ctx), executed, step)
+            changes = write_run(run, machine, executed, step)
             if changes:
                 announcer.event(
                     f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
                 )
-        if not train(run, ctx, executed):
+        if not train(run, ctx, executed, peak.measured * ctx.world_size):
             return
 
 

@@ -1,6 +1,7 @@
 """The commands as a person gives them: exit statuses, what they print, what they leave."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,11 +57,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+def persons_environment() -> dict[str, str]:
+    """Without what the tests' own Ray has set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
 def glray(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "glray", *arguments],
         cwd=folder,
+        env=persons_environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -179,6 +186,7 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 @trained
 @pytest.mark.usefixtures("ray_local")
 def test_a_searchs_winner_runs_as_its_trial_did(folder, here):
@@ -206,7 +214,9 @@ def test_ctrl_c_stops_at_a_checkpoint(folder):
     command = [sys.executable, "-m", "glray", "run", "tiny.py"]
     command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
     with (folder / "stopped.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=folder, env=persons_environment(), stdout=log, stderr=log
+        )
     run = folder / "runs" / "stopped" / "grow-seed0"
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:

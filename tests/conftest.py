@@ -21,10 +21,11 @@ def ray_local() -> Iterator[None]:
     """One small local Ray for the whole run of tests."""
     import ray
 
-    from glray.cluster import on_loopback
+    from glray.cluster import _DEFAULTS, on_loopback
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    for name, value in _DEFAULTS.items():  # as in the cluster that glray starts
+        os.environ.setdefault(name, value)
     with on_loopback():
         ray.init(
             address="local",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
-from glray.data import shards as shards_module
 from glray.data.blocks import read_block
 from glray.data.heldout import is_drawn
 from glray.data.tokenizer import encode, train_bpe
@@ -28,23 +29,35 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 PREPARE = """
 import json, sys, ray
-from glray.data import shards
-from glray.data.prepare import prepare
-from glray.cluster import on_loopback
+from ray._private import ray_constants
+from glray.cluster import connect
+from glray.data import prepare, shards
 from glray.spec.loading import validate
-shards.MIN_SHARD_BYTES = int(sys.argv[2])
-with on_loopback():
+spec = validate(json.loads(sys.argv[1]), "test")
+shards.MIN_SHARD_BYTES, store_bytes = map(int, sys.argv[2:])
+prepare.SAY_SECONDS = 0
+if store_bytes:
+    ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES = store_bytes  # else no less than 75 MiB
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             object_store_memory=80 * 2**20, logging_level="error")
+             object_store_memory=store_bytes, logging_level="error")
+connect(spec.compute, lambda line: None)
 print("ready", flush=True)
-prepare(validate(json.loads(sys.argv[1]), "test"), lambda line: print(line, flush=True))
+prepare.prepare(spec, lambda line: print(line, flush=True))
 """
 
 
-def start_prepare(spec: PipelineSpec, min_shard_bytes: int) -> subprocess.Popen:
+def start_prepare(
+    spec: PipelineSpec, *, min_shard_bytes: int, store_bytes: int = 0
+) -> subprocess.Popen:
+    """On the tests' own Ray, or on a new one with an object store of ``store_bytes``."""
     declared = json.dumps(spec.model_dump(mode="json"))
+    environment = {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback, see glray.cluster
+    }
     process = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, declared, str(min_shard_bytes)],
+        [sys.executable, "-c", PREPARE, declared, str(min_shard_bytes), str(store_bytes)],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -109,7 +122,7 @@ def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
-    write_words(tmp_path / "a.jsonl", 1100, 24_000)  # 110 MB, the store has 80
+    write_words(tmp_path / "a.jsonl", 2200, 2400)  # 23 MB
     tokenizer = train_bpe([" ".join(f"word{number}" for number in range(5000))], 6000)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
@@ -119,7 +132,7 @@ def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
         tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")),
         heldout_fraction=0.01,
     )
-    process = start_prepare(spec, min_shard_bytes=shards_module.MIN_SHARD_BYTES)
+    process = start_prepare(spec, min_shard_bytes=2**20, store_bytes=8 * 2**20)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     assert "MB/s" in output

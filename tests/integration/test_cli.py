@@ -1,18 +1,24 @@
 """The commands as a person gives them: exit statuses, what they print, what they leave."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from glray.cli import main
+from glray.data.listing import find_prepared
 from glray.files import read_json
+from glray.spec.loading import load_pipeline
 from glray.training.checkpoint import committed_checkpoints
-
-QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
+from glray.training.context import LocalContext
+from glray.training.worker import train_all
 
 PIPELINE = """
 from glray.spec import *
@@ -51,14 +57,50 @@ def folder(tmp_path_factory):
     return folder
 
 
-def glray(folder: Path, *arguments: str, timeout: float = 240):
+def persons_environment() -> dict[str, str]:
+    """Without what the tests' own Ray has set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def glray(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "glray", *arguments],
         cwd=folder,
+        env=persons_environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``glray`` within this process: most of a short command is a new Python and its imports."""
+
+    def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["glray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, printed.out, printed.err)
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The first ``glray run``, which trains; what comes after it needs its folder."""
+    done = glray(folder, "run", "tiny.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+trained = pytest.mark.usefixtures("first")
 
 
 def metrics(run: Path) -> list[dict]:
@@ -66,68 +108,97 @@ def metrics(run: Path) -> list[dict]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_run_again_eval_export_and_a_searchs_winner(folder):
-    first = glray(folder, "run", "tiny.py")
-    assert first.returncode == 0, first.stdout + first.stderr
+def test_run_trains_evaluates_and_reports_every_arm(folder, first):
     assert first.stderr == ""
-    grow = folder / "runs" / "tiny" / "grow-seed0"
-    for run in (grow, folder / "runs" / "tiny" / "fixed32-seed0"):
-        result = read_json(run / "result.json")
+    for arm in ("grow", "fixed32"):
+        result = read_json(folder / "runs" / "tiny" / f"{arm}-seed0" / "result.json")
         assert 0 < result["charged_seconds"] <= 0.3
     page = (folder / "runs" / "tiny" / "report.html").read_text()
     assert "grow" in page
     assert "fixed32" in page
 
-    # The resolved YAML is the same runs: finished, so it returns at once and trains nothing.
-    steps = metrics(grow)
-    again = glray(folder, "run", "runs/tiny/spec.yaml")
+
+@pytest.mark.ray
+@trained
+@pytest.mark.parametrize(
+    "pipeline", ["tiny.py", "runs/tiny/spec.yaml", "runs/tiny/grow-seed0/spec.yaml"]
+)
+def test_a_finished_pipeline_trains_nothing_again(folder, here, pipeline):
+    before = metrics(folder / "runs" / "tiny" / "grow-seed0")
+    again = here(folder, "run", pipeline)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to train" in again.stdout
-    assert metrics(grow) == steps
-    own = glray(folder, "run", "runs/tiny/grow-seed0/spec.yaml")
-    assert "nothing to train" in own.stdout
+    assert metrics(folder / "runs" / "tiny" / "grow-seed0") == before
 
-    # Another identity under the same name is refused, and nothing is touched.
-    other = glray(folder, "run", "tiny.py", "--set", "optimizer.lr=0.5")
+
+@pytest.mark.ray
+@trained
+def test_another_identity_under_the_same_name_is_refused(folder, here):
+    before = metrics(folder / "runs" / "tiny" / "grow-seed0")
+    other = here(folder, "run", "tiny.py", "--set", "optimizer.lr=0.5")
     assert other.returncode == 2
     assert "optimizer.lr: 0.01 → 0.5" in other.stderr
-    assert metrics(grow) == steps
+    assert metrics(folder / "runs" / "tiny" / "grow-seed0") == before
 
-    looked = glray(folder, "data", "tiny.py", "--step", "1", "--seq-len", "16", "--rows", "2")
+
+@pytest.mark.ray
+@trained
+def test_data_shows_windows_within_a_terminals_width(folder, here):
+    looked = here(folder, "data", "tiny.py", "--step", "1", "--seq-len", "16", "--rows", "2")
     assert looked.returncode == 0, looked.stdout + looked.stderr
     assert "Step 1 at seq_len 16" in looked.stdout
     assert "word" in looked.stdout
     assert max(map(len, looked.stdout.splitlines())) <= 80
 
-    scored = glray(folder, "eval", "runs/tiny/grow-seed0", "--seq-lens", "16,64")
+
+@pytest.mark.ray
+@trained
+def test_eval_export_and_report_take_a_finished_run(folder, here):
+    grow = folder / "runs" / "tiny" / "grow-seed0"
+    scored = here(folder, "eval", "runs/tiny/grow-seed0", "--seq-lens", "16,64")
     assert scored.returncode == 0, scored.stdout + scored.stderr
     assert "64" in scored.stdout
 
-    exported = glray(folder, "export", "runs/tiny/grow-seed0", "model")
+    exported = here(folder, "export", "runs/tiny/grow-seed0", "model")
     assert exported.returncode == 0, exported.stdout + exported.stderr
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         exported_file, own_file = folder / "model" / name, grow / "model" / name
         assert exported_file.read_bytes() == own_file.read_bytes()
 
-    # A truncated block is refused before anything starts.
-    (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
-    content = block.read_bytes()
-    block.write_bytes(content[:-8])
-    truncated = glray(folder, "run", "tiny.py", "--set", "name=other")
-    assert truncated.returncode == 2
-    assert f"{len(content) - 8:,} bytes, the manifest says {len(content):,}" in truncated.stderr
-    assert not (folder / "runs" / "other").exists()
-    block.write_bytes(content)
-
-    table = glray(folder, "report", "runs/tiny", "--out", "again")
+    table = here(folder, "report", "runs/tiny", "--out", "again")
     assert table.returncode == 0, table.stdout + table.stderr
     assert (folder / "again" / "report.html").exists()
 
-    tuned = glray(folder, "tune", "tiny.py")
+
+@pytest.mark.ray
+@trained
+def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
+    (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
+    content = block.read_bytes()
+    block.write_bytes(content[:-8])
+    try:
+        truncated = here(folder, "run", "tiny.py", "--set", "name=other")
+    finally:
+        block.write_bytes(content)
+    assert truncated.returncode == 2
+    assert f"{len(content) - 8:,} bytes, the manifest says {len(content):,}" in truncated.stderr
+    assert not (folder / "runs" / "other").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@trained
+@pytest.mark.usefixtures("ray_local")
+def test_a_searchs_winner_runs_as_its_trial_did(folder, here):
+    tuned = here(folder, "tune", "tiny.py")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
-    best = glray(folder, "run", "runs/tiny/best.yaml")
-    assert best.returncode == 0, best.stdout + best.stderr
+    # Trained here, as the first run has shown a worker group: half a minute for each start of one.
+    best = load_pipeline(folder / "runs" / "tiny" / "best.yaml")
+    torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
+    train_all(best, find_prepared(best), LocalContext())
+    ran = here(folder, "run", "runs/tiny/best.yaml")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "nothing to train" in ran.stdout
     winner = metrics(folder / "runs" / "tiny-best" / "grow-seed0")
     losses = [
         [m["loss"] for m in metrics(trial)]
@@ -138,11 +209,14 @@ def test_run_again_eval_export_and_a_searchs_winner(folder):
 
 
 @pytest.mark.ray
+@trained
 def test_ctrl_c_stops_at_a_checkpoint(folder):
     command = [sys.executable, "-m", "glray", "run", "tiny.py"]
     command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
     with (folder / "stopped.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=folder, env=persons_environment(), stdout=log, stderr=log
+        )
     run = folder / "runs" / "stopped" / "grow-seed0"
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -175,16 +249,30 @@ def test_ctrl_c_stops_at_a_checkpoint(folder):
         (("report", "text"), ("text",)),
     ],
 )
-def test_what_a_person_can_mend_is_one_line_and_status_2(folder, arguments, words):
+def test_what_a_person_can_mend_is_one_line_and_status_2(folder, here, arguments, words):
     (folder / "empty").mkdir(exist_ok=True)
     before = sorted(folder.rglob("*"))
-    done = glray(folder, *arguments)
+    done = here(folder, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     for word in words:
         assert word in done.stderr
     assert sorted(folder.rglob("*")) == before
+
+
+# To a shell, and with all that a new process's imports could print: one command loads the model's
+# libraries, the other none.
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", "tiny.py", "--set", "optimizer.lrr=1"), ("eval", "text", "--seq-lens=16")],
+)
+def test_a_process_of_its_own_prints_that_one_line_and_no_more(folder, arguments):
+    done = glray(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_plan_imports_neither_torch_nor_ray(folder):

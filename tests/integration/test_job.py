@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,20 @@ class Head:
             timeout=timeout,
         )
 
+    def takes_jobs(self) -> bool:
+        """Whether a job that does nothing is accepted: only then is an agent there to start one."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(
+            f"{self.url}/api/jobs/",
+            b'{"entrypoint": "true"}',
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=60).close()
+        except OSError:
+            return False
+        return True
+
     def sessions(self) -> list[Path]:
         """The sessions of every cluster that the head or one of its jobs started."""
         return [path for path in (self.temp / "ray").glob("session_2*") if path.is_dir()]
@@ -103,7 +118,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     url = f"http://127.0.0.1:{dashboard_port}"
     head = Head(url, temp, environment)
     try:
-        wait_until(lambda: head.ray("job", "list", "--address", url).returncode == 0, 120, log)
+        # Not with `ray job`: each call is seconds of a core, which the start needs.
+        wait_until(head.takes_jobs, 120, log)
         yield head
     finally:
         # At once: asked politely, Ray takes half a minute.

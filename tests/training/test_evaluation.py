@@ -10,6 +10,8 @@ from glray.errors import UserError
 from glray.spec import EvaluationSpec
 from glray.training.context import LocalContext
 from glray.training.evaluation import HeldoutTargets, _standard_error, evaluate, heldout_targets
+from glray.training.execution import execution
+from glray.training.micro_batches import declared_micro_batches
 
 from ..tiny import tiny_spec
 
@@ -17,11 +19,11 @@ from ..tiny import tiny_spec
 class NextToken(torch.nn.Module):
     """Knows that token t is followed by t + 1, unless it is the window's first position."""
 
-    def forward(self, input_ids):
-        logits = torch.zeros(*input_ids.shape, 200)
-        logits.scatter_(2, (input_ids + 1)[..., None], 20.0)
+    def forward(self, inputs, targets):
+        logits = torch.zeros(*inputs.shape, 200)
+        logits.scatter_(2, (inputs + 1)[..., None], 20.0)
         logits[:, 0] = 0.0
-        return type("Output", (), {"logits": logits})
+        return torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
 
 
 def targets_of(*stretches: list[int]) -> HeldoutTargets:
@@ -31,7 +33,9 @@ def targets_of(*stretches: list[int]) -> HeldoutTargets:
 def test_losses_by_length_and_position(tmp_path):
     targets = targets_of(list(range(9)), list(range(50, 59)), list(range(100, 109)))
     spec = tiny_spec(tmp_path)
-    two, eight = evaluate(NextToken(), targets, (2, 8), spec, LocalContext())
+    ctx = LocalContext()
+    executed = execution(spec, ctx, declared_micro_batches(spec))
+    two, eight = evaluate(NextToken(), targets, (2, 8), spec, ctx, executed)
     unknown = math.log(200)
     known = math.log(math.exp(20) + 199) - 20
     assert two["loss"] == pytest.approx((unknown + known) / 2, rel=1e-6)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,20 +74,28 @@ def read_record(path: Path, *keys: str) -> Any:
 
 
 @contextmanager
-def sole_writer(directory: Path) -> Iterator[None]:
+def sole_writer(
+    directory: Path, *, lock: str = ".lock", wait_seconds: float = 0.0
+) -> Iterator[None]:
     """Hold ``directory`` for this process; the lock goes with it, however it ends.
 
-    Raises UserError if another process holds it.
+    Raises UserError if another process still holds it after ``wait_seconds``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{directory}: another glray is at work there, two would mix their records; wait "
-                "for it, stop it, or use another name (--set name=…)"
-            ) from None
+    end = time.monotonic() + wait_seconds
+    with (directory / lock).open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                raise UserError(
+                    f"{directory}: another glray is at work there, two would mix their records; "
+                    "wait for it, stop it, or use another name (--set name=…)"
+                ) from None
         yield
 
 

@@ -25,8 +25,8 @@ from .weights import same_weights
 
 
 def killed_spec(storage: Path, parallelism: str) -> PipelineSpec:
-    """240 steps of each arm through 8, 16 and 32 tokens, a checkpoint every 6."""
-    spec = tiny_spec(storage, budget={"tokens": 240 * 64})
+    """120 steps of each arm through 8, 16 and 32 tokens, a checkpoint every 6."""
+    spec = tiny_spec(storage, budget={"tokens": 120 * 64})
     compute = {"parallelism": parallelism, "checkpoint_every_tokens": 6 * 64}
     return spec.with_fields(compute=spec.compute.model_dump() | compute)
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.stream import ray_batches
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import sole_writer, write_text
 from glray.spec.loading import validate
 from glray.spec.pipeline import PipelineSpec
 from glray.training.run_directory import pipeline_directory
@@ -28,6 +28,9 @@ from glray.training.run_directory import pipeline_directory
 WORKER_FAILURES = 3
 """Times that a worker group is started anew after a worker died, without a new checkpoint between:
 a run of weeks may lose any number of workers, one that dies at the same step each time ends."""
+ORPHAN_SECONDS = 120.0
+"""How long a group waits for one whose driver was killed: its workers were seen to train on for
+some seconds, and two would write the same files."""
 RESIZE_SECONDS = 15.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
@@ -166,8 +169,10 @@ def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, PreparedCorp
     spec = validate(json.loads(config["spec"]), "the worker's spec")
     torch.set_num_threads(spec.compute.cpus_per_worker)
     ctx = RayContext(stop_file(spec))
+    alone = sole_writer(pipeline_directory(spec), lock=".worker-lock", wait_seconds=ORPHAN_SECONDS)
     try:
-        yield spec, open_corpus(spec, json.loads(config["tokens"])), ctx
+        with alone if ctx.rank == 0 else nullcontext():
+            yield spec, open_corpus(spec, json.loads(config["tokens"])), ctx
     except UserError as error:
         write_text(_error_file(spec), str(error))
         if ctx.world_size > 1:

@@ -31,14 +31,14 @@ def pipeline():
         tokenizer=BpeTokenizer(vocab_size=300),
         model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         arms=(ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),),
-        budget=BudgetSpec(tokens=3000 * 128),
+        budget=BudgetSpec(tokens=8000 * 128),
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-2),
         evaluation=EvaluationSpec(seq_lens=(16, 32), num_tokens=1024),
         compute=ComputeSpec(num_workers=2, checkpoint_every_tokens=100 * 128),
     )
 """
-NUM_STEPS = 3000
+NUM_STEPS = 8000
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -93,6 +93,11 @@ class GlrayRun:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
+    def resumptions(self) -> int:
+        """How often a worker group has gone on from a checkpoint."""
+        events = self.run.parent / "events.log"
+        return events.read_text().count("resumed at step") if events.exists() else 0
+
     def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         """Wait for the condition, which must come before the run ends."""
         end = time.monotonic() + seconds
@@ -113,15 +118,18 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
         time.sleep(rng.uniform(0, 2))
 
     run = GlrayRun(folder)
-    later(run, 0)
+    later(run, 100)  # past the first checkpoint
     before = run.step()
     os.kill(rng.choice(processes_of(folder, "RayTrainWorker")), signal.SIGKILL)
-    later(run, before)  # goes on by itself
+    run.wait_until(lambda: run.resumptions() > 0)  # goes on by itself
+    later(run, before)
+    resumptions = run.resumptions()
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
 
     again = GlrayRun(folder)
-    later(again, again.step())
+    again.wait_until(lambda: again.resumptions() > resumptions)
+    later(again, 0)
     (raylet,) = processes_of(folder, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
     again.process.wait(120)

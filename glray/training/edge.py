@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -101,6 +102,12 @@ def _run_group(
             except ray.train.WorkerGroupError:
                 if error_file.exists() or _committed(spec) == before:
                     raise
+            except ray.exceptions.RayError as error:  # the node of Ray Train's controller is lost
+                raise UserError(
+                    f"{pipeline_directory(spec)}: Ray lost the node that the run was led from "
+                    f"({type(error).__name__}): training has stopped; the same command goes on "
+                    "from the latest checkpoint"
+                ) from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         if error_file.exists():

@@ -1,6 +1,7 @@
 """The model as a group of workers trains it: compiled, recomputed, replicated or sharded."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +47,10 @@ def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
     """
     if ctx.world_size == 1 or isinstance(model, FSDPModule):
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # Its new name does not exist in PyTorch 2.11. There is nothing to broadcast.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
 
 @contextlib.contextmanager

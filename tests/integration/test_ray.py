@@ -1,33 +1,20 @@
 """What only Ray can show: its stream is the local one, and a worker that dies loses nothing."""
 
-import json
-import os
 import shutil
-import signal
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from glray.data.blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.stream import ray_batches, segment_dataset
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError
-from glray.files import read_json
 from glray.plan import make_plan
-from glray.training.checkpoint import committed_checkpoints
-from glray.training.context import LocalContext
 from glray.training.edge import fit
-from glray.training.run_directory import settle
-from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
-from ..weights import weights_of
 
 pytestmark = pytest.mark.ray
 
@@ -92,67 +79,6 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
     spec = tiny_spec(tmp_path)
     with pytest.raises(UserError, match=rf"^{path}: block 0 is damaged, [^\n]*$"):
         fit(spec, damaged)
-
-
-def kill_one_worker(checkpoints: Path, killed: list[int]) -> None:
-    """SIGKILL a Ray Train worker once the run has committed a checkpoint."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not committed_checkpoints(checkpoints):
-        time.sleep(0.01)
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and "RayTrainWorker" in _command(process):
-            os.kill(int(process.name), signal.SIGKILL)
-            killed.append(int(process.name))
-            return
-
-
-def _command(process: Path) -> str:
-    try:
-        return (process / "cmdline").read_text()
-    except OSError:
-        return ""
-
-
-def test_a_killed_worker_group_resumes_and_ends_as_if_undisturbed(ray_local, corpus, tmp_path):
-    fields = {
-        "budget": {"tokens": 600 * 64},
-        "compute": {
-            "num_workers": 2,
-            "micro_batch_tokens": 32,
-            "checkpoint_every_tokens": 100 * 64,
-        },
-    }
-    spec = tiny_spec(tmp_path, **fields)
-    spec = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "ray")})
-    local = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "loc")})
-    torch.set_num_threads(1)
-    train_all(local, corpus, LocalContext())
-
-    runs = settle(spec, corpus)
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one_worker, args=(runs[0].checkpoints, killed))
-    killer.start()
-    fit(spec, corpus)
-    killer.join()
-
-    assert len(killed) == 1
-    events = (tmp_path / "ray" / "tiny" / "events.log").read_text()
-    assert "resumed at step" in events
-    for run, undisturbed in zip(runs, settle(local, corpus), strict=True):
-        assert run.is_finished
-        result, expected = (read_json(r.directory / "result.json") for r in (run, undisturbed))
-        assert result["proof"] == expected["proof"]
-        assert result["tokens_by_seq_len"] == expected["tokens_by_seq_len"]
-        ours, theirs = (
-            [json.loads(line) for line in (r.directory / "metrics.jsonl").read_text().splitlines()]
-            for r in (run, undisturbed)
-        )
-        assert [r["proof"] for r in ours] == [r["proof"] for r in theirs]
-        np.testing.assert_allclose(
-            [r["loss"] for r in ours], [r["loss"] for r in theirs], rtol=2e-2
-        )
-        weights, expected_weights = (weights_of(r) for r in (run, undisturbed))
-        assert weights.keys() == expected_weights.keys()
 
 
 def test_what_a_person_can_mend_comes_out_of_a_worker_as_one_line(ray_local, corpus, tmp_path):

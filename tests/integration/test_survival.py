@@ -31,30 +31,34 @@ def pipeline():
         tokenizer=BpeTokenizer(vocab_size=300),
         model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         arms=(ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),),
-        budget=BudgetSpec(tokens=8000 * 128),
+        budget=BudgetSpec(tokens={num_steps} * 128),
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-2),
         evaluation=EvaluationSpec(seq_lens=(16, 32), num_tokens=1024),
-        compute=ComputeSpec(num_workers=2, checkpoint_every_tokens=100 * 128),
+        compute=ComputeSpec(num_workers={num_workers}, checkpoint_every_tokens={every_steps} * 128),
     )
 """
-NUM_STEPS = 8000
+NUM_STEPS = 2000
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A pipeline and its text: 60 documents of about a thousand bytes. Nothing that was started
-    with it outlives it."""
-    (tmp_path / "tiny.py").write_text(PIPELINE)
-    (tmp_path / "text").mkdir()
-    for document in range(60):
-        words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(150))
-        (tmp_path / "text" / f"{document:02d}.txt").write_text(words)
+    """A pipeline and its text; nothing that was started with it outlives it."""
+    write_pipeline(tmp_path, num_steps=NUM_STEPS, every_steps=50, num_workers=2)
     yield tmp_path
     for process in processes_of(tmp_path):
         os.kill(process, signal.SIGKILL)
+
+
+def write_pipeline(folder: Path, **fields: object) -> None:
+    """``tiny.py`` and 60 documents of about a thousand bytes."""
+    (folder / "tiny.py").write_text(PIPELINE.format(**fields))
+    (folder / "text").mkdir()
+    for document in range(60):
+        words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(150))
+        (folder / "text" / f"{document:02d}.txt").write_text(words)
 
 
 def processes_of(folder: Path, name: str = "") -> list[int]:
@@ -115,10 +119,10 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     def later(run: GlrayRun, step: int) -> None:
         """Some moment after steps went on from ``step``."""
         run.wait_until(lambda: run.step() > step)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 1))
 
     run = GlrayRun(folder)
-    later(run, 100)  # past the first checkpoint
+    later(run, 50)  # past the first checkpoint
     before = run.step()
     os.kill(rng.choice(processes_of(folder, "RayTrainWorker")), signal.SIGKILL)
     run.wait_until(lambda: run.resumptions() > 0)  # goes on by itself
@@ -132,7 +136,8 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     later(again, 0)
     (raylet,) = processes_of(folder, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
-    again.process.wait(120)
+    assert again.process.wait(120) == 2
+    assert "the same command goes on from the latest checkpoint" in again.log.read_text()
 
     last = GlrayRun(folder)
     assert last.process.wait(240) == 0, last.log.read_text()

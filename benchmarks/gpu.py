@@ -1,0 +1,215 @@
+"""What only a GPU shows: a run through Ray Train that is killed and resumed, and MFU by length.
+
+    python benchmarks/gpu.py [--work DIR]
+
+First a pipeline of one GPU through TorchTrainer, in bfloat16 and compiled, killed by SIGKILL once
+and resumed; its log is kept beside the result. Then Pythia-160M: MFU of a step at each length from
+128 to 16,384 in batches of 16,384 tokens and in the largest that fit, and how many tokens that is.
+Without a GPU all of it runs at toy size and the result says so: it shows that the script works.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import RESULTS, keep
+from glray.model.config import model_config
+from glray.model.decoder import build_model
+from glray.model.flops import training_flops_per_token
+from glray.model.loss import NextTokenLoss
+from glray.spec import PYTHIA_160M, GPTNeoXModel, ModelSpec, PipelineSpec, to_yaml
+from glray.training.context import LocalContext
+from glray.training.execution import execution
+from glray.training.micro_batches import GPU_SHARE
+from glray.training.optimizer import build_optimizer
+from glray.training.parallel import prepare_model
+from glray.training.peak import matmul_peak
+from glray.training.step import accumulate_gradients, apply_gradients
+from glray.training.warmup import random_batch
+
+BATCH_TOKENS = 16_384
+VOCAB_SIZE = 50_304
+MOST_TOKENS = 2**21
+"""The largest micro-batch that is tried."""
+TOY = GPTNeoXModel(num_layers=2, hidden_size=64, num_heads=2, intermediate_size=128)
+
+
+def pipeline(storage: Path, *, gpu: bool) -> PipelineSpec:
+    """128 → 512 on the standard library's text: long enough to be killed in between."""
+    arms = [{"name": "grow", "stages": [{"seq_len": 128}, {"seq_len": 512}]}]
+    return PipelineSpec.model_validate(
+        {
+            "name": "gpu",
+            "corpus": {"kind": "stdlib"},
+            "tokenizer": {"kind": "bpe", "vocab_size": 4096},
+            "model": (PYTHIA_160M if gpu else TOY).model_dump(),
+            "arms": arms,
+            "budget": {"tokens": (2000 if gpu else 100) * BATCH_TOKENS},
+            "tokens_per_batch": BATCH_TOKENS,
+            "optimizer": {"lr": 6e-4},
+            "precision": "bfloat16",
+            "evaluation": {"seq_lens": (128, 512, 1024), "num_tokens": 65_536},
+            "compute": {
+                "storage": str(storage),
+                "use_gpu": gpu,
+                "compile": True,
+                "micro_batch_tokens": "auto",
+                "checkpoint_every_tokens": (100 if gpu else 5) * BATCH_TOKENS,
+            },
+        }
+    )
+
+
+def killed_and_resumed(work: Path, *, gpu: bool) -> dict[str, Any]:
+    """``glray run``, killed after its first checkpoint and given again."""
+    (work / "spec.yaml").write_text(to_yaml(pipeline(work / "runs", gpu=gpu)))
+    run = work / "runs" / "gpu" / "grow-seed0"
+    log_path = RESULTS / ("gpu-run.log" if gpu else "gpu-run-toy.log")
+    command = [sys.executable, "-m", "glray", "run", str(work / "spec.yaml")]
+    with log_path.open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        while process.poll() is None and not any(run.glob("checkpoints/*/COMMITTED")):
+            time.sleep(0.05)
+        if process.poll() is None:
+            log.write("--- SIGKILL\n")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        resumed = subprocess.run(command, stdout=log, stderr=log, check=False)
+    # The log is kept: its paths are of the machine that it ran on.
+    log_path.write_text(log_path.read_text(encoding="utf-8").replace(str(work), "WORK"))
+    events = (run.parent / "events.log").read_text(encoding="utf-8")
+    return {
+        "exit_status": resumed.returncode,
+        "resumed": "resumed at step" in events,
+        "bit_identity_ends": "bit-identity ends" in events,
+        "log": log_path.name,
+    }
+
+
+def spec_of(model: ModelSpec, seq_len: int, tokens: int, *, compiled: bool) -> PipelineSpec:
+    """A spec of batches of ``tokens`` tokens at ``seq_len``, all of it at once."""
+    declared = pipeline(Path("/nowhere"), gpu=False).model_dump()
+    declared["arms"] = [{"name": "fixed", "stages": [{"seq_len": seq_len}]}]
+    declared |= {"model": model.model_dump(), "tokens_per_batch": tokens}
+    declared["budget"] = {"tokens": tokens}
+    declared["compute"] |= {"compile": compiled, "micro_batch_tokens": tokens}
+    return PipelineSpec.model_validate(declared)
+
+
+def step_seconds(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext) -> float:
+    """The fastest of several whole optimizer steps; raises OutOfMemoryError if it does not fit."""
+    (seq_len,) = spec.all_seq_lens
+    model = NextTokenLoss(build_model(config, 0, ctx.device))
+    prepare_model(model, spec.compute, ctx)
+    optimizer = build_optimizer(model.network, spec.optimizer)
+    executed = execution(spec, ctx, {str(seq_len): spec.tokens_per_batch})
+    batch = random_batch(seq_len, spec.tokens_per_batch // seq_len, config.vocab_size, ctx)
+    seconds = []
+    for _ in range(6):
+        _synchronize(ctx)
+        start = time.perf_counter()
+        accumulate_gradients(model, batch, spec, ctx, executed)
+        apply_gradients(model, optimizer, 1.0)
+        _synchronize(ctx)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[2:])
+
+
+def fits(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext) -> bool:
+    """Whether a whole step fits in the GPU's memory, with a margin."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(ctx.device)
+    try:
+        step_seconds(spec, config, ctx)
+    except torch.OutOfMemoryError:
+        return False
+    total = torch.cuda.get_device_properties(ctx.device).total_memory
+    return torch.cuda.max_memory_reserved(ctx.device) <= GPU_SHARE * total
+
+
+def largest_batch(
+    model: ModelSpec, config: PreTrainedConfig, seq_len: int, ctx: LocalContext
+) -> int:
+    """Tokens of the largest batch that goes through the model at once, to an eighth of it."""
+
+    def whole(tokens: int) -> bool:
+        return fits(spec_of(model, seq_len, tokens, compiled=False), config, ctx)
+
+    tokens = MOST_TOKENS
+    while tokens > seq_len and not whole(tokens):
+        tokens //= 2
+    for eighth in range(7, 0, -1):
+        more = (tokens + tokens * eighth // 8) // seq_len * seq_len
+        if tokens < MOST_TOKENS and more > tokens and whole(more):
+            return more
+    return tokens
+
+
+def by_length(ctx: LocalContext, *, gpu: bool) -> dict[str, Any]:
+    """MFU at each length, and the largest batch."""
+    model = PYTHIA_160M if gpu else TOY
+    lengths = [2**n for n in range(7, 15)] if gpu else [128, 256]
+    peak = matmul_peak(ctx, "bfloat16")
+    table: dict[str, Any] = {}
+    for seq_len in lengths:
+        config = model_config(
+            model, vocab_size=VOCAB_SIZE if gpu else 512, eos_id=0, max_seq_len=seq_len
+        )
+        flops = training_flops_per_token(config, seq_len)
+        batches = {"16384": BATCH_TOKENS if gpu else 1024}
+        if gpu:
+            batches["largest"] = largest_batch(model, config, seq_len, ctx)
+        row: dict[str, Any] = {}
+        for name, tokens in batches.items():
+            spec = spec_of(model, seq_len, tokens, compiled=True)
+            seconds = step_seconds(spec, config, ctx)
+            row[name] = {
+                "tokens": tokens,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "mfu_of_measured": flops * tokens / seconds / peak.measured,
+                "mfu_of_nominal": peak.nominal and flops * tokens / seconds / peak.nominal,
+            }
+            print(seq_len, name, row[name], flush=True)
+        table[str(seq_len)] = row
+    figures: dict[str, Any] = {"matmul_flops_per_second": vars(peak), "lengths": table}
+    if gpu:
+        most = [table[str(n)]["largest"]["tokens"] for n in (lengths[-1], lengths[0])]
+        figures["largest_batch_at_16384_over_128"] = most[0] / most[1]
+    return figures
+
+
+def _synchronize(ctx: LocalContext) -> None:
+    if ctx.device.type == "cuda":
+        torch.cuda.synchronize(ctx.device)
+
+
+def main() -> None:
+    """Run, measure, print and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, help="folder for the run; default: a temporary one")
+    parser.add_argument("--no-ray", action="store_true", help="leave the run through Ray Train out")
+    arguments = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    ctx = LocalContext(device=torch.device("cuda" if gpu else "cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
+        run = None if arguments.no_ray else killed_and_resumed(work, gpu=gpu)
+    figures = by_length(ctx, gpu=gpu)
+    keep("gpu" if gpu else "gpu-toy", {"gpu": gpu, "run": run, **figures})
+
+
+if __name__ == "__main__":
+    main()

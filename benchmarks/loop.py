@@ -1,11 +1,12 @@
 """The loop against a bare PyTorch loop and Hugging Face's Trainer; what Ray Train adds to it.
 
-    python benchmarks/loop.py [--rounds 5] [--steps 12]
+    python benchmarks/loop.py [--steps 40]
 
 The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one worker, at each of
-128, 512, 1024 and 2048 tokens a window; in each round the three follow one another, in another
-order. A bare loop is what a person would write: logits, ``cross_entropy``, fused AdamW, clipping.
-glray's does all that a run does: the proof, metrics, the learning rate, borders.
+128, 512, 1024 and 2048 tokens a window. The three take turns, a step each, in an order that changes
+every round, and all that a loop does from one step's begin to the next's is counted. A bare loop is
+what a person would write: logits, ``cross_entropy``, fused AdamW, clipping. glray's
+does all that a run does: the proof, metrics, the learning rate, borders.
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
 run and what of it is Ray's, and what a checkpoint costs at one every five minutes.
@@ -21,8 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
+from benchmarks.turns import Turns
 from glray.cluster import connect
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
@@ -49,6 +53,7 @@ from tests.tokens import periodic_corpus
 
 LENGTHS = (128, 512, 1024, 2048)
 TOKENS_PER_BATCH = 4096
+WARM_UP_STEPS = 3
 MODEL = GPTNeoXModel(
     num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512, vocab_size=1024
 )
@@ -73,24 +78,26 @@ def pipeline(storage: Path, seq_len: int, num_steps: int) -> PipelineSpec:
     )
 
 
+@dataclass
 class BatchesInMemory(LocalContext):
-    """A worker whose batches are read before the first step."""
+    """A worker whose batches are read before the first step, and who takes turns."""
+
+    turns: Turns = field(default_factory=lambda: Turns(("glray",)))
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext."""
-        return iter(list(local_batches(corpus, segments)))
+        for batch in list(local_batches(corpus, segments)):
+            self.turns.next("glray")
+            yield batch
 
 
-def glray_seconds(run: Run) -> float:
-    """Seconds of a step of glray's own loop, all but the first."""
-    ctx = BatchesInMemory()
+def glray_loop(run: Run, turns: Turns) -> None:
+    """glray's own loop, whole."""
+    ctx = BatchesInMemory(turns=turns)
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
     run.directory.mkdir(parents=True)
     write_run(run, {}, executed, 0)
     train(run, ctx, executed, peak=1e12)
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    measured = [json.loads(line)["measured_seconds"] for line in lines]
-    return (measured[-1] - measured[0]) / (len(measured) - 1)
 
 
 def tensors_of(run: Run) -> list[torch.Tensor]:
@@ -108,31 +115,27 @@ def tensors_of(run: Run) -> list[torch.Tensor]:
     return [torch.from_numpy(b.tokens.astype("int64")) for b in local_batches(run.corpus, reads)]
 
 
-def bare_seconds(run: Run) -> float:
-    """Seconds of a step of a bare PyTorch loop, all but the first."""
+def bare_loop(run: Run, turns: Turns) -> None:
+    """A bare PyTorch loop."""
     model = fresh_model(run)
-    optimizer = build_optimizer(model, run.spec.optimizer)
-    stamps = []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     for tokens in tensors_of(run):
+        turns.next("bare")
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        stamps.append(time.perf_counter())
-    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
 
 
-def trainer_seconds(run: Run) -> float:
-    """Seconds of a step of Hugging Face's Trainer, all but the first."""
+def trainer_loop(run: Run, turns: Turns) -> None:
+    """Hugging Face's Trainer."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    stamps = []
-
-    class Stamps(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            stamps.append(time.perf_counter())
+    class TakesTurns(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            turns.next("trainer")
 
     class Windows(torch.utils.data.Dataset):
         def __init__(self) -> None:
@@ -142,8 +145,8 @@ def trainer_seconds(run: Run) -> float:
             return len(self.rows)
 
         def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-            # The model shifts its labels itself: a window's last target is lost, and no label of
-            # the next token is at hand. The work is the same.
+            # The model shifts its labels itself, so a window's last target is lost. The work is
+            # the same.
             return {"input_ids": self.rows[row, :-1], "labels": self.rows[row, :-1]}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -160,11 +163,8 @@ def trainer_seconds(run: Run) -> float:
             disable_tqdm=True,
             use_cpu=True,
         )
-        trainer = Trainer(
-            fresh_model(run), arguments, train_dataset=Windows(), callbacks=[Stamps()]
-        )
-        trainer.train()
-    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+        model, callbacks = fresh_model(run), [TakesTurns()]
+        Trainer(model, arguments, train_dataset=Windows(), callbacks=callbacks).train()
 
 
 def fresh_model(run: Run) -> torch.nn.Module:
@@ -174,34 +174,47 @@ def fresh_model(run: Run) -> torch.nn.Module:
     return model.train()
 
 
-def compared(corpus: PreparedCorpus, work: Path, rounds: int, num_steps: int) -> dict[str, Any]:
-    """Tokens per second of each loop by length, and the ratios of each round."""
-    loops: dict[str, Callable[[Run], float]] = {
-        "glray": glray_seconds,
-        "bare": bare_seconds,
-        "trainer": trainer_seconds,
-    }
+LOOPS: dict[str, Callable[[Run, Turns], None]] = {
+    "glray": glray_loop,
+    "bare": bare_loop,
+    "trainer": trainer_loop,
+}
+
+
+def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, Any]:
+    """Median tokens per second of each loop by length, and glray's over the others' in each round:
+    median, and first and third quartile. The first rounds warm up and do not count."""
     figures: dict[str, Any] = {}
     for seq_len in LENGTHS:
-        seconds: dict[str, list[float]] = {name: [] for name in loops}
-        for number in range(rounds + 1):
-            order = list(loops) if number % 2 else list(reversed(loops))
-            for name in order[number % 3 :] + order[: number % 3]:
-                (run,) = settle(pipeline(work, seq_len, num_steps), corpus) or []
-                taken = loops[name](run)
-                if number:  # the first round warms up
-                    seconds[name].append(taken)
-        speed = {name: [TOKENS_PER_BATCH / s for s in values] for name, values in seconds.items()}
+        turns = Turns(tuple(LOOPS))
+
+        def work_of(name: str, seq_len: int = seq_len, turns: Turns = turns) -> None:
+            torch.set_num_threads(1)
+            (run,) = settle(pipeline(work / name, seq_len, num_steps), corpus) or []
+            LOOPS[name](run, turns)
+            turns.leave(name)
+
+        with ThreadPoolExecutor(max_workers=len(LOOPS)) as pool:
+            for done in [pool.submit(work_of, name) for name in LOOPS]:
+                done.result()
+        counted = {name: values[WARM_UP_STEPS:] for name, values in turns.seconds.items()}
         ratios = {
-            other: [a / b for a, b in zip(speed["glray"], speed[other], strict=True)]
+            other: quantiles(
+                [b / a for a, b in zip(counted["glray"], counted[other], strict=False)], n=4
+            )
             for other in ("bare", "trainer")
         }
         figures[str(seq_len)] = {
-            "tokens_per_second": {n: [round(v) for v in values] for n, values in speed.items()},
-            "over": {n: [round(v, 3) for v in values] for n, values in ratios.items()},
-            "median_over": {n: round(median(values), 3) for n, values in ratios.items()},
+            "tokens_per_second": {
+                name: round(TOKENS_PER_BATCH / median(values)) for name, values in counted.items()
+            },
+            "glray_over": {
+                other: {"median": round(q2, 3), "quartiles": [round(q1, 3), round(q3, 3)]}
+                for other, (q1, q2, q3) in ratios.items()
+            },
+            "rounds": min(len(values) for values in counted.values()),
         }
-        print(seq_len, json.dumps(figures[str(seq_len)]["median_over"]), flush=True)
+        print(seq_len, json.dumps(figures[str(seq_len)]), flush=True)
     return figures
 
 
@@ -337,15 +350,14 @@ def _processes(work: Path) -> dict[int, str]:
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=40, help="of each loop at each length")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         corpus = periodic_corpus(work / "tokens")
         figures: dict[str, Any] = {"threads": 1, "tokens_per_batch": TOKENS_PER_BATCH}
-        figures["loops"] = compared(corpus, work / "loops", arguments.rounds, arguments.steps)
+        figures["loops"] = compared(corpus, work / "loops", arguments.steps)
         figures["checkpoint_of_pythia_70m"] = checkpoint_seconds(corpus, work / "checkpoint")
         figures["restart"] = restart_seconds(work)
         connect(pipeline(work, 128, 1).compute, print)

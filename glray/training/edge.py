@@ -102,9 +102,9 @@ def _run_group(
             except ray.train.WorkerGroupError:
                 if error_file.exists() or _committed(spec) == before:
                     raise
-            except ray.exceptions.RayError as error:  # the node of Ray Train's controller is lost
+            except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
                 raise UserError(
-                    f"{pipeline_directory(spec)}: Ray lost the node that the run was led from "
+                    f"{pipeline_directory(spec)}: Ray lost the node that led the run "
                     f"({type(error).__name__}): training has stopped; the same command goes on "
                     "from the latest checkpoint"
                 ) from None

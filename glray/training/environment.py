@@ -22,7 +22,7 @@ def environment(ctx: WorkerContext) -> dict[str, object]:
         "torch": torch.__version__,
         "ray": version("ray"),
         "transformers": version("transformers"),
-        "processor": _processor(),
+        "processor": processor(),
         "num_cpus": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu,
@@ -41,7 +41,8 @@ def _commit() -> str | None:
     return result.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

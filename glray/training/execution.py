@@ -12,6 +12,7 @@ import torch
 
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext
+from glray.training.environment import processor
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Execution:
     activation_checkpointing: bool
     compile: bool
     device: str
-    """Name of the GPU, or ``cpu``."""
+    """Name of the GPU, else of the CPU: rank 0's."""
     torch: str
     micro_batch_tokens: dict[str, int]
     """Tokens of a worker's batch that go through the model at once, by sequence length."""
@@ -61,7 +62,7 @@ def execution(
         parallelism=compute.parallelism if ctx.world_size > 1 else "one worker",
         activation_checkpointing=compute.activation_checkpointing,
         compile=compute.compile,
-        device=torch.cuda.get_device_name(ctx.device) if gpu else ctx.device.type,
+        device=torch.cuda.get_device_name(ctx.device) if gpu else processor(),
         torch=torch.__version__,
         micro_batch_tokens=micro_batch_tokens,
     )

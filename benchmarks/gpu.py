@@ -33,7 +33,7 @@ from glray.training.context import LocalContext
 from glray.training.execution import execution
 from glray.training.micro_batches import GPU_SHARE
 from glray.training.optimizer import build_optimizer
-from glray.training.parallel import prepare_model
+from glray.training.parallel import prepare_model, release_models
 from glray.training.peak import matmul_peak
 from glray.training.step import accumulate_gradients, apply_gradients
 from glray.training.warmup import random_batch
@@ -128,7 +128,7 @@ def step_seconds(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext
 
 def fits(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext) -> bool:
     """Whether a whole step fits in the GPU's memory, with a margin."""
-    torch.cuda.empty_cache()
+    release_models()
     torch.cuda.reset_peak_memory_stats(ctx.device)
     try:
         step_seconds(spec, config, ctx)
@@ -144,7 +144,7 @@ def largest_batch(
     """Tokens of the largest batch that goes through the model at once, to an eighth of it."""
 
     def whole(tokens: int) -> bool:
-        return fits(spec_of(model, seq_len, tokens, compiled=False), config, ctx)
+        return fits(spec_of(model, seq_len, tokens, compiled=True), config, ctx)
 
     tokens = MOST_TOKENS
     while tokens > seq_len and not whole(tokens):

@@ -191,8 +191,10 @@ def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, An
         def work_of(name: str, seq_len: int = seq_len, turns: Turns = turns) -> None:
             torch.set_num_threads(1)
             (run,) = settle(pipeline(work / name, seq_len, num_steps), corpus) or []
-            LOOPS[name](run, turns)
-            turns.leave(name)
+            try:
+                LOOPS[name](run, turns)
+            finally:
+                turns.leave(name)
 
         with ThreadPoolExecutor(max_workers=len(LOOPS)) as pool:
             for done in [pool.submit(work_of, name) for name in LOOPS]:

@@ -30,9 +30,14 @@ def causal_attention(
     ``query`` is [rows, heads, seq_len, head_dim]; ``key`` and ``value`` may have fewer heads, each
     for a group of the query's. Returns [rows, seq_len, heads, head_dim].
     """
-    grouped = key.shape[1] != query.shape[1]
+    groups = query.shape[1] // key.shape[1]
+    on_gpu_in_float32 = query.is_cuda and not torch.is_autocast_enabled("cuda")
+    if groups > 1 and on_gpu_in_float32:
+        # No fused kernel takes grouped heads in float32, one takes as many heads as the query has.
+        key, value = (heads.repeat_interleave(groups, dim=1) for heads in (key, value))
+        groups = 1
     out = F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
     )
     return out.transpose(1, 2).contiguous(), None
 

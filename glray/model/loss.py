@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-CHUNK_LOGITS = 2**22
-"""Logits in memory at once (16 MiB in float32, which a processor's cache holds) …"""
 CHUNK_TARGETS = 1024
-"""… but at least this many targets', as each chunk adds to the whole gradient of the weight."""
+"""Targets whose logits are in memory at once. Fewer would add more often to the whole gradient of
+the output weight; more would leave a processor's cache, and on a CPU be slower."""
 
 
 class NextTokenLoss(torch.nn.Module):
@@ -45,7 +44,7 @@ class NextTokenLoss(torch.nn.Module):
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         losses = [
             F.cross_entropy((flat[chunk] @ weight.T).float(), labels[chunk], reduction="none")
-            for chunk in _chunks(len(labels), len(weight))
+            for chunk in _chunks(len(labels))
         ]
         return torch.cat(losses).view_as(targets)
 
@@ -59,7 +58,7 @@ class _SummedLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             hidden_grad = torch.empty_like(hidden)
             weight_grad = torch.zeros_like(weight, dtype=torch.float32)
-            for chunk in _chunks(len(targets), len(weight)):
+            for chunk in _chunks(len(targets)):
                 losses, logits_grad = _losses(hidden[chunk], weight, targets[chunk])
                 total += losses.sum()
                 hidden_grad[chunk] = logits_grad @ weight
@@ -86,7 +85,6 @@ def _losses(
     return losses, shares.to(hidden.dtype)
 
 
-def _chunks(num_targets: int, vocab_size: int) -> Iterator[slice]:
-    size = max(CHUNK_TARGETS, CHUNK_LOGITS // vocab_size)
-    for start in range(0, num_targets, size):
-        yield slice(start, start + size)
+def _chunks(num_targets: int) -> Iterator[slice]:
+    for start in range(0, num_targets, CHUNK_TARGETS):
+        yield slice(start, start + CHUNK_TARGETS)

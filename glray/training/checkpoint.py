@@ -127,6 +127,9 @@ def load_checkpoint(
     for values in optimizer.state.values():
         values["step"].fill_(state.step)
     tensors = _tensors(network, optimizer)
+    saved = HuggingFaceStorageReader(str(path / TENSORS)).read_metadata().state_dict_metadata
+    if "random.cuda" not in saved:  # it was written on a CPU
+        tensors.pop("random.cuda", None)
     _load(path, tensors, no_dist=ctx.world_size == 1)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
@@ -169,7 +172,7 @@ def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict
     """``{"model.<name>": …, "exp_avg.<name>": …, "exp_avg_sq.<name>": …, "random.cpu": …}``.
 
     The very tensors of the network and optimizer, so that loading fills them; the random state is
-    rank 0's.
+    some rank's: nothing that training draws differs between ranks.
     """
     tensors = _weights(network)
     for name, parameter in network.named_parameters():

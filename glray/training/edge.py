@@ -24,15 +24,17 @@ from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.spec.loading import validate
 from glray.spec.pipeline import PipelineSpec
+from glray.training.context import from_rank_zero
 from glray.training.run_directory import pipeline_directory
 
 WORKER_FAILURES = 3
-"""Times that a worker group is started anew after a worker died, without a new checkpoint between:
-a run of weeks may lose any number of workers, one that dies at the same step each time ends."""
+"""Times that one ``fit`` starts a worker group anew after a worker died. If a checkpoint was
+committed meanwhile another ``fit`` follows: a run of weeks may lose any number of workers, one that
+dies at the same step each time ends."""
 ORPHAN_SECONDS = 120.0
 """How long a group waits for one whose driver was killed: its workers were seen to train on for
 some seconds, and two would write the same files."""
-RESIZE_SECONDS = 15.0
+RESIZE_SECONDS = 60.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
 
@@ -179,9 +181,17 @@ def _joined(config: dict[str, str]) -> Iterator[tuple[PipelineSpec, PreparedCorp
     alone = sole_writer(pipeline_directory(spec), lock=".worker-lock", wait_seconds=ORPHAN_SECONDS)
     try:
         with alone if ctx.rank == 0 else nullcontext():
+            if ctx.rank == 0:
+                _error_file(spec).unlink(missing_ok=True)  # of an attempt that Ray started anew
+            from_rank_zero(ctx, 0)  # what others read of the storage, an orphan writes no more
             yield spec, open_corpus(spec, json.loads(config["tokens"])), ctx
-    except UserError as error:
-        write_text(_error_file(spec), str(error))
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
+        said = str(error)
+        if isinstance(error, OSError):
+            said = f"{error.filename}: {error.strerror}; the same command goes on when it is mended"
+        write_text(_error_file(spec), said)
         if ctx.world_size > 1:
             raise
 

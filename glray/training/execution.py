@@ -7,6 +7,7 @@ undisturbed one; where it is not, the run says so.
 """
 
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 
 import torch
 
@@ -27,6 +28,7 @@ class Execution:
     device: str
     """Name of the GPU, else of the CPU: rank 0's."""
     torch: str
+    transformers: str
     micro_batch_tokens: dict[str, int]
     """Tokens of a worker's batch that go through the model at once, by sequence length."""
 
@@ -64,5 +66,6 @@ def execution(
         compile=compute.compile,
         device=torch.cuda.get_device_name(ctx.device) if gpu else processor(),
         torch=torch.__version__,
+        transformers=version("transformers"),
         micro_batch_tokens=micro_batch_tokens,
     )

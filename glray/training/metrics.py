@@ -131,6 +131,7 @@ class Announcer:
         self._directory = directory
         self._silent = ctx.rank != 0
         self._last_progress = 0.0
+        self._last_phase: object = None
 
     def event(self, text: str) -> None:
         """Append one line to ``events.log``."""
@@ -140,11 +141,12 @@ class Announcer:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def progress(self, **values: Any) -> None:
-        """Replace ``progress.json``, at most once a second."""
-        now = time.monotonic()
-        if self._silent or now - self._last_progress < 1.0:
+        """Replace ``progress.json``, at most once a second while the phase is the same."""
+        now, phase = time.monotonic(), values.get("phase")
+        recent = now - self._last_progress < 1.0 and phase == self._last_phase
+        if self._silent or recent:
             return
-        self._last_progress = now
+        self._last_progress, self._last_phase = now, phase
         write_json(self._directory / "progress.json", values)
 
 

@@ -24,7 +24,12 @@ from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, from_rank_zero, least_over_ranks
 from glray.training.execution import execution
 from glray.training.optimizer import build_optimizer
-from glray.training.parallel import prepare_model
+from glray.training.parallel import (
+    prepare_model,
+    release_models,
+    replicated,
+    summing_over_ranks,
+)
 
 GPU_SHARE = 0.92
 """Of a GPU's memory that a micro-batch may reserve: the rest is for what varies."""
@@ -66,10 +71,7 @@ def micro_batches(
         assert recorded is not None, "every node sees the storage"
         return recorded["micro_batch_tokens"]
     probe = _probe_gpu if ctx.device.type == "cuda" else _probe_cpu
-    found = {
-        str(seq_len): probe(seq_len, _most_rows(seq_len, spec, ctx), spec, config, ctx) * seq_len
-        for seq_len in reversed(spec.all_seq_lens)
-    }
+    found = {str(n): rows * n for n, rows in probe(spec, config, ctx).items()}
     if ctx.rank == 0:
         write_json(path, {"conditions": conditions, "micro_batch_tokens": found})
     return found
@@ -92,52 +94,70 @@ def _most_rows(seq_len: int, spec: PipelineSpec, ctx: WorkerContext) -> int:
     return -(-(spec.tokens_per_batch // seq_len) // ctx.world_size)
 
 
-def _probe_gpu(
-    seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
-) -> int:
+def _probe_gpu(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext) -> dict[int, int]:
+    """Rows at once by length: from a worker's whole batch downwards, the first that fits."""
     total = torch.cuda.get_device_properties(ctx.device).total_memory
-    while True:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(ctx.device)
-        try:
-            _forward_and_backward(seq_len, rows, spec, config, ctx)
-            fits = torch.cuda.max_memory_reserved(ctx.device) <= GPU_SHARE * total
-        except torch.OutOfMemoryError:
-            fits = False
-        if least_over_ranks(ctx, int(fits)):
-            return rows
-        if rows == 1:
-            raise UserError(
-                f"compute.micro_batch_tokens: not one window of seq_len {seq_len} fits in the "
-                f"{total / 2**30:.0f} GiB of this GPU: the length cannot be trained there; set "
-                "compute.activation_checkpointing=true or compute.parallelism=fsdp"
-            )
-        rows = -(-rows // 2)
+    found = {}
+    for seq_len in reversed(spec.all_seq_lens):
+        rows = _most_rows(seq_len, spec, ctx)
+        while not _fits_gpu(seq_len, rows, spec, config, ctx):
+            if rows == 1:
+                raise UserError(
+                    f"compute.micro_batch_tokens: not one window of seq_len {seq_len} fits in the "
+                    f"{total / 2**30:.0f} GiB of this GPU: the length cannot be trained there; set "
+                    "compute.activation_checkpointing=true or compute.parallelism=fsdp"
+                )
+            rows = -(-rows // 2)
+        found[seq_len] = rows
+    return found
 
 
-def _probe_cpu(
+def _fits_gpu(
     seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
-) -> int:
-    small = min(rows, max(1, SMALL_TOKENS // seq_len))
-    taken = peak_bytes(lambda: _forward_and_backward(seq_len, small, spec, config, ctx))
-    free = _resident("MemAvailable", "/proc/meminfo")
-    fit = CPU_MOST_TOKENS // seq_len
+) -> bool:
+    release_models()  # of the try before
+    torch.cuda.reset_peak_memory_stats(ctx.device)
+    try:
+        _forward_and_backward(seq_len, rows, spec, config, ctx)
+        reserved = torch.cuda.max_memory_reserved(ctx.device)
+        total = torch.cuda.get_device_properties(ctx.device).total_memory
+        fits = reserved <= GPU_SHARE * total
+    except torch.OutOfMemoryError:
+        fits = False
+    return bool(least_over_ranks(ctx, int(fits)))
+
+
+def _probe_cpu(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext) -> dict[int, int]:
+    """Rows at once by length, from what a small micro-batch of the longest takes for each token."""
+    longest = max(spec.all_seq_lens)
+    rows = min(_most_rows(longest, spec, ctx), max(1, SMALL_TOKENS // longest))
+    taken = peak_bytes(lambda: _forward_and_backward(longest, rows, spec, config, ctx))
+    free = _free_bytes()
+    tokens = CPU_MOST_TOKENS
     if taken is not None and free is not None:
-        fit = min(fit, int(CPU_SHARE * free / ctx.world_size / max(1, taken // small)))
-    return least_over_ranks(ctx, min(rows, max(1, fit)))
+        token_bytes = max(1, taken // (rows * longest))
+        tokens = min(tokens, int(CPU_SHARE * free / ctx.world_size / token_bytes))
+    tokens = least_over_ranks(ctx, tokens)
+    return {n: min(_most_rows(n, spec, ctx), max(1, tokens // n)) for n in spec.all_seq_lens}
 
 
 def _forward_and_backward(
     seq_len: int, rows: int, spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
 ) -> None:
-    """One micro-batch of a scratch model with all that training holds beside it."""
+    """Two micro-batches of a scratch model with what training holds beside them: moments, gradients
+    (under FSDP2 whole until the step's last micro-batch) and DDP's buffers. Nothing is summed over
+    ranks, as one may run out of memory where others do not."""
     model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
     prepare_model(model, spec.compute, ctx)
-    optimizer = build_optimizer(model.network, spec.optimizer)  # its moments are in memory too
+    optimizer = build_optimizer(model.network, spec.optimizer)
+    replicas = replicated(model, ctx)
     tokens = torch.zeros((rows, seq_len), dtype=torch.int64, device=ctx.device)
-    for _ in range(2):  # the second with the gradients of the first in memory
-        with torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            total = model(tokens, tokens)
+    for _ in range(2):
+        with (
+            summing_over_ranks(replicas, now=False),
+            torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
+        ):
+            total = replicas(tokens, tokens)
         total.backward()
     del optimizer
 
@@ -153,6 +173,15 @@ def peak_bytes(work: Callable[[], None]) -> int | None:
     work()
     peak = _resident("VmHWM")
     return None if before is None or peak is None else max(0, peak - before)
+
+
+def _free_bytes() -> int | None:
+    """What is left of the machine's memory, or of what a container may take of it."""
+    free = _resident("MemAvailable", "/proc/meminfo")
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if free is None or not limit.exists() or limit.read_text().strip() == "max":
+        return free
+    return min(free, int(limit.read_text()) - int(used.read_text()))
 
 
 def _resident(name: str, file: str = "/proc/self/status") -> int | None:

@@ -1,6 +1,7 @@
 """The model as a group of workers trains it: compiled, recomputed, replicated or sharded."""
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Iterator
 
@@ -66,9 +67,23 @@ def summing_over_ranks(model: torch.nn.Module, *, now: bool) -> Iterator[None]:
         yield
 
 
-def whole_weights(network: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The network's weights on the CPU, gathered where they are sharded; all ranks call it."""
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().cpu()
-        for name, p in network.state_dict().items()
-    }
+def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, torch.Tensor]:
+    """The network's weights on rank 0's CPU, gathered where they are sharded; all ranks call it.
+
+    A tied weight is there once, under its first name.
+    """
+    weights = {}
+    for name, parameter in network.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if ctx.rank == 0:
+            weights[name] = whole.detach().cpu()
+    return weights
+
+
+def release_models() -> None:
+    """Give back what models that are no longer used hold of memory, and their compiled graphs: a
+    compiled or sharded model refers to itself, so that only the collector frees it."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -271,5 +271,5 @@ def find_run(directory: Path) -> Run:
     assert plan is not None, "a run's spec has its calibration"
     corpus = open_corpus(spec, recorded["tokens_directories"])
     config = AutoConfig.for_model(**recorded["model_config"])
-    init_sha256 = recorded["identity"]["init"]
+    init_sha256 = recorded["identity"].get("init")
     return Run(directory, spec, arm, recorded["seed"], plan, corpus, config, init_sha256)

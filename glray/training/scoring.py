@@ -59,7 +59,7 @@ def export_run(directory: Path, path: Path) -> int:
     model, state = latest_model(run, torch.device("cpu"))
     network = model.network
     network.config.tokens_by_seq_len = state.tokens_by_seq_len
-    export_model(network, whole_weights(network), run.corpus, path)
+    export_model(network, whole_weights(network, LocalContext()), run.corpus, path)
     return state.step
 
 

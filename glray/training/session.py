@@ -128,7 +128,7 @@ class RunSession:
         """
         self._count_wall_seconds()
         network, run, state = self.model.network, self.run, self.state
-        weights = whole_weights(network)
+        weights = whole_weights(network, self.ctx)
         if self.ctx.rank != 0:
             return
         network.config.tokens_by_seq_len = state.tokens_by_seq_len

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -41,8 +42,8 @@ def accumulate_gradients(
     most_rows = -(-(spec.tokens_per_batch // seq_len) // ctx.world_size)
     num_micro = -(-most_rows // execution.rows_at_once(seq_len))
     rows_per_micro = -(-most_rows // num_micro)
-    tokens = torch.from_numpy(batch.tokens.astype("int64")).to(ctx.device, non_blocking=True)
-    offsets = torch.from_numpy(batch.offsets.astype("int64")).to(ctx.device, non_blocking=True)
+    tokens = _to_device(batch.tokens, ctx.device)
+    offsets = _to_device(batch.offsets, ctx.device)
     loss = torch.zeros((), dtype=torch.float64, device=ctx.device)
     proof = torch.zeros((), dtype=torch.int64, device=ctx.device)
     for micro in range(num_micro):
@@ -62,6 +63,14 @@ def accumulate_gradients(
             loss += total.detach().double() / spec.tokens_per_batch
             proof += token_proof(inputs, targets, offsets[rows])
     return StepSums(loss=loss, proof=proof)
+
+
+def _to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """As int64. From pinned memory, else the host would wait until the device comes to it."""
+    tensor = torch.from_numpy(values.astype("int64"))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def apply_gradients(

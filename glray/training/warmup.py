@@ -35,10 +35,12 @@ def warm_up(session: RunSession) -> None:
             tokens = session.execution.rows_at_once(seq_len) * seq_len
             raise UserError(
                 f"{run.name}: {tokens:,} tokens at seq_len {seq_len} do not fit in the memory of "
-                f"{session.execution.device}: the run would end at that stage; lower "
-                f"compute.micro_batch_tokens or set it to auto ({str(error).splitlines()[0]})"
+                f"{session.execution.device}: the run would end at that stage; set a lower "
+                f"compute.micro_batch_tokens ({str(error).splitlines()[0]})"
             ) from None
         session.optimizer.zero_grad(set_to_none=True)
+    if ctx.device.type == "cuda":
+        torch.cuda.synchronize(ctx.device)  # the clock starts when the device is done
 
 
 def random_batch(seq_len: int, rows: int, vocab_size: int, ctx: WorkerContext) -> Batch:

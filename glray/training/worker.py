@@ -14,6 +14,7 @@ from glray.training.execution import Execution, execution
 from glray.training.loop import train
 from glray.training.metrics import Announcer
 from glray.training.micro_batches import micro_batches
+from glray.training.parallel import release_models
 from glray.training.peak import matmul_peak
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
 from glray.training.session import latest_step
@@ -37,6 +38,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
     for run in unfinished:
+        release_models()
         step = latest_step(run, ctx)
         if ctx.rank == 0:
             run.directory.mkdir(parents=True, exist_ok=True)

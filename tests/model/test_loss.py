@@ -24,7 +24,6 @@ MODELS = {
 def test_loss_and_gradients_are_those_of_the_plain_loss(monkeypatch, kind, precision):
     # 21 targets in chunks of 8: the last is shorter.
     monkeypatch.setattr(loss, "CHUNK_TARGETS", 8)
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", 1)
     config = model_config(MODELS[kind], vocab_size=128, eos_id=0, max_seq_len=7)
     model = NextTokenLoss(build_model(config, 0, torch.device("cpu")))
     network = model.network

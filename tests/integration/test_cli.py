@@ -189,20 +189,27 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
 @pytest.mark.timeout(600)
 @trained
 @pytest.mark.usefixtures("ray_local")
-def test_a_searchs_winner_runs_as_its_trial_did(folder, here):
-    tuned = here(folder, "tune", "tiny.py")
+@pytest.mark.parametrize(
+    "calibration",
+    ["{step_microseconds: {16: 900, 32: 1000}}", pytest.param("null", marks=pytest.mark.soak)],
+)
+def test_a_searchs_winner_runs_as_its_trial_did(folder, here, calibration):
+    # A calibration of its own takes one more worker group, which is half a minute.
+    name = f"search-{len(calibration)}"
+    searched = ["--set", f"name={name}", "--set", f"calibration={calibration}"]
+    tuned = here(folder, "tune", "tiny.py", *searched)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     # Trained here, as the first run has shown a worker group: half a minute for each start of one.
-    best = load_pipeline(folder / "runs" / "tiny" / "best.yaml")
+    best = load_pipeline(folder / "runs" / name / "best.yaml")
     torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
     train_all(best, find_prepared(best), LocalContext())
-    ran = here(folder, "run", "runs/tiny/best.yaml")
+    ran = here(folder, "run", f"runs/{name}/best.yaml")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing to train" in ran.stdout
-    winner = metrics(folder / "runs" / "tiny-best" / "grow-seed0")
+    winner = metrics(folder / "runs" / f"{name}-best" / "grow-seed0")
     losses = [
         [m["loss"] for m in metrics(trial)]
-        for trial in sorted((folder / "runs" / "tiny" / "tune").glob("tiny-trial*/grow-seed0"))
+        for trial in sorted((folder / "runs" / name / "tune").glob("*-trial*/grow-seed0"))
     ]
     assert len(losses) == 2
     assert [m["loss"] for m in winner] in losses

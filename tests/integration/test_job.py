@@ -175,7 +175,10 @@ def working_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_submitted_run_trains_there_and_resumes(head: Head, working_dir: Path, tmp_path: Path):
+@pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_submitted_run_trains_there_and_resumes(
+    head: Head, working_dir: Path, tmp_path: Path, is_stopped: bool
+):
     storage = tmp_path / "storage"
     run = storage / "tiny" / "grow-seed0"
 
@@ -187,27 +190,27 @@ def test_a_submitted_run_trains_there_and_resumes(head: Head, working_dir: Path,
     def logs(job: str) -> str:
         return head.ray("job", "logs", "--address", head.url, job).stdout
 
-    # The first job is stopped once it has left a committed checkpoint.
-    first = submit("first", "--no-wait")
-    assert first.returncode == 0, first.stdout + first.stderr
-    committed = f"{run.relative_to(storage)}/checkpoints/*/COMMITTED"
-    try:
-        wait_until(lambda: any(storage.glob(committed)), 240)
-    except pytest.fail.Exception:
-        pytest.fail(logs("first"))
-    stopped = head.ray("job", "stop", "--address", head.url, "first")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert not (run / "result.json").exists(), "it was over before it was stopped"
+    if is_stopped:  # the first job, once it has left a committed checkpoint
+        first = submit("first", "--no-wait")
+        assert first.returncode == 0, first.stdout + first.stderr
+        committed = f"{run.relative_to(storage)}/checkpoints/*/COMMITTED"
+        try:
+            wait_until(lambda: any(storage.glob(committed)), 240)
+        except pytest.fail.Exception:
+            pytest.fail(logs("first"))
+        stopped = head.ray("job", "stop", "--address", head.url, "first")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        assert not (run / "result.json").exists(), "it was over before it was stopped"
 
-    # The second goes on from there to the end.
-    second = submit("second")
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "resumed at step" in second.stdout
+    last = submit("last")
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert ("resumed at step" in last.stdout) == is_stopped
     assert json.loads((run / "result.json").read_text())["steps"] == NUM_STEPS
 
-    # Both ran on the head's own cluster, and none was started beside it.
+    # All ran on the head's own cluster, and none was started beside it.
     (session,) = head.sessions()  # a second cluster would have left its own
-    assert len(list(session.glob("logs/train/ray-train-app-worker-*.log"))) == 2
+    workers = list(session.glob("logs/train/ray-train-app-worker-*.log"))
+    assert len(workers) == 1 + is_stopped
 
 
 def test_a_relative_storage_is_refused(head: Head, working_dir: Path):

@@ -79,10 +79,3 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
     spec = tiny_spec(tmp_path)
     with pytest.raises(UserError, match=rf"^{path}: block 0 is damaged, [^\n]*$"):
         fit(spec, damaged)
-
-
-def test_what_a_person_can_mend_comes_out_of_a_worker_as_one_line(ray_local, corpus, tmp_path):
-    # Only the calibration shows that this budget is less than a step of each length.
-    spec = tiny_spec(tmp_path, budget={"seconds": 1e-6}, ratios_share="seconds")
-    with pytest.raises(UserError, match="gets 0 of 0 steps"):
-        fit(spec, corpus)

@@ -12,7 +12,6 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 @pytest.mark.parametrize(
     ("world_size", "parallelism", "num_kills"),
     [
-        (1, "ddp", 3),
         (3, "ddp", 3),
         pytest.param(1, "ddp", 100, marks=SOAK),
         pytest.param(2, "ddp", 40, marks=SOAK),

@@ -75,7 +75,7 @@ def write_words(path: Path, num_documents: int, words_each: int) -> None:
             file.write(json.dumps({"text": content}) + "\n")
 
 
-@pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path, num_kills: int
 ) -> None:

@@ -190,13 +190,17 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
 @trained
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize(
-    "calibration",
-    ["{step_microseconds: {16: 900, 32: 1000}}", pytest.param("null", marks=pytest.mark.soak)],
+    ("num_trials", "calibration"),
+    [
+        (1, "{step_microseconds: {16: 900, 32: 1000}}"),
+        pytest.param(2, "null", marks=pytest.mark.soak),
+    ],
 )
-def test_a_searchs_winner_runs_as_its_trial_did(folder, here, calibration):
-    # A calibration of its own takes one more worker group, which is half a minute.
-    name = f"search-{len(calibration)}"
-    searched = ["--set", f"name={name}", "--set", f"calibration={calibration}"]
+def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibration):
+    # Each trial, and a calibration of the search's own, takes a worker group: half a minute.
+    name = f"search-{num_trials}"
+    searched = ["--set", f"name={name}", "--set", f"search.num_trials={num_trials}"]
+    searched += ["--set", f"calibration={calibration}"]
     tuned = here(folder, "tune", "tiny.py", *searched)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     # Trained here, as the first run has shown a worker group: half a minute for each start of one.
@@ -211,7 +215,7 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, calibration):
         [m["loss"] for m in metrics(trial)]
         for trial in sorted((folder / "runs" / name / "tune").glob("*-trial*/grow-seed0"))
     ]
-    assert len(losses) == 2
+    assert len(losses) == num_trials
     assert [m["loss"] for m in winner] in losses
 
 

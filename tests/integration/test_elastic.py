@@ -1,6 +1,5 @@
 """A cluster of two nodes that loses one and gets one back: the run shrinks, grows and goes on."""
 
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from glray.cluster import on_loopback
 from glray.files import read_json
 from glray.training.context import LocalContext
 from glray.training.run_directory import find_run
@@ -25,17 +25,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(1200)]
 @pytest.fixture
 def cluster(monkeypatch) -> Iterator[Cluster]:
     """A head of one CPU on loopback; the second node comes and goes."""
-    for name, value in {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback, see glray.cluster
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster
-    cluster.shutdown()
+    with on_loopback():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        yield cluster
+        cluster.shutdown()
 
 
 def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):

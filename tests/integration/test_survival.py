@@ -131,12 +131,14 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
 
-    again = GlrayRun(folder)
+    # Ray notices a lost node after some seconds of these instead of a minute.
+    patience = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
+    again = GlrayRun(folder, **patience)
     again.wait_until(lambda: again.resumptions() > resumptions)
     later(again, 0)
     (raylet,) = processes_of(folder, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
-    assert again.process.wait(120) == 2
+    assert again.process.wait(120) in (1, 2)  # 1 where Ray itself is faster to end the driver
     assert "the same command goes on from the latest checkpoint" in again.log.read_text()
 
     last = GlrayRun(folder)

@@ -1,5 +1,6 @@
 """A cluster of two nodes that loses one and gets one back: the run shrinks, grows and goes on."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator

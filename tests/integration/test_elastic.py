@@ -29,6 +29,8 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # For the driver and the node's processes what on_loopback is for the nodes started here.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     with on_loopback():
         cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -189,15 +189,12 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
 @pytest.mark.timeout(600)
 @trained
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.soak  # a worker group, which is half a minute, for each trial and the calibration
 @pytest.mark.parametrize(
     ("num_trials", "calibration"),
-    [
-        (1, "{step_microseconds: {16: 900, 32: 1000}}"),
-        pytest.param(2, "null", marks=pytest.mark.soak),
-    ],
+    [(1, "{step_microseconds: {16: 900, 32: 1000}}"), (2, "null")],
 )
 def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibration):
-    # Each trial, and a calibration of the search's own, takes a worker group: half a minute.
     name = f"search-{num_trials}"
     searched = ["--set", f"name={name}", "--set", f"search.num_trials={num_trials}"]
     searched += ["--set", f"calibration={calibration}"]

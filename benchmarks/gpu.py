@@ -28,7 +28,8 @@ from glray.model.config import model_config
 from glray.model.decoder import build_model
 from glray.model.flops import training_flops_per_token
 from glray.model.loss import NextTokenLoss
-from glray.spec import PYTHIA_160M, GPTNeoXModel, ModelSpec, PipelineSpec, to_yaml
+from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
+from glray.spec.model import ModelSpec
 from glray.training.context import LocalContext
 from glray.training.execution import execution
 from glray.training.micro_batches import GPU_SHARE

@@ -70,6 +70,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
 
     third = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     wait_for("num_workers 1 → 2")
+    wait_for("resumed at step")
     step = run.step()
     run.wait_until(lambda: run.step() > step + EVERY_STEPS)
 

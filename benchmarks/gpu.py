@@ -30,7 +30,7 @@ from glray.model.flops import training_flops_per_token
 from glray.model.loss import NextTokenLoss
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
 from glray.spec.model import ModelSpec
-from glray.training.context import LocalContext
+from glray.training.context import LocalContext, synchronize
 from glray.training.execution import execution
 from glray.training.micro_batches import GPU_SHARE
 from glray.training.optimizer import build_optimizer
@@ -118,11 +118,11 @@ def step_seconds(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext
     batch = random_batch(seq_len, spec.tokens_per_batch // seq_len, config.vocab_size, ctx)
     seconds = []
     for _ in range(6):
-        _synchronize(ctx)
+        synchronize(ctx.device)
         start = time.perf_counter()
         accumulate_gradients(model, batch, spec, ctx, executed)
         apply_gradients(model, optimizer, 1.0)
-        _synchronize(ctx)
+        synchronize(ctx.device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[2:])
 
@@ -189,11 +189,6 @@ def by_length(ctx: LocalContext, *, gpu: bool) -> dict[str, Any]:
         most = [table[str(n)]["largest"]["tokens"] for n in (lengths[-1], lengths[0])]
         figures["largest_batch_at_16384_over_128"] = most[0] / most[1]
     return figures
-
-
-def _synchronize(ctx: LocalContext) -> None:
-    if ctx.device.type == "cuda":
-        torch.cuda.synchronize(ctx.device)
 
 
 def main() -> None:

@@ -83,3 +83,13 @@ def model_config(
     return GPTNeoXConfig(
         rope_parameters=rope | {"partial_rotary_factor": model.rotary_fraction}, **shape
     )
+
+
+def longest_config(spec: PipelineSpec, *, vocab_size: int, eos_id: int) -> PreTrainedConfig:
+    """The configuration of a scratch model for every length of the spec, trained by no run."""
+    return model_config(
+        starting_model(spec),
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        max_seq_len=max(spec.all_seq_lens),
+    )

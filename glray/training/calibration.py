@@ -14,11 +14,11 @@ import time
 import torch
 
 from glray.data.corpus import PreparedCorpus
-from glray.model.config import model_config, starting_model
+from glray.model.config import longest_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
-from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.context import WorkerContext, from_rank_zero, synchronize
 from glray.training.execution import Execution
 from glray.training.optimizer import build_optimizer
 from glray.training.parallel import prepare_model, replicated
@@ -38,12 +38,7 @@ def calibrate(
 ) -> dict[int, int]:
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
-    config = model_config(
-        starting_model(spec),
-        vocab_size=corpus.vocab_size,
-        eos_id=corpus.eos_id,
-        max_seq_len=max(lengths),
-    )
+    config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
     scratch = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
     prepare_model(scratch, spec.compute, ctx)
     optimizer = build_optimizer(scratch.network, spec.optimizer)
@@ -54,11 +49,11 @@ def calibrate(
     }
 
     def step_seconds(seq_len: int) -> float:
-        _synchronize(ctx)
+        synchronize(ctx.device)
         start = time.perf_counter()
         accumulate_gradients(model, batches[seq_len], spec, ctx, execution)
         apply_gradients(model, optimizer, spec.optimizer.max_grad_norm)
-        _synchronize(ctx)
+        synchronize(ctx.device)
         return time.perf_counter() - start
 
     if spec.compute.compile:
@@ -81,8 +76,3 @@ def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:
     if ctx.world_size > 1:
         torch.distributed.all_reduce(median, op=torch.distributed.ReduceOp.MAX)
     return max(1, round(median.item() * 1_000_000))
-
-
-def _synchronize(ctx: WorkerContext) -> None:
-    if ctx.device.type == "cuda":
-        torch.cuda.synchronize(ctx.device)

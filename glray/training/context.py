@@ -87,3 +87,9 @@ def least_over_ranks(ctx: WorkerContext, value: int) -> int:
     tensor = torch.tensor([value], dtype=torch.int64, device=ctx.device)
     torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
     return int(tensor.item())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_record, write_json
-from glray.model.config import model_config, starting_model
+from glray.model.config import longest_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
@@ -58,12 +58,7 @@ def micro_batches(
     """
     if spec.compute.micro_batch_tokens != "auto":
         return declared_micro_batches(spec)
-    config = model_config(
-        starting_model(spec),
-        vocab_size=corpus.vocab_size,
-        eos_id=corpus.eos_id,
-        max_seq_len=max(spec.all_seq_lens),
-    )
+    config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
     conditions = _conditions(spec, config, ctx)
     recorded = read_record(path, "conditions", "micro_batch_tokens")
     known = recorded is not None and recorded["conditions"] == conditions

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glray.training.context import WorkerContext
+from glray.training.context import WorkerContext, synchronize
 
 SMALLEST, LARGEST = 1024, 8192
 """Rows of the products that are tried. Of 256 rows one was seen to take 16 ms instead of 0.3 beside
@@ -95,13 +95,8 @@ def _operands(size: int, device: torch.device, dtype: torch.dtype) -> list[torch
 
 
 def _product_seconds(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> float:
-    _synchronize(out.device)
+    synchronize(out.device)
     start = time.perf_counter()
     torch.mm(left, right, out=out)
-    _synchronize(out.device)
+    synchronize(out.device)
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

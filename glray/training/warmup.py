@@ -11,7 +11,7 @@ import torch
 from glray.data.order import row_range
 from glray.data.windows import Batch
 from glray.errors import UserError
-from glray.training.context import WorkerContext
+from glray.training.context import WorkerContext, synchronize
 from glray.training.session import RunSession
 from glray.training.step import accumulate_gradients
 
@@ -39,8 +39,7 @@ def warm_up(session: RunSession) -> None:
                 f"compute.micro_batch_tokens ({str(error).splitlines()[0]})"
             ) from None
         session.optimizer.zero_grad(set_to_none=True)
-    if ctx.device.type == "cuda":
-        torch.cuda.synchronize(ctx.device)  # the clock starts when the device is done
+    synchronize(ctx.device)  # the clock starts when the device is done
 
 
 def random_batch(seq_len: int, rows: int, vocab_size: int, ctx: WorkerContext) -> Batch:

@@ -327,7 +327,7 @@ def restart_seconds(work: Path) -> dict[str, float]:
             ready = attempt == 0 or "the checkpoint is loaded" in seen
             if ready and metrics.exists() and metrics.stat().st_size != size:
                 seen["first step"] = now
-            time.sleep(0.05)
+            time.sleep(0.25)  # to look costs, too
         if attempt == 0:
             while not any(run.glob("checkpoints/*/COMMITTED")):
                 time.sleep(0.1)

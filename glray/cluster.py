@@ -138,6 +138,8 @@ def _start() -> None:
     # ask every `ray start` for it.
     if not any(name.startswith("RAY_AUTH_") for name in os.environ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Nobody drains the one node; to watch for it would be one more process to start, 5 s of a core.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with on_loopback():
         ray.init(

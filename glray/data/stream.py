@@ -47,6 +47,14 @@ def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Itera
             yield from batches
 
 
+def start_reader() -> None:
+    """Have Ray start the process that will read first, and import there what reading takes.
+
+    That lasts some 4 s of a core; meanwhile the caller goes on, to import the model's code.
+    """
+    ray.remote(num_cpus=0)(_ready).remote()
+
+
 def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
     """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
     num_steps, rows = reads.offsets.shape
@@ -112,6 +120,10 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Ta
         for path, sha256 in corpus.block_refs(reads.offsets).values():
             read_block(Path(path), sha256)
         raise
+
+
+def _ready() -> None:
+    """Nothing: to be run is to have this module imported."""
 
 
 def _read(table: pa.Table, blocks: BlockRefs, seq_len: int) -> pa.Table:

@@ -3,7 +3,7 @@ needed for that: see ``glray.model.decoder``."""
 
 import copy
 
-from transformers import GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+from transformers import GPTNeoXConfig, PreTrainedConfig
 
 from glray.errors import UserError
 from glray.model.pretrained import PretrainedFolder, read_pretrained
@@ -74,6 +74,8 @@ def model_config(
         "use_cache": False,
     }
     if isinstance(model, LlamaModel):
+        from transformers import LlamaConfig  # 5 s, unlike the other
+
         return LlamaConfig(
             num_key_value_heads=model.num_kv_heads,
             tie_word_embeddings=model.tie_embeddings,

@@ -1,9 +1,9 @@
 """Model FLOPs of training: what the mathematics asks for, whatever the hardware really does."""
 
-from transformers import GPTNeoXConfig, LlamaConfig
+from transformers import PreTrainedConfig
 
 
-def training_flops_per_token(config: GPTNeoXConfig | LlamaConfig, seq_len: int) -> int:
+def training_flops_per_token(config: PreTrainedConfig, seq_len: int) -> int:
     """FLOPs, forward and backward, of one target token in a window of ``seq_len``; exact.
 
     A multiplication and an addition are two FLOPs, and backward has two matrix products for each
@@ -21,7 +21,7 @@ def training_flops_per_token(config: GPTNeoXConfig | LlamaConfig, seq_len: int) 
     HFU.
     """
     hidden, heads = config.hidden_size, config.num_attention_heads
-    if isinstance(config, LlamaConfig):
+    if config.model_type == "llama":
         head_dim, key_value_heads = config.head_dim, config.num_key_value_heads
         feed_forward_matrices = 3  # gate, up, down
     else:

@@ -1,29 +1,30 @@
 """Checkpoints: a directory that counts once its ``COMMITTED`` manifest is there.
 
-``checkpoints/step-00000123/`` holds ``tensors/`` (model, optimizer moments and random state, in
-safetensors, each worker's share in a file of its own), ``state.json`` and, written last,
+``checkpoints/step-00000123/`` holds ``tensors/`` (model, optimizer moments and random state, each
+worker's share in a file of its own: see ``tensor_files``), ``state.json`` and, written last,
 ``COMMITTED`` with the size and SHA-256 of each. The latest is found by reading the storage, so a
 killed controller cannot lose it. Any number of workers, replicated or sharded, loads any
-checkpoint: tensors are saved and loaded through ``torch.distributed.checkpoint``.
+checkpoint.
 """
 
-import hashlib
 import json
 import shutil
 import uuid
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from glray.errors import UserError
 from glray.files import read_record, write_json
 from glray.training.context import WorkerContext, from_rank_zero
+from glray.training.tensor_files import (
+    WrittenFile,
+    read_tensors,
+    sha256_of,
+    write_tensors,
+    written_names,
+)
 
 COMMITTED = "COMMITTED"
 TENSORS = "tensors"
@@ -66,16 +67,11 @@ def save_checkpoint(
     path = directory / f"step-{state.step:08d}"
     partial = directory / f".partial-{path.name}-{from_rank_zero(ctx, uuid.uuid4().int % 2**32):x}"
     try:
-        with _own_errors():
-            dcp.save(
-                _tensors(network, optimizer),
-                storage_writer=HuggingFaceStorageWriter(
-                    str(partial / TENSORS), save_distributed=True
-                ),
-                no_dist=ctx.world_size == 1,
-            )
+        files = write_tensors(
+            partial / TENSORS, _tensors(network, optimizer), no_dist=ctx.world_size == 1
+        )
         if ctx.rank == 0:
-            _commit(partial, path, state)
+            _commit(partial, path, state, files)
         from_rank_zero(ctx, 0)  # returns once rank 0 has come so far
     finally:
         if ctx.rank == 0:
@@ -83,14 +79,13 @@ def save_checkpoint(
     return path
 
 
-def _commit(partial: Path, path: Path, state: TrainState) -> None:
-    write_json(partial / "state.json", asdict(state))
-    files = {
-        str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        for file in sorted(partial.rglob("*"))
-        if file.is_file()
-    }
-    write_json(partial / COMMITTED, {"step": state.step, "files": files})
+def _commit(partial: Path, path: Path, state: TrainState, tensors: list[WrittenFile]) -> None:
+    state_file = partial / "state.json"
+    write_json(state_file, asdict(state))
+    files = {f"{TENSORS}/{file.name}": (file.num_bytes, file.sha256) for file in tensors}
+    files[state_file.name] = (state_file.stat().st_size, sha256_of(state_file))
+    manifest = {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in files.items()}
+    write_json(partial / COMMITTED, {"step": state.step, "files": manifest})
     if path.exists():
         shutil.rmtree(path)
     partial.rename(path)
@@ -127,10 +122,9 @@ def load_checkpoint(
     for values in optimizer.state.values():
         values["step"].fill_(state.step)
     tensors = _tensors(network, optimizer)
-    saved = HuggingFaceStorageReader(str(path / TENSORS)).read_metadata().state_dict_metadata
-    if "random.cuda" not in saved:  # it was written on a CPU
+    if "random.cuda" not in written_names(path / TENSORS):  # it was written on a CPU
         tensors.pop("random.cuda", None)
-    _load(path, tensors, no_dist=ctx.world_size == 1)
+    read_tensors(path / TENSORS, tensors, no_dist=ctx.world_size == 1)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], ctx.device)
@@ -140,7 +134,7 @@ def load_checkpoint(
 def load_weights(path: Path, network: torch.nn.Module) -> None:
     """Load a checkpoint's weights alone, in one process. Raises UserError if a file is damaged."""
     verify(path)
-    _load(path, _weights(network), no_dist=True)
+    read_tensors(path / TENSORS, _weights(network), no_dist=True)
 
 
 def state_of(path: Path) -> TrainState:
@@ -160,7 +154,7 @@ def verify(path: Path) -> None:
                 f"{file}: {size:,} bytes, {expected['bytes']:,} were committed: the checkpoint "
                 f"is damaged; {remedy}"
             )
-        digest = _sha256(file)
+        digest = sha256_of(file)
         if digest != expected["sha256"]:
             raise UserError(
                 f"{file}: SHA-256 {digest[:12]}…, {expected['sha256'][:12]}… was committed: the "
@@ -186,28 +180,3 @@ def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 def _weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"model.{name}": p.detach() for name, p in network.named_parameters()}
-
-
-def _load(path: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool) -> None:
-    reader = HuggingFaceStorageReader(str(path / TENSORS))
-    with _own_errors():
-        dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
-
-
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """Let an OSError of the storage out of PyTorch's wrapping, which says less than it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        try:
-            yield
-        except dcp.CheckpointException as error:
-            for failure, _ in error.failures.values():
-                if isinstance(failure, OSError):
-                    raise failure from None
-            raise
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 
 from glray.data.corpus import PreparedCorpus, open_corpus
-from glray.data.stream import ray_batches
+from glray.data.stream import ray_batches, start_reader
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
@@ -155,6 +155,7 @@ def _committed(spec: PipelineSpec) -> set[Path]:
 
 
 def _training_worker(config: dict[str, str]) -> None:
+    start_reader()
     from glray.training.worker import train_all  # the model's code is not for the driver: 5 s
 
     with _joined(config) as (spec, corpus, ctx):

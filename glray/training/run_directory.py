@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.order import ChunkOrder
+from glray.data.targets import heldout_targets
 from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
 from glray.model.config import embedding_rows, model_config, starting_model
@@ -27,7 +28,6 @@ from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec, CalibrationSpec
 from glray.storage import storage_path
-from glray.training.evaluation import heldout_targets
 from glray.training.execution import Execution
 
 

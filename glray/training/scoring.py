@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
@@ -19,7 +20,7 @@ from glray.training.checkpoint import (
     step_of,
 )
 from glray.training.context import LocalContext
-from glray.training.evaluation import HeldoutTargets, evaluate, heldout_targets
+from glray.training.evaluation import evaluate
 from glray.training.execution import execution
 from glray.training.export import export_model
 from glray.training.micro_batches import declared_micro_batches

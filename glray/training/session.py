@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from glray.data.proof import as_hex
+from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.files import write_json
 from glray.model.decoder import build_model, load_pretrained
@@ -21,7 +22,7 @@ from glray.training.checkpoint import (
     step_of,
 )
 from glray.training.context import WorkerContext, from_rank_zero
-from glray.training.evaluation import HeldoutTargets, evaluate, heldout_targets
+from glray.training.evaluation import evaluate
 from glray.training.execution import Execution
 from glray.training.export import export_model
 from glray.training.metrics import Announcer

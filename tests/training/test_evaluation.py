@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.spec import EvaluationSpec
 from glray.training.context import LocalContext
-from glray.training.evaluation import HeldoutTargets, _standard_error, evaluate, heldout_targets
+from glray.training.evaluation import _standard_error, evaluate
 from glray.training.execution import execution
 from glray.training.micro_batches import declared_micro_batches
 

@@ -6,7 +6,8 @@ The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one
 128, 512, 1024 and 2048 tokens a window. The three take turns, a step each, in an order that changes
 every round, and all that a loop does from one step's begin to the next's is counted. A bare loop is
 what a person would write: logits, ``cross_entropy``, fused AdamW, clipping. glray's
-does all that a run does: the proof, metrics, the learning rate, borders.
+does all that a run does: the proof, metrics, the learning rate, borders. (The Trainer needs
+``accelerate``: the extra ``bench``.)
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
 run and what of it is Ray's, and what a checkpoint costs at one every five minutes.

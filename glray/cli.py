@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -112,26 +113,92 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     _report([run.directory for run in runs], pipeline_directory(spec))
 
 
+class EvalProtocol(StrEnum):
+    """How ``glray eval`` goes through a document."""
+
+    WHOLE = "whole"
+    SLIDING = "sliding"
+
+
 @app.command("eval")
 def evaluate(
     run: RunDirectory,
     seq_lens: Annotated[
         str, typer.Option("--seq-lens", help="Window lengths: 128,256,512,1024,2048.")
     ],
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="How positions are placed beyond the longest length trained, several with commas: "
+            "as trained, extrapolation, interpolation, ntk, yarn, theta=NUMBER."
+        ),
+    ] = "as trained",
+    protocol: Annotated[
+        EvalProtocol,
+        typer.Option(help="Cut documents into whole windows, or slide one over them."),
+    ] = EvalProtocol.WHOLE,
+    stride: Annotated[int, typer.Option(help="Tokens by which a sliding window moves.")] = 256,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score these instead of the held-out text: files, a folder or a URI of *.txt, "
+            "*.jsonl, *.parquet or *.arrow. May be repeated."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Where their text lies.")] = "text",
+    num_tokens: Annotated[
+        int | None, typer.Option(help="Target tokens. Default: as many as the run's evaluations.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for context.json and the plot context.png.")
+    ] = None,
 ) -> None:
-    """Score a finished run on its held-out text at any window lengths."""
-    from glray.report.table import lengths_table
-    from glray.training.scoring import score_run
+    """Score a run at any window lengths, on its held-out text or other documents."""
+    from glray.data.sources import corpus_of
+    from glray.report.context_plot import write_context
+    from glray.report.table import context_table
+    from glray.training.run_directory import find_run
+    from glray.training.scoring import ScoringProtocol, score_run
 
-    try:
-        lengths = tuple(int(length) for length in seq_lens.split(","))
-    except ValueError:
-        raise UserError(f"--seq-lens {seq_lens}: write lengths as 128,256,512") from None
-    records, targets, own = score_run(run, lengths)
-    Console(highlight=False).print(lengths_table(records))
-    console.print(f"{targets.num_targets:,} targets of {targets.num_documents} held-out documents")
-    if not own:
+    chosen = ScoringProtocol(
+        seq_lens=_lengths(seq_lens),
+        stride=stride if protocol is EvalProtocol.SLIDING else None,
+        positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
+        documents=corpus_of(documents, column) if documents else None,
+        num_tokens=num_tokens,
+    )
+    scores = score_run(find_run(run), chosen)
+    targets = scores.targets
+    how = "whole windows" if chosen.stride is None else f"windows sliding by {chosen.stride}"
+    title = f"Loss by window length, {how}"
+    Console(highlight=False).print(context_table(scores.by_positions, title))
+    whose = "documents" if documents else "held-out documents"
+    console.print(
+        f"{targets.num_targets:,} targets of {targets.num_documents} {whose}; trained up to "
+        f"{scores.trained_len:,}, step {scores.step:,}"
+    )
+    if not scores.own:
         console.print("not the targets of the run's own evaluations: do not compare with those")
+    if out is not None:
+        about = {
+            "run": str(run),
+            "step": scores.step,
+            "protocol": protocol.value,
+            "stride": chosen.stride,
+            "documents": documents,
+            "num_documents": targets.num_documents,
+            "num_target_tokens": targets.num_targets,
+            "targets_sha256": targets.sha256,
+        }
+        paths = write_context(scores.by_positions, scores.trained_len, about, out)
+        console.print(f"written: {' and '.join(map(str, paths))}")
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(length) for length in text.split(","))
+    except ValueError:
+        raise UserError(f"--seq-lens {text}: write lengths as 128,256,512") from None
 
 
 @app.command()
@@ -151,7 +218,7 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
 ) -> None:
     """Write a run's latest model as a folder that transformers loads."""
-    from glray.training.scoring import export_run
+    from glray.training.export import export_run
 
     step = export_run(run, directory)
     console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")

@@ -1,6 +1,8 @@
 """Imports run one way, and only the edges know Ray."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,12 @@ def test_files_are_short_and_have_a_subject():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= MAX_LINES, path
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
+
+
+def test_a_driver_does_not_import_the_models_code():
+    # It takes seconds, and a run that is resumed waits for the driver first.
+    code = (
+        "import sys, glray.cli, glray.training.run_directory, glray.training.edge\n"
+        "sys.exit('transformers.modeling_utils' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

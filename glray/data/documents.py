@@ -17,7 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glray.data.sources import SourceFile, is_uri, open_source, stdlib_directory
+from glray.data.sources import (
+    SourceFile,
+    is_uri,
+    list_source,
+    open_source,
+    stdlib_directory,
+)
 from glray.errors import UserError
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -84,6 +90,14 @@ def split_file(file: SourceFile, corpus: SourceCorpus, piece_bytes: int) -> list
         else:
             edges = [0]
     return [Piece(file, *ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
+
+
+def read_documents(corpus: SourceCorpus) -> Iterator[Document]:
+    """All documents of a corpus, in order, without those that have no text. Raises UserError."""
+    for file in list_source(corpus):
+        for item in read_piece(Piece(file), corpus):
+            if isinstance(item, Document):
+                yield item
 
 
 def read_piece(piece: Piece, corpus: SourceCorpus) -> Iterator[Document | Skipped]:

@@ -32,7 +32,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from glray.errors import UserError
-from glray.spec.corpus import SourceCorpus, StdlibCorpus
+from glray.spec.corpus import (
+    ArrowCorpus,
+    JsonlCorpus,
+    ParquetCorpus,
+    SourceCorpus,
+    StdlibCorpus,
+    TextCorpus,
+)
 
 STDLIB_EXCLUDED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__"})
 """Folders left out: installed packages, and tests, which slim images lack."""
@@ -82,6 +89,24 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
     else:
         files = [file for declared in corpus.paths for file in _declared(declared, corpus.kind)]
     return tuple(sorted(set(files), key=lambda file: file.uri))
+
+
+def corpus_of(paths: list[str], column: str) -> SourceCorpus:
+    """The corpus of files whose kind their names tell. Raises UserError if they do not."""
+    kinds = {
+        next((kind for kind, suffixes in SUFFIXES.items() if path.endswith(suffixes)), None)
+        for path in paths
+    }
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind == "text":
+        return TextCorpus(paths=tuple(paths))
+    for corpus in (JsonlCorpus, ParquetCorpus, ArrowCorpus):
+        if kind == corpus.model_fields["kind"].default:
+            return corpus(paths=tuple(paths), column=column)
+    raise UserError(
+        f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or *.arrow, "
+        "of a folder as FOLDER/*.txt"
+    )
 
 
 def open_source(uri: str) -> pa.NativeFile:

@@ -10,9 +10,13 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from glray.data.corpus import PreparedCorpus
+from glray.data.documents import Document, read_documents
+from glray.data.tokenizer import encode
 from glray.errors import UserError
+from glray.spec.corpus import SourceCorpus
 from glray.spec.training import EvaluationSpec
 
 
@@ -28,6 +32,11 @@ class HeldoutTargets:
     """UTF-8 bytes that the targets stand for."""
 
     @property
+    def longest(self) -> int:
+        """Target tokens of a stretch: the longest window that it can be scored in."""
+        return self.tokens.shape[1] - 1
+
+    @property
     def num_documents(self) -> int:
         """Documents that the stretches come from."""
         return int(self.documents.max()) + 1
@@ -35,8 +44,7 @@ class HeldoutTargets:
     @property
     def document_tokens(self) -> list[int]:
         """Target tokens of each document."""
-        longest = self.tokens.shape[1] - 1
-        return [int(count) * longest for count in np.bincount(self.documents)]
+        return [int(count) * self.longest for count in np.bincount(self.documents)]
 
     @property
     def sha256(self) -> str:
@@ -46,13 +54,63 @@ class HeldoutTargets:
     @property
     def num_targets(self) -> int:
         """Target tokens."""
-        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+        return len(self.tokens) * self.longest
 
 
 def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> HeldoutTargets:
-    """The fixed set of targets. Raises UserError if no held-out document is long enough."""
-    longest = max(evaluation.seq_lens)
+    """The fixed set of a pipeline's evaluations. Raises UserError if no held-out document is long
+    enough."""
     documents = [document.tokens for document in corpus.heldout()]
+    longest = max(evaluation.seq_lens)
+    return dealt(documents, longest, evaluation.num_tokens, corpus.token_num_bytes())
+
+
+def document_targets(
+    source: SourceCorpus, corpus: PreparedCorpus, longest: int, num_tokens: int
+) -> HeldoutTargets:
+    """A set out of other documents, in the tokens of ``corpus``. Raises UserError.
+
+    In memory are one document and what is kept of those before: no more than twice the set.
+    """
+    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    wanted = max(1, num_tokens // longest)
+    kept: list[np.ndarray] = []
+    most = 0
+    for document in read_documents(source):
+        ids = _token_ids(document, tokenizer, corpus.vocab_size)
+        most = max(most, len(ids))
+        if len(ids) > longest:
+            kept.append(ids.astype(corpus.dtype))
+            rounds = -(-wanted // len(kept))
+            kept = [tokens[: rounds * longest + 1].copy() for tokens in kept]
+        if len(kept) == wanted:
+            break
+    if not kept:
+        raise UserError(
+            f"--documents: a window of {longest:,} tokens needs a document of {longest + 1:,}, the "
+            f"longest has {most:,}: nothing could be scored at that length; score shorter windows "
+            "or longer documents"
+        )
+    return dealt(kept, longest, num_tokens, corpus.token_num_bytes())
+
+
+def _token_ids(document: Document, tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    if isinstance(document.content, str):
+        return np.array(encode(tokenizer, [document.content])[0])
+    highest = int(document.content.max())
+    if highest >= vocab_size:
+        raise UserError(
+            f"--documents: {document.name} has token id {highest:,}, the run's tokenizer "
+            f"{vocab_size:,} ids: another one made these tokens; give text"
+        )
+    return document.content
+
+
+def dealt(
+    documents: list[np.ndarray], longest: int, num_tokens: int, token_num_bytes: np.ndarray
+) -> HeldoutTargets:
+    """Stretches of ``longest`` targets of the documents that are long enough, round after round, up
+    to ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]. Raises UserError if none is."""
     usable = [tokens for tokens in documents if len(tokens) > longest]
     if not usable:
         most = max((len(tokens) for tokens in documents), default=0)
@@ -61,7 +119,7 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
             f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
             "length; lower the longest length or raise heldout_fraction"
         )
-    wanted = evaluation.num_tokens // longest
+    wanted = num_tokens // longest
     stretches: list[np.ndarray] = []
     sources: list[int] = []
     start = 0
@@ -72,5 +130,5 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
                 sources.append(index)
         start += longest
     tokens = np.stack(stretches).astype(np.int64)
-    num_bytes = int(corpus.token_num_bytes()[tokens[:, 1:]].sum())
+    num_bytes = int(token_num_bytes[tokens[:, 1:]].sum())
     return HeldoutTargets(tokens, np.array(sources, dtype=np.int64), num_bytes)

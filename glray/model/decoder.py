@@ -1,7 +1,8 @@
 """The decoder: a causal language model of ``transformers``, built from its config.
 
-Rotary positions are computed for whatever length comes, from 0 at each window's start: growing
-the length is direct positional extrapolation (the paper's section 3.1) and needs no other change.
+Rotary positions are computed for whatever length comes, from 0 at each window's start: where
+nothing else is declared, growing the length is direct positional extrapolation (the paper's section
+3.1).
 """
 
 import copy
@@ -69,6 +70,17 @@ def load_pretrained(
     model.config.name_or_path = ""  # nothing of the folder but its weights,
     model.generation_config = GenerationConfig.from_model_config(config)  # as after a resume
     return model.train().to(device)
+
+
+@torch.no_grad()
+def place_positions(network: PreTrainedModel, parameters: dict[str, Any]) -> None:
+    """Set a network, and the config that it is exported with, to ``rope_parameters``."""
+    network.config.rope_parameters = dict(parameters)
+    rotary = network.base_model.rotary_emb
+    fresh = type(rotary)(network.config)
+    for name, values in fresh.named_buffers():
+        rotary.get_buffer(name).copy_(values)  # in place: what refers to the buffers keeps them
+    rotary.rope_type, rotary.attention_scaling = fresh.rope_type, fresh.attention_scaling
 
 
 def _refuse_other_weights(path: Path, found: dict[str, Any]) -> None:

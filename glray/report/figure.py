@@ -35,14 +35,19 @@ class ArmStyle:
 
 
 def arm_styles(arms: list[Arm]) -> dict[str, ArmStyle]:
-    """A style for each arm's label; beyond seven arms colours repeat under another line style."""
+    """A style for each arm's label."""
+    return line_styles([arm.label for arm in arms])
+
+
+def line_styles(labels: list[str]) -> dict[str, ArmStyle]:
+    """A style for each label; beyond seven colours repeat under another line style."""
     return {
-        arm.label: ArmStyle(
+        label: ArmStyle(
             _COLOURS[index % len(_COLOURS)],
             _MARKERS[index % len(_MARKERS)],
             _LINES[index // len(_COLOURS) % len(_LINES)],
         )
-        for index, arm in enumerate(arms)
+        for index, label in enumerate(labels)
     }
 
 

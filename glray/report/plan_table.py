@@ -31,6 +31,14 @@ def plan_tables(spec: PipelineSpec) -> RenderableType:
     return Group(*parts)
 
 
+def _title(arm: ArmSpec) -> str:
+    declared = arm.positions.model_dump()
+    if declared.pop("kind") == "extrapolation":
+        return arm.name
+    said = ", ".join(f"{name} {value}" for name, value in declared.items())
+    return f"{arm.name}, positions: {arm.positions.kind} ({said})"
+
+
 def _table(name: str, columns: tuple[str, ...]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -45,7 +53,7 @@ def _table(name: str, columns: tuple[str, ...]) -> Table:
 
 
 def _unsettled(spec: PipelineSpec, arm: ArmSpec) -> RenderableType:
-    table = _table(arm.name, ("seq_len", "rows", "share", "steps"))
+    table = _table(_title(arm), ("seq_len", "rows", "share", "steps"))
     whole = sum(stage.ratio for stage in arm.stages)
     for stage in arm.stages:
         table.add_row(
@@ -62,7 +70,7 @@ def _settled(spec: PipelineSpec, arm: ArmSpec, plan: Plan) -> RenderableType:
     columns = ["seq_len", "rows", "steps", "tokens", "share", "learning rate"]
     if has_time:
         columns[5:5] = ["ms/step", "seconds"]
-    table = _table(arm.name, tuple(columns))
+    table = _table(_title(arm), tuple(columns))
     for stage in plan.stages:
         row = [
             f"{stage.seq_len:,}",

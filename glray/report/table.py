@@ -1,6 +1,6 @@
 """The figures of any set of runs in a terminal of 80 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,7 +11,7 @@ from glray.report.formats import loss_text, plus_minus, seconds_text, tokens_tex
 from glray.report.headline import headline
 from glray.report.run_record import RunRecord
 
-__all__ = ["headline", "heldout_table", "lengths_table", "summary", "training_table"]
+__all__ = ["context_table", "headline", "heldout_table", "summary", "training_table"]
 
 
 MOST_LENGTHS = 6
@@ -65,17 +65,18 @@ def heldout_table(runs: Sequence[RunRecord], seq_lens: list[int]) -> Table:
     return table
 
 
-def lengths_table(lengths: Sequence[dict[str, Any]]) -> Table:
-    """One row a window length of one evaluation's ``lengths`` records."""
-    table = _table("Held-out loss by window length")
-    for name in ("window length", "nats per token", "bits per byte"):
+def context_table(by_positions: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Table:
+    """One row a window length: nats per token under each placing of positions, and bits per byte if
+    there is one."""
+    table = _table(title)
+    table.add_column("window length", justify="right")
+    alone = len(by_positions) == 1
+    for name in ("nats per token", "bits per byte") if alone else by_positions:
         table.add_column(name, justify="right")
-    for length in lengths:
-        table.add_row(
-            f"{length['seq_len']:,}",
-            plus_minus(length["loss"], length["standard_error"]),
-            f"{length['bits_per_byte']:.3f}",
-        )
+    for records in zip(*by_positions.values(), strict=True):
+        losses = [plus_minus(record["loss"], record["standard_error"]) for record in records]
+        also = [f"{records[0]['bits_per_byte']:.3f}"] if alone else []
+        table.add_row(f"{records[0]['seq_len']:,}", *losses, *also)
     table.caption = "± is the standard error over documents."
     return table
 

@@ -25,6 +25,13 @@ from glray.spec.model import (
     LlamaModel,
 )
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.positions import (
+    BaseFrequencies,
+    Extrapolation,
+    Interpolation,
+    NtkAware,
+    Yarn,
+)
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec
 from glray.spec.search import SearchSpec
 from glray.spec.training import (
@@ -45,17 +52,21 @@ __all__ = [
     "PYTHIA_410M",
     "ArmSpec",
     "ArrowCorpus",
+    "BaseFrequencies",
     "BpeTokenizer",
     "BudgetSpec",
     "CalibrationSpec",
     "ComputeSpec",
     "CosineSchedule",
     "EvaluationSpec",
+    "Extrapolation",
     "GPTNeoXModel",
+    "Interpolation",
     "JsonlCorpus",
     "LinearSchedule",
     "LlamaModel",
     "MixtureCorpus",
+    "NtkAware",
     "OptimizerSpec",
     "ParquetCorpus",
     "PipelineSpec",
@@ -66,6 +77,7 @@ __all__ = [
     "StdlibCorpus",
     "TextCorpus",
     "TokenizerFile",
+    "Yarn",
     "load_pipeline",
     "to_yaml",
 ]

@@ -57,6 +57,7 @@ def training_identity(
         "model": spec.model.model_dump(mode="json") if spec.model else None,
         "init": init_sha256,
         "stages": [stage.model_dump(mode="json") for stage in arm.stages],
+        "positions": arm.positions.model_dump(mode="json"),
         "budget": spec.budget.model_dump(mode="json"),
         "ratios_share": spec.ratios_share,
         "tokens_per_batch": spec.tokens_per_batch,

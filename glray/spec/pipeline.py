@@ -8,6 +8,7 @@ from glray.spec.base import Name, Spec
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import ModelSpec
+from glray.spec.positions import BaseFrequencies
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
 from glray.spec.search import SearchSpec
 from glray.spec.training import EvaluationSpec, OptimizerSpec
@@ -34,7 +35,7 @@ class PipelineSpec(Spec):
     """Instead of ``model``: a ``transformers`` folder whose architecture and weights every run
     starts from; on a cluster, one that every node sees under this path."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
-    """The runs to compare; they differ in their stages alone."""
+    """The runs to compare; they differ in their stages and positions alone."""
     budget: BudgetSpec
     """How much each arm trains."""
     ratios_share: Unit = "tokens"
@@ -161,6 +162,15 @@ class PipelineSpec(Spec):
         if self.search.arm not in names:
             raise ValueError(
                 f"search.arm {self.search.arm!r} is none of the arms {', '.join(names)}"
+            )
+        arm = self.arm(self.search.arm)
+        if isinstance(arm.positions, BaseFrequencies) and any(
+            len(ladder) != len(arm.stages) for ladder in self.search.ladders
+        ):
+            raise ValueError(
+                f"search.ladders has one of another length than the {len(arm.stages)} stages of "
+                f"{arm.name!r}, whose positions.thetas are given stage by stage; use another kind "
+                "of positions"
             )
         low, high = self.search.ratio_range
         if not 0.001 <= low <= high:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from glray.spec.base import Name, Spec
+from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
 
 
 class StageSpec(Spec):
@@ -23,6 +24,24 @@ class ArmSpec(Spec):
     """The arm's name, as shown in tables: ``growlength``, ``llm1024``."""
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     """Stages in the order of training."""
+    positions: PositionsSpec = Extrapolation()
+    """How positions are placed when the length grows."""
+
+    @property
+    def seq_lens(self) -> tuple[int, ...]:
+        """Length of each stage in tokens."""
+        return tuple(stage.seq_len for stage in self.stages)
+
+    @model_validator(mode="after")
+    def _each_stage_has_a_base_frequency(self) -> "ArmSpec":
+        if isinstance(self.positions, BaseFrequencies):
+            given, stages = len(self.positions.thetas), len(self.stages)
+            if given != stages:
+                raise ValueError(
+                    f"positions.thetas has {given}, the arm {self.name!r} {stages} stages: some "
+                    "would have none; give one for each stage"
+                )
+        return self
 
 
 class BudgetSpec(Spec):

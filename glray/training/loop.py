@@ -64,6 +64,7 @@ def _train_steps(session: RunSession, peak: float) -> bool:
         # ---- one step
         lr = learning_rate(optimizer_spec.schedule, optimizer_spec.lr, plan.progress(batch.step))
         set_learning_rate(optimizer, lr)
+        session.enter_stage(plan.stage_index(batch.step))
         sums = accumulate_gradients(model, batch, run.spec, ctx, session.execution)
         grad_norm = apply_gradients(model, optimizer, optimizer_spec.max_grad_norm)
         assert batch.step == state.step, "the stream is not where the state is"

@@ -20,6 +20,7 @@ from glray.errors import UserError
 from glray.files import read_record, write_json, write_text
 from glray.model.config import embedding_rows, model_config, starting_model
 from glray.model.flops import training_flops_per_token
+from glray.model.positions import rope_parameters
 from glray.model.pretrained import PretrainedFolder
 from glray.plan import Plan, make_plan
 from glray.spec.compute import ComputeSpec
@@ -63,6 +64,10 @@ class Run:
         config = self.model_config
         return tuple(training_flops_per_token(config, stage.seq_len) for stage in self.plan.stages)
 
+    def rope_parameters(self, stage: int) -> dict[str, Any]:
+        """Where a stage places rotary positions, in ``transformers``' words."""
+        return rope_parameters(self.arm.positions, self.model_config, self.arm.seq_lens, stage)
+
     def model_flops(self, num_steps: int) -> int:
         """Model FLOPs of the first ``num_steps`` steps, each token's at its stage's length."""
         total = 0
@@ -104,7 +109,8 @@ def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
 
     Raises UserError for a plan that cannot be, a corpus smaller than a batch, a folder that no run
     can start from, a vocabulary larger than the model's, held-out documents shorter than a window,
-    a run's directory that holds another identity, or a tracker that is not installed.
+    a run's directory that holds another identity, positions that the
+    model cannot be given, or a tracker that is not installed.
     """
     refuse_missing_tracker(spec.compute)
     refuse_small_corpus(spec, corpus)
@@ -124,10 +130,12 @@ def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
                 start,
                 vocab_size=corpus.vocab_size,
                 eos_id=corpus.eos_id,
-                max_seq_len=max(stage.seq_len for stage in arm.stages),
+                max_seq_len=max(arm.seq_lens),
             )
             own = directory / f"{arm.name}-seed{seed}"
             run = Run(own, spec, arm, seed, plan, corpus, config, init_sha256)
+            for stage in range(len(arm.stages)):
+                run.rope_parameters(stage)
             refuse_another_identity(run)
             runs.append(run)
     return runs

@@ -1,83 +1,143 @@
-"""A run's directory after training: scored at other lengths, or exported. No Ray."""
+"""A run's latest model scored on windows of any length. No Ray."""
 
-from pathlib import Path
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from glray.data.targets import HeldoutTargets, heldout_targets
+from glray.data.targets import HeldoutTargets, dealt, document_targets, heldout_targets
 from glray.errors import UserError
-from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
-from glray.spec.loading import describe
-from glray.spec.training import EvaluationSpec
-from glray.training.checkpoint import (
-    TrainState,
-    committed_checkpoints,
-    load_weights,
-    state_of,
-    step_of,
-)
+from glray.model.decoder import place_positions
+from glray.model.positions import SCALINGS, scoring_parameters
+from glray.spec.corpus import SourceCorpus
+from glray.spec.positions import BaseFrequencies, PositionsSpec
 from glray.training.context import LocalContext
 from glray.training.evaluation import evaluate
 from glray.training.execution import execution
-from glray.training.export import export_model
+from glray.training.export import latest_model
 from glray.training.micro_batches import declared_micro_batches
-from glray.training.parallel import whole_weights
-from glray.training.run_directory import Run, find_run
+from glray.training.run_directory import Run
+
+AS_TRAINED = "as trained"
 
 
-def score_run(
-    directory: Path, seq_lens: tuple[int, ...]
-) -> tuple[list[dict[str, Any]], HeldoutTargets, bool]:
-    """One record a length, like those of the run's own evaluations, of its latest checkpoint; the
-    targets scored; and whether the run's own evaluations scored the same.
+@dataclass(frozen=True)
+class ScoringProtocol:
+    """How a model is scored."""
 
-    The targets are a fixed set for the longest of ``seq_lens``, so figures of two calls compare
-    only if that is the same. Raises UserError.
+    seq_lens: tuple[int, ...]
+    """Window lengths in tokens."""
+    stride: int | None = None
+    """Tokens between the windows that slide over a stretch; None: it is cut into windows."""
+    positions: tuple[str, ...] = (AS_TRAINED,)
+    """How they are placed beyond the longest length trained: ``as trained``, ``extrapolation``,
+    ``interpolation``, ``ntk``, ``yarn`` or ``theta=NUMBER``."""
+    documents: SourceCorpus | None = None
+    """What is scored; None: the run's held-out documents."""
+    num_tokens: int | None = None
+    """Target tokens; None: as many as the run's evaluations have, a longest window at least."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a run's latest model scored."""
+
+    step: int
+    trained_len: int
+    """The longest length trained so far."""
+    targets: HeldoutTargets
+    own: bool
+    """Whether the run's own evaluations scored the same targets."""
+    by_positions: dict[str, list[dict[str, Any]]]
+    """One record a window length, as ``evaluate`` gives it, under each placing of positions."""
+
+
+def score_run(run: Run, protocol: ScoringProtocol) -> Scores:
+    """Score the run's latest checkpoint. Raises UserError.
+
+    The targets are a fixed set for the longest of the lengths, so figures of two calls compare
+    only if that is the same.
     """
-    run = find_run(directory)
-    num_tokens = max(run.spec.evaluation.num_tokens, *seq_lens)
-    try:
-        evaluation = EvaluationSpec(seq_lens=seq_lens, num_tokens=num_tokens)
-    except ValidationError as error:
-        raise UserError(f"--seq-lens: {describe(error)}") from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = latest_model(run, device)
-    ctx = LocalContext(device=device)
+    _refuse_lengths(protocol)
+    choices = [name for name in protocol.positions if name != AS_TRAINED]
+    for name in choices:
+        _choice(name, run.model_config.rope_parameters)
+    targets = _targets(run, protocol)
+    ctx = LocalContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model, state = latest_model(run, ctx.device)
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
-    targets = heldout_targets(run.corpus, evaluation)
+    stage = run.plan.stage_index(state.step - 1)
+    by_positions: dict[str, list[dict[str, Any]]] = {}
+    for name in protocol.positions:
+        records = by_positions[name] = []
+        for seq_len in sorted(set(protocol.seq_lens)):
+            place_positions(model.network, _rope_parameters(name, run, stage, seq_len))
+            records += evaluate(
+                model, targets, (seq_len,), run.spec, ctx, executed, stride=protocol.stride
+            )
     own = heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
-    return evaluate(model, targets, seq_lens, run.spec, ctx, executed), targets, own
+    return Scores(state.step, _trained_len(run, stage), targets, own, by_positions)
 
 
-def export_run(directory: Path, path: Path) -> int:
-    """Write the run's latest model to the new folder ``path``; returns its step."""
-    run = find_run(directory)
-    if path.exists():
-        raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
-    model, state = latest_model(run, torch.device("cpu"))
-    network = model.network
-    network.config.tokens_by_seq_len = state.tokens_by_seq_len
-    export_model(network, whole_weights(network, LocalContext()), run.corpus, path)
-    return state.step
-
-
-def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainState]:
-    """The weights and state of a run's latest committed checkpoint. Raises UserError."""
-    committed = committed_checkpoints(run.checkpoints)
-    if not committed:
+def _refuse_lengths(protocol: ScoringProtocol) -> None:
+    longest = max(protocol.seq_lens)
+    for seq_len in protocol.seq_lens:
+        if seq_len < 1 or longest % seq_len:
+            raise UserError(
+                f"--seq-lens: {seq_len} does not divide the longest, {longest}: their targets "
+                "would not be the same; use powers of two"
+            )
+    shortest = min(protocol.seq_lens)
+    if protocol.stride is not None and not 1 <= protocol.stride <= shortest:
         raise UserError(
-            f"{run.checkpoints}: no checkpoint yet, so there is no model; train on with glray run"
+            f"--stride {protocol.stride}: a window of {shortest} tokens cannot move by that "
+            f"without leaving targets out; use 1 to {shortest}"
         )
-    step = step_of(committed[-1])
-    if run.is_finished and step != run.plan.num_steps:
+    if protocol.num_tokens is not None and protocol.num_tokens < longest:
         raise UserError(
-            f"{run.checkpoints}: the latest checkpoint is of step {step:,}, the run finished at "
-            f"{run.plan.num_steps:,}: its last was deleted; delete {run.directory / 'result.json'} "
-            "and run again to train the steps between"
+            f"--num-tokens {protocol.num_tokens:,} is less than one window of {longest:,}: nothing "
+            f"could be scored at that length; use at least {longest:,}"
         )
-    model = NextTokenLoss(build_model(run.model_config, run.seed, device))
-    load_weights(committed[-1], model.network)
-    return model, state_of(committed[-1])
+
+
+def _targets(run: Run, protocol: ScoringProtocol) -> HeldoutTargets:
+    longest = max(protocol.seq_lens)
+    num_tokens = protocol.num_tokens or max(run.spec.evaluation.num_tokens, longest)
+    if protocol.documents is not None:
+        return document_targets(protocol.documents, run.corpus, longest, num_tokens)
+    documents = [document.tokens for document in run.corpus.heldout()]
+    return dealt(documents, longest, num_tokens, run.corpus.token_num_bytes())
+
+
+def _rope_parameters(name: str, run: Run, stage: int, seq_len: int) -> dict[str, Any]:
+    trained = run.rope_parameters(stage)
+    if name == AS_TRAINED:
+        return trained
+    if trained["rope_type"] != "default" and name != "extrapolation":
+        raise UserError(
+            f"--positions {name}: {run.directory} was trained with positions scaled by "
+            f"{run.arm.positions.kind}, and nobody has defined two scalings on top of each other; "
+            "leave the option out to score it as trained"
+        )
+    config = copy.deepcopy(run.model_config)
+    config.rope_parameters = trained
+    return scoring_parameters(_choice(name, trained), config, _trained_len(run, stage), seq_len)
+
+
+def _trained_len(run: Run, stage: int) -> int:
+    return max(run.arm.seq_lens[: stage + 1])
+
+
+def _choice(name: str, trained: dict[str, Any]) -> PositionsSpec:
+    if name in SCALINGS:
+        return SCALINGS[name]
+    kind, _, value = name.partition("=")
+    try:
+        if kind != "theta":
+            raise ValueError
+        return BaseFrequencies(thetas=(trained["rope_theta"], float(value)))
+    except ValueError:  # of float() or the spec's own
+        raise UserError(
+            f"--positions {name}: not one of {', '.join(SCALINGS)} or theta=NUMBER above 1"
+        ) from None

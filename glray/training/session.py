@@ -10,7 +10,7 @@ from glray.data.proof import as_hex
 from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.files import write_json
-from glray.model.decoder import build_model, load_pretrained
+from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.pretrained import read_pretrained
 from glray.plan import MICROSECONDS
@@ -50,6 +50,7 @@ class RunSession:
     trackers: list[Tracker]
     _resumed_at: float = field(default_factory=time.perf_counter)
     _preempted: bool = False
+    _stage: int | None = None
 
     def save(self) -> None:
         """Commit a checkpoint and report it to the controller; all ranks call it.
@@ -71,6 +72,12 @@ class RunSession:
         self.ctx.report({"step": float(self.state.step)})
         self.state.checkpoint_seconds += time.perf_counter() - start
 
+    def enter_stage(self, stage: int) -> None:
+        """Place positions as the stage does."""
+        if stage != self._stage:
+            place_positions(self.model.network, self.run.rope_parameters(stage))
+            self._stage = stage
+
     def newly_preempted(self) -> bool:
         """Whether this worker group has just learned that it will lose a node: time for a
         checkpoint. Ray ends the group when the node is gone and starts it anew without it."""
@@ -86,7 +93,9 @@ class RunSession:
         path = self.run.evaluation_path(state.step)
         if state.step not in plan.edges or from_rank_zero(self.ctx, int(path.exists())):
             return
-        trained = plan.stages[plan.stage_index(state.step - 1)].seq_len
+        stage = plan.stage_index(state.step - 1)
+        self.enter_stage(stage)
+        trained = plan.stages[stage].seq_len
         self.announcer.progress(run=self.run.name, phase=f"evaluating after seq_len {trained}")
         start = time.perf_counter()
         spec = self.run.spec
@@ -129,6 +138,7 @@ class RunSession:
         """
         self._count_wall_seconds()
         network, run, state = self.model.network, self.run, self.state
+        self.enter_stage(run.plan.stage_index(state.step - 1))
         weights = whole_weights(network, self.ctx)
         if self.ctx.rank != 0:
             return

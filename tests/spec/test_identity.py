@@ -6,17 +6,21 @@ from pydantic import BaseModel
 from glray.spec import (
     ArmSpec,
     ArrowCorpus,
+    BaseFrequencies,
     BpeTokenizer,
     BudgetSpec,
     CalibrationSpec,
     ComputeSpec,
     CosineSchedule,
     EvaluationSpec,
+    Extrapolation,
     GPTNeoXModel,
+    Interpolation,
     JsonlCorpus,
     LinearSchedule,
     LlamaModel,
     MixtureCorpus,
+    NtkAware,
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
@@ -27,6 +31,7 @@ from glray.spec import (
     StdlibCorpus,
     TextCorpus,
     TokenizerFile,
+    Yarn,
 )
 from glray.spec.identity import differences, fingerprint, tokens_identity, training_identity
 
@@ -64,6 +69,9 @@ FIELDS = {
     "arms.0.name": ("neither", "other"),
     "arms.0.stages.0.seq_len": ("training", 64),
     "arms.0.stages.0.ratio": ("training", 3.0),
+    "arms.0.positions.kind": ("training", None),
+    "arms.0.positions.relative_to": ("training", "previous"),
+    "arms.0.positions.thetas": ("training", (500.0, 600.0)),
     "budget.tokens": ("training", 123_456),
     "budget.seconds": ("training", 7.0),
     "ratios_share": ("training", "tokens"),
@@ -109,6 +117,7 @@ UNIONS = {
     "corpus.sources.0.corpus": SOURCES,
     "tokenizer": (BpeTokenizer, TokenizerFile),
     "model": (GPTNeoXModel, LlamaModel),
+    "arms.0.positions": (Extrapolation, Interpolation, NtkAware, BaseFrequencies, Yarn),
     "optimizer.schedule": (CosineSchedule, LinearSchedule, StableDecaySchedule),
 }
 NESTED = {
@@ -143,6 +152,12 @@ def test_every_field_is_listed_with_its_fingerprint():
     assert leaf_paths(PipelineSpec) == set(FIELDS)
 
 
+POSITIONS = {
+    "arms.0.positions.relative_to": Yarn(),
+    "arms.0.positions.thetas": BaseFrequencies(thetas=(100.0, 200.0)),
+}
+
+
 def base(path: str) -> dict:
     """A valid declaration in which ``path`` exists."""
     corpus = JsonlCorpus(paths=("a.jsonl",))
@@ -160,7 +175,13 @@ def base(path: str) -> dict:
         if path == "init"
         else model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
         init="folder" if path == "init" else None,
-        arms=(ArmSpec(name="arm", stages=(StageSpec(seq_len=128), StageSpec(seq_len=256))),),
+        arms=(
+            ArmSpec(
+                name="arm",
+                stages=(StageSpec(seq_len=128), StageSpec(seq_len=256)),
+                positions=POSITIONS.get(path, Extrapolation()),
+            ),
+        ),
         budget=BudgetSpec(tokens=10**6) if path == "budget.tokens" else BudgetSpec(seconds=60),
         ratios_share="seconds",
         tokens_per_batch=4096,
@@ -213,6 +234,13 @@ def test_another_kind_of_schedule_is_another_identity():
     schedule = base("")
     schedule["optimizer"]["schedule"] = LinearSchedule().model_dump()
     assert fingerprints(schedule)[1] != fingerprints(base(""))[1]
+
+
+@pytest.mark.parametrize("kind", [Interpolation, NtkAware, Yarn])
+def test_another_kind_of_positions_is_another_identity(kind):
+    positions = base("")
+    positions["arms"][0]["positions"] = kind().model_dump()
+    assert fingerprints(positions)[1] != fingerprints(base(""))[1]
 
 
 def test_another_kind_of_model_is_another_identity():

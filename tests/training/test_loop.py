@@ -15,8 +15,9 @@ from glray.report.records import load_runs
 from glray.spec import PipelineSpec
 from glray.training.checkpoint import TENSORS, committed_checkpoints
 from glray.training.context import LocalContext
+from glray.training.export import export_run, latest_model
 from glray.training.run_directory import find_run, settle
-from glray.training.scoring import export_run, latest_model, score_run
+from glray.training.scoring import ScoringProtocol, score_run
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
@@ -255,7 +256,8 @@ def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
 def test_score_run_gives_the_runs_own_figures(finished):
     run = finished[0]
     recorded = read_json(run.directory / "evaluations" / "step-00000012.json")["lengths"]
-    scored, _, own = score_run(run.directory, (8, 32, 64))
-    assert own
-    assert not score_run(run.directory, (8, 16))[2]
+    scores = score_run(run, ScoringProtocol(seq_lens=(8, 32, 64)))
+    assert scores.own
+    assert not score_run(run, ScoringProtocol(seq_lens=(8, 16))).own
+    scored = scores.by_positions["as trained"]
     assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]

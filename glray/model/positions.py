@@ -1,0 +1,81 @@
+"""Rotary positions of a stage: what ``transformers`` is told of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from glray.errors import UserError
+from glray.spec.positions import (
+    BaseFrequencies,
+    Extrapolation,
+    Interpolation,
+    NtkAware,
+    PositionsSpec,
+    Reference,
+    Yarn,
+)
+
+SCALINGS: dict[str, PositionsSpec] = {
+    positions.kind: positions
+    for positions in (Extrapolation(), Interpolation(), NtkAware(), Yarn())
+}
+"""Choices that a model can be scored under beyond the length that it was trained at."""
+
+
+def rope_parameters(
+    positions: PositionsSpec, config: PreTrainedConfig, seq_lens: Sequence[int], stage: int
+) -> dict[str, Any]:
+    """``config.rope_parameters`` at a stage of an arm whose stages have ``seq_lens`` tokens.
+
+    Nothing else is known of what was trained before, so that a resumed run cannot place them
+    otherwise. Up to the reference length positions are what the config declares. Raises UserError
+    if the model has too few rotary dimensions.
+    """
+    declared = dict(config.rope_parameters)
+    if isinstance(positions, Extrapolation):
+        return declared
+    if isinstance(positions, BaseFrequencies):
+        return declared | {"rope_theta": positions.thetas[stage]}
+    reference = _reference_len(positions.relative_to, seq_lens, stage)
+    scale = seq_lens[stage] / reference
+    if scale <= 1:
+        return declared
+    if isinstance(positions, Interpolation):
+        return declared | {"rope_type": "linear", "factor": scale}
+    if isinstance(positions, NtkAware):
+        dims = rotary_dims(config)
+        if dims <= 2:
+            raise UserError(
+                f"positions: ntk raises the base by an exponent of dims / (dims - 2), the model's "
+                f"heads turn {dims} dimensions: there is no slower turn to keep; use interpolation "
+                "or more rotary dimensions"
+            )
+        return declared | {"rope_theta": declared["rope_theta"] * scale ** (dims / (dims - 2))}
+    return declared | {
+        "rope_type": "yarn",
+        "factor": scale,
+        "original_max_position_embeddings": reference,
+    }
+
+
+def _reference_len(relative_to: Reference, seq_lens: Sequence[int], stage: int) -> int:
+    if isinstance(relative_to, int):
+        return relative_to
+    return seq_lens[0] if relative_to == "first" else seq_lens[max(stage - 1, 0)]
+
+
+def scoring_parameters(
+    scaling: PositionsSpec, config: PreTrainedConfig, trained_len: int, seq_len: int
+) -> dict[str, Any]:
+    """``rope_parameters`` to score ``seq_len`` tokens under ``scaling``, for a model trained up to
+    ``trained_len`` tokens with those of ``config``."""
+    return rope_parameters(scaling, config, (trained_len, seq_len), int(seq_len > trained_len))
+
+
+def rotary_dims(config: PreTrainedConfig) -> int:
+    """Dimensions of each head that rotary positions turn."""
+    head_dim = getattr(config, "head_dim", None)
+    if head_dim is None:
+        head_dim = config.hidden_size // config.num_attention_heads
+    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))

@@ -1,0 +1,141 @@
+"""Each choice of positions through training: placed stage by stage, resumed, exported, scored."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from glray.errors import UserError
+from glray.files import read_json
+from glray.spec import (
+    ArmSpec,
+    BaseFrequencies,
+    Extrapolation,
+    GPTNeoXModel,
+    Interpolation,
+    NtkAware,
+    StageSpec,
+    Yarn,
+)
+from glray.training.context import LocalContext
+from glray.training.export import latest_model
+from glray.training.run_directory import settle
+from glray.training.scoring import ScoringProtocol, score_run
+from glray.training.worker import train_all
+
+from ..tiny import tiny_spec
+from ..weights import same_weights
+
+KINDS = {
+    "extrapolation": Extrapolation(),
+    "interpolation": Interpolation(),
+    "previous": Interpolation(relative_to="previous"),
+    "ntk": NtkAware(),
+    "theta": BaseFrequencies(thetas=(100.0, 200.0, 400.0)),
+    "yarn": Yarn(),
+}
+MODEL = GPTNeoXModel(
+    num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, rotary_fraction=1
+)
+
+
+def spec_of(storage, kind):
+    """12 steps through 8, 16 and 32 tokens, edges after 4 and 8, borders every 2 and every 3."""
+    stages = tuple(StageSpec(seq_len=n) for n in (8, 16, 32))
+    arms = (ArmSpec(name="grow", stages=stages, positions=KINDS[kind]),)
+    return tiny_spec(storage, model=MODEL, arms=arms)
+
+
+def trained(spec, corpus, stop=lambda: False):
+    train_all(spec, corpus, LocalContext(stop=stop))
+    return settle(spec, corpus)[0]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def undisturbed(tmp_path, corpus, kind):
+    return trained(spec_of(tmp_path / "undisturbed", kind), corpus)
+
+
+@pytest.mark.parametrize(
+    ("borders", "step"), [(2, 3), (3, 4), (4, 6)], ids=["before", "on", "after"]
+)
+def test_a_run_that_stops_near_an_edge_ends_with_the_same_bits(
+    undisturbed, tmp_path, corpus, kind, borders, step
+):
+    spec = spec_of(tmp_path / "stopped", kind)
+    asked = iter([False] * (borders - 1) + [True])
+    stopped = trained(spec, corpus, stop=lambda: next(asked))
+    assert latest_model(stopped, torch.device("cpu"))[1].step == step
+    assert same_weights(trained(spec, corpus), undisturbed)
+    for step in (4, 8, 12):
+        scored, expected = (
+            read_json(run.evaluation_path(step))["lengths"] for run in (stopped, undisturbed)
+        )
+        assert scored == expected
+
+
+def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corpus):
+    runs = [trained(spec_of(tmp_path / name, name), corpus) for name in KINDS]
+    for index, run in enumerate(runs):
+        assert not any(same_weights(run, other) for other in runs[:index])
+    proofs = {read_json(run.directory / "result.json")["proof"] for run in runs}
+    assert len(proofs) == 1
+
+
+def test_the_exported_model_scores_as_the_run_does(undisturbed):
+    exported = AutoModelForCausalLM.from_pretrained(undisturbed.directory / "model").eval()
+    last = read_json(undisturbed.evaluation_path(12))["lengths"]
+    scores = score_run(undisturbed, ScoringProtocol(seq_lens=(8, 32, 64)))
+    assert scores.own
+    assert losses(scores) == {entry["seq_len"]: entry["loss"] for entry in last}
+    windows = torch.from_numpy(scores.targets.tokens)
+    for seq_len, scored in losses(scores).items():
+        rows, labels = (part.reshape(-1, seq_len) for part in (windows[:, :-1], windows[:, 1:]))
+        with torch.no_grad():
+            logits = exported(rows).logits
+        loss = torch.nn.functional.cross_entropy(logits.mT, labels)
+        assert loss.item() == pytest.approx(scored, rel=1e-5)
+
+
+# ---- glray eval --positions
+
+
+def losses(scores, positions="as trained"):
+    return {entry["seq_len"]: entry["loss"] for entry in scores.by_positions[positions]}
+
+
+def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corpus):
+    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+    choices = ("as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=500")
+    scores = score_run(run, ScoringProtocol(seq_lens=(8, 32, 64), positions=choices))
+    plain, same, *others = (losses(scores, name) for name in choices)
+    assert same == plain
+    for other in others:
+        assert (other[8], other[32]) == (plain[8], plain[32])
+        assert other[64] != plain[64]
+    assert len({other[64] for other in others}) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "theta", "theta=1", "theta=x", "theta=nan", "theta=inf"]
+)
+def test_a_choice_that_does_not_exist_is_refused(tmp_path, corpus, name):
+    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+    with pytest.raises(UserError, match="not one of extrapolation, interpolation, ntk, yarn"):
+        score_run(run, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
+
+
+def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
+    run = trained(spec_of(tmp_path, "yarn"), corpus)
+    with pytest.raises(UserError, match="trained with positions scaled by yarn"):
+        score_run(run, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
+
+
+def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
+    model = MODEL.model_dump() | {"rotary_fraction": 0.25}
+    with pytest.raises(UserError, match="heads turn 2 dimensions"):
+        settle(spec_of(tmp_path, "ntk").with_fields(model=model), corpus)

@@ -84,6 +84,7 @@ def killed_and_resumed(work: Path, *, gpu: bool) -> dict[str, Any]:
             time.sleep(0.05)
         if process.poll() is None:
             log.write("--- SIGKILL\n")
+            log.flush()  # what runs next writes to the same file
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         resumed = subprocess.run(command, stdout=log, stderr=log, check=False)

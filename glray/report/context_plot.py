@@ -56,5 +56,7 @@ def loss_by_context(by_positions: Mapping[str, LengthRecords], trained_len: int)
             Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, label=name)
             for name, s in styles.items()
         ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(4, len(styles)), frameon=False
+        )
     return figure

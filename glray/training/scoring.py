@@ -1,7 +1,9 @@
 """A run's latest model scored on windows of any length. No Ray."""
 
 import copy
+import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,14 +70,22 @@ def score_run(run: Run, protocol: ScoringProtocol) -> Scores:
     model, state = latest_model(run, ctx.device)
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
     stage = run.plan.stage_index(state.step - 1)
-    by_positions: dict[str, list[dict[str, Any]]] = {}
-    for name in protocol.positions:
-        records = by_positions[name] = []
-        for seq_len in sorted(set(protocol.seq_lens)):
-            place_positions(model.network, _rope_parameters(name, run, stage, seq_len))
-            records += evaluate(
-                model, targets, (seq_len,), run.spec, ctx, executed, stride=protocol.stride
-            )
+
+    @cache  # at lengths that were trained all placings are one
+    def scored(seq_len: int, rope: str) -> dict[str, Any]:
+        place_positions(model.network, json.loads(rope))
+        (record,) = evaluate(
+            model, targets, (seq_len,), run.spec, ctx, executed, stride=protocol.stride
+        )
+        return record
+
+    by_positions = {
+        name: [
+            scored(seq_len, json.dumps(_rope_parameters(name, run, stage, seq_len)))
+            for seq_len in sorted(set(protocol.seq_lens))
+        ]
+        for name in protocol.positions
+    }
     own = heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
     return Scores(state.step, _trained_len(run, stage), targets, own, by_positions)
 

@@ -137,12 +137,15 @@ def evaluate(
         EvalProtocol,
         typer.Option(help="Cut documents into whole windows, or slide one over them."),
     ] = EvalProtocol.WHOLE,
-    stride: Annotated[int, typer.Option(help="Tokens by which a sliding window moves.")] = 256,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens by which a sliding window moves; 256 by default."),
+    ] = None,
     documents: Annotated[
         list[str] | None,
         typer.Option(
-            help="Score these instead of the held-out text: files, a folder or a URI of *.txt, "
-            "*.jsonl, *.parquet or *.arrow. May be repeated."
+            help="Score these instead of the held-out text: *.txt, *.jsonl, *.parquet or *.arrow, "
+            "local or at a URI. May be repeated."
         ),
     ] = None,
     column: Annotated[str, typer.Option(help="Where their text lies.")] = "text",
@@ -160,9 +163,15 @@ def evaluate(
     from glray.training.run_directory import find_run
     from glray.training.scoring import ScoringProtocol, score_run
 
+    is_sliding = protocol is EvalProtocol.SLIDING
+    if stride is not None and not is_sliding:
+        raise UserError(f"--stride {stride}: whole windows do not move; add --protocol sliding")
+    lengths = _lengths(seq_lens)
+    if stride is None and is_sliding:
+        stride = min(256, max(lengths))
     chosen = ScoringProtocol(
-        seq_lens=_lengths(seq_lens),
-        stride=stride if protocol is EvalProtocol.SLIDING else None,
+        seq_lens=lengths,
+        stride=stride,
         positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
         documents=corpus_of(documents, column) if documents else None,
         num_tokens=num_tokens,

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 from glray.errors import UserError
 
@@ -23,15 +26,12 @@ def committed(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with naming(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -100,12 +100,30 @@ def sole_writer(
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file, as of a full disk, this one's name;
+    safetensors' too, which has its number in words alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+@contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory that appears under ``path`` only when the block ends without an error."""
     partial = path.with_name(f".partial-{path.name}-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
     try:
-        yield partial
+        with naming(path):
+            partial.mkdir(parents=True)
+            yield partial
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)

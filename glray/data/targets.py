@@ -81,7 +81,7 @@ def document_targets(
         most = max(most, len(ids))
         if len(ids) > longest:
             kept.append(ids.astype(corpus.dtype))
-            rounds = -(-wanted // len(kept))
+            rounds = _rounds([(len(tokens) - 1) // longest for tokens in kept], wanted)
             kept = [tokens[: rounds * longest + 1].copy() for tokens in kept]
         if len(kept) == wanted:
             break
@@ -92,6 +92,14 @@ def document_targets(
             "or longer documents"
         )
     return dealt(kept, longest, num_tokens, corpus.token_num_bytes())
+
+
+def _rounds(stretches: list[int], wanted: int) -> int:
+    """Rounds after which ``wanted`` stretches are dealt to documents that have so many, or all."""
+    rounds = 1
+    while rounds < max(stretches) and sum(min(n, rounds) for n in stretches) < wanted:
+        rounds += 1
+    return rounds
 
 
 def _token_ids(document: Document, tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from glray.files import naming
 from glray.report.arms import Arm
 
 # Okabe & Ito's palette, told apart under the common colour blindnesses, yellow left out (too
@@ -141,8 +142,9 @@ def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, complete or not at all."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(path)
+        with naming(path):
+            figure.savefig(partial, format="png", metadata={"Software": None})
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path

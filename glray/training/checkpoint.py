@@ -8,15 +8,18 @@ checkpoint.
 """
 
 import json
+import os
+import re
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from glray.errors import UserError
-from glray.files import read_record, write_json
+from glray.files import write_json
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.tensor_files import (
     WrittenFile,
@@ -96,11 +99,11 @@ def _commit(partial: Path, path: Path, state: TrainState, tensors: list[WrittenF
 
 
 def committed_checkpoints(directory: Path) -> list[Path]:
-    """Committed checkpoints, oldest first."""
-    return sorted(
-        (path for path in directory.glob("step-*") if (path / COMMITTED).exists()),
-        key=step_of,
-    )
+    """Committed checkpoints, oldest first. Raises OSError if the folder is there and cannot be
+    read: a run would start anew over its own records."""
+    names = os.listdir(directory) if os.path.lexists(directory) else []
+    paths = [directory / name for name in names if re.fullmatch(r"step-\d{8,}", name)]
+    return sorted((path for path in paths if (path / COMMITTED).exists()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -144,9 +147,8 @@ def state_of(path: Path) -> TrainState:
 
 def verify(path: Path) -> None:
     """Compare every file of a checkpoint with its manifest. Raises UserError."""
-    manifest = read_record(path / COMMITTED, "files")
     remedy = f"delete {path}: an unfinished run goes on from the checkpoint before it"
-    for name, expected in manifest["files"].items():
+    for name, expected in _manifest(path, remedy).items():
         file = path / name
         size = file.stat().st_size if file.exists() else 0
         if size != expected["bytes"]:
@@ -160,6 +162,35 @@ def verify(path: Path) -> None:
                 f"{file}: SHA-256 {digest[:12]}…, {expected['sha256'][:12]}… was committed: the "
                 f"checkpoint is damaged; {remedy}"
             )
+
+
+def _manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file of a checkpoint. Raises UserError if it says anything else."""
+    try:
+        manifest = json.loads((path / COMMITTED).read_text(encoding="utf-8"))
+        files = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        }
+        step = manifest["step"]
+        sound = all(isinstance(n, int) and isinstance(h, str) for n, h in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path / COMMITTED}: damaged, it is no manifest of files; {remedy}")
+    if step != step_of(path):
+        raise UserError(
+            f"{path}: its manifest is of step {step}, its name of step {step_of(path)}: it is not "
+            f"what was committed there; {remedy}"
+        )
+    present = {
+        str(file.relative_to(path))
+        for file in path.rglob("*")
+        if file.is_file() and file.name != COMMITTED
+    }
+    if present - files.keys() or "state.json" not in files:
+        other = min(present - files.keys(), default="state.json")
+        raise UserError(f"{path / other}: its manifest does not name it; {remedy}")
+    return manifest["files"]
 
 
 def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

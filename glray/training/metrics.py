@@ -16,7 +16,7 @@ import torch
 
 from glray.data.proof import as_hex
 from glray.errors import UserError
-from glray.files import write_json, write_text
+from glray.files import naming, write_json, write_text
 from glray.training.context import WorkerContext, sum_over_ranks
 from glray.training.run_directory import Run
 from glray.training.step import StepSums
@@ -110,7 +110,7 @@ class MetricsLog:
         return Interval(sum(proof_values), loss_values[-1], **speed)
 
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line) + "\n")
                 scalars = {
@@ -137,7 +137,8 @@ class Announcer:
         """Append one line to ``events.log``."""
         if self._silent:
             return
-        with (self._directory / "events.log").open("a", encoding="utf-8") as file:
+        path = self._directory / "events.log"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def progress(self, **values: Any) -> None:

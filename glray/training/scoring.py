@@ -31,7 +31,8 @@ class ScoringProtocol:
     seq_lens: tuple[int, ...]
     """Window lengths in tokens."""
     stride: int | None = None
-    """Tokens between the windows that slide over a stretch; None: it is cut into windows."""
+    """Tokens between the windows that slide over a stretch, shorter ones by their own length; None:
+    it is cut into windows."""
     positions: tuple[str, ...] = (AS_TRAINED,)
     """How they are placed beyond the longest length trained: ``as trained``, ``extrapolation``,
     ``interpolation``, ``ntk``, ``yarn`` or ``theta=NUMBER``."""
@@ -98,11 +99,10 @@ def _refuse_lengths(protocol: ScoringProtocol) -> None:
                 f"--seq-lens: {seq_len} does not divide the longest, {longest}: their targets "
                 "would not be the same; use powers of two"
             )
-    shortest = min(protocol.seq_lens)
-    if protocol.stride is not None and not 1 <= protocol.stride <= shortest:
+    if protocol.stride is not None and not 1 <= protocol.stride <= longest:
         raise UserError(
-            f"--stride {protocol.stride}: a window of {shortest} tokens cannot move by that "
-            f"without leaving targets out; use 1 to {shortest}"
+            f"--stride {protocol.stride}: a window of {longest} tokens cannot move by that "
+            f"without leaving targets out; use 1 to {longest}"
         )
     if protocol.num_tokens is not None and protocol.num_tokens < longest:
         raise UserError(
@@ -124,7 +124,7 @@ def _rope_parameters(name: str, run: Run, stage: int, seq_len: int) -> dict[str,
     trained = run.rope_parameters(stage)
     if name == AS_TRAINED:
         return trained
-    if trained["rope_type"] != "default" and name != "extrapolation":
+    if trained != run.model_config.rope_parameters and name != "extrapolation":
         raise UserError(
             f"--positions {name}: {run.directory} was trained with positions scaled by "
             f"{run.arm.positions.kind}, and nobody has defined two scalings on top of each other; "

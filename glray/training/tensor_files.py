@@ -10,7 +10,6 @@ checkpoint takes twice the seconds.
 import hashlib
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,14 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
+
+from glray.files import naming
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,8 @@ class _RankFiles(StorageWriter):
 
 
 def _save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
-    try:
+    with naming(file):
         save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata)
-    except SafetensorError as error:  # so the library says that a disk is full
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 def _sync(file: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_kind_of_documents_is_told_by_their_names():
     [
         ({"seq_lens": (8, 12)}, "8 does not divide the longest, 12"),
         ({"seq_lens": (0, 8)}, "0 does not divide"),
-        ({"seq_lens": (8, 16), "stride": 9}, "--stride 9: a window of 8 tokens"),
+        ({"seq_lens": (8, 16), "stride": 17}, "--stride 17: a window of 16 tokens"),
         ({"seq_lens": (8,), "stride": 0}, "--stride 0"),
         ({"seq_lens": (8, 64), "num_tokens": 63}, "--num-tokens 63 is less than one window of 64"),
         ({"seq_lens": (2**20,)}, "1048576 needs a held-out document of 1,048,577 tokens"),
@@ -130,6 +130,16 @@ def test_the_kind_of_documents_is_told_by_their_names():
 def test_a_protocol_that_cannot_be_is_refused(run, protocol, words):
     with pytest.raises(UserError, match=words):
         score_run(run, ScoringProtocol(**protocol))
+
+
+def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
+    for index, lines in enumerate((60, 5, 5)):
+        (tmp_path / f"{index}.txt").write_text("def long(argument): return argument\n" * lines)
+    documents = corpus_of([f"{tmp_path}/*.txt"], "text")
+    protocol = ScoringProtocol(seq_lens=(8,), documents=documents, num_tokens=320)
+    targets = score_run(run, protocol).targets
+    assert targets.num_targets == 320
+    assert targets.num_documents == 3
 
 
 def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):

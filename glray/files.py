@@ -1,6 +1,7 @@
 """Writing so that nothing is ever half there: a temporary name, then a rename."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -45,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by ``value`` as JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,6 @@ the stream's last block is shorter and borrows none. Opening costs one ``stat`` 
 first read in a process costs its checksum, a view its pages.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from tokenizers import Tokenizer
 
 from glray.data.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import committed, read_record, write_json
+from glray.files import committed, read_record, sha256_of, write_json
 from glray.spec.identity import FORMAT_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -92,7 +91,7 @@ def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
     del fields["directory"]  # it may be moved
     files = fields.pop("blocks")  # the longest part comes last
     checksums = {
-        path.name: _file_sha256(path) for path in (blocks.tokenizer_path, blocks.heldout_path)
+        path.name: sha256_of(path) for path in (blocks.tokenizer_path, blocks.heldout_path)
     }
     manifest = {
         "format": FORMAT_VERSION,
@@ -167,7 +166,7 @@ def describe_block(path: Path) -> BlockFile:
     with pa.memory_map(str(path)) as source:
         num_tokens = pa.ipc.open_file(source).get_batch(0).num_rows
     num_bytes = path.stat().st_size
-    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), num_bytes, _file_sha256(path))
+    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), num_bytes, sha256_of(path))
 
 
 def read_block(path: Path, sha256: str) -> np.ndarray:
@@ -180,13 +179,8 @@ def read_block(path: Path, sha256: str) -> np.ndarray:
         return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
 
 
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
-    found = _file_sha256(path)
+    found = sha256_of(path)
     if found != sha256:
         what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
         raise UserError(

@@ -8,7 +8,7 @@ row group's column where Parquet stores it so.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glray.data.sources import (
-    SourceFile,
-    is_uri,
-    list_source,
-    open_source,
-    stdlib_directory,
-)
+from glray.data.sources import SourceFile, is_uri, open_source, stdlib_directory
 from glray.errors import UserError
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -92,9 +86,9 @@ def split_file(file: SourceFile, corpus: SourceCorpus, piece_bytes: int) -> list
     return [Piece(file, *ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
 
 
-def read_documents(corpus: SourceCorpus) -> Iterator[Document]:
-    """All documents of a corpus, in order, without those that have no text. Raises UserError."""
-    for file in list_source(corpus):
+def read_documents(files: Iterable[SourceFile], corpus: SourceCorpus) -> Iterator[Document]:
+    """The documents of whole files, in order, without those that have no text. Raises UserError."""
+    for file in files:
         for item in read_piece(Piece(file), corpus):
             if isinstance(item, Document):
                 yield item

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from glray.data.blocks import token_dtype
-from glray.data.documents import Document, Piece, read_piece
+from glray.data.documents import read_documents
 from glray.data.heldout import is_drawn
 from glray.data.listing import Listing
 from glray.data.tokenizer import EOS_TOKEN, load_tokenizer, train_bpe, vocab_size
@@ -103,11 +103,9 @@ def _undrawn(listing: Listing, fraction: float, limit: int) -> Iterator[tuple[st
     """A source's first texts that are not drawn and their bytes, until they are ``limit``."""
     corpus = listing.source.corpus
     num_bytes = 0
-    for item in (item for file in listing.files for item in read_piece(Piece(file), corpus)):
+    for item in read_documents(listing.files, corpus):
         if num_bytes >= limit:
             return
-        if not isinstance(item, Document):
-            continue
         if not isinstance(item.content, str):
             raise UserError(
                 f"{item.name}: holds token ids, on which no tokenizer can be trained; declare the "

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.documents import Document, read_documents
+from glray.data.sources import list_source
 from glray.data.tokenizer import encode
 from glray.errors import UserError
 from glray.spec.corpus import SourceCorpus
@@ -60,9 +61,17 @@ class HeldoutTargets:
 def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> HeldoutTargets:
     """The fixed set of a pipeline's evaluations. Raises UserError if no held-out document is long
     enough."""
-    documents = [document.tokens for document in corpus.heldout()]
     longest = max(evaluation.seq_lens)
-    return dealt(documents, longest, evaluation.num_tokens, corpus.token_num_bytes())
+    documents = [document.tokens for document in corpus.heldout()]
+    usable = [tokens for tokens in documents if len(tokens) > longest]
+    if not usable:
+        most = max((len(tokens) for tokens in documents), default=0)
+        raise UserError(
+            f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens, "
+            f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
+            "length; lower the longest length or raise heldout_fraction"
+        )
+    return _dealt(usable, longest, evaluation.num_tokens, corpus.token_num_bytes())
 
 
 def document_targets(
@@ -76,7 +85,7 @@ def document_targets(
     wanted = max(1, num_tokens // longest)
     kept: list[np.ndarray] = []
     most = 0
-    for document in read_documents(source):
+    for document in read_documents(list_source(source), source):
         ids = _token_ids(document, tokenizer, corpus.vocab_size)
         most = max(most, len(ids))
         if len(ids) > longest:
@@ -91,7 +100,7 @@ def document_targets(
             f"longest has {most:,}: nothing could be scored at that length; score shorter windows "
             "or longer documents"
         )
-    return dealt(kept, longest, num_tokens, corpus.token_num_bytes())
+    return _dealt(kept, longest, num_tokens, corpus.token_num_bytes())
 
 
 def _rounds(stretches: list[int], wanted: int) -> int:
@@ -114,19 +123,11 @@ def _token_ids(document: Document, tokenizer: Tokenizer, vocab_size: int) -> np.
     return document.content
 
 
-def dealt(
-    documents: list[np.ndarray], longest: int, num_tokens: int, token_num_bytes: np.ndarray
+def _dealt(
+    usable: list[np.ndarray], longest: int, num_tokens: int, token_num_bytes: np.ndarray
 ) -> HeldoutTargets:
-    """Stretches of ``longest`` targets of the documents that are long enough, round after round, up
-    to ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]. Raises UserError if none is."""
-    usable = [tokens for tokens in documents if len(tokens) > longest]
-    if not usable:
-        most = max((len(tokens) for tokens in documents), default=0)
-        raise UserError(
-            f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens, "
-            f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
-            "length; lower the longest length or raise heldout_fraction"
-        )
+    """Stretches of ``longest`` targets of documents that are long enough, round after round, up to
+    ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]."""
     wanted = num_tokens // longest
     stretches: list[np.ndarray] = []
     sources: list[int] = []

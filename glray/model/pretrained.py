@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from glray.errors import UserError
+from glray.files import sha256_of
 
 ARCHITECTURES = ("gpt_neox", "llama")
 """The ``model_type`` of a ``config.json`` that can be trained."""
@@ -36,9 +37,7 @@ class PretrainedFolder:
         """Of the names and contents of ``config.json`` and the weight files: reads them all."""
         digest = hashlib.sha256()
         for file in (self.path / "config.json", *self.weight_files):
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{content}  {file.name}\n".encode())
+            digest.update(f"{sha256_of(file)}  {file.name}\n".encode())
         return digest.hexdigest()
 
 

@@ -3,7 +3,6 @@
 Figures are matplotlib's objects with the Agg canvas; nothing touches pyplot's global state.
 """
 
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from glray.files import naming
+from glray.files import committed
 from glray.report.arms import Arm
 
 # Okabe & Ito's palette, told apart under the common colour blindnesses, yellow left out (too
@@ -140,11 +139,6 @@ def grey_handle(label: str, **style: object) -> Line2D:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, complete or not at all."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with naming(path):
-            figure.savefig(partial, format="png", metadata={"Software": None})
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with committed(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
     return path

@@ -40,13 +40,10 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
     assert spec.search is not None
     search = spec.search
     rng = random.Random(f"glray search {search.seed} {number}")
-    own = tuple(stage.seq_len for stage in spec.arm(search.arm).stages)
-    ladder = rng.choice(search.ladders) if search.ladders else own
-    arm = ArmSpec(
-        name=search.arm,
-        stages=tuple(draw_stages(search, ladder, rng)),
-        positions=spec.arm(search.arm).positions,
-    )
+    searched = spec.arm(search.arm)
+    ladder = rng.choice(search.ladders) if search.ladders else searched.seq_lens
+    stages = tuple(draw_stages(search, ladder, rng))
+    arm = ArmSpec(name=searched.name, stages=stages, positions=searched.positions)
     return spec.with_fields(
         name=f"{spec.name}-trial{number:03d}",
         arms=[arm],

@@ -76,7 +76,7 @@ class PipelineSpec(Spec):
     @property
     def all_seq_lens(self) -> tuple[int, ...]:
         """Every training length of any arm or search ladder, ascending."""
-        lengths = {stage.seq_len for arm in self.arms for stage in arm.stages}
+        lengths = {seq_len for arm in self.arms for seq_len in arm.seq_lens}
         if self.search:
             lengths |= {seq_len for ladder in self.search.ladders for seq_len in ladder}
         return tuple(sorted(lengths))

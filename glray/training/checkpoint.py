@@ -19,12 +19,11 @@ from typing import Any
 import torch
 
 from glray.errors import UserError
-from glray.files import write_json
+from glray.files import sha256_of, write_json
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.tensor_files import (
     WrittenFile,
     read_tensors,
-    sha256_of,
     write_tensors,
     written_names,
 )
@@ -85,10 +84,15 @@ def save_checkpoint(
 def _commit(partial: Path, path: Path, state: TrainState, tensors: list[WrittenFile]) -> None:
     state_file = partial / "state.json"
     write_json(state_file, asdict(state))
-    files = {f"{TENSORS}/{file.name}": (file.num_bytes, file.sha256) for file in tensors}
-    files[state_file.name] = (state_file.stat().st_size, sha256_of(state_file))
-    manifest = {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in files.items()}
-    write_json(partial / COMMITTED, {"step": state.step, "files": manifest})
+    files = {
+        f"{TENSORS}/{file.name}": {"bytes": file.num_bytes, "sha256": file.sha256}
+        for file in tensors
+    }
+    files[state_file.name] = {
+        "bytes": state_file.stat().st_size,
+        "sha256": sha256_of(state_file),
+    }
+    write_json(partial / COMMITTED, {"step": state.step, "files": files})
     if path.exists():
         shutil.rmtree(path)
     partial.rename(path)
@@ -168,11 +172,11 @@ def _manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of each file of a checkpoint. Raises UserError if it says anything else."""
     try:
         manifest = json.loads((path / COMMITTED).read_text(encoding="utf-8"))
-        files = {
-            name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
-        }
-        step = manifest["step"]
-        sound = all(isinstance(n, int) and isinstance(h, str) for n, h in files.values())
+        files, step = manifest["files"], manifest["step"]
+        sound = all(
+            isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+            for entry in files.values()
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -187,10 +191,10 @@ def _manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
         for file in path.rglob("*")
         if file.is_file() and file.name != COMMITTED
     }
-    if present - files.keys() or "state.json" not in files:
-        other = min(present - files.keys(), default="state.json")
-        raise UserError(f"{path / other}: its manifest does not name it; {remedy}")
-    return manifest["files"]
+    unnamed = (present | {"state.json"}) - files.keys()
+    if unnamed:
+        raise UserError(f"{path / min(unnamed)}: its manifest does not name it; {remedy}")
+    return files
 
 
 def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -89,7 +89,7 @@ def _losses(
     first, last = row_range(num_stretches, ctx.rank, ctx.world_size)
     mine = torch.from_numpy(targets.tokens[first:last])
     starts, num_new = torch.from_numpy(windows.starts), torch.from_numpy(windows.num_new)
-    positions = torch.arange(seq_len)
+    places = torch.arange(seq_len + 1)
     num_windows = len(mine) * per_stretch
     padding = mine.new_zeros((1, seq_len))
     by_stretch = torch.zeros(num_stretches, dtype=torch.float64)
@@ -104,9 +104,9 @@ def _losses(
                 continue
             window = torch.arange(start, min(start + rows, num_windows))
             stretch, place = window // per_stretch, window % per_stretch
-            tokens = mine[stretch[:, None], starts[place, None] + torch.arange(seq_len + 1)]
+            tokens = mine[stretch[:, None], starts[place, None] + places]
             losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
-            is_new = positions >= seq_len - num_new[place, None]
+            is_new = places[:-1] >= seq_len - num_new[place, None]
             losses = losses.double().cpu() * is_new
             by_stretch.index_add_(0, first + stretch, losses.sum(dim=1))
             by_position += losses.sum(dim=0)

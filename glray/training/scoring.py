@@ -1,6 +1,5 @@
 """A run's latest model scored on windows of any length. No Ray."""
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -8,12 +7,13 @@ from typing import Any
 
 import torch
 
-from glray.data.targets import HeldoutTargets, dealt, document_targets, heldout_targets
+from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
 from glray.model.decoder import place_positions
 from glray.model.positions import SCALINGS, scoring_parameters
 from glray.spec.corpus import SourceCorpus
-from glray.spec.positions import BaseFrequencies, PositionsSpec
+from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
+from glray.spec.training import EvaluationSpec
 from glray.training.context import LocalContext
 from glray.training.evaluation import evaluate
 from glray.training.execution import execution
@@ -63,14 +63,16 @@ def score_run(run: Run, protocol: ScoringProtocol) -> Scores:
     only if that is the same.
     """
     _refuse_lengths(protocol)
-    choices = [name for name in protocol.positions if name != AS_TRAINED]
-    for name in choices:
-        _choice(name, run.model_config.rope_parameters)
-    targets = _targets(run, protocol)
     ctx = LocalContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model, state = latest_model(run, ctx.device)
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
     stage = run.plan.stage_index(state.step - 1)
+    seq_lens = sorted(set(protocol.seq_lens))
+    placings = {  # all of them before the first is scored: one may be refused
+        name: [json.dumps(_rope_parameters(name, run, stage, seq_len)) for seq_len in seq_lens]
+        for name in protocol.positions
+    }
+    targets = _targets(run, protocol)
 
     @cache  # at lengths that were trained all placings are one
     def scored(seq_len: int, rope: str) -> dict[str, Any]:
@@ -81,11 +83,8 @@ def score_run(run: Run, protocol: ScoringProtocol) -> Scores:
         return record
 
     by_positions = {
-        name: [
-            scored(seq_len, json.dumps(_rope_parameters(name, run, stage, seq_len)))
-            for seq_len in sorted(set(protocol.seq_lens))
-        ]
-        for name in protocol.positions
+        name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
+        for name, ropes in placings.items()
     }
     own = heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
     return Scores(state.step, _trained_len(run, stage), targets, own, by_positions)
@@ -116,23 +115,23 @@ def _targets(run: Run, protocol: ScoringProtocol) -> HeldoutTargets:
     num_tokens = protocol.num_tokens or max(run.spec.evaluation.num_tokens, longest)
     if protocol.documents is not None:
         return document_targets(protocol.documents, run.corpus, longest, num_tokens)
-    documents = [document.tokens for document in run.corpus.heldout()]
-    return dealt(documents, longest, num_tokens, run.corpus.token_num_bytes())
+    return heldout_targets(run.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens))
 
 
 def _rope_parameters(name: str, run: Run, stage: int, seq_len: int) -> dict[str, Any]:
     trained = run.rope_parameters(stage)
     if name == AS_TRAINED:
         return trained
-    if trained != run.model_config.rope_parameters and name != "extrapolation":
+    choice = _choice(name, trained)
+    if isinstance(choice, Extrapolation):
+        return trained
+    if trained != run.model_config.rope_parameters:
         raise UserError(
             f"--positions {name}: {run.directory} was trained with positions scaled by "
             f"{run.arm.positions.kind}, and nobody has defined two scalings on top of each other; "
             "leave the option out to score it as trained"
         )
-    config = copy.deepcopy(run.model_config)
-    config.rope_parameters = trained
-    return scoring_parameters(_choice(name, trained), config, _trained_len(run, stage), seq_len)
+    return scoring_parameters(choice, run.model_config, _trained_len(run, stage), seq_len)
 
 
 def _trained_len(run: Run, stage: int) -> int:

@@ -7,7 +7,6 @@ its own writer first makes one ``bytes`` of all tensors, copied twice, and hashe
 checkpoint takes twice the seconds.
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from glray.files import naming
+from glray.files import naming, sha256_of
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,6 @@ def read_tensors(directory: Path, tensors: dict[str, torch.Tensor], *, no_dist: 
 def written_names(directory: Path) -> set[str]:
     """The names of the tensors in a folder."""
     return set(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _RankFiles(StorageWriter):

@@ -9,6 +9,7 @@ import struct
 import time
 from typing import Any, Protocol
 
+from glray.files import naming
 from glray.spec.identity import fingerprint
 from glray.training.context import WorkerContext
 from glray.training.run_directory import Run
@@ -53,7 +54,8 @@ class TensorBoard:
         directory.mkdir(exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._file = (directory / name).open("xb")
+        self._path = directory / name
+        self._file = self._path.open("xb")
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # Hides what earlier files have from the next step on: it is trained again.
         restart = SessionLog(status=SessionLog.START)
@@ -68,11 +70,13 @@ class TensorBoard:
 
     def flush(self) -> None:
         """See Tracker."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """See Tracker."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def _append(self, event: Any) -> None:
         """One TFRecord: length and data, each followed by its masked CRC-32C.
@@ -83,8 +87,9 @@ class TensorBoard:
 
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
-        for part in (length, data):
-            self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+        with naming(self._path):
+            for part in (length, data):
+                self._file.write(part + struct.pack("<I", masked_crc32c(part)))
 
 
 class WeightsAndBiases:

@@ -139,9 +139,9 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     (raylet,) = processes_of(folder, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
     status = again.process.wait(120)
-    assert status in (1, 2)  # 1 where Ray itself is faster to end the driver, and nothing is said
+    assert status in (1, 2)  # 1 where Ray itself ends the driver, before or after it has said why
     said = "the same command goes on from the latest checkpoint" in again.log.read_text()
-    assert said == (status == 2)
+    assert said or status == 1
 
     last = GlrayRun(folder)
     assert last.process.wait(240) == 0, last.log.read_text()

@@ -4,7 +4,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from glray.files import sole_writer
 from glray.spec import PipelineSpec, TokenizerFile, load_pipeline
 from glray.storage import storage_path
 
+if TYPE_CHECKING:
+    from glray.training.run_directory import Run
+
 app = typer.Typer(
     name="glray",
     help="Grow the sequence length while pretraining a language model, on Ray.",
@@ -24,6 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console(highlight=False, soft_wrap=True)
+
+GUARDED_STATUS = 3
+"""Of ``glray run`` when the held-out loss has risen by more than ``evaluation.max_rise``."""
 
 PipelineFile = Annotated[
     Path, typer.Argument(metavar="PIPELINE", help="A pipeline's .py file, or its resolved .yaml.")
@@ -88,6 +94,7 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
     from glray.model.config import starting_model
     from glray.report.plan_table import plan_tables
+    from glray.training.guard import excessive_rise
     from glray.training.run_directory import pipeline_directory, settle, with_calibration
 
     spec = with_calibration(_load(pipeline, overrides))
@@ -104,13 +111,35 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         )
     if runs is not None and all(run.is_finished for run in runs):
         console.print("every run is finished, nothing to train")
-    else:
+    elif runs is None or not all(run.is_finished or excessive_rise(run) for run in runs):
         exit_status = _train(spec, corpus)
         runs = settle(spec, corpus)
-        if runs is None or not all(run.is_finished for run in runs):
-            console.print("stopped; the same command resumes")
-            raise typer.Exit(exit_status)
+        if exit_status or runs is None:
+            _say_stopped(exit_status)
+    refuse_risen(runs)
+    if not all(run.is_finished for run in runs):
+        _say_stopped(0)
     _report([run.directory for run in runs], pipeline_directory(spec))
+
+
+def _say_stopped(exit_status: int) -> NoReturn:
+    console.print("stopped; the same command resumes")
+    raise typer.Exit(exit_status)
+
+
+def refuse_risen(runs: "list[Run]") -> None:
+    """Exit with status 3 if the guard has stopped a run."""
+    from glray.training.guard import excessive_rise
+
+    risen = [(run, rise) for run in runs if (rise := excessive_rise(run))]
+    for run, rise in risen:
+        console.print(
+            f"{run.name}: {rise}: stopped with a checkpoint, as evaluation.max_rise is "
+            f"{run.spec.evaluation.max_rise:g}; with a higher one, or null, the same command goes "
+            "on"
+        )
+    if risen:
+        raise typer.Exit(GUARDED_STATUS)
 
 
 class EvalProtocol(StrEnum):

@@ -15,9 +15,13 @@ from itertools import pairwise
 from glray.errors import UserError
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
-from glray.spec.training import CosineSchedule, LinearSchedule, ScheduleSpec
+from glray.spec.training import CosineSchedule, LinearSchedule, OptimizerSpec, ScheduleSpec
 
 MICROSECONDS = 1_000_000
+SETTLE_STEPS = 16
+"""Steps after a stage edge until it is scored again."""
+WATCHED_STEPS = 32
+"""Steps before and after a stage edge of which more is logged."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,18 @@ class StagePlan:
     def end_step(self) -> int:
         """The step after the stage's last."""
         return self.first_step + self.num_steps
+
+
+@dataclass(frozen=True)
+class StageEdge:
+    """Where one stage gives way to the next."""
+
+    step: int
+    """The first of the next stage, from 0: so many are trained before."""
+    from_seq_len: int
+    to_seq_len: int
+    settled_step: int
+    """When it is scored again: ``SETTLE_STEPS`` later, or at the end of a shorter stage."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,24 @@ class Plan:
     def edges(self) -> tuple[int, ...]:
         """The step counts at which a stage is complete, the last being the end."""
         return tuple(stage.end_step for stage in self.stages)
+
+    @property
+    def inner_edges(self) -> tuple[StageEdge, ...]:
+        """Those between two stages."""
+        return tuple(
+            StageEdge(
+                step=after.first_step,
+                from_seq_len=before.seq_len,
+                to_seq_len=after.seq_len,
+                settled_step=after.first_step + min(SETTLE_STEPS, after.num_steps),
+            )
+            for before, after in pairwise(self.stages)
+        )
+
+    def is_watched(self, step: int) -> bool:
+        """Whether step ``step`` (from 0) is one of ``WATCHED_STEPS`` before or after an inner
+        edge."""
+        return any(-WATCHED_STEPS <= step - edge.step < WATCHED_STEPS for edge in self.inner_edges)
 
     def stage_index(self, step: int) -> int:
         """The stage that step ``step`` (from 0) belongs to."""
@@ -152,7 +186,18 @@ def split(total: int, weights: list[Fraction]) -> list[int]:
     return [end - start for start, end in pairwise(edges)]
 
 
-def learning_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> float:
+def learning_rate(optimizer: OptimizerSpec, plan: Plan, step: int) -> float:
+    """The rate of step ``step`` (from 0): the schedule's, and over the ``rewarm_steps`` after an
+    inner edge n/(rewarm_steps + 1) of it for n = 1, 2, …"""
+    rate = scheduled_rate(optimizer.schedule, optimizer.lr, plan.progress(step))
+    stage = plan.stages[plan.stage_index(step)]
+    inside = step - stage.first_step + 1
+    if stage.first_step and inside <= optimizer.rewarm_steps:
+        rate *= inside / (optimizer.rewarm_steps + 1)
+    return rate
+
+
+def scheduled_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> float:
     """The rate at ``progress`` (share of the budget behind us, 0 to 1).
 
     The warm-up rises from 0 to ``peak``; what follows ends at ``schedule.final`` × peak.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.errors import UserError
-from glray.plan import learning_rate, make_plan, split
+from glray.plan import learning_rate, make_plan, scheduled_rate, split
 from glray.spec import (
     ArmSpec,
     BpeTokenizer,
@@ -187,7 +187,31 @@ def test_progress_in_seconds_follows_charged_time():
         ),
     ],
 )
-def test_learning_rate(schedule, expected):
+def test_scheduled_rate(schedule, expected):
     for progress, share in expected.items():
-        rate = learning_rate(schedule, 0.01, Fraction(str(progress)))
+        rate = scheduled_rate(schedule, 0.01, Fraction(str(progress)))
         assert rate == pytest.approx(0.01 * share, abs=1e-12)
+
+
+def test_the_rate_rises_again_after_each_edge():
+    optimizer = OptimizerSpec(lr=0.01, schedule=LinearSchedule(warmup=0.0), rewarm_steps=3)
+    plan = plan_of(spec(tokens=40 * 4096))  # 10 steps a stage
+    shares = [
+        learning_rate(optimizer, plan, step)
+        / scheduled_rate(optimizer.schedule, 0.01, plan.progress(step))
+        for step in range(8, 22)
+    ]
+    once = [1, 1, 0.25, 0.5, 0.75, *[1] * 7, 0.25, 0.5]
+    assert shares == pytest.approx(once)
+
+
+def test_edges_between_stages():
+    plan = plan_of(spec(tokens=80 * 4096))  # 20 steps a stage
+    first, _, last = plan.inner_edges
+    assert (first.step, first.from_seq_len, first.to_seq_len) == (20, 128, 256)
+    assert first.settled_step == 36
+    assert (last.step, last.settled_step) == (60, 76)
+    assert [step for step in range(80) if not plan.is_watched(step)] == []
+    long = plan_of(spec(ratios=(100, 1, 1, 1), tokens=103 * 4096))
+    assert [edge.settled_step for edge in long.inner_edges] == [101, 102, 103]
+    assert [step for step in range(103) if long.is_watched(step)] == list(range(68, 103))

@@ -95,12 +95,20 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
     What makes a document hard for both cancels. None for one document, or targets that differ.
     """
     tokens = _latest(first.runs[0]).document_tokens
-    if len(tokens) < 2 or first.document_losses is None or second.document_losses is None:
+    if first.document_losses is None or second.document_losses is None:
         return None
-    weights = tokens / tokens.sum()
-    differences = first.document_losses - second.document_losses
+    return difference_error(tokens, first.document_losses - second.document_losses)
+
+
+def difference_error(document_tokens: np.ndarray, differences: np.ndarray) -> float | None:
+    """The standard error of the mean of the documents' ``differences`` by their tokens; None for
+    one document."""
+    num_documents = len(document_tokens)
+    if num_documents < 2:
+        return None
+    weights = document_tokens / document_tokens.sum()
     deviations = weights * (differences - (weights * differences).sum())
-    return float(np.sqrt(len(tokens) / (len(tokens) - 1) * (deviations**2).sum()))
+    return float(np.sqrt(num_documents / (num_documents - 1) * (deviations**2).sum()))
 
 
 def share_targets(runs: Sequence[RunRecord]) -> bool:

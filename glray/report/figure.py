@@ -56,6 +56,12 @@ def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.7), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    bare_axes(axes, x_label, y_label)
+    return figure, axes
+
+
+def bare_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    """Label axes and take away all but their lines to the left and below."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)
@@ -63,7 +69,6 @@ def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.tick_params(color=_GREY, labelsize=9.5)
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.7)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def length_axis(axes: Axes, lengths: list[int]) -> None:

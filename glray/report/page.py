@@ -7,6 +7,7 @@ from glray.errors import UserError
 from glray.files import write_text
 from glray.report import sections
 from glray.report.arms import eval_seq_lens, longest_trained
+from glray.report.crossings import crossings
 from glray.report.headline import headline
 from glray.report.markup import definitions, document, opening, paragraph, picture, section
 from glray.report.plots import draw
@@ -36,6 +37,12 @@ _PLOTS = {
         "the last position goes on gaining from context; one that rises after its longest trained "
         "length does not carry over to longer windows.",
     ),
+    "around_edges.png": (
+        "Around the edges between stages",
+        "Each training step's loss, gradient norm, update norm and learning rate in the 32 steps "
+        "before and after an edge. The loss of training changes its task there: a longer window "
+        "gives most targets more context.",
+    ),
 }
 
 
@@ -53,7 +60,8 @@ def write_report(runs: list[RunRecord], directory: Path) -> Path:
         sections.figures(runs),
         sections.heldout(runs),
         section("Plots", *(picture(path, *_PLOTS[path.name]) for path in plots)),
-        sections.edges(runs),
+        sections.stage_ends(runs),
+        crossings(runs),
         sections.stages(runs),
         sections.provenance(runs),
         section("How to read this", definitions(_how_to_read(runs))),

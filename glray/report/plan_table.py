@@ -90,8 +90,7 @@ def _settled(spec: PipelineSpec, arm: ArmSpec, plan: Plan) -> RenderableType:
 def _rates(spec: PipelineSpec, plan: Plan, stage: StagePlan) -> str:
     optimizer = spec.optimizer
     first, last = (
-        learning_rate(optimizer.schedule, optimizer.lr, plan.progress(step))
-        for step in (stage.first_step, stage.end_step - 1)
+        learning_rate(optimizer, plan, step) for step in (stage.first_step, stage.end_step - 1)
     )
     return f"{_short(first)}→{_short(last)}"
 

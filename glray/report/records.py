@@ -16,7 +16,16 @@ import yaml
 from glray.errors import UserError
 from glray.files import read_json
 from glray.plan import StagePlan
-from glray.report.run_record import Evaluation, LengthLoss, Result, RunRecord, StepLog
+from glray.report.run_record import (
+    EdgeLoss,
+    EdgeRecord,
+    Evaluation,
+    Jump,
+    LengthLoss,
+    Result,
+    RunRecord,
+    StepLog,
+)
 
 __all__ = ["RunRecord", "load_run", "load_runs"]
 
@@ -31,9 +40,8 @@ def load_run(directory: Path) -> RunRecord:
         )
     run = read_json(path)
     try:
-        evaluations = [
-            _evaluation(read_json(file)) for file in (directory / "evaluations").glob("step-*.json")
-        ]
+        evaluations = [_evaluation(record) for record in _steps_in(directory / "evaluations")]
+        edges = [_edge(record) for record in _steps_in(directory / "edges")]
         result_path, spec_path = directory / "result.json", directory / "spec.yaml"
         return RunRecord(
             directory=directory,
@@ -48,7 +56,8 @@ def load_run(directory: Path) -> RunRecord:
             budget_tokens=run["plan"]["budget_tokens"],
             stages=tuple(StagePlan(**stage) for stage in run["plan"]["stages"]),
             log=_step_log(directory / "metrics.jsonl"),
-            evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.step)),
+            evaluations=tuple(evaluations),
+            edges=tuple(edges),
             result=_result(read_json(result_path)) if result_path.is_file() else None,
             spec_yaml=spec_path.read_text(encoding="utf-8") if spec_path.is_file() else "",
         )
@@ -115,15 +124,26 @@ def _step_log(path: Path) -> StepLog:
     def column(name: str, dtype: type = np.float64) -> np.ndarray:
         return np.array([step[name] for step in steps], dtype=dtype)
 
-    charged = column("charged_seconds")  # null becomes NaN
+    near_edges = [step.get("update_norm") for step in steps]  # null becomes NaN
+
+    charged = column("charged_seconds")
     return StepLog(
         step=column("step", np.int64),
         tokens=column("tokens", np.int64),
         loss=column("loss"),
+        grad_norm=column("grad_norm"),
+        update_norm=np.array(near_edges, dtype=np.float64),
+        lr=column("lr"),
         charged_seconds=None if np.isnan(charged).any() else charged,
         measured_seconds=column("measured_seconds"),
         data_wait_seconds=column("data_wait_seconds"),
     )
+
+
+def _steps_in(folder: Path) -> list[Any]:
+    """The records of a folder in the order of their steps."""
+    records = [read_json(file) for file in folder.glob("step-*.json")]
+    return sorted(records, key=lambda record: record["step"])
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
@@ -149,6 +169,26 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
         document_tokens=np.array(record["document_tokens"], dtype=np.int64),
         num_target_tokens=record["num_target_tokens"],
         lengths=tuple(sorted(lengths, key=lambda length: length.seq_len)),
+    )
+
+
+def _edge(record: dict[str, Any]) -> EdgeRecord:
+    def losses(entries: list[dict[str, Any]] | None) -> dict[int, EdgeLoss]:
+        return {
+            entry["seq_len"]: EdgeLoss(entry["loss"], np.array(entry["document_losses"]))
+            for entry in entries or []
+        }
+
+    return EdgeRecord(
+        step=record["step"],
+        from_seq_len=record["from_seq_len"],
+        to_seq_len=record["to_seq_len"],
+        settled_step=record["settled_step"],
+        document_tokens=np.array(record["document_tokens"], dtype=np.int64),
+        before=losses(record["before"]),
+        switched=losses(record["switched"]),
+        after=losses(record["after"]),
+        jump=None if record["jump"] is None else Jump(**record["jump"]),
     )
 
 

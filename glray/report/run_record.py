@@ -19,6 +19,12 @@ class StepLog:
     """int64[steps]: tokens trained so far."""
     loss: np.ndarray
     """float64[steps]: training loss, nats per token."""
+    grad_norm: np.ndarray
+    """float64[steps]: before clipping."""
+    update_norm: np.ndarray
+    """float64[steps]: NaN away from the edges between stages."""
+    lr: np.ndarray
+    """float64[steps]."""
     charged_seconds: np.ndarray | None
     """float64[steps], cumulated; None without a calibration."""
     measured_seconds: np.ndarray
@@ -67,6 +73,47 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class EdgeLoss:
+    """Held-out loss at one window length near an edge between two stages."""
+
+    loss: float
+    """Nats per token."""
+    document_losses: np.ndarray
+    """float64[documents]."""
+
+
+@dataclass(frozen=True)
+class Jump:
+    """What the held-out loss does from the length before an edge to that after it with the same
+    weights, and its three parts; nats per token. ``docs/metrics.md`` defines them."""
+
+    jump: float
+    placed_anew: float
+    longer_context: float
+    unseen_positions: float
+
+
+@dataclass(frozen=True)
+class EdgeRecord:
+    """``edges/step-*.json``: an edge between two stages."""
+
+    step: int
+    from_seq_len: int
+    to_seq_len: int
+    settled_step: int
+    document_tokens: np.ndarray
+    """int64[documents]: target tokens of each."""
+    before: dict[int, EdgeLoss]
+    """By window length, as are those below."""
+    switched: dict[int, EdgeLoss]
+    """With the positions of the stage after it."""
+    after: dict[int, EdgeLoss]
+    """At ``settled_step``; empty until then."""
+    jump: Jump | None
+    """None where the length does not grow, or was not scored."""
+
+
+@dataclass(frozen=True)
 class Result:
     """``result.json``: what a finished run took."""
 
@@ -95,6 +142,8 @@ class RunRecord:
     log: StepLog
     evaluations: tuple[Evaluation, ...]
     """Ascending in ``step``."""
+    edges: tuple[EdgeRecord, ...]
+    """Those between two stages that were reached, ascending in ``step``."""
     result: Result | None
     """None while the run is unfinished."""
     spec_yaml: str

@@ -11,7 +11,7 @@ from glray.report.run_record import Evaluation, RunRecord
 def figures(runs: Sequence[RunRecord]) -> str:
     """What each run took: tokens and every clock."""
     rows = []
-    for label, _, run in _labelled(runs):
+    for label, _, run in labelled(runs):
         waited = float(run.log.data_wait_seconds.sum())
         result = run.result
         steps = f"{run.steps_done:,}"
@@ -50,7 +50,7 @@ def heldout(runs: Sequence[RunRecord]) -> str:
     if not seq_lens:
         return section("Held-out loss by window length", paragraph("Nothing is evaluated yet."))
     losses, bits = [], []
-    for label, _, run in _labelled(runs):
+    for label, _, run in labelled(runs):
         if run.latest is None:
             continue
         if not run.is_finished:
@@ -69,7 +69,7 @@ def heldout(runs: Sequence[RunRecord]) -> str:
     )
 
 
-def edges(runs: Sequence[RunRecord]) -> str:
+def stage_ends(runs: Sequence[RunRecord]) -> str:
     """Held-out loss at the end of each stage."""
     seq_lens = eval_seq_lens(runs)
     rows = [
@@ -82,7 +82,7 @@ def edges(runs: Sequence[RunRecord]) -> str:
             seconds_text(evaluation.measured_seconds),
             *(_edge_cell(evaluation, seq_len) for seq_len in seq_lens),
         ]
-        for label, _, run in _labelled(runs)
+        for label, _, run in labelled(runs)
         for evaluation in run.evaluations
     ]
     if not rows:
@@ -95,7 +95,7 @@ def edges(runs: Sequence[RunRecord]) -> str:
 def stages(runs: Sequence[RunRecord]) -> str:
     """What each stage trained, and what its steps cost."""
     rows = []
-    for label, _, run in _labelled(runs):
+    for label, _, run in labelled(runs):
         for index, stage in enumerate(run.stages):
             steps = run.steps_in(stage)
             cost = stage.step_microseconds
@@ -138,7 +138,7 @@ def provenance(runs: Sequence[RunRecord]) -> str:
     """Machine, versions and commit, each once with the runs it belongs to; fingerprints; specs."""
     environments: dict[str, list[str]] = {}
     fingerprints = []
-    for label, _, run in _labelled(runs):
+    for label, _, run in labelled(runs):
         described = ", ".join(
             f"{key.replace('_', ' ')} {'none' if value is None else value}"
             for key, value in run.environment.items()
@@ -162,7 +162,7 @@ def provenance(runs: Sequence[RunRecord]) -> str:
     )
     parts += [
         folded(f"Resolved spec of {label}", run.spec_yaml)
-        for label, _, run in _labelled(runs)
+        for label, _, run in labelled(runs)
         if run.spec_yaml
     ]
     return section("Machine, versions and identity", *parts)
@@ -177,7 +177,8 @@ def _matmul_peak(run: RunRecord) -> str:
     return f"{peak['measured'] / 1e12:.3g}{nominal}"
 
 
-def _labelled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Arm, RunRecord]]:
+def labelled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, Arm, RunRecord]]:
+    """Each run with its label and its arm, arm by arm."""
     for arm in by_arm(runs):
         for run in arm.runs:
             yield arm.run_label(run), arm, run

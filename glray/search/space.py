@@ -62,6 +62,11 @@ def refuse_search(spec: PipelineSpec) -> None:
             f"{spec.name}: budget.tokens is {spec.budget.tokens:,}, a search compares schedules "
             "at equal charged seconds; --set budget.seconds=60 --set budget.tokens=null"
         )
+    if spec.evaluation.max_rise is not None:
+        raise UserError(
+            f"{spec.name}: evaluation.max_rise {spec.evaluation.max_rise:g} would stop trials, "
+            "which then have no loss to compare; --set evaluation.max_rise=null"
+        )
     ranking_seq_len(spec)
 
 

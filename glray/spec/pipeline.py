@@ -155,6 +155,20 @@ class PipelineSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _guard_can_score(self) -> "PipelineSpec":
+        longest = max(self.evaluation.seq_lens)
+        for arm in self.arms if self.evaluation.max_rise is not None else ():
+            for seq_len in arm.seq_lens[:-1]:
+                if longest % seq_len:
+                    raise ValueError(
+                        f"evaluation.max_rise watches the loss at {seq_len} across an edge of "
+                        f"{arm.name!r}, which does not divide the longest of "
+                        f"evaluation.seq_lens, {longest}: it could not be scored; add a length "
+                        "that all stages divide"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _search_fits(self) -> "PipelineSpec":
         if self.search is None:
             return self

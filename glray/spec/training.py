@@ -63,6 +63,8 @@ class OptimizerSpec(Spec):
     """Gradients are scaled down to this global L2 norm."""
     schedule: ScheduleSpec = CosineSchedule()
     """The learning rate over the budget: over charged seconds or tokens, whichever it is in."""
+    rewarm_steps: int = Field(default=0, ge=0)
+    """Steps after each stage edge over which the rate rises to the schedule's again."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "OptimizerSpec":
@@ -78,6 +80,9 @@ class EvaluationSpec(Spec):
     """Window lengths; the longest may exceed what was trained. Each must divide the longest."""
     num_tokens: int = Field(ge=1)
     """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
+    max_rise: float | None = Field(default=None, ge=0)
+    """Nats per token by which the loss at the length before a stage edge may rise until 16 steps
+    after it: a run that exceeds it stops with a checkpoint. None: it goes on."""
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> "EvaluationSpec":

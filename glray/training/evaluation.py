@@ -25,8 +25,24 @@ def evaluate(
     *,
     stride: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One record a length: loss in nats per token, its standard error over documents, the mean loss
-    of each document and at each position of the window, bits per byte. The same on every rank.
+    """``Scored.record`` of each length, ascending. The same on every rank."""
+    return [
+        score(model, targets, seq_len, spec, ctx, execution, stride=stride).record()
+        for seq_len in sorted(seq_lens)
+    ]
+
+
+def score(
+    model: NextTokenLoss,
+    targets: HeldoutTargets,
+    seq_len: int,
+    spec: PipelineSpec,
+    ctx: WorkerContext,
+    execution: Execution,
+    *,
+    stride: int | None = None,
+) -> "Scored":
+    """The targets in windows of ``seq_len`` tokens. The same on every rank.
 
     Without a ``stride`` each stretch is cut into windows, so that a target's context is what its
     window has before it. With one, windows begin ``stride`` tokens apart and score what the one
@@ -35,14 +51,10 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    results = []
-    for seq_len in sorted(seq_lens):
-        rows = execution.rows_at_once(seq_len)
-        windows = Windows.over(targets.longest, seq_len, stride or seq_len)
-        by_stretch, by_position = _losses(model, targets, windows, rows, spec, ctx)
-        results.append(_summary(windows, by_stretch, by_position, targets))
+    windows = Windows.over(targets.longest, seq_len, stride or seq_len)
+    scored = _scored(model, targets, windows, execution.rows_at_once(seq_len), spec, ctx)
     model.train(was_training)
-    return results
+    return scored
 
 
 @dataclass(frozen=True)
@@ -65,35 +77,73 @@ class Windows:
         return cls(seq_len, np.array(starts), np.array(new))
 
     @property
-    def scored_at(self) -> np.ndarray:
-        """int64[seq_len]: targets of a stretch that are scored at each position of a window."""
-        positions = np.arange(self.seq_len)
-        return (positions >= self.seq_len - self.num_new[:, None]).sum(axis=0)
+    def positions(self) -> np.ndarray:
+        """int64[longest]: at which position of its window each target of a stretch is scored."""
+        return np.arange(self.num_new.sum()) - np.repeat(self.starts, self.num_new)
 
 
-def _losses(
+@dataclass(frozen=True)
+class Scored:
+    """The targets' losses in windows of one length, over all ranks."""
+
+    targets: HeldoutTargets
+    windows: Windows
+    by_stretch: np.ndarray
+    """float64[stretches]: summed, in nats."""
+    by_place: np.ndarray
+    """float64[longest]: at each place of a stretch, summed over the stretches."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.by_stretch.sum() / self.targets.num_targets)
+
+    @property
+    def document_losses(self) -> np.ndarray:
+        """float64[documents]: nats per token of each."""
+        losses = np.bincount(self.targets.documents, weights=self.by_stretch)
+        return losses / np.array(self.targets.document_tokens)
+
+    def record(self) -> dict[str, Any]:
+        """Loss in nats per token, its standard error over documents, the mean loss of each document
+        and at each position of the window, bits per byte."""
+        positions = self.windows.positions
+        scored_at = np.bincount(positions) * len(self.targets.tokens)
+        by_position = np.bincount(positions, weights=self.by_place) / scored_at
+        counts = np.array(self.targets.document_tokens)
+        # By document, so that two runs compare on the same documents: a paired difference is far
+        # surer than two losses that share the documents' difficulty.
+        return {
+            "seq_len": self.windows.seq_len,
+            "loss": self.loss,
+            "standard_error": _standard_error(self.document_losses * counts, counts, self.loss),
+            "document_losses": self.document_losses.tolist(),
+            "bits_per_byte": float(self.by_stretch.sum() / np.log(2) / self.targets.num_bytes),
+            "loss_by_position": by_position.tolist(),
+        }
+
+
+def _scored(
     model: NextTokenLoss,
     targets: HeldoutTargets,
     windows: Windows,
     rows: int,
     spec: PipelineSpec,
     ctx: WorkerContext,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed losses of each stretch, float64[stretches], and at each position, float64[seq_len].
-
-    ``rows`` windows go through the model at once. Every rank makes as many passes as the one with
-    most windows, as a sharded model needs all of them; what is left over is padding.
+) -> Scored:
+    """``rows`` windows go through the model at once. Every rank makes as many passes as the one
+    with most windows, as a sharded model needs all of them; what is left over is padding.
     """
     seq_len, per_stretch = windows.seq_len, len(windows.starts)
     num_stretches = len(targets.tokens)
     first, last = row_range(num_stretches, ctx.rank, ctx.world_size)
     mine = torch.from_numpy(targets.tokens[first:last])
     starts, num_new = torch.from_numpy(windows.starts), torch.from_numpy(windows.num_new)
-    places = torch.arange(seq_len + 1)
+    positions = torch.arange(seq_len + 1)
     num_windows = len(mine) * per_stretch
     padding = mine.new_zeros((1, seq_len))
     by_stretch = torch.zeros(num_stretches, dtype=torch.float64)
-    by_position = torch.zeros(seq_len, dtype=torch.float64)
+    by_place = torch.zeros(targets.longest, dtype=torch.float64)
     with (
         torch.no_grad(),
         torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
@@ -103,33 +153,16 @@ def _losses(
                 model(padding.to(ctx.device), padding.to(ctx.device))
                 continue
             window = torch.arange(start, min(start + rows, num_windows))
-            stretch, place = window // per_stretch, window % per_stretch
-            tokens = mine[stretch[:, None], starts[place, None] + places]
+            stretch, index = window // per_stretch, window % per_stretch
+            places = starts[index, None] + positions
+            tokens = mine[stretch[:, None], places]
             losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
-            is_new = places[:-1] >= seq_len - num_new[place, None]
+            is_new = positions[:-1] >= seq_len - num_new[index, None]
             losses = losses.double().cpu() * is_new
             by_stretch.index_add_(0, first + stretch, losses.sum(dim=1))
-            by_position += losses.sum(dim=0)
-    both = sum_over_ranks(ctx, torch.cat([by_stretch, by_position]).to(ctx.device)).cpu().numpy()
-    return both[: len(by_stretch)], both[len(by_stretch) :]
-
-
-def _summary(
-    windows: Windows, by_stretch: np.ndarray, by_position: np.ndarray, targets: HeldoutTargets
-) -> dict[str, Any]:
-    losses = np.bincount(targets.documents, weights=by_stretch)
-    counts = np.bincount(targets.documents) * targets.longest
-    mean = losses.sum() / counts.sum()
-    # By document, so that two runs compare on the same documents: a paired difference is far
-    # surer than two losses that share the documents' difficulty.
-    return {
-        "seq_len": windows.seq_len,
-        "loss": float(mean),
-        "standard_error": _standard_error(losses, counts, mean),
-        "document_losses": (losses / counts).tolist(),
-        "bits_per_byte": float(losses.sum() / np.log(2) / targets.num_bytes),
-        "loss_by_position": (by_position / (windows.scored_at * len(targets.tokens))).tolist(),
-    }
+            by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
+    both = sum_over_ranks(ctx, torch.cat([by_stretch, by_place]).to(ctx.device)).cpu().numpy()
+    return Scored(targets, windows, both[:num_stretches], both[num_stretches:])
 
 
 def _standard_error(losses: np.ndarray, counts: np.ndarray, mean: float) -> float | None:

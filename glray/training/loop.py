@@ -7,15 +7,18 @@ the waits for their batches, not the first read's start-up, checkpoints or evalu
 
 import time
 from contextlib import closing
+from enum import Enum
 
 from glray.data.windows import stage_reads
 from glray.plan import MICROSECONDS, Plan, learning_rate
 from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.execution import Execution
+from glray.training.guard import excessive_rise
 from glray.training.metrics import Interval, MetricsLog, PendingStep
-from glray.training.optimizer import set_learning_rate
+from glray.training.optimizer import set_learning_rate, update_norm
 from glray.training.run_directory import Run
 from glray.training.session import RunSession, open_session
+from glray.training.stage_edges import score_settled, score_stage
 from glray.training.step import accumulate_gradients, apply_gradients
 from glray.training.warmup import warm_up
 
@@ -23,22 +26,34 @@ SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
 
 
-def train(run: Run, ctx: WorkerContext, execution: Execution, peak: float) -> bool:
-    """Train a run to its end, from its latest checkpoint. False if it was asked to stop.
+class Ending(Enum):
+    """How a call of ``train`` ended."""
+
+    FINISHED = "at the run's last step"
+    STOPPED = "asked to stop"
+    GUARDED = "the held-out loss has risen by more than evaluation.max_rise"
+
+
+def train(run: Run, ctx: WorkerContext, execution: Execution, peak: float) -> Ending:
+    """Train a run to its end, from its latest checkpoint, unless something stops it before.
 
     ``peak`` is the FLOP/s of all workers' matrix products, for MFU. Leaves checkpoints, metrics,
     evaluations, ``model/`` and ``result.json``.
     """
     with closing(open_session(run, ctx, execution)) as session:
-        session.evaluate_edge()  # an edge whose checkpoint was committed but not scored
-        if session.state.step < run.plan.num_steps and not _train_steps(session, peak):
-            return False
+        score_stage(session)  # an edge whose checkpoint was committed but not scored
+        if _is_guarded(session):
+            return Ending.GUARDED
+        if session.state.step < run.plan.num_steps:
+            ending = _train_steps(session, peak)
+            if ending is not Ending.FINISHED:
+                return ending
         session.finish()
-        return True
+        return Ending.FINISHED
 
 
-def _train_steps(session: RunSession, peak: float) -> bool:
-    """All steps from the state's on. Returns False if stopped before the last."""
+def _train_steps(session: RunSession, peak: float) -> Ending:
+    """All steps from the state's on."""
     run, ctx, state = session.run, session.ctx, session.state
     plan, optimizer_spec = run.plan, run.spec.optimizer
     every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
@@ -46,6 +61,7 @@ def _train_steps(session: RunSession, peak: float) -> bool:
     warm_up(session)
     log = MetricsLog(run, ctx, session.trackers, peak)
     log.rewind(state.step, state.measured_seconds)
+    settled = {edge.settled_step for edge in plan.inner_edges}
 
     # ---- data: this rank's windows from the cursor to the end of the plan
     segments = stage_reads(
@@ -62,11 +78,13 @@ def _train_steps(session: RunSession, peak: float) -> bool:
     clock = time.perf_counter() - state.measured_seconds
     while True:
         # ---- one step
-        lr = learning_rate(optimizer_spec.schedule, optimizer_spec.lr, plan.progress(batch.step))
+        lr = learning_rate(optimizer_spec, plan, batch.step)
         set_learning_rate(optimizer, lr)
         session.enter_stage(plan.stage_index(batch.step))
         sums = accumulate_gradients(model, batch, run.spec, ctx, session.execution)
-        grad_norm = apply_gradients(model, optimizer, optimizer_spec.max_grad_norm)
+        norms = {"grad_norm": apply_gradients(model, optimizer, optimizer_spec.max_grad_norm)}
+        if plan.is_watched(batch.step):
+            norms["update_norm"] = update_norm(optimizer, lr)
         assert batch.step == state.step, "the stream is not where the state is"
         state.step += 1
         ledger = state.tokens_by_seq_len
@@ -84,33 +102,46 @@ def _train_steps(session: RunSession, peak: float) -> bool:
             "measured_seconds": round(state.measured_seconds, 6),
             "data_wait_seconds": round(waited_seconds, 6),
         }
-        log.add(PendingStep(sums, grad_norm, record))
+        log.add(PendingStep(sums, norms, record))
 
-        # ---- borders: log, checkpoint, evaluate, stop
-        is_edge = state.step in plan.edges
-        is_due = is_edge or state.step % every_steps == 0
-        stop = False
-        if is_due or state.step % run.spec.compute.log_every_steps == 0:
+        # ---- borders: log, score, checkpoint, stop
+        is_due = state.step in plan.edges or state.step % every_steps == 0
+        is_settled = state.step in settled
+        stop = guarded = False
+        if is_due or is_settled or state.step % run.spec.compute.log_every_steps == 0:
             interval = log.flush(clock)
             state.proof = (state.proof + interval.proof) % 2**64
             state.measured_seconds = time.perf_counter() - clock
             stop = bool(from_rank_zero(ctx, int(ctx.stop_requested())))
             is_due |= session.newly_preempted()
             session.announcer.progress(**_progress(session, plan, interval))
-        if is_due or stop:
+        if is_settled:
+            score_settled(session)  # before the checkpoint, so that no resume can miss it
+            guarded = _is_guarded(session)
+        if is_due or stop or guarded:
             session.save()
-            session.evaluate_edge()
+            score_stage(session)
+        if is_due or is_settled or stop:
             clock = time.perf_counter() - state.measured_seconds
+        if guarded:
+            return Ending.GUARDED
         if state.step == plan.num_steps:
-            return True
+            return Ending.FINISHED
         if stop:
             session.announcer.event(f"{run.name}: stopped at step {state.step:,}")
-            return False
+            return Ending.STOPPED
 
         # ---- the next batch
         wait_start = time.perf_counter()
         batch = next(batches)
         waited_seconds = time.perf_counter() - wait_start
+
+
+def _is_guarded(session: RunSession) -> bool:
+    rise = excessive_rise(session.run) if session.ctx.rank == 0 else None
+    if rise is not None:
+        session.announcer.event(f"{session.run.name}: {rise}: stopped")
+    return bool(from_rank_zero(session.ctx, int(rise is not None)))
 
 
 def _progress(session: RunSession, plan: Plan, interval: Interval) -> dict[str, object]:

@@ -28,7 +28,8 @@ class PendingStep:
     """One step's values that still lie on the device, and those that do not."""
 
     sums: StepSums
-    grad_norm: torch.Tensor
+    norms: dict[str, torch.Tensor]
+    """``grad_norm`` and, near a stage edge, ``update_norm``: scalars on the device."""
     record: dict[str, Any]
     """What is known without the device: step, stage, seq_len, tokens, lr, seconds."""
 
@@ -85,7 +86,7 @@ class MetricsLog:
         losses = sum_over_ranks(self._ctx, torch.stack([p.sums.loss for p in self._pending]))
         proofs = sum_over_ranks(self._ctx, torch.stack([p.sums.proof for p in self._pending]))
         loss_values, proof_values = losses.tolist(), proofs.tolist()
-        norms = torch.stack([p.grad_norm for p in self._pending]).tolist()
+        norms = [{name: float(norm) for name, norm in p.norms.items()} for p in self._pending]
 
         # ---- now the device has done all of these steps
         measured_seconds = time.perf_counter() - clock
@@ -101,7 +102,7 @@ class MetricsLog:
         shared = speed | {"memory_bytes": _memory_bytes(self._ctx.device)}
         if self._ctx.rank == 0:
             self._write(
-                pending.record | {"loss": loss, "grad_norm": norm, "proof": as_hex(proof)} | shared
+                pending.record | {"loss": loss} | norm | {"proof": as_hex(proof)} | shared
                 for pending, loss, norm, proof in zip(
                     self._pending, loss_values, norms, proof_values, strict=True
                 )

@@ -1,6 +1,7 @@
 """AdamW over two groups: what decays and what does not."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from glray.spec.training import OptimizerSpec
 
@@ -30,3 +31,29 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+@torch.no_grad()
+def update_norm(optimizer: torch.optim.AdamW, lr: float) -> torch.Tensor:
+    """L2 norm of the update just made, weight decay apart: a scalar on the device, for which the
+    host does not wait. All ranks call it where the parameters are sharded.
+
+    From the moments (Kingma & Ba 2015, algorithm 1), so that no weights are kept to compare with.
+    """
+    squares = []
+    for group in optimizer.param_groups:
+        first_decay, second_decay = group["betas"]
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            mean, square = (_own_shard(state[name]) for name in ("exp_avg", "exp_avg_sq"))
+            root = (square / (1 - second_decay ** state["step"])).sqrt_().add_(group["eps"])
+            step = (mean / (1 - first_decay ** state["step"])).div_(root)
+            squares.append(torch.linalg.vector_norm(step).square())
+    total = torch.stack(squares).sum()
+    if isinstance(parameter, DTensor):
+        torch.distributed.all_reduce(total)
+    return total.sqrt() * lr
+
+
+def _own_shard(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

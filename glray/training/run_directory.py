@@ -2,7 +2,8 @@
 
 ``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``,
 ``progress.json`` and one directory a run: ``run.json``, ``spec.yaml``, ``metrics.jsonl``,
-``tensorboard/``, ``evaluations/``, ``checkpoints/``, ``model/`` and, written last, ``result.json``.
+``tensorboard/``, ``evaluations/``, ``edges/``, ``checkpoints/``, ``model/`` and, written last,
+``result.json``.
 """
 
 from dataclasses import asdict, dataclass
@@ -97,6 +98,10 @@ class Run:
     def evaluation_path(self, step: int) -> Path:
         """Where the evaluation after ``step`` steps is recorded."""
         return self.directory / "evaluations" / f"step-{step:08d}.json"
+
+    def edge_path(self, step: int) -> Path:
+        """Where the stage edge after ``step`` steps is recorded."""
+        return self.directory / "edges" / f"step-{step:08d}.json"
 
 
 def pipeline_directory(spec: PipelineSpec) -> Path:

@@ -22,7 +22,7 @@ from glray.training.checkpoint import (
     step_of,
 )
 from glray.training.context import WorkerContext, from_rank_zero
-from glray.training.evaluation import evaluate
+from glray.training.evaluation import Scored, score
 from glray.training.execution import Execution
 from glray.training.export import export_model
 from glray.training.metrics import Announcer
@@ -43,7 +43,7 @@ class RunSession:
     """To score and save; sharded under FSDP2."""
     replicas: torch.nn.Module
     """To train: the model, under DDP wrapped."""
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     state: TrainState
     targets: HeldoutTargets
     announcer: Announcer
@@ -87,49 +87,25 @@ class RunSession:
             self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
         return new
 
-    def evaluate_edge(self) -> None:
-        """Score the held-out targets, if the state stands on a stage edge not yet scored."""
-        plan, state = self.run.plan, self.state
-        path = self.run.evaluation_path(state.step)
-        if state.step not in plan.edges or from_rank_zero(self.ctx, int(path.exists())):
-            return
-        stage = plan.stage_index(state.step - 1)
-        self.enter_stage(stage)
-        trained = plan.stages[stage].seq_len
-        self.announcer.progress(run=self.run.name, phase=f"evaluating after seq_len {trained}")
-        start = time.perf_counter()
-        spec = self.run.spec
-        lengths = evaluate(
-            self.model, self.targets, spec.evaluation.seq_lens, spec, self.ctx, self.execution
-        )
-        seconds = time.perf_counter() - start
-        state.eval_seconds += seconds
-        if self.ctx.rank == 0:
-            write_json(
-                path,
-                {
-                    "step": state.step,
-                    "tokens": state.step * plan.tokens_per_batch,
-                    "charged_seconds": self.charged_seconds,
-                    "measured_seconds": state.measured_seconds,
-                    "trained_seq_len": trained,
-                    "eval_seconds": seconds,
-                    "targets_sha256": self.targets.sha256,
-                    "num_documents": self.targets.num_documents,
-                    "document_tokens": self.targets.document_tokens,
-                    "num_target_tokens": self.targets.num_targets,
-                    "lengths": lengths,
-                },
-            )
-        scalars = {f"heldout/loss/{entry['seq_len']}": entry["loss"] for entry in lengths}
+    def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
+        """The held-out targets under the positions in force; see ``evaluation.score``."""
+        spec, ctx = self.run.spec, self.ctx
+        return score(self.model, self.targets, seq_len, spec, ctx, self.execution, stride=stride)
+
+    def standing(self) -> dict[str, object]:
+        """Steps, tokens and clocks, as a record has them."""
+        return {
+            "step": self.state.step,
+            "tokens": self.state.step * self.run.plan.tokens_per_batch,
+            "charged_seconds": self.charged_seconds,
+            "measured_seconds": self.state.measured_seconds,
+        }
+
+    def track(self, scalars: dict[str, float]) -> None:
+        """Give the trackers what was scored at the state's step."""
         for tracker in self.trackers:
-            tracker.write(state.step, scalars)
+            tracker.write(self.state.step, scalars)
             tracker.flush()
-        shown = next((entry for entry in lengths if entry["seq_len"] == trained), lengths[-1])
-        self.announcer.event(
-            f"{self.run.name}: step {state.step:,} ends seq_len {trained}; "
-            f"held-out loss {shown['loss']:.3f} at {shown['seq_len']}"
-        )
 
     def finish(self) -> None:
         """Export the model and write ``result.json``, which makes the run finished (rank 0).

@@ -11,7 +11,7 @@ from glray.training.calibration import calibrate
 from glray.training.context import WorkerContext
 from glray.training.environment import environment
 from glray.training.execution import Execution, execution
-from glray.training.loop import train
+from glray.training.loop import Ending, train
 from glray.training.metrics import Announcer
 from glray.training.micro_batches import micro_batches
 from glray.training.parallel import release_models
@@ -23,7 +23,8 @@ from glray.training.session import latest_step
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Train every unfinished run of the pipeline, in the order of its seeds and arms.
 
-    Returns early if asked to stop. Every rank of a group calls it.
+    Returns early if asked to stop; where its guard stops a run, the others go on. Every rank of a
+    group calls it.
     """
     directory = pipeline_directory(spec)
     announcer = Announcer(directory, ctx)
@@ -47,7 +48,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
                 announcer.event(
                     f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
                 )
-        if not train(run, ctx, executed, peak.measured * ctx.world_size):
+        if train(run, ctx, executed, peak.measured * ctx.world_size) is Ending.STOPPED:
             return
 
 

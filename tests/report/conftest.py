@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,16 @@ def write_run(
                 "tokens": 32 * step,
                 "loss": 8.0 - 4.0 * step / num_steps,
                 "lr": 0.001,
-                "grad_norm": 1.0,
+                "grad_norm": 1.0 + (step == stages[0][1] + 1),
+                "update_norm": 0.5,
                 "charged_seconds": clock[step] if charged else None,
                 "measured_seconds": clock[step] * slowdown,
                 "data_wait_seconds": 0.25,
                 "proof": "0" * 16,
             }
             file.write(json.dumps(record) + "\n")
+    for (seq_len, steps), (longer, _) in pairwise(stages):
+        _write(directory / "edges" / f"step-{steps:08d}.json", _edge(seq_len, longer, steps))
     edge = 0
     for seq_len, steps in stages:
         edge += steps
@@ -149,6 +153,38 @@ def _plan(
         "budget_seconds": budget_seconds,
         "budget_tokens": None if budget_seconds else 32 * first,
         "stages": planned,
+    }
+
+
+def _edge(from_seq_len: int, to_seq_len: int, step: int) -> dict[str, Any]:
+    """Two documents of 10 tokens; the longer length is 0.5 better, all gain 0.1 or 0.3 after."""
+
+    def losses(first: float, second: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "seq_len": seq_len,
+                "loss": (first + second) / 2 - better,
+                "document_losses": [first - better, second - better],
+            }
+            for seq_len, better in ((from_seq_len, 0.0), (to_seq_len, 0.5))
+        ]
+
+    return {
+        "step": step,
+        "from_seq_len": from_seq_len,
+        "to_seq_len": to_seq_len,
+        "before": losses(5.0, 6.0),
+        "switched": losses(5.0, 6.0),
+        "jump": {
+            "jump": -0.5,
+            "placed_anew": 0.0,
+            "longer_context": -0.75,
+            "unseen_positions": 0.25,
+        },
+        "settled_step": step + 2,
+        "after": losses(4.9, 5.7),
+        "targets_sha256": "aaaa",
+        "document_tokens": [10, 10],
     }
 
 

@@ -45,7 +45,7 @@ def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
 
     assert page.open == []
     sources = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.seen}
     assert not [attrs for _, attrs in page.seen if "href" in attrs]
@@ -104,3 +104,18 @@ def test_writing_again_replaces_the_page_and_leaves_no_partial_file(pipeline, tm
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + ".*0 runs"):
         write_report([], tmp_path)
+
+
+def test_the_page_says_what_each_edge_did(pipeline, tmp_path):
+    page = page_of(tmp_path / "out", [pipeline])
+
+    # Documents fall by 0.1 and 0.3; the gradient is twice the median right after the edge.
+    old, new = (["5.500", "5.300", "-0.200 ± 0.100"], ["5.000", "4.800", "-0.200 ± 0.100"])
+    assert ["grow", "4→8", "10", *old, *new, "× 2.00"] in page.rows
+    assert ["grow", "4→8", "10", "-0.500", "+0.000", "-0.750", "+0.250"] in page.rows
+
+
+def test_a_page_without_an_edge_does_not_speak_of_them(tmp_path):
+    write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.69})
+
+    assert "At the edges" not in page_of(tmp_path / "out", [tmp_path / "toy"]).text

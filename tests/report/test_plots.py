@@ -46,7 +46,7 @@ def test_bucketed_counts_every_position_once(by_position):
     assert (means * sizes).sum() == pytest.approx(by_position.sum())
 
 
-def test_four_plots_are_written_and_nothing_else(pipeline, tmp_path):
+def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
     paths = draw(load_runs([pipeline]), tmp_path / "out")
 
     assert [path.name for path in paths] == [
@@ -54,6 +54,7 @@ def test_four_plots_are_written_and_nothing_else(pipeline, tmp_path):
         "loss_over_tokens.png",
         "loss_by_length.png",
         "loss_by_position.png",
+        "around_edges.png",
     ]
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
     assert all(path.read_bytes().startswith(PNG) for path in paths)
@@ -93,4 +94,4 @@ def test_runs_without_steps_or_evaluations_draw_nothing(tmp_path):
 def test_a_diverged_run_is_drawn_beside_the_others(pipeline, tmp_path):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
 
-    assert len(draw(load_runs([pipeline]), tmp_path / "out")) == 4
+    assert len(draw(load_runs([pipeline]), tmp_path / "out")) == 5

@@ -52,7 +52,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
 
     monkeypatch.setattr(loop, "warm_up", watched)
     monkeypatch.setattr(  # an evaluation compiles too, off the clock
-        "glray.training.session.RunSession.evaluate_edge", lambda session: None
+        "glray.training.loop.score_stage", lambda session: None
     )
     counters.clear()
     arms = [{"name": "grow", "stages": [{"seq_len": 16}, {"seq_len": 32}]}]

@@ -43,11 +43,14 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
         json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()
     ]
     evaluation = read_json(run.evaluation_path(run.plan.num_steps))
+    edge = read_json(run.edge_path(run.plan.edges[0]))
     return {
         "metrics.jsonl": set().union(*lines),
         "progress.json": progress,
         "evaluations/step-*.json": set(evaluation),
         "lengths": set().union(*evaluation["lengths"]),
+        "edges/step-*.json": set(edge),
+        "jump": set(edge["jump"]),
         "result.json": set(read_json(run.directory / "result.json")),
     }
 
@@ -56,8 +59,7 @@ def test_the_glossary_has_a_section_for_each_file(logged):
     assert set(glossary()) == set(logged)
 
 
-@pytest.mark.parametrize(
-    "file", ["metrics.jsonl", "progress.json", "evaluations/step-*.json", "lengths", "result.json"]
-)
-def test_each_logged_name_is_defined_once(logged, file):
-    assert sorted(glossary()[file]) == sorted(logged[file])
+def test_each_logged_name_is_defined_once(logged):
+    defined = glossary()
+    for file, names in logged.items():
+        assert sorted(defined[file]) == sorted(names)

@@ -76,6 +76,8 @@ def test_a_run_that_stops_near_an_edge_ends_with_the_same_bits(
             read_json(run.evaluation_path(step))["lengths"] for run in (stopped, undisturbed)
         )
         assert scored == expected
+    for step in (4, 8):
+        assert read_json(stopped.edge_path(step)) == read_json(undisturbed.edge_path(step))
 
 
 def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corpus):

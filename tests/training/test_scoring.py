@@ -44,14 +44,14 @@ def test_every_target_of_a_stretch_is_new_once_and_with_context(case):
         scored += range(start + seq_len - num_new, start + seq_len)
         assert start == 0 or num_new <= stride
     assert scored == list(range(seq_len * times))
-    assert windows.scored_at.sum() == seq_len * times
+    assert len(windows.positions) == seq_len * times
 
 
 def test_windows_by_hand():
     sliding = Windows.over(longest=16, seq_len=8, stride=3)
     assert sliding.starts.tolist() == [0, 3, 6, 8]  # the last one is whole, so it starts earlier
     assert sliding.num_new.tolist() == [8, 3, 3, 2]
-    assert sliding.scored_at.tolist() == [1, 1, 1, 1, 1, 3, 4, 4]
+    assert sliding.positions.tolist() == [*range(8), 5, 6, 7, 5, 6, 7, 6, 7]
     whole = Windows.over(longest=16, seq_len=8, stride=8)
     assert (whole.starts.tolist(), whole.num_new.tolist()) == ([0, 8], [8, 8])
 
@@ -152,6 +152,6 @@ def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp
 def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
     scores = score_run(run, ScoringProtocol(seq_lens=(16, 64), stride=4))
     record = scores.by_positions["as trained"][0]
-    counts = Windows.over(64, 16, 4).scored_at
+    counts = np.bincount(Windows.over(64, 16, 4).positions)
     mean = np.average(record["loss_by_position"], weights=counts)
     assert mean == pytest.approx(record["loss"])

@@ -30,6 +30,7 @@ from glray.spec.positions import (
     Extrapolation,
     Interpolation,
     NtkAware,
+    PositionsSpec,
     Yarn,
 )
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec
@@ -70,6 +71,7 @@ __all__ = [
     "OptimizerSpec",
     "ParquetCorpus",
     "PipelineSpec",
+    "PositionsSpec",
     "SearchSpec",
     "SourceSpec",
     "StableDecaySchedule",

@@ -62,5 +62,6 @@ def periodic_corpus(directory: Path) -> PreparedCorpus:
     rng = np.random.default_rng(0)
     patterns = rng.integers(1, 300, size=(4, 10))
     stream = np.concatenate([patterns[i] for i in rng.integers(0, 4, size=501)])[:5003]
+    stream[36::37] = 0  # a document ends
     heldout = [patterns[i : i + 2].ravel().repeat(4) for i in range(3)]
     return PreparedCorpus((PreparedSource("stdlib", 1, write_tokens(directory, stream, heldout)),))

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from glray.model.attention import DocumentPlaces
+from glray.spec.model import Attention
+
 CHUNK_TARGETS = 1024
 """Targets whose logits are in memory at once. Fewer would add more often to the whole gradient of
 the output weight; more would leave a processor's cache, and on a CPU be slower."""
@@ -24,17 +27,21 @@ class NextTokenLoss(torch.nn.Module):
     All its work is in ``forward``: under FSDP2 the output layer's weight is whole only there.
     """
 
-    def __init__(self, network: PreTrainedModel) -> None:
+    def __init__(self, network: PreTrainedModel, attention: Attention = "window") -> None:
         super().__init__()
         self.network = network
+        self._attention = attention
 
     def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Training: the sum of the losses, a float32 scalar. Evaluation (``eval()``): the loss of
         each target, float32[rows, seq_len], without a gradient.
 
-        ``inputs`` and ``targets`` are int64[rows, seq_len]; each window is its own context.
+        ``inputs`` and ``targets`` are int64[rows, seq_len]; each window is its own context, in
+        training under ``attention="document"`` what it has of each document. (Held-out windows have
+        one document each.)
         """
-        hidden = self.network.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+        apart = self._documents_apart(inputs) if self.training else {}
+        hidden = self.network.base_model(inputs, use_cache=False, **apart).last_hidden_state
         weight = self.network.get_output_embeddings().weight
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -47,6 +54,13 @@ class NextTokenLoss(torch.nn.Module):
             for chunk in _chunks(len(labels))
         ]
         return torch.cat(losses).view_as(targets)
+
+    def _documents_apart(self, inputs: torch.Tensor) -> dict[str, Any]:
+        if self._attention == "window":
+            return {}
+        places = DocumentPlaces(inputs, self.network.config.eos_token_id)
+        mask = places.block_mask() if inputs.is_cuda else places.mask()
+        return {"attention_mask": mask, "position_ids": places.positions}
 
 
 class _SummedLoss(torch.autograd.Function):

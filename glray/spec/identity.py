@@ -56,6 +56,7 @@ def training_identity(
         "tokens": tokens,
         "model": spec.model.model_dump(mode="json") if spec.model else None,
         "init": init_sha256,
+        "attention": spec.attention,
         "stages": [stage.model_dump(mode="json") for stage in arm.stages],
         "positions": arm.positions.model_dump(mode="json"),
         "budget": spec.budget.model_dump(mode="json"),

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from glray.spec.base import Spec
 
+Attention = Literal["window", "document"]
+"""What a token attends to in training."""
+
 
 class _Decoder(Spec):
     num_layers: int = Field(ge=1)

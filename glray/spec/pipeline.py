@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from glray.spec.base import Name, Spec
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
-from glray.spec.model import ModelSpec
+from glray.spec.model import Attention, ModelSpec
 from glray.spec.positions import BaseFrequencies
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
 from glray.spec.search import SearchSpec
@@ -34,6 +34,9 @@ class PipelineSpec(Spec):
     init: str | None = None
     """Instead of ``model``: a ``transformers`` folder whose architecture and weights every run
     starts from; on a cluster, one that every node sees under this path."""
+    attention: Attention = "window"
+    """What a token attends to in training: all before it in its window, whichever documents they
+    are of (the paper's way), or ``"document"``, those of its own, whose positions start from 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
     """The runs to compare; they differ in their stages and positions alone."""
     budget: BudgetSpec

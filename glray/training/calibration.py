@@ -39,7 +39,7 @@ def calibrate(
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
     lengths = list(spec.all_seq_lens)
     config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
-    scratch = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
+    scratch = NextTokenLoss(build_model(config, seed=0, device=ctx.device), spec.attention)
     prepare_model(scratch, spec.compute, ctx)
     optimizer = build_optimizer(scratch.network, spec.optimizer)
     model = replicated(scratch, ctx)

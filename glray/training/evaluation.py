@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
@@ -54,6 +55,8 @@ def score(
     windows = Windows.over(targets.longest, seq_len, stride or seq_len)
     scored = _scored(model, targets, windows, execution.rows_at_once(seq_len), spec, ctx)
     model.train(was_training)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # else the outermost weights stay whole, as no backward pass follows
     return scored
 
 

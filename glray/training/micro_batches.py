@@ -79,6 +79,7 @@ def _conditions(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
         "execution": asdict(execution(spec, ctx, {})),
         "model_config": config.to_json_string(),
         "precision": spec.precision,
+        "attention": spec.attention,
         "tokens_per_batch": spec.tokens_per_batch,
         "seq_lens": list(spec.all_seq_lens),
         "device_bytes": memory,
@@ -142,7 +143,7 @@ def _forward_and_backward(
     """Two micro-batches of a scratch model with what training holds beside them: moments, gradients
     (under FSDP2 whole until the step's last micro-batch) and DDP's buffers. Nothing is summed over
     ranks, as one may run out of memory where others do not."""
-    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
+    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device), spec.attention)
     prepare_model(model, spec.compute, ctx)
     optimizer = build_optimizer(model.network, spec.optimizer)
     replicas = replicated(model, ctx)

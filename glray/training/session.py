@@ -159,7 +159,7 @@ def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSessi
     spec = run.spec
     announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
-    model = NextTokenLoss(_network_at(step, run, ctx.device))
+    model = NextTokenLoss(_network_at(step, run, ctx.device), spec.attention)
     prepare_model(model, spec.compute, ctx)
     optimizer = build_optimizer(model.network, spec.optimizer)
     state = TrainState()

@@ -66,6 +66,7 @@ FIELDS = {
     "model.num_kv_heads": ("training", 1),
     "model.tie_embeddings": ("training", True),
     "init": ("neither", "other"),
+    "attention": ("training", "document"),
     "arms.0.name": ("neither", "other"),
     "arms.0.stages.0.seq_len": ("training", 64),
     "arms.0.stages.0.ratio": ("training", 3.0),

@@ -101,6 +101,19 @@ def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, co
         assert result["tokens_by_seq_len"] == expected["tokens_by_seq_len"]
 
 
+def test_documents_apart_are_fed_the_same_tokens_and_resume(finished, tmp_path, corpus):
+    specs = [tiny_spec(tmp_path / name, attention="document") for name in ("whole", "stopped")]
+    asked = iter([False] * 3 + [True])
+    train_all(specs[1], corpus, LocalContext(stop=lambda: next(asked)))
+    for spec in specs:
+        train_all(spec, corpus, LocalContext())
+    whole, stopped = (settle(spec, corpus)[0] for spec in specs)
+    assert same_weights(whole, stopped)
+    assert not same_weights(whole, finished[0])
+    proofs = [read_json(run.directory / "result.json")["proof"] for run in (whole, finished[0])]
+    assert proofs[0] == proofs[1]
+
+
 class Killed(Exception):
     """Stands for a death between two steps: nothing of the worker runs after it."""
 

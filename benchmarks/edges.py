@@ -18,60 +18,40 @@ around what ``edges/step-*.json`` records. Figures are in nats per token:
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from glray.plan import WATCHED_STEPS
 from glray.report.interval import mean_interval
 from glray.report.records import load_runs
-from glray.report.run_record import EdgeRecord, Jump, RunRecord
+from glray.report.run_record import EdgeRecord, RunRecord
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "edges.py"
 
 
-def part_of_jump(name: str) -> Callable[[RunRecord, EdgeRecord], float]:
-    """One of the parts that the jump is split into."""
-
-    def figure(_: RunRecord, edge: EdgeRecord) -> float:
-        assert isinstance(edge.jump, Jump)
-        return getattr(edge.jump, name)
-
-    return figure
-
-
-def gradient(run: RunRecord, edge: EdgeRecord) -> float:
-    """Largest norm after the edge over the median before."""
-    before = run.log.grad_norm[edge.step - WATCHED_STEPS : edge.step]
-    return float(run.log.grad_norm[edge.step : edge.settled_step].max() / np.median(before))
-
-
-FIGURES: dict[str, Callable[[RunRecord, EdgeRecord], float]] = {
-    **{
-        name: part_of_jump(name)
-        for name in ("jump", "placed_anew", "longer_context", "unseen_positions")
-    },
-    "switch_at_old": lambda _, e: e.switched[e.from_seq_len].loss - e.before[e.from_seq_len].loss,
-    "old_after": lambda _, e: e.after[e.from_seq_len].loss - e.before[e.from_seq_len].loss,
-    "new_after": lambda _, e: e.after[e.to_seq_len].loss - e.before[e.to_seq_len].loss,
-    "gradient": gradient,
-}
+def figures_of(run: RunRecord, edge: EdgeRecord) -> dict[str, float]:
+    """The figures of one edge of one run."""
+    old, new, rise = edge.from_seq_len, edge.to_seq_len, run.gradient_rise(edge)
+    assert edge.jump is not None, "the pipeline's lengths grow and are all evaluated"
+    assert rise is not None, "the run is finished"
+    return asdict(edge.jump) | {
+        "switch_at_old": edge.switched[old].loss - edge.before[old].loss,
+        "old_after": edge.after[old].loss - edge.before[old].loss,
+        "new_after": edge.after[new].loss - edge.before[new].loss,
+        "gradient": rise,
+    }
 
 
 def of_arm(runs: list[RunRecord]) -> dict[str, Any]:
     """The figures of one arm's runs, each as mean and half of its 95% interval."""
     edges = []
     for index, edge in enumerate(runs[0].edges):
-        values = {
-            name: mean_interval([figure(run, run.edges[index]) for run in runs])
-            for name, figure in FIGURES.items()
-        }
-        edges.append({"from": edge.from_seq_len, "to": edge.to_seq_len, **values})
+        by_seed = [figures_of(run, run.edges[index]) for run in runs]
+        means = {name: mean_interval([seed[name] for seed in by_seed]) for name in by_seed[0]}
+        edges.append({"from": edge.from_seq_len, "to": edge.to_seq_len, **means})
     longest = runs[0].longest_seq_len
     finals = [score.loss for run in runs if run.latest and (score := run.latest.at(longest))]
     return {"edges": edges, "final": mean_interval(finals)}

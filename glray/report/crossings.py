@@ -18,15 +18,17 @@ def crossings(runs: Sequence[RunRecord]) -> str:
     pairs = [(label, run, edge) for label, _, run in labelled(runs) for edge in run.edges]
     if not pairs:
         return ""
-    losses = [
-        [
-            *_name(label, edge),
-            *_change(edge, edge.from_seq_len),
-            *_change(edge, edge.to_seq_len),
-            _gradient_rise(run, edge),
-        ]
-        for label, run, edge in pairs
-    ]
+    losses = []
+    for label, run, edge in pairs:
+        rise = run.gradient_rise(edge)
+        losses.append(
+            [
+                *_name(label, edge),
+                *_change(edge, edge.from_seq_len),
+                *_change(edge, edge.to_seq_len),
+                "-" if rise is None else f"× {rise:.2f}",
+            ]
+        )
     columns = ["run", "edge", "step"]
     for length in ("old", "new"):
         columns += [f"{length} length: before", "after", "change"]
@@ -87,12 +89,3 @@ def _change(edge: EdgeRecord, seq_len: int) -> list[str]:
 
 def _difference(after: EdgeLoss, before: EdgeLoss) -> np.ndarray:
     return after.document_losses - before.document_losses
-
-
-def _gradient_rise(run: RunRecord, edge: EdgeRecord) -> str:
-    norms = run.log.grad_norm
-    before = norms[max(edge.step - WATCHED_STEPS, 0) : edge.step]
-    after = norms[edge.step : edge.settled_step]
-    if not len(before) or not len(after):
-        return "-"
-    return f"× {after.max() / np.median(before):.2f}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from glray.plan import MICROSECONDS, StagePlan
+from glray.plan import MICROSECONDS, WATCHED_STEPS, StagePlan
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,13 @@ class RunRecord:
     def latest(self) -> Evaluation | None:
         """The last evaluation so far; that of the trained model once the run is finished."""
         return self.evaluations[-1] if self.evaluations else None
+
+    def gradient_rise(self, edge: EdgeRecord) -> float | None:
+        """The largest gradient norm between an edge and its ``settled_step`` over the median of the
+        ``WATCHED_STEPS`` before; None until a step is logged there."""
+        before = self.log.grad_norm[max(edge.step - WATCHED_STEPS, 0) : edge.step]
+        after = self.log.grad_norm[edge.step : edge.settled_step]
+        return float(after.max() / np.median(before)) if len(before) and len(after) else None
 
     def steps_in(self, stage: StagePlan) -> int:
         """Steps of that stage trained so far."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
@@ -14,6 +13,7 @@ from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import WorkerContext, sum_over_ranks
 from glray.training.execution import Execution
+from glray.training.parallel import evaluating
 
 
 def evaluate(
@@ -50,14 +50,9 @@ def score(
     before has not (Press et al. 2021, arXiv:2108.12409, appendix B; YaRN, arXiv:2309.00071, section
     4.3.1): all but the first window's targets have ``seq_len`` - ``stride`` tokens or more.
     """
-    was_training = model.training
-    model.eval()
     windows = Windows.over(targets.longest, seq_len, stride or seq_len)
-    scored = _scored(model, targets, windows, execution.rows_at_once(seq_len), spec, ctx)
-    model.train(was_training)
-    if isinstance(model, FSDPModule):
-        model.reshard()  # else the outermost weights stay whole, as no backward pass follows
-    return scored
+    with evaluating(model):
+        return _scored(model, targets, windows, execution.rows_at_once(seq_len), spec, ctx)
 
 
 @dataclass(frozen=True)

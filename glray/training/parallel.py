@@ -67,6 +67,18 @@ def summing_over_ranks(model: torch.nn.Module, *, now: bool) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the model is in ``eval()`` mode, after it in the mode before, and sharded
+    again: as no backward pass follows, FSDP2 leaves the outermost weights whole."""
+    was_training = model.training
+    model.eval()
+    yield
+    model.train(was_training)
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, torch.Tensor]:
     """The network's weights on rank 0's CPU, gathered where they are sharded; all ranks call it.
 

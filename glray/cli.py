@@ -151,7 +151,14 @@ class EvalProtocol(StrEnum):
 
 @app.command("eval")
 def evaluate(
-    run: RunDirectory,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run's directory, runs/quickstart/growlength-seed0, or a folder that "
+            "transformers loads, with tokenizer.json.",
+        ),
+    ],
     seq_lens: Annotated[
         str, typer.Option("--seq-lens", help="Window lengths: 128,256,512,1024,2048.")
     ],
@@ -179,18 +186,20 @@ def evaluate(
     ] = None,
     column: Annotated[str, typer.Option(help="Where their text lies.")] = "text",
     num_tokens: Annotated[
-        int | None, typer.Option(help="Target tokens. Default: as many as the run's evaluations.")
+        int | None,
+        typer.Option(
+            help="Target tokens. Default: as many as the run's evaluations, 65,536 of a folder."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for context.json and the plot context.png.")
     ] = None,
 ) -> None:
-    """Score a run at any window lengths, on its held-out text or other documents."""
+    """Score a model at any window lengths, on its run's held-out text or other documents."""
     from glray.data.sources import corpus_of
     from glray.report.context_plot import write_context
     from glray.report.table import context_table
-    from glray.training.run_directory import find_run
-    from glray.training.scoring import ScoringProtocol, score_run
+    from glray.training.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
     if stride is not None and not is_sliding:
@@ -205,21 +214,22 @@ def evaluate(
         documents=corpus_of(documents, column) if documents else None,
         num_tokens=num_tokens,
     )
-    scores = score_run(find_run(run), chosen)
+    scores = score_model(model, chosen)
     targets = scores.targets
     how = "whole windows" if chosen.stride is None else f"windows sliding by {chosen.stride}"
     title = f"Loss by window length, {how}"
     Console(highlight=False).print(context_table(scores.by_positions, title))
     whose = "documents" if documents else "held-out documents"
+    at_step = "" if scores.step is None else f", step {scores.step:,}"
     console.print(
         f"{targets.num_targets:,} targets of {targets.num_documents} {whose}; trained up to "
-        f"{scores.trained_len:,}, step {scores.step:,}"
+        f"{scores.trained_len:,}{at_step}"
     )
-    if not scores.own:
+    if scores.step is not None and not scores.own:
         console.print("not the targets of the run's own evaluations: do not compare with those")
     if out is not None:
         about = {
-            "run": str(run),
+            "model": str(model),
             "step": scores.step,
             "protocol": protocol.value,
             "stride": chosen.stride,

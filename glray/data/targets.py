@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from glray.data.blocks import token_dtype
 from glray.data.corpus import PreparedCorpus
 from glray.data.documents import Document, read_documents
 from glray.data.sources import list_source
-from glray.data.tokenizer import encode
+from glray.data.tokenizer import encode, token_num_bytes, vocab_size
 from glray.errors import UserError
 from glray.spec.corpus import SourceCorpus
 from glray.spec.training import EvaluationSpec
@@ -75,21 +76,21 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
 
 
 def document_targets(
-    source: SourceCorpus, corpus: PreparedCorpus, longest: int, num_tokens: int
+    source: SourceCorpus, tokenizer: Tokenizer, longest: int, num_tokens: int
 ) -> HeldoutTargets:
-    """A set out of other documents, in the tokens of ``corpus``. Raises UserError.
+    """A set out of other documents, in the tokens of ``tokenizer``. Raises UserError.
 
     In memory are one document and what is kept of those before: no more than twice the set.
     """
-    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    num_ids = vocab_size(tokenizer)
     wanted = max(1, num_tokens // longest)
     kept: list[np.ndarray] = []
     most = 0
     for document in read_documents(list_source(source), source):
-        ids = _token_ids(document, tokenizer, corpus.vocab_size)
+        ids = _token_ids(document, tokenizer, num_ids)
         most = max(most, len(ids))
         if len(ids) > longest:
-            kept.append(ids.astype(corpus.dtype))
+            kept.append(ids.astype(token_dtype(num_ids)))
             rounds = _rounds([(len(tokens) - 1) // longest for tokens in kept], wanted)
             kept = [tokens[: rounds * longest + 1].copy() for tokens in kept]
         if len(kept) == wanted:
@@ -100,7 +101,7 @@ def document_targets(
             f"longest has {most:,}: nothing could be scored at that length; score shorter windows "
             "or longer documents"
         )
-    return _dealt(kept, longest, num_tokens, corpus.token_num_bytes())
+    return _dealt(kept, longest, num_tokens, token_num_bytes(tokenizer))
 
 
 def _rounds(stretches: list[int], wanted: int) -> int:
@@ -111,14 +112,14 @@ def _rounds(stretches: list[int], wanted: int) -> int:
     return rounds
 
 
-def _token_ids(document: Document, tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+def _token_ids(document: Document, tokenizer: Tokenizer, num_ids: int) -> np.ndarray:
     if isinstance(document.content, str):
         return np.array(encode(tokenizer, [document.content])[0])
     highest = int(document.content.max())
-    if highest >= vocab_size:
+    if highest >= num_ids:
         raise UserError(
-            f"--documents: {document.name} has token id {highest:,}, the run's tokenizer "
-            f"{vocab_size:,} ids: another one made these tokens; give text"
+            f"--documents: {document.name} has token id {highest:,}, the model's tokenizer "
+            f"{num_ids:,} ids: another one made these tokens; give text"
         )
     return document.content
 

@@ -59,13 +59,7 @@ def read_tokenizer_json(spec: TokenizerFile) -> bytes:
 def load_tokenizer(spec: TokenizerFile) -> LoadedTokenizer:
     """The tokenizer of a ``tokenizer.json``. Raises UserError."""
     content = read_tokenizer_json(spec)
-    try:
-        tokenizer = Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises nothing narrower
-        problem = " ".join(str(error).split())
-        raise UserError(f"tokenizer.path: {spec.path} is no tokenizer.json: {problem}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = parse_tokenizer(content, f"tokenizer.path: {spec.path}")
     eos_id = tokenizer.token_to_id(spec.eos_token)
     if eos_id is None:
         raise UserError(
@@ -74,6 +68,18 @@ def load_tokenizer(spec: TokenizerFile) -> LoadedTokenizer:
             "name the token that ends a document"
         )
     return LoadedTokenizer(tokenizer, eos_id, hashlib.sha256(content).hexdigest())
+
+
+def parse_tokenizer(content: bytes, where: str) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``. Raises UserError, which begins with ``where``."""
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing narrower
+        problem = " ".join(str(error).split())
+        raise UserError(f"{where} is no tokenizer.json: {problem}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

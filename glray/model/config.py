@@ -20,7 +20,15 @@ def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
     if spec.model is not None:
         return spec.model
     assert spec.init is not None, "a spec has a model or a folder"
-    return read_pretrained(spec.init)
+    folder = read_pretrained(spec.init)
+    rope_type = folder.config.rope_parameters["rope_type"]
+    if rope_type != "default":
+        raise UserError(
+            f"init: {folder.path} scales its rotary positions by rope_type {rope_type!r}, only "
+            "'default' can be trained: an arm's positions would be a scaling upon another; give a "
+            "model without RoPE scaling"
+        )
+    return folder
 
 
 def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
@@ -29,7 +37,7 @@ def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
         rows = model.config.vocab_size
         if rows < vocab_size:
             raise UserError(
-                f"init: the embedding of {model.path} has {rows:,} rows, less than the tokenizer's "
+                f"{model.path}: its embedding has {rows:,} rows, less than the tokenizer's "
                 f"{vocab_size:,} ids: some tokens would have none; use the folder's own "
                 "tokenizer.json"
             )

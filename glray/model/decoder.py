@@ -52,7 +52,7 @@ def load_pretrained(
     path = folder.path
     if folder.sha256 != sha256:
         raise UserError(
-            f"init: {path} has SHA-256 {folder.sha256[:12]}…, {sha256[:12]}… when the pipeline was "
+            f"{path} has SHA-256 {folder.sha256[:12]}…, {sha256[:12]}… when the pipeline was "
             "started: its arms would start from different weights; restore the folder"
         )
     disable_progress_bar()
@@ -86,17 +86,17 @@ def place_positions(network: PreTrainedModel, parameters: dict[str, Any]) -> Non
 def _refuse_other_weights(path: Path, found: dict[str, Any]) -> None:
     for name, shape, expected in sorted(found["mismatched_keys"]):
         raise UserError(
-            f"init: {path}: {name} is of shape {list(shape)}, config.json makes it "
+            f"{path}: {name} is of shape {list(shape)}, config.json makes it "
             f"{list(expected)}: it would be drawn anew; restore the folder"
         )
     remedy = "give the folder of a whole causal language model"
     if missing := sorted(found["missing_keys"]):
         raise UserError(
-            f"init: {path} lacks {len(missing)} of the weights that its config.json asks for, such "
+            f"{path} lacks {len(missing)} of the weights that its config.json asks for, such "
             f"as {missing[0]}: they would be drawn anew; {remedy}"
         )
     if unexpected := sorted(found["unexpected_keys"]):
         raise UserError(
-            f"init: {path} has {len(unexpected)} weights that its config.json does not ask for, "
+            f"{path} has {len(unexpected)} weights that its config.json does not ask for, "
             f"such as {unexpected[0]}: they would be left out; {remedy}"
         )

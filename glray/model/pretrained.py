@@ -1,4 +1,4 @@
-"""A ``transformers`` folder that runs start from: its architecture, checked, and its hash.
+"""A ``transformers`` folder to start from or to score: its architecture, checked, and its hash.
 
 Weights are read from safetensors alone, never from pickles, which can run code when they are read;
 nothing is downloaded and no code of the folder is run.
@@ -18,13 +18,16 @@ from glray.errors import UserError
 from glray.files import sha256_of
 
 ARCHITECTURES = ("gpt_neox", "llama")
-"""The ``model_type`` of a ``config.json`` that can be trained."""
+"""The ``model_type`` of a ``config.json`` that glray knows."""
+
+FIXED_SCALINGS = ("default", "linear", "yarn", "llama3")
+"""The ``rope_type`` whose positions do not depend on a window's own length."""
 
 
 @dataclass(frozen=True)
 class PretrainedFolder:
-    """A folder with ``config.json`` and safetensors weights, its architecture known to be one that
-    can be trained."""
+    """A folder with ``config.json`` and safetensors weights, its architecture known to be one of
+    ``ARCHITECTURES``."""
 
     path: Path
     config: PreTrainedConfig
@@ -42,48 +45,46 @@ class PretrainedFolder:
 
 
 def read_pretrained(folder: str) -> PretrainedFolder:
-    """The folder that ``init`` names; of its weights only the headers are read. Raises UserError if
-    it is none that can be trained."""
+    """The model of a folder; of its weights only the headers are read. Raises UserError."""
     path = Path(folder).expanduser()
-    config = _trainable_config(path / "config.json")
+    config = _config(path / "config.json")
     weight_files = _weight_files(path)
     _refuse_damaged(weight_files)
     return PretrainedFolder(path, config, weight_files)
 
 
-def _trainable_config(file: Path) -> PreTrainedConfig:
+def _config(file: Path) -> PreTrainedConfig:
     declared = _declared_config(file)
     architecture = declared.get("model_type")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"init: {file} is of model_type {architecture!r}, none of "
+            f"{file} is of model_type {architecture!r}, none of "
             f"{' or '.join(ARCHITECTURES)}: its positions may not be rotary; give a Pythia- or "
             "Llama-shaped model"
         )
     if "quantization_config" in declared:
         raise UserError(
-            f"init: {file} is of quantized weights, which cannot be trained; give the model's "
+            f"{file} is of quantized weights, which glray cannot compute with; give the model's "
             "unquantized folder"
         )
     if "auto_map" in declared:
         raise UserError(
-            f"init: {file} names code of its own (auto_map), which is never run: "
-            "another model might be trained; save it anew as transformers' own "
-            f"{architecture} model"
+            f"{file} names code of its own (auto_map), which is never run: it might be another "
+            f"model; save it anew as transformers' own {architecture} model"
         )
     try:
         config = AutoConfig.for_model(**declared)
     except Exception as error:  # the library raises nothing narrower
         problem = " ".join(str(error).split())
         raise UserError(
-            f"init: {file} is no configuration of a {architecture} model: {problem}"
+            f"{file} is no configuration of a {architecture} model: {problem}"
         ) from None
     rope_type = config.rope_parameters["rope_type"]
-    if rope_type != "default":
+    if rope_type not in FIXED_SCALINGS:
         raise UserError(
-            f"init: {file} scales its rotary positions by rope_type {rope_type!r}, "
-            "only 'default' can be trained: its windows would be placed wrongly; give a model "
-            "without RoPE scaling"
+            f"{file} scales its rotary positions by rope_type {rope_type!r}, none of "
+            f"{', '.join(FIXED_SCALINGS)}: windows of different lengths would be placed "
+            "differently; give a model with one of those"
         )
     for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
         if hasattr(config, name):
@@ -97,15 +98,15 @@ def _trainable_config(file: Path) -> PreTrainedConfig:
 def _declared_config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(
-            f"init: {file} does not exist; give a local folder as transformers' save_pretrained "
+            f"{file} does not exist; give a local folder as transformers' save_pretrained "
             "writes it (nothing is downloaded)"
         )
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"init: {file} is not JSON ({error}); restore it") from None
+        raise UserError(f"{file} is not JSON ({error}); restore it") from None
     if not isinstance(declared, dict):
-        raise UserError(f"init: {file} holds {type(declared).__name__}, not a mapping; restore it")
+        raise UserError(f"{file} holds {type(declared).__name__}, not a mapping; restore it")
     return declared
 
 
@@ -118,13 +119,13 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         pickles = sorted(file.name for file in path.glob("*.bin"))
         instead = f", only {pickles[0]}, which could run code when it is read" if pickles else ""
         raise UserError(
-            f"init: {path} has no model.safetensors{instead}; write it with save_pretrained of "
+            f"{path} has no model.safetensors{instead}; write it with save_pretrained of "
             "transformers"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"init: {index} is no index of shards; restore it") from None
+        raise UserError(f"{index} is no index of shards; restore it") from None
     return (index, *(path / name for name in names))
 
 
@@ -136,6 +137,6 @@ def _refuse_damaged(weight_files: tuple[Path, ...]) -> None:
             with safe_open(file, framework="numpy"):
                 pass
         except FileNotFoundError:
-            raise UserError(f"init: {file} is missing, its index names it; restore it") from None
+            raise UserError(f"{file} is missing, its index names it; restore it") from None
         except SafetensorError as error:
-            raise UserError(f"init: {file} is damaged ({error}); restore it") from None
+            raise UserError(f"{file} is damaged ({error}); restore it") from None

@@ -9,6 +9,9 @@ from glray.spec.base import Spec
 Attention = Literal["window", "document"]
 """What a token attends to in training."""
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward and backward pass."""
+
 
 class _Decoder(Spec):
     num_layers: int = Field(ge=1)

@@ -1,13 +1,11 @@
 """The pipeline: one value that says everything about a comparison."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from glray.spec.base import Name, Spec
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
-from glray.spec.model import Attention, ModelSpec
+from glray.spec.model import Attention, ModelSpec, Precision
 from glray.spec.positions import BaseFrequencies
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
 from glray.spec.search import SearchSpec
@@ -50,8 +48,8 @@ class PipelineSpec(Spec):
     ladder. A power of two that divides 2^20."""
     optimizer: OptimizerSpec
     """Optimizer and learning rate."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass (weights and optimizer stay in float32)."""
+    precision: Precision = "float32"
+    """Of the forward and backward pass; weights and optimizer stay in float32."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every arm runs once for each seed; a seed draws the order and, of a declared model,
     the initial weights."""

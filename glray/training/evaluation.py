@@ -10,40 +10,23 @@ import torch
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
-from glray.spec.pipeline import PipelineSpec
+from glray.spec.model import Precision
 from glray.training.context import WorkerContext, sum_over_ranks
-from glray.training.execution import Execution
 from glray.training.parallel import evaluating
-
-
-def evaluate(
-    model: NextTokenLoss,
-    targets: HeldoutTargets,
-    seq_lens: tuple[int, ...],
-    spec: PipelineSpec,
-    ctx: WorkerContext,
-    execution: Execution,
-    *,
-    stride: int | None = None,
-) -> list[dict[str, Any]]:
-    """``Scored.record`` of each length, ascending. The same on every rank."""
-    return [
-        score(model, targets, seq_len, spec, ctx, execution, stride=stride).record()
-        for seq_len in sorted(seq_lens)
-    ]
 
 
 def score(
     model: NextTokenLoss,
     targets: HeldoutTargets,
     seq_len: int,
-    spec: PipelineSpec,
     ctx: WorkerContext,
-    execution: Execution,
     *,
+    rows: int,
+    precision: Precision,
     stride: int | None = None,
 ) -> "Scored":
-    """The targets in windows of ``seq_len`` tokens. The same on every rank.
+    """The targets in windows of ``seq_len`` tokens, ``rows`` of them through the model at once. The
+    same on every rank.
 
     Without a ``stride`` each stretch is cut into windows, so that a target's context is what its
     window has before it. With one, windows begin ``stride`` tokens apart and score what the one
@@ -52,7 +35,7 @@ def score(
     """
     windows = Windows.over(targets.longest, seq_len, stride or seq_len)
     with evaluating(model):
-        return _scored(model, targets, windows, execution.rows_at_once(seq_len), spec, ctx)
+        return _scored(model, targets, windows, ctx, rows, precision)
 
 
 @dataclass(frozen=True)
@@ -125,13 +108,12 @@ def _scored(
     model: NextTokenLoss,
     targets: HeldoutTargets,
     windows: Windows,
-    rows: int,
-    spec: PipelineSpec,
     ctx: WorkerContext,
+    rows: int,
+    precision: Precision,
 ) -> Scored:
-    """``rows`` windows go through the model at once. Every rank makes as many passes as the one
-    with most windows, as a sharded model needs all of them; what is left over is padding.
-    """
+    """Every rank makes as many passes as the one with most windows, as a sharded model needs all of
+    them; what is left over is padding."""
     seq_len, per_stretch = windows.seq_len, len(windows.starts)
     num_stretches = len(targets.tokens)
     first, last = row_range(num_stretches, ctx.rank, ctx.world_size)
@@ -144,7 +126,7 @@ def _scored(
     by_place = torch.zeros(targets.longest, dtype=torch.float64)
     with (
         torch.no_grad(),
-        torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
+        torch.autocast(ctx.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
         for start in range(0, -(-num_stretches // ctx.world_size) * per_stretch, rows):
             if start >= num_windows:

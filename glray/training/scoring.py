@@ -1,8 +1,9 @@
-"""A run's latest model scored on windows of any length. No Ray."""
+"""A trained model scored on windows of any length. No Ray."""
 
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from glray.spec.corpus import SourceCorpus
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import EvaluationSpec
 from glray.training.context import LocalContext
-from glray.training.evaluation import evaluate
-from glray.training.execution import execution
-from glray.training.export import latest_model
-from glray.training.micro_batches import declared_micro_batches
-from glray.training.run_directory import Run
+from glray.training.evaluation import score
+from glray.training.trained_model import TrainedModel, find_model
+
+FOLDER_TARGETS = 65_536
+"""Target tokens of a folder's model, which no evaluation has fixed."""
 
 AS_TRAINED = "as trained"
 
@@ -44,50 +45,57 @@ class ScoringProtocol:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run's latest model scored."""
+    """What a model scored."""
 
-    step: int
+    step: int | None
+    """Of the run's latest checkpoint; None of a folder's model."""
     trained_len: int
-    """The longest length trained so far."""
+    """The longest length trained so far, in tokens."""
     targets: HeldoutTargets
     own: bool
     """Whether the run's own evaluations scored the same targets."""
     by_positions: dict[str, list[dict[str, Any]]]
-    """One record a window length, as ``evaluate`` gives it, under each placing of positions."""
+    """One record a window length, as ``Scored.record`` gives it, under each placing."""
 
 
-def score_run(run: Run, protocol: ScoringProtocol) -> Scores:
-    """Score the run's latest checkpoint. Raises UserError.
+def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
+    """Score a run's latest checkpoint or the model of a ``transformers`` folder. Raises UserError.
 
     The targets are a fixed set for the longest of the lengths, so figures of two calls compare
     only if that is the same.
     """
     _refuse_lengths(protocol)
     ctx = LocalContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    model, state = latest_model(run, ctx.device)
-    executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
-    stage = run.plan.stage_index(state.step - 1)
+    trained = find_model(directory, ctx.device)
     seq_lens = sorted(set(protocol.seq_lens))
     placings = {  # all of them before the first is scored: one may be refused
-        name: [json.dumps(_rope_parameters(name, run, stage, seq_len)) for seq_len in seq_lens]
+        name: [json.dumps(_rope_parameters(name, trained, seq_len)) for seq_len in seq_lens]
         for name in protocol.positions
     }
-    targets = _targets(run, protocol)
+    targets = _targets(trained, protocol)
 
     @cache  # at lengths that were trained all placings are one
     def scored(seq_len: int, rope: str) -> dict[str, Any]:
-        place_positions(model.network, json.loads(rope))
-        (record,) = evaluate(
-            model, targets, (seq_len,), run.spec, ctx, executed, stride=protocol.stride
-        )
-        return record
+        place_positions(trained.model.network, json.loads(rope))
+        return score(
+            trained.model,
+            targets,
+            seq_len,
+            ctx,
+            rows=trained.rows_at_once(seq_len),
+            precision=trained.precision,
+            stride=protocol.stride,
+        ).record()
 
     by_positions = {
         name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
         for name, ropes in placings.items()
     }
-    own = heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
-    return Scores(state.step, _trained_len(run, stage), targets, own, by_positions)
+    run = trained.run
+    own = run is not None and (
+        heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
+    )
+    return Scores(trained.step, trained.trained_len, targets, own, by_positions)
 
 
 def _refuse_lengths(protocol: ScoringProtocol) -> None:
@@ -110,32 +118,34 @@ def _refuse_lengths(protocol: ScoringProtocol) -> None:
         )
 
 
-def _targets(run: Run, protocol: ScoringProtocol) -> HeldoutTargets:
-    longest = max(protocol.seq_lens)
-    num_tokens = protocol.num_tokens or max(run.spec.evaluation.num_tokens, longest)
+def _targets(trained: TrainedModel, protocol: ScoringProtocol) -> HeldoutTargets:
+    run, longest = trained.run, max(protocol.seq_lens)
+    usual = FOLDER_TARGETS if run is None else run.spec.evaluation.num_tokens
+    num_tokens = protocol.num_tokens or max(usual, longest)
     if protocol.documents is not None:
-        return document_targets(protocol.documents, run.corpus, longest, num_tokens)
+        return document_targets(protocol.documents, trained.tokenizer, longest, num_tokens)
+    if run is None:
+        raise UserError(
+            f"{trained.directory}: a folder has no held-out text of its own, so there is nothing "
+            "to score; add --documents"
+        )
     return heldout_targets(run.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens))
 
 
-def _rope_parameters(name: str, run: Run, stage: int, seq_len: int) -> dict[str, Any]:
-    trained = run.rope_parameters(stage)
+def _rope_parameters(name: str, trained: TrainedModel, seq_len: int) -> dict[str, Any]:
+    placed = trained.rope_parameters
     if name == AS_TRAINED:
-        return trained
-    choice = _choice(name, trained)
+        return placed
+    choice = _choice(name, placed)
     if isinstance(choice, Extrapolation):
-        return trained
-    if trained != run.model_config.rope_parameters:
+        return placed
+    if trained.scaled_by is not None:
         raise UserError(
-            f"--positions {name}: {run.directory} was trained with positions scaled by "
-            f"{run.arm.positions.kind}, and nobody has defined two scalings on top of each other; "
-            "leave the option out to score it as trained"
+            f"--positions {name}: {trained.directory} was trained with positions scaled by "
+            f"{trained.scaled_by}, and nobody has defined two scalings on top of each other; leave "
+            "the option out to score it as trained"
         )
-    return scoring_parameters(choice, run.model_config, _trained_len(run, stage), seq_len)
-
-
-def _trained_len(run: Run, stage: int) -> int:
-    return max(run.arm.seq_lens[: stage + 1])
+    return scoring_parameters(choice, trained.config, trained.trained_len, seq_len)
 
 
 def _choice(name: str, trained: dict[str, Any]) -> PositionsSpec:

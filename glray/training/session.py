@@ -89,8 +89,15 @@ class RunSession:
 
     def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
         """The held-out targets under the positions in force; see ``evaluation.score``."""
-        spec, ctx = self.run.spec, self.ctx
-        return score(self.model, self.targets, seq_len, spec, ctx, self.execution, stride=stride)
+        return score(
+            self.model,
+            self.targets,
+            seq_len,
+            self.ctx,
+            rows=self.execution.rows_at_once(seq_len),
+            precision=self.run.spec.precision,
+            stride=stride,
+        )
 
     def standing(self) -> dict[str, object]:
         """Steps, tokens and clocks, as a record has them."""

@@ -10,11 +10,7 @@ from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.spec import EvaluationSpec
 from glray.training.context import LocalContext
-from glray.training.evaluation import _standard_error, evaluate
-from glray.training.execution import execution
-from glray.training.micro_batches import declared_micro_batches
-
-from ..tiny import tiny_spec
+from glray.training.evaluation import _standard_error, score
 
 
 class NextToken(torch.nn.Module):
@@ -31,12 +27,12 @@ def targets_of(*stretches: list[int]) -> HeldoutTargets:
     return HeldoutTargets(np.array(stretches), np.arange(len(stretches)), num_bytes=24)
 
 
-def test_losses_by_length_and_position(tmp_path):
+def test_losses_by_length_and_position():
     targets = targets_of(list(range(9)), list(range(50, 59)), list(range(100, 109)))
-    spec = tiny_spec(tmp_path)
-    ctx = LocalContext()
-    executed = execution(spec, ctx, declared_micro_batches(spec))
-    two, eight = evaluate(NextToken(), targets, (2, 8), spec, ctx, executed)
+    two, eight = (
+        score(NextToken(), targets, n, LocalContext(), rows=2, precision="float32").record()
+        for n in (2, 8)
+    )
     unknown = math.log(200)
     known = math.log(math.exp(20) + 199) - 20
     assert two["loss"] == pytest.approx((unknown + known) / 2, rel=1e-6)

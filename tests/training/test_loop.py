@@ -17,7 +17,7 @@ from glray.training.checkpoint import TENSORS, committed_checkpoints
 from glray.training.context import LocalContext
 from glray.training.export import export_run, latest_model
 from glray.training.run_directory import find_run, settle
-from glray.training.scoring import ScoringProtocol, score_run
+from glray.training.scoring import ScoringProtocol, score_model
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
@@ -266,11 +266,11 @@ def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     assert "do not compare" in headline(runs)[0]
 
 
-def test_score_run_gives_the_runs_own_figures(finished):
+def test_score_model_gives_the_runs_own_figures(finished):
     run = finished[0]
     recorded = read_json(run.directory / "evaluations" / "step-00000012.json")["lengths"]
-    scores = score_run(run, ScoringProtocol(seq_lens=(8, 32, 64)))
+    scores = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64)))
     assert scores.own
-    assert not score_run(run, ScoringProtocol(seq_lens=(8, 16))).own
+    assert not score_model(run.directory, ScoringProtocol(seq_lens=(8, 16))).own
     scored = scores.by_positions["as trained"]
     assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]

@@ -19,7 +19,7 @@ from glray.spec import (
 from glray.training.context import LocalContext
 from glray.training.export import latest_model
 from glray.training.run_directory import settle
-from glray.training.scoring import ScoringProtocol, score_run
+from glray.training.scoring import ScoringProtocol, score_model
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
@@ -91,7 +91,7 @@ def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corp
 def test_the_exported_model_scores_as_the_run_does(undisturbed):
     exported = AutoModelForCausalLM.from_pretrained(undisturbed.directory / "model").eval()
     last = read_json(undisturbed.evaluation_path(12))["lengths"]
-    scores = score_run(undisturbed, ScoringProtocol(seq_lens=(8, 32, 64)))
+    scores = score_model(undisturbed.directory, ScoringProtocol(seq_lens=(8, 32, 64)))
     assert scores.own
     assert losses(scores) == {entry["seq_len"]: entry["loss"] for entry in last}
     windows = torch.from_numpy(scores.targets.tokens)
@@ -113,7 +113,7 @@ def losses(scores, positions="as trained"):
 def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corpus):
     run = trained(spec_of(tmp_path, "extrapolation"), corpus)
     choices = ("as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=500")
-    scores = score_run(run, ScoringProtocol(seq_lens=(8, 32, 64), positions=choices))
+    scores = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64), positions=choices))
     plain, same, *others = (losses(scores, name) for name in choices)
     assert same == plain
     for other in others:
@@ -128,13 +128,13 @@ def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corp
 def test_a_choice_that_does_not_exist_is_refused(tmp_path, corpus, name):
     run = trained(spec_of(tmp_path, "extrapolation"), corpus)
     with pytest.raises(UserError, match="not one of extrapolation, interpolation, ntk, yarn"):
-        score_run(run, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
+        score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
 
 
 def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
     run = trained(spec_of(tmp_path, "yarn"), corpus)
     with pytest.raises(UserError, match="trained with positions scaled by yarn"):
-        score_run(run, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
+        score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
 
 
 def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):

@@ -17,7 +17,7 @@ from glray.training.context import LocalContext
 from glray.training.evaluation import Windows
 from glray.training.export import latest_model
 from glray.training.run_directory import settle
-from glray.training.scoring import ScoringProtocol, score_run
+from glray.training.scoring import ScoringProtocol, score_model
 from glray.training.worker import train_all
 
 from ..tiny import tiny_spec
@@ -57,7 +57,7 @@ def test_windows_by_hand():
 
 
 def test_a_sliding_window_gives_each_target_the_context_it_should_have(run):
-    scores = score_run(run, ScoringProtocol(seq_lens=(16, 64), stride=4))
+    scores = score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=4))
     model, _ = latest_model(run, torch.device("cpu"))
     network = model.network.eval()
     total = 0.0
@@ -78,7 +78,9 @@ def test_a_sliding_window_gives_each_target_the_context_it_should_have(run):
 
 def test_whole_and_sliding_windows_agree_at_the_longest_length(run):
     whole, sliding = (
-        score_run(run, ScoringProtocol(seq_lens=(16, 64), stride=stride)).by_positions["as trained"]
+        score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=stride)).by_positions[
+            "as trained"
+        ]
         for stride in (None, 4)
     )
     assert whole[1] == sliding[1]
@@ -96,7 +98,9 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
         lines = [json.dumps({"body": text}) + "\n" for text in [*texts, "too short", ""]]
         (tmp_path / "all.jsonl").write_text("".join(lines))
         documents = corpus_of([f"{tmp_path}/all.jsonl"], "body")
-    scores = score_run(run, ScoringProtocol(seq_lens=(8, 64), documents=documents, num_tokens=256))
+    scores = score_model(
+        run.directory, ScoringProtocol(seq_lens=(8, 64), documents=documents, num_tokens=256)
+    )
     assert not scores.own
     assert scores.targets.num_targets == 256
     assert scores.targets.num_documents == 3
@@ -129,7 +133,7 @@ def test_the_kind_of_documents_is_told_by_their_names():
 )
 def test_a_protocol_that_cannot_be_is_refused(run, protocol, words):
     with pytest.raises(UserError, match=words):
-        score_run(run, ScoringProtocol(**protocol))
+        score_model(run.directory, ScoringProtocol(**protocol))
 
 
 def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
@@ -137,7 +141,7 @@ def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
         (tmp_path / f"{index}.txt").write_text("def long(argument): return argument\n" * lines)
     documents = corpus_of([f"{tmp_path}/*.txt"], "text")
     protocol = ScoringProtocol(seq_lens=(8,), documents=documents, num_tokens=320)
-    targets = score_run(run, protocol).targets
+    targets = score_model(run.directory, protocol).targets
     assert targets.num_targets == 320
     assert targets.num_documents == 3
 
@@ -146,11 +150,11 @@ def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp
     (tmp_path / "short.txt").write_text("def short(): pass\n")
     documents = corpus_of([str(tmp_path / "short.txt")], "text")
     with pytest.raises(UserError, match=r"needs a document of 65, the longest has \d+"):
-        score_run(run, ScoringProtocol(seq_lens=(64,), documents=documents))
+        score_model(run.directory, ScoringProtocol(seq_lens=(64,), documents=documents))
 
 
 def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
-    scores = score_run(run, ScoringProtocol(seq_lens=(16, 64), stride=4))
+    scores = score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=4))
     record = scores.by_positions["as trained"][0]
     counts = np.bincount(Windows.over(64, 16, 4).positions)
     mean = np.average(record["loss_by_position"], weights=counts)

@@ -17,7 +17,7 @@ from glray.training.execution import execution
 from glray.training.export import export_run, latest_model
 from glray.training.micro_batches import declared_micro_batches
 from glray.training.run_directory import find_run, settle
-from glray.training.scoring import ScoringProtocol, score_run
+from glray.training.scoring import ScoringProtocol, score_model
 from glray.training.session import open_session
 from glray.training.worker import train_all
 
@@ -94,7 +94,9 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_pat
     assert again.identity == run.identity
     assert again.model_config.to_dict() == run.model_config.to_dict()
     recorded = read_json(run.evaluation_path(12))["lengths"]
-    scored = score_run(run, ScoringProtocol(seq_lens=(8, 32, 64))).by_positions["as trained"]
+    scored = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64))).by_positions[
+        "as trained"
+    ]
     assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]
     export_run(run.directory, tmp_path / "exported")
     assert_same(weights(tmp_path / "exported"), weights(run.directory / "model"))

@@ -7,7 +7,7 @@ The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one
 every round, and all that a loop does from one step's begin to the next's is counted. A bare loop is
 what a person would write: logits, ``cross_entropy``, fused AdamW, clipping. glray's
 does all that a run does: the proof, metrics, the learning rate, borders. (The Trainer needs
-``accelerate``: the extra ``bench``.)
+``accelerate``: the extra ``dev``.)
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
 run and what of it is Ray's, and what a checkpoint costs at one every five minutes.

@@ -6,7 +6,7 @@ import torch
 from glray.training import peak
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Small tensors: threads would only cost."""
     before = torch.get_num_threads()

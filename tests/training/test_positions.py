@@ -1,9 +1,15 @@
 """Each choice of positions through training: placed stage by stage, resumed, exported, scored."""
 
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.files import read_json
 from glray.spec import (
@@ -16,12 +22,14 @@ from glray.spec import (
     StageSpec,
     Yarn,
 )
+from glray.training.checkpoint import committed_checkpoints, step_of
 from glray.training.context import LocalContext
 from glray.training.export import latest_model
 from glray.training.run_directory import settle
 from glray.training.scoring import ScoringProtocol, score_model
 from glray.training.worker import train_all
 
+from ..group import start_group
 from ..tiny import tiny_spec
 from ..weights import same_weights
 
@@ -50,34 +58,67 @@ def trained(spec, corpus, stop=lambda: False):
     return settle(spec, corpus)[0]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS, scope="module")
 def kind(request):
     return request.param
 
 
-@pytest.fixture
-def undisturbed(tmp_path, corpus, kind):
-    return trained(spec_of(tmp_path / "undisturbed", kind), corpus)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus, kind):
+    return trained(spec_of(tmp_path_factory.mktemp("undisturbed"), kind), corpus)
 
 
-@pytest.mark.parametrize(
-    ("borders", "step"), [(2, 3), (3, 4), (4, 6)], ids=["before", "on", "after"]
-)
-def test_a_run_that_stops_near_an_edge_ends_with_the_same_bits(
-    undisturbed, tmp_path, corpus, kind, borders, step
+def test_a_run_that_stops_before_on_and_after_an_edge_ends_with_the_same_bits(
+    undisturbed, tmp_path, corpus, kind
 ):
-    spec = spec_of(tmp_path / "stopped", kind)
-    asked = iter([False] * (borders - 1) + [True])
-    stopped = trained(spec, corpus, stop=lambda: next(asked))
-    assert latest_model(stopped, torch.device("cpu"))[1].step == step
-    assert same_weights(trained(spec, corpus), undisturbed)
+    spec = spec_of(tmp_path, kind)
+    for step, borders in ((3, 2), (4, 1), (6, 1)):  # an edge is after 4; borders as they come
+        asked = iter([False] * (borders - 1) + [True])
+        stopped = trained(spec, corpus, stop=lambda asked=asked: next(asked))
+        assert latest_model(stopped, torch.device("cpu"))[1].step == step
+    assert_ends_as(undisturbed, trained(spec, corpus))
+
+
+@dataclass
+class Mortal(LocalContext):
+    """Killed as it asks for the tokens of a step, so after as many steps."""
+
+    dies_after: int = 0
+
+    def batches(self, corpus, segments) -> Iterator[Batch]:
+        for batch in super().batches(corpus, segments):
+            if batch.step == self.dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def train_until(spec, corpus, ctx, num_steps):
+    train_all(spec, corpus, Mortal(ctx.rank, ctx.world_size, dies_after=num_steps))
+
+
+@pytest.mark.soak
+def test_a_run_killed_around_its_edges_ends_with_the_same_bits(undisturbed, tmp_path, corpus, kind):
+    spec = spec_of(tmp_path, kind)
+    edges_alone = {"checkpoint_every_tokens": 10**6}
+    spec = spec.with_fields(compute=spec.compute.model_dump() | edges_alone)
+    for num_steps in (3, 4, 5, 7, 8, 9):  # the edges are after 4 and 8
+        (life,) = start_group(train_until, 1, spec, corpus, num_steps)
+        life.join()
+        assert life.exitcode == -signal.SIGKILL
+        (run,) = settle(spec, corpus)
+        kept = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
+        assert kept == [edge for edge in (4, 8) if edge <= num_steps]
+    assert_ends_as(undisturbed, trained(spec, corpus))
+
+
+def assert_ends_as(expected, run):
+    """The same weights, scores and edges."""
+    assert same_weights(run, expected)
     for step in (4, 8, 12):
-        scored, expected = (
-            read_json(run.evaluation_path(step))["lengths"] for run in (stopped, undisturbed)
-        )
-        assert scored == expected
+        scored, wanted = (read_json(r.evaluation_path(step))["lengths"] for r in (run, expected))
+        assert scored == wanted
     for step in (4, 8):
-        assert read_json(stopped.edge_path(step)) == read_json(undisturbed.edge_path(step))
+        assert read_json(run.edge_path(step)) == read_json(expected.edge_path(step))
 
 
 def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corpus):

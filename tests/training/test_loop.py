@@ -1,6 +1,7 @@
 """The loop on the local context: what it leaves, what it feeds, and what stopping changes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,16 +245,25 @@ def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, 
     assert len(metrics(run)) == 12
 
 
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, corpus):
+    """The spec of a trained pipeline whose budget is in seconds."""
+    storage = tmp_path_factory.mktemp("calibrated")
+    spec = tiny_spec(storage, budget={"seconds": 0.05}, ratios_share="seconds")
+    train_all(spec, corpus, LocalContext())
+    return spec
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff"])
 @pytest.mark.parametrize("name", ["grow-seed0/run.json", "calibration.json"])
-def test_damaged_records_are_one_line(tmp_path, corpus, name, text):
-    spec = tiny_spec(tmp_path, budget={"seconds": 0.05}, ratios_share="seconds")
-    train_all(spec, corpus, LocalContext())
-    path = tmp_path / "tiny" / name
+def test_damaged_records_are_one_line(calibrated, corpus, name, text):
+    path = Path(calibrated.compute.storage) / "tiny" / name
+    whole = path.read_bytes()
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="damaged") as error:
-        settle(spec, corpus)
+        settle(calibrated, corpus)
     assert str(path) in str(error.value)
+    path.write_bytes(whole)
 
 
 def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):

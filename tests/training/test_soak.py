@@ -6,18 +6,17 @@ import pytest
 
 from ..killing import kill_runs, killed_spec
 
-SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize(
     ("world_size", "parallelism", "num_kills"),
     [
-        (3, "ddp", 3),
-        pytest.param(1, "ddp", 100, marks=SOAK),
-        pytest.param(2, "ddp", 40, marks=SOAK),
-        pytest.param(3, "ddp", 30, marks=SOAK),
-        pytest.param(4, "ddp", 20, marks=SOAK),
-        pytest.param(3, "fsdp", 30, marks=SOAK),
+        (1, "ddp", 100),
+        (2, "ddp", 40),
+        (3, "ddp", 30),
+        (4, "ddp", 20),
+        (3, "fsdp", 30),
     ],
 )
 def test_runs_killed_at_random_moments_end_bit_identical(

@@ -1,0 +1,134 @@
+"""What keeping documents apart costs: a training step under ``attention="document"`` and not.
+
+    python benchmarks/documents.py [--rounds 12]
+
+Whole optimizer steps of 16,384 tokens at each length, the two taking turns in alternating order on
+the same windows, whose documents have 512 tokens in the mean. On a CPU it is a model like the
+quickstart's in float32 (``attention="document"`` is a mask through SDPA), on a GPU Pythia-160M in
+bfloat16, compiled (flex attention). The ratio is that of the medians, with quartiles of the
+rounds'.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import keep
+from glray.data.windows import Batch
+from glray.model.config import longest_config
+from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
+from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec
+from glray.spec.model import Attention
+from glray.training.context import LocalContext, synchronize
+from glray.training.execution import execution
+from glray.training.micro_batches import declared_micro_batches
+from glray.training.optimizer import build_optimizer
+from glray.training.parallel import prepare_model
+from glray.training.step import accumulate_gradients, apply_gradients
+
+BATCH_TOKENS = 16_384
+MEAN_DOCUMENT = 512
+SEPARATOR = 0
+SMALL = GPTNeoXModel(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512)
+
+
+def spec_of(seq_len: int, attention: Attention, *, gpu: bool) -> PipelineSpec:
+    """One arm at one length."""
+    return PipelineSpec.model_validate(
+        {
+            "name": "documents",
+            "corpus": {"kind": "stdlib"},
+            "tokenizer": {"kind": "bpe", "vocab_size": 4096},
+            "model": (PYTHIA_160M if gpu else SMALL).model_dump(),
+            "arms": [{"name": "fixed", "stages": [{"seq_len": seq_len}]}],
+            "budget": {"tokens": BATCH_TOKENS},
+            "tokens_per_batch": BATCH_TOKENS,
+            "optimizer": {"lr": 1e-3},
+            "precision": "bfloat16" if gpu else "float32",
+            "attention": attention,
+            "evaluation": {"seq_lens": (128,), "num_tokens": 128},
+            "compute": {"compile": gpu, "micro_batch_tokens": 16_384 if gpu else 2048},
+        }
+    )
+
+
+class Steps:
+    """Optimizer steps of one model, one after another on the same windows."""
+
+    def __init__(self, spec: PipelineSpec, batch: Batch, vocab_size: int) -> None:
+        self.ctx = LocalContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
+        self.spec, self.batch = spec, batch
+        config = longest_config(spec, vocab_size=vocab_size, eos_id=SEPARATOR)
+        self.model = NextTokenLoss(build_model(config, 0, self.ctx.device), spec.attention)
+        prepare_model(self.model, spec.compute, self.ctx)
+        self.optimizer = build_optimizer(self.model.network, spec.optimizer)
+        self.executed = execution(spec, self.ctx, declared_micro_batches(spec))
+
+    def seconds(self) -> float:
+        """Of the next step."""
+        synchronize(self.ctx.device)
+        start = time.perf_counter()
+        accumulate_gradients(self.model, self.batch, self.spec, self.ctx, self.executed)
+        apply_gradients(self.model, self.optimizer, 1.0)
+        synchronize(self.ctx.device)
+        return time.perf_counter() - start
+
+
+def windows(seq_len: int, vocab_size: int) -> Batch:
+    """Random tokens, each a separator with a probability of one in ``MEAN_DOCUMENT``."""
+    rng = np.random.default_rng(0)
+    shape = (BATCH_TOKENS // seq_len, seq_len + 1)
+    tokens = rng.integers(1, vocab_size, size=shape, dtype=np.int64)
+    tokens[rng.random(shape) < 1 / MEAN_DOCUMENT] = SEPARATOR
+    return Batch(step=0, seq_len=seq_len, offsets=np.arange(shape[0]), tokens=tokens)
+
+
+def compared(seq_len: int, rounds: int, *, gpu: bool) -> dict[str, Any]:
+    """Tokens per second of both, and apart over across: median, first and third quartile."""
+    vocab_size = 50_304 if gpu else 4096
+    batch = windows(seq_len, vocab_size)
+    choices: tuple[Attention, ...] = ("window", "document")
+    steps = {name: Steps(spec_of(seq_len, name, gpu=gpu), batch, vocab_size) for name in choices}
+    seconds: dict[str, list[float]] = {name: [] for name in choices}
+    for number in range(-2, rounds):  # two that do not count: compilation, memory
+        for name in choices if number % 2 else reversed(choices):
+            taken = steps[name].seconds()
+            if number >= 0:
+                seconds[name].append(taken)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = [w / d for w, d in zip(seconds["window"], seconds["document"], strict=True)]
+    first, _, third = statistics.quantiles(ratios, n=4)
+    speeds = {name: BATCH_TOKENS / median[name] for name in choices}
+    ratio = median["window"] / median["document"]
+    return {"tokens_per_second": speeds, "document_over_window": [ratio, first, third]}
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=12)
+    arguments = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    figures = {}
+    for seq_len in (128, 512, 1024, 2048, 4096):
+        figures[str(seq_len)] = found = compared(seq_len, arguments.rounds, gpu=gpu)
+        speeds, (ratio, first, third) = found["tokens_per_second"], found["document_over_window"]
+        print(
+            f"{seq_len:>5}: {speeds['window']:>9,.0f} tokens/s across documents, "
+            f"{speeds['document']:>9,.0f} apart: {ratio:.3f} ({first:.3f} to {third:.3f})",
+            flush=True,
+        )
+    keep("documents-gpu" if gpu else "documents", {"lengths": figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -197,8 +197,7 @@ def evaluate(
 ) -> None:
     """Score a model at any window lengths, on its run's held-out text or other documents."""
     from glray.data.sources import corpus_of
-    from glray.report.context_plot import write_context
-    from glray.report.table import context_table
+    from glray.report.context import context_remarks, context_tables, write_context
     from glray.training.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
@@ -207,6 +206,8 @@ def evaluate(
     lengths = _lengths(seq_lens)
     if stride is None and is_sliding:
         stride = min(256, max(lengths))
+    if out is not None:
+        _make_folder(out)  # before hours of scoring
     chosen = ScoringProtocol(
         seq_lens=lengths,
         stride=stride,
@@ -215,31 +216,23 @@ def evaluate(
         num_tokens=num_tokens,
     )
     scores = score_model(model, chosen)
-    targets = scores.targets
-    how = "whole windows" if chosen.stride is None else f"windows sliding by {chosen.stride}"
-    title = f"Loss by window length, {how}"
-    Console(highlight=False).print(context_table(scores.by_positions, title))
-    whose = "documents" if documents else "held-out documents"
-    at_step = "" if scores.step is None else f", step {scores.step:,}"
-    console.print(
-        f"{targets.num_targets:,} targets of {targets.num_documents} {whose}; trained up to "
-        f"{scores.trained_len:,}{at_step}"
-    )
-    if scores.step is not None and not scores.own:
-        console.print("not the targets of the run's own evaluations: do not compare with those")
+    Console(highlight=False).print(*context_tables(scores, chosen), sep="\n")
+    for line in context_remarks(scores, chosen):
+        console.print(line)
     if out is not None:
-        about = {
-            "model": str(model),
-            "step": scores.step,
-            "protocol": protocol.value,
-            "stride": chosen.stride,
-            "documents": documents,
-            "num_documents": targets.num_documents,
-            "num_target_tokens": targets.num_targets,
-            "targets_sha256": targets.sha256,
-        }
-        paths = write_context(scores.by_positions, scores.trained_len, about, out)
+        about = {"model": str(model), "documents": documents}
+        paths = write_context(scores, chosen, about, out)
         console.print(f"written: {' and '.join(map(str, paths))}")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: no folder can be made there ({error.strerror}), nothing could be kept; "
+            "name another"
+        ) from None
 
 
 def _lengths(text: str) -> tuple[int, ...]:

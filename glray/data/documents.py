@@ -86,12 +86,15 @@ def split_file(file: SourceFile, corpus: SourceCorpus, piece_bytes: int) -> list
     return [Piece(file, *ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
 
 
+def read_source(files: Iterable[SourceFile], corpus: SourceCorpus) -> Iterator[Document | Skipped]:
+    """What ``read_piece`` finds in whole files, in order. Raises UserError."""
+    for file in files:
+        yield from read_piece(Piece(file), corpus)
+
+
 def read_documents(files: Iterable[SourceFile], corpus: SourceCorpus) -> Iterator[Document]:
     """The documents of whole files, in order, without those that have no text. Raises UserError."""
-    for file in files:
-        for item in read_piece(Piece(file), corpus):
-            if isinstance(item, Document):
-                yield item
+    return (item for item in read_source(files, corpus) if isinstance(item, Document))
 
 
 def read_piece(piece: Piece, corpus: SourceCorpus) -> Iterator[Document | Skipped]:

@@ -7,14 +7,14 @@ stay the same, and no window crosses a document.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from glray.data.blocks import token_dtype
 from glray.data.corpus import PreparedCorpus
-from glray.data.documents import Document, read_documents
+from glray.data.documents import Document, Skipped, read_source
 from glray.data.sources import list_source
 from glray.data.tokenizer import encode, token_num_bytes, vocab_size
 from glray.errors import UserError
@@ -32,6 +32,8 @@ class HeldoutTargets:
     """int64[stretches]: which document each comes from, numbered from 0 without gaps."""
     num_bytes: int
     """UTF-8 bytes that the targets stand for."""
+    num_skipped: int = 0
+    """Documents left out as they are empty or not UTF-8."""
 
     @property
     def longest(self) -> int:
@@ -80,28 +82,38 @@ def document_targets(
 ) -> HeldoutTargets:
     """A set out of other documents, in the tokens of ``tokenizer``. Raises UserError.
 
-    In memory are one document and what is kept of those before: no more than twice the set.
+    In memory are one document and what is kept of those before: no more than three times the set.
     """
     num_ids = vocab_size(tokenizer)
     wanted = max(1, num_tokens // longest)
     kept: list[np.ndarray] = []
-    most = 0
-    for document in read_documents(list_source(source), source):
-        ids = _token_ids(document, tokenizer, num_ids)
+    num_kept = most = num_read = num_skipped = 0
+    for item in read_source(list_source(source), source):
+        if isinstance(item, Skipped):
+            num_skipped += 1
+            continue
+        num_read += 1
+        ids = _token_ids(item, tokenizer, num_ids)
         most = max(most, len(ids))
-        if len(ids) > longest:
-            kept.append(ids.astype(token_dtype(num_ids)))
+        if len(ids) <= longest:
+            continue
+        kept.append(ids[: wanted * longest + 1].astype(token_dtype(num_ids)))
+        num_kept += (len(kept[-1]) - 1) // longest
+        if num_kept > 3 * wanted:
             rounds = _rounds([(len(tokens) - 1) // longest for tokens in kept], wanted)
             kept = [tokens[: rounds * longest + 1].copy() for tokens in kept]
+            num_kept = sum((len(tokens) - 1) // longest for tokens in kept)
         if len(kept) == wanted:
             break
     if not kept:
+        skipped = f" ({num_skipped:,} more are empty or not UTF-8)" if num_skipped else ""
         raise UserError(
             f"--documents: a window of {longest:,} tokens needs a document of {longest + 1:,}, the "
-            f"longest has {most:,}: nothing could be scored at that length; score shorter windows "
-            "or longer documents"
+            f"longest of {num_read:,} has {most:,}{skipped}: nothing could be scored at that "
+            "length; score shorter windows or longer documents"
         )
-    return _dealt(kept, longest, num_tokens, token_num_bytes(tokenizer))
+    dealt = _dealt(kept, longest, num_tokens, token_num_bytes(tokenizer))
+    return replace(dealt, num_skipped=num_skipped)
 
 
 def _rounds(stretches: list[int], wanted: int) -> int:

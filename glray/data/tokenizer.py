@@ -6,6 +6,7 @@ and truncation or padding set in a ``tokenizer.json`` is switched off.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from glray.spec.corpus import TokenizerFile
 
 EOS_TOKEN = "<|endoftext|>"
 """Ends each document in a vocabulary that is trained here; its id is 0."""
+
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""How SentencePiece spells a byte that no other token has."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -77,6 +81,8 @@ def parse_tokenizer(content: bytes, where: str) -> Tokenizer:
     except Exception as error:  # the library raises nothing narrower
         problem = " ".join(str(error).split())
         raise UserError(f"{where} is no tokenizer.json: {problem}") from None
+    if not tokenizer.get_vocab():
+        raise UserError(f"{where} has no token: no text could be encoded; give a tokenizer's own")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -96,10 +102,13 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 def token_num_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens stand for 0.
 
-    Exact for byte-level vocabularies, where a character of the token is a byte of the text. Of
-    others it is the length of the token decoded alone.
+    Exact for byte-level vocabularies, where a character of the token is a byte of the text, and for
+    SentencePiece's, where ``▁`` is a space and ``<0x0A>`` a byte. Of others it is the length of the
+    token decoded alone.
     """
-    byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    declared = json.loads(tokenizer.to_str())
+    how = json.dumps([declared["pre_tokenizer"], declared["decoder"], declared["normalizer"]])
+    byte_level, sentence_piece = "ByteLevel" in how, "\\u2581" in how
     added = tokenizer.get_added_tokens_decoder()
     num_bytes = np.zeros(vocab_size(tokenizer), dtype=np.int64)
     for token, token_id in tokenizer.get_vocab().items():
@@ -107,6 +116,9 @@ def token_num_bytes(tokenizer: Tokenizer) -> np.ndarray:
             num_bytes[token_id] = 0 if added[token_id].special else len(token.encode())
         elif byte_level:
             num_bytes[token_id] = len(token)
+        elif sentence_piece:
+            is_byte = BYTE_TOKEN.fullmatch(token) is not None
+            num_bytes[token_id] = 1 if is_byte else len(token.replace("▁", " ").encode())
         else:
             num_bytes[token_id] = len(tokenizer.decode([token_id]).encode())
     return num_bytes

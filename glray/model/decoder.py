@@ -56,16 +56,22 @@ def load_pretrained(
             "started: its arms would start from different weights; restore the folder"
         )
     disable_progress_bar()
-    model, found = DECODERS[type(config)].from_pretrained(
-        path,
-        config=config,
-        attn_implementation=CAUSAL,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        ignore_mismatched_sizes=True,  # refused below, on one line
-        output_loading_info=True,
-    )
+    try:
+        model, found = DECODERS[type(config)].from_pretrained(
+            path,
+            config=config,
+            attn_implementation=CAUSAL,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, on one line
+            output_loading_info=True,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: transformers cannot load it ({type(error).__name__}: {error}): its "
+            "config.json or its index is wrong; restore the folder"
+        ) from None
     _refuse_other_weights(path, found)
     model.config.name_or_path = ""  # nothing of the folder but its weights,
     model.generation_config = GenerationConfig.from_model_config(config)  # as after a resume

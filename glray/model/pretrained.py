@@ -6,6 +6,7 @@ nothing is downloaded and no code of the folder is run.
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,7 @@ def _config(file: Path) -> PreTrainedConfig:
         raise UserError(
             f"{file} is no configuration of a {architecture} model: {problem}"
         ) from None
+    _refuse_positions(file, config)
     rope_type = config.rope_parameters["rope_type"]
     if rope_type not in FIXED_SCALINGS:
         raise UserError(
@@ -93,6 +95,23 @@ def _config(file: Path) -> PreTrainedConfig:
     config.dtype = "float32"
     config.use_cache = False
     return config
+
+
+def _refuse_positions(file: Path, config: PreTrainedConfig) -> None:
+    """Raises UserError for what cannot be: transformers would fail later, or turn no dimension."""
+    rope, head_dim = config.rope_parameters, config.hidden_size // config.num_attention_heads
+    least = {"rope_theta": 1.0, "partial_rotary_factor": 2 / head_dim, "factor": 0.0}
+    limits = least | {"max_position_embeddings": 1}
+    for name, value in {**rope, "max_position_embeddings": config.max_position_embeddings}.items():
+        if name not in limits:
+            continue
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        most = 1.0 if name == "partial_rotary_factor" else math.inf
+        if not is_number or not limits[name] <= value <= most or value <= 0:
+            raise UserError(
+                f"{file}: {name} is {value!r}, no positions could be placed by that; restore the "
+                "file"
+            )
 
 
 def _declared_config(file: Path) -> dict[str, Any]:
@@ -124,14 +143,22 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("a shard lies beside its index")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index} is no index of shards; restore it") from None
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise UserError(
+                f"{index} names {name}, which is no safetensors file and could run code when it is "
+                "read; write the folder with save_pretrained of transformers"
+            )
     return (index, *(path / name for name in names))
 
 
 def _refuse_damaged(weight_files: tuple[Path, ...]) -> None:
     for file in weight_files:
-        if file.suffix != ".safetensors":
+        if file.suffix == ".json":
             continue
         try:
             with safe_open(file, framework="numpy"):

@@ -1,17 +1,16 @@
 """The figures of any set of runs in a terminal of 80 columns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
-from glray.report.formats import loss_text, plus_minus, seconds_text, tokens_text
+from glray.report.formats import loss_text, seconds_text, tokens_text
 from glray.report.headline import headline
 from glray.report.run_record import RunRecord
 
-__all__ = ["context_table", "headline", "heldout_table", "summary", "training_table"]
+__all__ = ["headline", "heldout_table", "summary", "training_table"]
 
 
 MOST_LENGTHS = 6
@@ -27,7 +26,7 @@ def summary(runs: Sequence[RunRecord]) -> list[Table]:
 
 def training_table(runs: Sequence[RunRecord]) -> Table:
     """One row a run: stages, steps, tokens, charged and measured seconds."""
-    table = _table("Training")
+    table = plain_table("Training")
     table.add_column("run", overflow="fold")
     for name in ("stages", "steps", "tokens", "charged s", "measured s"):
         table.add_column(name, justify="left" if name == "stages" else "right", overflow="fold")
@@ -52,7 +51,7 @@ def heldout_table(runs: Sequence[RunRecord], seq_lens: list[int]) -> Table:
     byte at the longest of them that any run was trained on."""
     longest = longest_trained(runs)
     byte_len = max((length for length in seq_lens if length <= longest), default=seq_lens[0])
-    table = _table("Held-out loss (nats per token) by window length")
+    table = plain_table("Held-out loss (nats per token) by window length")
     table.add_column("run", overflow="fold")
     for seq_len in seq_lens:
         table.add_column(str(seq_len), justify="right", no_wrap=True)
@@ -62,22 +61,6 @@ def heldout_table(runs: Sequence[RunRecord], seq_lens: list[int]) -> Table:
             if run.latest is not None:
                 table.add_row(*_heldout_row(arm, run, seq_lens, byte_len))
     table.caption = _heldout_caption(runs)
-    return table
-
-
-def context_table(by_positions: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Table:
-    """One row a window length: nats per token under each placing of positions, and bits per byte if
-    there is one."""
-    table = _table(title)
-    table.add_column("window length", justify="right")
-    alone = len(by_positions) == 1
-    for name in ("nats per token", "bits per byte") if alone else by_positions:
-        table.add_column(name, justify="right")
-    for records in zip(*by_positions.values(), strict=True):
-        losses = [plus_minus(record["loss"], record["standard_error"]) for record in records]
-        also = [f"{records[0]['bits_per_byte']:.3f}"] if alone else []
-        table.add_row(f"{records[0]['seq_len']:,}", *losses, *also)
-    table.caption = "± is the standard error over documents."
     return table
 
 
@@ -104,9 +87,10 @@ def _heldout_caption(runs: Sequence[RunRecord]) -> str:
     return f"± standard error over {counts} documents.  * longer than trained on."
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str | None = None) -> Table:
+    """An empty table in the look of all."""
     return Table(
-        title=f"\n{title}",
+        title=title and f"\n{title}",
         title_justify="left",
         title_style="bold",
         caption_justify="left",

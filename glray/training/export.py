@@ -50,6 +50,12 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
             f"{run.plan.num_steps:,}: its last was deleted; delete {run.directory / 'result.json'} "
             "and run again to train the steps between"
         )
+    if step > run.plan.num_steps:
+        raise UserError(
+            f"{run.checkpoints}: the latest checkpoint is of step {step:,}, the plan of "
+            f"{run.directory / 'spec.yaml'} ends at {run.plan.num_steps:,}: it is another run's; "
+            "restore the file"
+        )
     model = NextTokenLoss(build_model(run.model_config, run.seed, device))
     load_weights(committed[-1], model.network)
     place_positions(model.network, run.rope_parameters(run.plan.stage_index(step - 1)))

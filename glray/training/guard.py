@@ -37,9 +37,13 @@ def excessive_rise(run: Run) -> Rise | None:
         if record is None or record["after"] is None:
             continue
         before, after = (
-            next(entry["loss"] for entry in entries if entry["seq_len"] == edge.from_seq_len)
+            next(
+                (entry["loss"] for entry in entries if entry["seq_len"] == edge.from_seq_len), None
+            )
             for entries in (record["before"], record["after"])
         )
+        if before is None or after is None:
+            continue  # scored when the evaluation had other lengths
         if not after - before <= limit:  # a loss that is no number neither
             return Rise(edge, before, after)
     return None

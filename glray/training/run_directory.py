@@ -282,7 +282,13 @@ def find_run(directory: Path) -> Run:
     arm = spec.arms[0]
     plan = make_plan(spec, arm)
     assert plan is not None, "a run's spec has its calibration"
-    corpus = open_corpus(spec, recorded["tokens_directories"])
-    config = AutoConfig.for_model(**recorded["model_config"])
-    init_sha256 = recorded["identity"].get("init")
-    return Run(directory, spec, arm, recorded["seed"], plan, corpus, config, init_sha256)
+    try:
+        corpus = open_corpus(spec, recorded["tokens_directories"])
+        config = AutoConfig.for_model(**recorded["model_config"])
+        init_sha256 = recorded["identity"].get("init")
+        seed = int(recorded["seed"])
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{directory / 'run.json'}: damaged, it is not as glray wrote it ({error}); restore it"
+        ) from None
+    return Run(directory, spec, arm, seed, plan, corpus, config, init_sha256)

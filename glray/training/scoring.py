@@ -1,6 +1,7 @@
 """A trained model scored on windows of any length. No Ray."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +78,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     @cache  # at lengths that were trained all placings are one
     def scored(seq_len: int, rope: str) -> dict[str, Any]:
         place_positions(trained.model.network, json.loads(rope))
-        return score(
+        found = score(
             trained.model,
             targets,
             seq_len,
@@ -85,7 +86,13 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
             rows=trained.rows_at_once(seq_len),
             precision=trained.precision,
             stride=protocol.stride,
-        ).record()
+        )
+        if not math.isfinite(found.loss):
+            raise UserError(
+                f"{directory}: the loss at {seq_len:,} is {found.loss}: the weights or positions "
+                "are broken, and no figure would mean anything; score another checkpoint"
+            )
+        return found.record()
 
     by_positions = {
         name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
@@ -101,7 +108,9 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
 def _refuse_lengths(protocol: ScoringProtocol) -> None:
     longest = max(protocol.seq_lens)
     for seq_len in protocol.seq_lens:
-        if seq_len < 1 or longest % seq_len:
+        if seq_len < 1:
+            raise UserError(f"--seq-lens: {seq_len} is no window; a length is 1 or more")
+        if longest % seq_len:
             raise UserError(
                 f"--seq-lens: {seq_len} does not divide the longest, {longest}: their targets "
                 "would not be the same; use powers of two"
@@ -158,5 +167,6 @@ def _choice(name: str, trained: dict[str, Any]) -> PositionsSpec:
         return BaseFrequencies(thetas=(trained["rope_theta"], float(value)))
     except ValueError:  # of float() or the spec's own
         raise UserError(
-            f"--positions {name}: not one of {', '.join(SCALINGS)} or theta=NUMBER above 1"
+            f"--positions {name}: not one of {', '.join((AS_TRAINED, *SCALINGS))} or theta=NUMBER "
+            "above 1"
         ) from None

@@ -36,7 +36,8 @@ class TrainedModel:
     """What has scaled these positions; None if they are those that ``config`` declares."""
     config: PreTrainedConfig
     trained_len: int
-    """The longest length trained, in tokens; of a folder, what its config says of that."""
+    """The longest length trained with these positions, in tokens; of a folder, what its config says
+    of that."""
     tokenizer: Tokenizer
     precision: Precision
     rows_at_once: Callable[[int], int]
@@ -48,9 +49,14 @@ class TrainedModel:
 
 def find_model(directory: Path, device: torch.device) -> TrainedModel:
     """The latest model of a run's directory, else that of a folder. Raises UserError."""
-    if (directory / "config.json").exists() and not (directory / "run.json").exists():
+    if (directory / "run.json").exists():
+        return model_of_run(find_run(directory), device)
+    if (directory / "config.json").exists():
         return model_of_folder(directory, device)
-    return model_of_run(find_run(directory), device)
+    raise UserError(
+        f"{directory}: no model to score, it has neither run.json nor config.json; give a run's "
+        "directory, such as runs/quickstart/growlength-seed0, or a folder that transformers loads"
+    )
 
 
 def model_of_run(run: Run, device: torch.device) -> TrainedModel:
@@ -65,13 +71,25 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
         rope_parameters=placed,
         scaled_by=None if placed == declared else run.arm.positions.kind,
         config=run.model_config,
-        trained_len=max(run.arm.seq_lens[: stage + 1]),
+        trained_len=_trained_len(run, stage),
         tokenizer=_tokenizer(run.corpus.tokenizer_path),
         precision=run.spec.precision,
         rows_at_once=executed.rows_at_once,
         run=run,
         step=state.step,
     )
+
+
+def _trained_len(run: Run, stage: int) -> int:
+    """The longest length that was trained with the positions of ``stage``, in the run or, if it
+    started from one, in the folder."""
+    placed, seq_lens = run.rope_parameters(stage), run.arm.seq_lens
+    own = max(seq_lens[n] for n in range(stage + 1) if run.rope_parameters(n) == placed)
+    config = run.model_config
+    of_folder = config.max_position_embeddings  # or the arm's longest, if that is more
+    if run.spec.init is None or of_folder == max(seq_lens) or placed != config.rope_parameters:
+        return own
+    return max(own, of_folder)
 
 
 def model_of_folder(path: Path, device: torch.device) -> TrainedModel:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from glray.data.tokenizer import encode, load_tokenizer, token_num_bytes, train_bpe, vocab_size
 from glray.errors import UserError
@@ -54,6 +54,24 @@ def test_another_vocabulary_is_measured_by_decoding() -> None:
     tokenizer = Tokenizer(models.WordLevel({"ä": 0, "word": 1, "?": 3}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     assert token_num_bytes(tokenizer).tolist() == [2, 4, 0, 1]  # no token has the id 2
+
+
+def test_sentencepiece_spells_spaces_and_bytes() -> None:
+    pieces = {"<0x0A>": 0, "▁a": 1, "ä": 2, "▁": 3}
+    tokenizer = Tokenizer(models.BPE(pieces, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(strip)
+    assert token_num_bytes(tokenizer).tolist() == [1, 2, 2, 1]
+    tokenizer.normalizer, tokenizer.decoder = None, None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert token_num_bytes(tokenizer).tolist() == [1, 2, 2, 1]
+
+
+def test_a_byte_level_vocabulary_needs_no_decoder_to_be_measured() -> None:
+    tokenizer = train_bpe(TEXTS, 300)
+    tokenizer.decoder = None
+    assert token_num_bytes(tokenizer).tolist() == token_num_bytes(BPE).tolist()
 
 
 def test_a_file_is_loaded_without_its_truncation(tmp_path: Path) -> None:

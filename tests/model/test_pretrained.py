@@ -265,3 +265,41 @@ def test_a_folder_that_changed_since_the_pipeline_was_started_is_refused(folder)
     change(folder, rms_norm_eps=1e-5)
     with pytest.raises(UserError, match=rf"has SHA-256 \w{{12}}…, {sha256[:12]}… when"):
         load_pretrained(read_pretrained(str(folder)), sha256, config, CPU)
+
+
+@pytest.mark.parametrize(
+    "names", [["pytorch_model.bin"], ["../model.safetensors"], [7], []], ids=str
+)
+def test_an_index_leads_to_safetensors_beside_it_alone(folder, names):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    index = {"metadata": {}, "weight_map": {str(n): name for n, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"no safetensors file|no index of shards"):
+        read_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -5.0}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0, "rope_theta": 1e4}}, "factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2", "rope_theta": 1e4}}, "factor"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 3}},
+            "partial_rotary_factor",
+        ),
+        ({"max_position_embeddings": 0}, "max_position_embeddings"),
+        ({"max_position_embeddings": -7}, "max_position_embeddings"),
+    ],
+)
+def test_positions_that_cannot_be_are_refused(folder, changes, name):
+    change(folder, **changes)
+    with pytest.raises(UserError, match=rf"config\.json: {name} is |no configuration"):
+        read_pretrained(str(folder))
+
+
+def test_what_transformers_cannot_load_is_one_line(folder):
+    change(folder, hidden_act="nope")
+    with pytest.raises(UserError, match="transformers cannot load it"):
+        loaded(folder)

@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from glray.report.records import load_runs
-from glray.report.table import context_table, summary
+from glray.report.table import summary
 from tests.report.conftest import write_run
 
 
@@ -45,15 +45,3 @@ def test_an_unfinished_run_shows_its_steps_and_its_latest_evaluation(tmp_path):
     assert rows_of(text, "grow")[0] == ["grow", "4-8", "12/15", "384", "14.0", "14.0"]
     assert rows_of(text, "grow")[1][1:3] == ["5.600", "6.000"]
     assert "(step 10)" in text
-
-
-def test_context_table_shows_each_length():
-    lengths = [
-        {"seq_len": 128, "loss": 4.5, "standard_error": 0.05, "bits_per_byte": 1.9},
-        {"seq_len": 256, "loss": 4.25, "standard_error": None, "bits_per_byte": 1.8},
-    ]
-
-    text = rendered([context_table({"as trained": lengths}, "Loss")])
-
-    assert rows_of(text, "128") == [["128", "4.500", "±", "0.050", "1.900"]]
-    assert rows_of(text, "256") == [["256", "4.250", "1.800"]]

@@ -168,7 +168,9 @@ def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corp
 )
 def test_a_choice_that_does_not_exist_is_refused(tmp_path, corpus, name):
     run = trained(spec_of(tmp_path, "extrapolation"), corpus)
-    with pytest.raises(UserError, match="not one of extrapolation, interpolation, ntk, yarn"):
+    with pytest.raises(
+        UserError, match="not one of as trained, extrapolation, interpolation, ntk, yarn"
+    ):
         score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
 
 

@@ -8,11 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from glray.data.sources import corpus_of
 from glray.errors import UserError
-from glray.spec import JsonlCorpus, ParquetCorpus, TextCorpus
+from glray.spec import (
+    ArmSpec,
+    Interpolation,
+    JsonlCorpus,
+    ParquetCorpus,
+    StageSpec,
+    TextCorpus,
+)
 from glray.training.context import LocalContext
 from glray.training.evaluation import Windows
 from glray.training.export import latest_model
@@ -124,7 +132,7 @@ def test_the_kind_of_documents_is_told_by_their_names():
     ("protocol", "words"),
     [
         ({"seq_lens": (8, 12)}, "8 does not divide the longest, 12"),
-        ({"seq_lens": (0, 8)}, "0 does not divide"),
+        ({"seq_lens": (0, 8)}, "0 is no window"),
         ({"seq_lens": (8, 16), "stride": 17}, "--stride 17: a window of 16 tokens"),
         ({"seq_lens": (8,), "stride": 0}, "--stride 0"),
         ({"seq_lens": (8, 64), "num_tokens": 63}, "--num-tokens 63 is less than one window of 64"),
@@ -149,7 +157,7 @@ def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
 def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):
     (tmp_path / "short.txt").write_text("def short(): pass\n")
     documents = corpus_of([str(tmp_path / "short.txt")], "text")
-    with pytest.raises(UserError, match=r"needs a document of 65, the longest has \d+"):
+    with pytest.raises(UserError, match=r"needs a document of 65, the longest of 1 has \d+"):
         score_model(run.directory, ScoringProtocol(seq_lens=(64,), documents=documents))
 
 
@@ -159,3 +167,47 @@ def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
     counts = np.bincount(Windows.over(64, 16, 4).positions)
     mean = np.average(record["loss_by_position"], weights=counts)
     assert mean == pytest.approx(record["loss"])
+
+
+def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(run, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1") * 99)
+    documents = corpus_of([f"{tmp_path}/*.txt"], "text")
+    protocol = ScoringProtocol((8,), documents=documents)
+    with pytest.raises(UserError, match=r"longest of 0 has 0 \(1 more are empty or not UTF-8\)"):
+        score_model(run.directory, protocol)
+    (tmp_path / "short.txt").write_text("def longer(argument): return argument\n")
+    assert score_model(run.directory, protocol).targets.num_skipped == 1
+
+
+def test_a_loss_that_is_no_number_is_no_figure(run):
+    model = run.directory / "model" / "model.safetensors"
+    weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(model).items()}
+    save_file(weights, model, metadata={"format": "pt"})
+    (run.directory / "text.txt").write_text("def long(argument): return argument\n" * 9)
+    documents = corpus_of([str(run.directory / "text.txt")], "text")
+    with pytest.raises(UserError, match="the loss at 8 is nan"):
+        score_model(run.directory / "model", ScoringProtocol((8,), documents=documents))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"identity": []}, {"model_config": {}}, {"tokens_directories": []}, {"seed": None}],
+)
+def test_a_damaged_record_of_the_run_is_refused(run, wrong):
+    path = run.directory / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match=r"run\.json: damaged"):
+        score_model(run.directory, ScoringProtocol((8,)))
+
+
+@pytest.mark.parametrize(("seq_lens", "trained_len"), [((8, 32, 16), 16), ((32, 8, 16), 16)])
+def test_only_what_was_trained_with_the_positions_in_force_counts_as_trained(
+    tmp_path, corpus, seq_lens, trained_len
+):
+    stages = tuple(StageSpec(seq_len=n) for n in seq_lens)
+    positions = Interpolation(relative_to="previous")
+    arms = (ArmSpec(name="grow", stages=stages, positions=positions),)
+    spec = tiny_spec(tmp_path, arms=arms)
+    train_all(spec, corpus, LocalContext())
+    (run,) = settle(spec, corpus)
+    assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == trained_len

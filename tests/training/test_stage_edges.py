@@ -154,3 +154,13 @@ def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
     grow, fixed = settle(spec, corpus)
     assert not grow.is_finished
     assert fixed.is_finished
+
+
+def test_a_guard_passes_over_edges_that_were_scored_at_other_lengths(tmp_path, corpus):
+    asked = iter([False] * 5 + [True])  # at a border after the second edge
+    spec = grown(tmp_path, optimizer=WILD, evaluation={"seq_lens": (12,), "num_tokens": 96})
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    later = spec.with_fields(
+        evaluation={"seq_lens": (8, 32, 64), "num_tokens": 128, "max_rise": 0.0}
+    )
+    assert trained(later, corpus).is_finished

@@ -1,5 +1,6 @@
 """Runs that start from a folder, and Llama-shaped ones."""
 
+import json
 import shutil
 
 import pytest
@@ -157,3 +158,13 @@ def test_the_command_makes_the_folders_path_absolute(tmp_path, monkeypatch):
     pipeline.write_text(to_yaml(spec_from("start", tmp_path)))
     monkeypatch.chdir(tmp_path)
     assert _load(pipeline, None).init == str(tmp_path / "start")
+
+
+def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):
+    save_model(tmp_path / "start", MODELS["llama"])
+    config = tmp_path / "start" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
+    spec = spec_from(tmp_path / "start", tmp_path / "runs")
+    train_all(spec, corpus, LocalContext())
+    run = settle(spec, corpus)[0]
+    assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == 64

@@ -1,0 +1,56 @@
+"""What ``glray eval`` shows: nothing cut off, and what it is that is shown."""
+
+import numpy as np
+import pytest
+
+from glray.data.targets import HeldoutTargets
+from glray.report.context import context_remarks, context_tables, loss_by_context
+from glray.training.scoring import Scores, ScoringProtocol
+
+from .test_table import rendered, rows_of
+
+LENGTHS = [
+    {"seq_len": 128, "loss": 4.5, "standard_error": 0.05, "bits_per_byte": 1.9},
+    {"seq_len": 256, "loss": 4.25, "standard_error": None, "bits_per_byte": 1.8},
+]
+
+
+def scores(*names, **fields):
+    targets = HeldoutTargets(np.zeros((2, 257)), np.array([0, 1]), num_bytes=99, num_skipped=3)
+    declared = {"step": 7, "trained_len": 128, "targets": targets, "own": True}
+    return Scores(**declared | fields, by_positions=dict.fromkeys(names, LENGTHS))
+
+
+def test_one_placing_is_named_with_its_windows_and_has_bits_per_byte():
+    protocol = ScoringProtocol((128, 256), stride=64, positions=("yarn",))
+    text = rendered(context_tables(scores("yarn"), protocol))
+    assert "windows sliding by 64, positions yarn" in text
+    assert rows_of(text, "128") == [["128", "4.500", "±", "0.050", "1.900"]]
+    assert rows_of(text, "256") == [["256", "4.250", "1.800"]]
+
+
+def test_many_placings_are_several_tables_within_80_columns():
+    names = ["as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=123456789.5"]
+    text = rendered(context_tables(scores(*names), ScoringProtocol((128, 256))))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    assert text.count("4.500 ± 0.050") == len(names)
+    assert all(name in text for name in names[1:5])
+
+
+def test_what_was_left_out_is_said():
+    said = context_remarks(scores("yarn"), ScoringProtocol((128,)))
+    assert said == [
+        "± is the standard error over documents.",
+        "512 targets of 2 held-out documents; trained up to 128, step 7",
+        "3 documents are left out: empty or not UTF-8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trained_len", "start"), [(128, 2**7.5), (200, 2**7.5), (100, 128 / 2**0.3)]
+)
+def test_the_plot_shades_every_length_that_was_not_trained(trained_len, start):
+    figure = loss_by_context({"yarn": LENGTHS}, trained_len, "whole windows")
+    (span,) = figure.axes[0].patches
+    assert span.get_x() == pytest.approx(start)

@@ -20,14 +20,15 @@ PANELS = {
 
 
 def around_edges(runs: Sequence[RunRecord]) -> Figure:
-    """Loss, gradient norm, update norm and learning rate of the steps before and after each edge;
-    a line an arm and edge, the mean over its seeds."""
-    lines: dict[str, list[tuple[RunRecord, int]]] = {}
+    """Loss, gradient norm, update norm and learning rate of the steps before and after each edge,
+    of its two stages alone; a line an arm and edge, the mean over its seeds."""
+    lines: dict[str, list[tuple[RunRecord, slice, int]]] = {}
     for arm in by_arm(runs):
         for run in arm.runs:
-            for edge in run.edges:
+            borders = [0, *(edge.step for edge in run.edges), run.num_steps]
+            for edge, first, end in zip(run.edges, borders, borders[2:], strict=False):
                 name = f"{arm.label} {edge.from_seq_len:,}→{edge.to_seq_len:,}"
-                lines.setdefault(name, []).append((run, edge.step))
+                lines.setdefault(name, []).append((run, slice(first, end), edge.step))
     styles = line_styles(list(lines))
     figure = Figure(figsize=(8, 6.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -38,7 +39,9 @@ def around_edges(runs: Sequence[RunRecord]) -> Figure:
         bare_axes(axes, "", label)
         axes.axvline(-0.5, color="#595959", linewidth=0.8, linestyle=":")
         for name, edges in lines.items():
-            values = np.array([_around(run, column, step, offsets) for run, step in edges])
+            values = np.array(
+                [_around(run, column, stages, step, offsets) for run, stages, step in edges]
+            )
             known = np.isfinite(values).all(axis=0)
             axes.plot(
                 offsets[known],
@@ -54,11 +57,13 @@ def around_edges(runs: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def _around(run: RunRecord, column: str, step: int, offsets: np.ndarray) -> np.ndarray:
-    """float64[offsets]: NaN where the run has no such step."""
+def _around(
+    run: RunRecord, column: str, stages: slice, step: int, offsets: np.ndarray
+) -> np.ndarray:
+    """float64[offsets]: NaN where the two stages have no such step."""
     values = np.full(len(offsets), np.nan)
     log = getattr(run.log, column)
     places = step + offsets  # the log's line i is of step i, from 0
-    there = (places >= 0) & (places < len(log))
+    there = (places >= stages.start) & (places < min(stages.stop, len(log)))
     values[there] = log[places[there]]
     return values

@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("files", "spec"),
     ("storage", "plan"),
-    ("data", "model", "cluster"),
+    ("data", "model", "cluster", "profile"),
     ("training",),
     ("profiling", "search", "report", "watch", "stopping"),
     ("cli",),
@@ -30,7 +30,18 @@ EDGES = {  # the modules that may import Ray
     "glray.training.edge",
     "glray.search.tuner",
 }
-WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "report", "watch", "stopping", "cli"}
+WITHOUT_TORCH = {
+    "errors",
+    "files",
+    "storage",
+    "spec",
+    "plan",
+    "profile",
+    "report",
+    "watch",
+    "stopping",
+    "cli",
+}
 
 
 def imports(source: str) -> set[str]:

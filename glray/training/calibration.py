@@ -10,6 +10,7 @@ The cost of a length is the median over its turns (of two the faster), of the sl
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -59,16 +60,31 @@ def calibrate(
     if spec.compute.compile:
         for length in lengths:
             step_seconds(length)
+    seconds = interleaved_steps(lengths, step_seconds, ctx)
+    return {length: _slowest_median(values, ctx) for length, values in seconds.items()}
+
+
+def interleaved_steps(
+    lengths: Sequence[int],
+    step_seconds: Callable[[int], float],
+    ctx: WorkerContext,
+    *,
+    min_rounds: int = MIN_ROUNDS,
+) -> dict[int, list[float]]:
+    """Seconds of a step of each length's turns, as the module says, in the order they were taken.
+
+    ``step_seconds`` takes a step of a length; every rank goes through as many turns.
+    """
     seconds: dict[int, list[float]] = {length: [] for length in lengths}
     start = time.perf_counter()
     for round_number in range(MAX_ROUNDS):
         for length in lengths if round_number % 2 == 0 else reversed(lengths):
             burst = [step_seconds(length) for _ in range(BURST)]
             seconds[length].append(min(burst[1:]))
-        enough = time.perf_counter() - start > ENOUGH_SECONDS and round_number + 1 >= MIN_ROUNDS
+        enough = time.perf_counter() - start > ENOUGH_SECONDS and round_number + 1 >= min_rounds
         if from_rank_zero(ctx, int(enough)):
             break
-    return {length: _slowest_median(values, ctx) for length, values in seconds.items()}
+    return seconds
 
 
 def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:

@@ -128,7 +128,7 @@ def _probe_cpu(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext)
     longest = max(spec.all_seq_lens)
     rows = min(_most_rows(longest, spec, ctx), max(1, SMALL_TOKENS // longest))
     taken = peak_bytes(lambda: _forward_and_backward(longest, rows, spec, config, ctx))
-    free = _free_bytes()
+    free = free_bytes()
     tokens = CPU_MOST_TOKENS
     if taken is not None and free is not None:
         token_bytes = max(1, taken // (rows * longest))
@@ -171,7 +171,7 @@ def peak_bytes(work: Callable[[], None]) -> int | None:
     return None if before is None or peak is None else max(0, peak - before)
 
 
-def _free_bytes() -> int | None:
+def free_bytes() -> int | None:
     """What is left of the machine's memory, or of what a container may take of it."""
     free = _resident("MemAvailable", "/proc/meminfo")
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from glray.cli import _load
+from glray.cli.app import load_spec
 from glray.errors import UserError
 from glray.files import read_json
 from glray.model.config import model_config
@@ -157,7 +157,7 @@ def test_the_command_makes_the_folders_path_absolute(tmp_path, monkeypatch):
     pipeline = tmp_path / "spec.yaml"
     pipeline.write_text(to_yaml(spec_from("start", tmp_path)))
     monkeypatch.chdir(tmp_path)
-    assert _load(pipeline, None).init == str(tmp_path / "start")
+    assert load_spec(pipeline, None).init == str(tmp_path / "start")
 
 
 def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):

@@ -1,0 +1,98 @@
+"""The application that commands are added to, and what several of them take and do."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
+from glray.spec import PipelineSpec, TokenizerFile, load_pipeline
+from glray.storage import storage_path
+
+app = typer.Typer(
+    name="glray",
+    help="Grow the sequence length while pretraining a language model, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(highlight=False, soft_wrap=True)
+
+PipelineFile = Annotated[
+    Path, typer.Argument(metavar="PIPELINE", help="A pipeline's .py file, or its resolved .yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a field of the spec: --set budget.seconds=60 "
+        "--set arms.growlength.stages.0.ratio=2. May be repeated.",
+    ),
+]
+RunDirectories = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
+]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
+]
+
+
+def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
+    """The resolved spec, all its paths absolute: its YAML runs from any folder."""
+    spec = load_pipeline(pipeline, overrides).resolved()
+    declared = spec.model_dump()
+    declared["compute"]["storage"] = str(storage_path(spec.compute))
+    sources = declared["corpus"].get("sources")
+    for corpus in [source["corpus"] for source in sources] if sources else [declared["corpus"]]:
+        if "paths" in corpus:
+            corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
+    if isinstance(spec.tokenizer, TokenizerFile):
+        declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
+    if spec.init is not None:
+        declared["init"] = _absolute(spec.init)
+    return PipelineSpec.model_validate(declared)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
+    """The spec's token blocks: found, or made by a Ray Data job."""
+    from glray.data.listing import find_prepared
+
+    corpus = find_prepared(spec)
+    if corpus is not None:
+        names = ", ".join(source.blocks.fingerprint for source in corpus.sources)
+        console.print(f"prepare: token blocks {names} are there, nothing to do")
+    else:
+        from glray.cluster import connect
+        from glray.data.prepare import prepare
+
+        connect(spec.compute, console.print)
+        corpus = prepare(spec, console.print)
+    return corpus
+
+
+def parsed_lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(length) for length in text.split(","))
+    except ValueError:
+        raise UserError(f"--seq-lens {text}: write lengths as 128,256,512") from None
+
+
+def write_and_show(runs: list[Path], out: Path) -> None:
+    from glray.report.page import write_report
+    from glray.report.records import load_runs
+    from glray.report.table import headline, summary
+
+    records = load_runs(runs)
+    page = write_report(records, out)
+    Console(highlight=False).print(*summary(records), *headline(records), sep="\n")
+    console.print(f"report: {page}")

@@ -1,0 +1,215 @@
+"""Commands that take a pipeline: plan, profile, prepare, data, run, tune."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from glray.cli.app import (
+    Overrides,
+    PipelineFile,
+    app,
+    console,
+    load_spec,
+    parsed_lengths,
+    prepared_corpus,
+    write_and_show,
+)
+from glray.data.corpus import PreparedCorpus
+from glray.files import sole_writer
+from glray.profile import profile_path, read_profile
+from glray.spec import PipelineSpec
+
+if TYPE_CHECKING:
+    from glray.training.run_directory import Run
+
+GUARDED_STATUS = 3
+"""Of ``glray run`` when the held-out loss has risen by more than ``evaluation.max_rise``."""
+
+
+@app.command()
+def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Print each arm's stages in steps and tokens. Touches nothing."""
+    from glray.report.plan_table import plan_tables
+
+    spec = load_spec(pipeline, overrides)
+    Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
+
+
+@app.command()
+def profile(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    seq_lens: Annotated[
+        str | None,
+        typer.Option("--seq-lens", help="Lengths: 128,256,512. Default: the pipeline's."),
+    ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Fused, or with its scores in memory, or both: sdpa,eager.")
+    ] = "sdpa",
+    compiled: Annotated[
+        str | None, typer.Option("--compile", help="off,on. Default: the pipeline's.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32,bfloat16. Default: the pipeline's.")
+    ] = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--memory-gib", min=0.1, help="For the largest batch. Default: what this machine has."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="For the plot.")] = Path("profile.png"),
+) -> None:
+    """Time, memory and largest batch of a step at each length, on this machine.
+
+    The paper's Tables 1 to 3, for the pipeline's model and batch, with the ceiling of what growing
+    the length can save. Each of --attention, --compile and --precision may name several: every
+    combination is measured. glray plan prices the pipeline by what was measured.
+    """
+    from glray.profile import own_setting, settings_of, write_profile
+    from glray.profiling.measure import measure
+    from glray.report.profile_plot import write_profile_plot
+    from glray.report.profile_table import profile_tables
+
+    spec = load_spec(pipeline, overrides)
+    measured = measure(
+        spec,
+        parsed_lengths(seq_lens) if seq_lens else spec.all_seq_lens,
+        settings_of(own_setting(spec), attention, compiled, precision),
+        memory_gib,
+        lambda phase: console.print(phase, style="dim"),
+    )
+    Console(highlight=False).print(profile_tables(measured, spec))
+    path = profile_path(spec)
+    write_profile(measured, path)
+    console.print(f"profile: {path}\nplot: {write_profile_plot(measured, out)}")
+
+
+@app.command()
+def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Turn the corpus into token blocks, unless they are there."""
+    prepared_corpus(load_spec(pipeline, overrides))
+
+
+@app.command()
+def data(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(help="Whose windows to show.")] = 0,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Their length. Default: the first arm's first stage's.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many of them.")] = 3,
+) -> None:
+    """Look into the corpus: sources, document lengths, decoded windows of any step."""
+    from glray.data.inspection import shown_windows, source_ledgers
+    from glray.report.data_tables import lengths_table, sources_table, windows_text
+
+    spec = load_spec(pipeline, overrides)
+    corpus = prepared_corpus(spec)
+    length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
+    windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
+    ledgers = source_ledgers(corpus)
+    out = Console(highlight=False)
+    out.print(sources_table(ledgers), lengths_table(ledgers), windows_text(windows, step, length))
+
+
+@app.command()
+def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Prepare, train, evaluate and report every arm. Run again to resume."""
+    from glray.model.config import starting_model
+    from glray.report.plan_table import plan_tables
+    from glray.training.guard import excessive_rise
+    from glray.training.run_directory import pipeline_directory, settle, with_calibration
+
+    spec = with_calibration(load_spec(pipeline, overrides))
+    Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
+    starting_model(spec)  # what is wrong with its folder is said before the corpus is prepared
+    corpus = prepared_corpus(spec)
+    runs = settle(spec, corpus)
+    order = corpus.order(spec.chunk_tokens, seed=0)
+    for index, source in enumerate(corpus.sources):
+        console.print(
+            f"an epoch of {source.name}: {order.num_chunks(index):,} chunks × "
+            f"{order.chunk_len:,} tokens; {order.num_lost_targets(index):,} of "
+            f"{source.blocks.num_tokens:,} tokens are never targets"
+        )
+    if runs is not None and all(run.is_finished for run in runs):
+        console.print("every run is finished, nothing to train")
+    elif runs is None or not all(run.is_finished or excessive_rise(run) for run in runs):
+        exit_status = _train(spec, corpus)
+        runs = settle(spec, corpus)
+        if exit_status or runs is None:
+            _say_stopped(exit_status)
+    refuse_risen(runs)
+    if not all(run.is_finished for run in runs):
+        _say_stopped(0)
+    write_and_show([run.directory for run in runs], pipeline_directory(spec))
+
+
+def _say_stopped(exit_status: int) -> NoReturn:
+    console.print("stopped; the same command resumes")
+    raise typer.Exit(exit_status)
+
+
+def refuse_risen(runs: "list[Run]") -> None:
+    """Exit with status 3 if the guard has stopped a run."""
+    from glray.training.guard import excessive_rise
+
+    risen = [(run, rise) for run in runs if (rise := excessive_rise(run))]
+    for run, rise in risen:
+        console.print(
+            f"{run.name}: {rise}: stopped with a checkpoint, as evaluation.max_rise is "
+            f"{run.spec.evaluation.max_rise:g}; with a higher one, or null, the same command goes "
+            "on"
+        )
+    if risen:
+        raise typer.Exit(GUARDED_STATUS)
+
+
+@app.command()
+def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Search an arm's stages; writes best.yaml.
+
+    Draws the ratios or boundaries that the pipeline's `search=SearchSpec(…)` declares, trains each
+    trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in
+    the pipeline's directory, which glray run takes.
+    """
+    from glray.cluster import connect, require_workers
+    from glray.model.config import starting_model
+    from glray.search.space import refuse_search
+    from glray.search.tuner import search
+    from glray.training.run_directory import pipeline_directory
+
+    spec = load_spec(pipeline, overrides)
+    refuse_search(spec)
+    starting_model(spec)
+    corpus = prepared_corpus(spec)
+    with sole_writer(pipeline_directory(spec)):
+        connect(spec.compute, console.print)
+        require_workers(spec.compute, console.print)
+        result = search(spec, corpus, console.print)
+    Console(highlight=False).print(result.table())
+    console.print(f"best schedule: glray run {result.best_yaml}")
+
+
+def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
+    """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
+    from glray.cluster import connect, require_workers
+    from glray.stopping import in_a_thread, stop_on_signals
+    from glray.training.edge import fit, stop_file
+    from glray.training.run_directory import pipeline_directory
+    from glray.watch import watching
+
+    directory = pipeline_directory(spec)
+    with sole_writer(directory):
+        connect(spec.compute, console.print)
+        require_workers(spec.compute, console.print)
+        with (
+            stop_on_signals(stop_file(spec), console.print) as stop,
+            watching(directory, console),
+        ):
+            in_a_thread(lambda: fit(spec, corpus))
+    return stop.exit_status

@@ -1,0 +1,134 @@
+"""Commands that take what was trained: eval, report, export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from glray.cli.app import (
+    RunDirectories,
+    RunDirectory,
+    app,
+    console,
+    parsed_lengths,
+    write_and_show,
+)
+from glray.errors import UserError
+
+
+class EvalProtocol(StrEnum):
+    """How ``glray eval`` goes through a document."""
+
+    WHOLE = "whole"
+    SLIDING = "sliding"
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run's directory, runs/quickstart/growlength-seed0, or a folder that "
+            "transformers loads, with tokenizer.json.",
+        ),
+    ],
+    seq_lens: Annotated[
+        str, typer.Option("--seq-lens", help="Window lengths: 128,256,512,1024,2048.")
+    ],
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="How positions are placed beyond the longest length trained, several with commas: "
+            "as trained, extrapolation, interpolation, ntk, yarn, theta=NUMBER."
+        ),
+    ] = "as trained",
+    protocol: Annotated[
+        EvalProtocol,
+        typer.Option(help="Cut documents into whole windows, or slide one over them."),
+    ] = EvalProtocol.WHOLE,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens by which a sliding window moves; 256 by default."),
+    ] = None,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score these instead of the held-out text: *.txt, *.jsonl, *.parquet or *.arrow, "
+            "local or at a URI. May be repeated."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Where their text lies.")] = "text",
+    num_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Target tokens. Default: as many as the run's evaluations, 65,536 of a folder."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for context.json and the plot context.png.")
+    ] = None,
+) -> None:
+    """Score a model at any window lengths, on its run's held-out text or other documents."""
+    from glray.data.sources import corpus_of
+    from glray.report.context import context_remarks, context_tables, write_context
+    from glray.training.scoring import ScoringProtocol, score_model
+
+    is_sliding = protocol is EvalProtocol.SLIDING
+    if stride is not None and not is_sliding:
+        raise UserError(f"--stride {stride}: whole windows do not move; add --protocol sliding")
+    lengths = parsed_lengths(seq_lens)
+    if stride is None and is_sliding:
+        stride = min(256, max(lengths))
+    if out is not None:
+        _make_folder(out)  # before hours of scoring
+    chosen = ScoringProtocol(
+        seq_lens=lengths,
+        stride=stride,
+        positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
+        documents=corpus_of(documents, column) if documents else None,
+        num_tokens=num_tokens,
+    )
+    scores = score_model(model, chosen)
+    Console(highlight=False).print(*context_tables(scores, chosen), sep="\n")
+    for line in context_remarks(scores, chosen):
+        console.print(line)
+    if out is not None:
+        about = {"model": str(model), "documents": documents}
+        paths = write_context(scores, chosen, about, out)
+        console.print(f"written: {' and '.join(map(str, paths))}")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: no folder can be made there ({error.strerror}), nothing could be kept; "
+            "name another"
+        ) from None
+
+
+@app.command()
+def report(
+    runs: RunDirectories,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the plots.")] = Path(
+        "report"
+    ),
+) -> None:
+    """Tables, plots and one HTML page of any set of runs."""
+    write_and_show(runs, out)
+
+
+@app.command()
+def export(
+    run: RunDirectory,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
+) -> None:
+    """Write a run's latest model as a folder that transformers loads."""
+    from glray.training.export import export_run
+
+    step = export_run(run, directory)
+    console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")

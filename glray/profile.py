@@ -1,0 +1,181 @@
+"""What a step costs at each length, as it was measured on a machine: what ``glray profile`` leaves.
+
+Its record lies in the storage, and ``glray plan`` takes a pipeline's prices from there.
+"""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from glray.errors import UserError
+from glray.files import read_record, write_json
+from glray.spec.identity import fingerprint
+from glray.spec.model import Precision
+from glray.spec.pipeline import PipelineSpec
+from glray.storage import storage_path
+
+Kernel = Literal["sdpa", "eager"]
+"""How attention is computed: fused, or with its scores in memory."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a profile varies beside the length."""
+
+    kernel: Kernel
+    compile: bool
+    precision: Precision
+
+    @property
+    def name(self) -> str:
+        """``sdpa, compiled, bfloat16``."""
+        return f"{self.kernel}, {'compiled' if self.compile else 'not compiled'}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """What one length costs. None is what could not be measured: a step that does not fit, or
+    memory that the system does not count."""
+
+    seq_len: int
+    peak_bytes: int | None
+    """Most memory of one optimizer step, weights and moments included."""
+    largest_batch_tokens: int | None
+    """Tokens of the largest batch that goes through the model at once."""
+    step_seconds: tuple[float, ...] = ()
+    """Of whole optimizer steps, warm-up excluded."""
+    phase_shares: Mapping[str, float] | None = None
+    """Of a step: ``forward``, ``backward`` and ``optimizer``."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step could be taken."""
+        return bool(self.step_seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Of the median step."""
+        return statistics.median(self.step_seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half of the range between the steps' quartiles, as a share of the median."""
+        if len(self.step_seconds) < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.step_seconds, n=4, method="inclusive")
+        return (third - first) / 2 / self.seconds
+
+
+@dataclass(frozen=True)
+class SettingCosts:
+    """All lengths under one setting, ascending."""
+
+    setting: Setting
+    lengths: tuple[LengthCost, ...]
+
+    @property
+    def step_microseconds(self) -> dict[int, int]:
+        """What a step takes by length, of those that fit."""
+        return {c.seq_len: max(1, round(c.seconds * 1e6)) for c in self.lengths if c.fits}
+
+    def at(self, seq_len: int) -> LengthCost | None:
+        """The cost of a length; None if it was not measured or does not fit."""
+        return next((cost for cost in self.lengths if cost.seq_len == seq_len and cost.fits), None)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile of one pipeline's model on one machine; its first setting is the pipeline's own
+    unless another was asked for."""
+
+    pipeline: str
+    tokens_per_batch: int
+    budget_bytes: int
+    """Memory that the largest batch may take: the device's, or what was given."""
+    environment: Mapping[str, Any]
+    settings: tuple[SettingCosts, ...]
+
+    def of(self, spec: PipelineSpec) -> SettingCosts | None:
+        """The costs under the pipeline's own setting."""
+        own = own_setting(spec)
+        return next((costs for costs in self.settings if costs.setting == own), None)
+
+
+def own_setting(spec: PipelineSpec) -> Setting:
+    """That in which the pipeline trains."""
+    return Setting("sdpa", spec.compute.compile, spec.precision)
+
+
+def settings_of(
+    own: Setting, kernels: str, compiled: str | None, precisions: str | None
+) -> list[Setting]:
+    """Every combination of what lists with commas name; None takes the pipeline's ``own``. Raises
+    UserError for a name that is none."""
+    return [
+        Setting(kernel, on, precision)
+        for kernel in _chosen("--attention", kernels, {"sdpa": "sdpa", "eager": "eager"})
+        for on in _chosen("--compile", compiled, {"off": False, "on": True}, own.compile)
+        for precision in _chosen(
+            "--precision",
+            precisions,
+            {"float32": "float32", "bfloat16": "bfloat16"},
+            own.precision,
+        )
+    ]
+
+
+def _chosen(option: str, names: str | None, choices: dict[str, Any], own: Any = None) -> list[Any]:
+    if names is None:
+        return [own]
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    for name in chosen:
+        if name not in choices:
+            raise UserError(f"{option} {name}: is none of {', '.join(choices)}")
+    return [choices[name] for name in chosen]
+
+
+def profile_path(spec: PipelineSpec) -> Path:
+    """``<storage>/profiles/<fingerprint>.json``: of what decides a step's cost, so that another
+    model's or batch's profile is never taken for this one's."""
+    compute = spec.compute.model_dump(mode="json")
+    decisive: dict[str, object] = {
+        "model": spec.model.model_dump(mode="json") if spec.model else spec.init,
+        "tokenizer": spec.tokenizer.model_dump(mode="json"),
+        "tokens_per_batch": spec.tokens_per_batch,
+        "attention": spec.attention,
+        "compute": {
+            name: compute[name]
+            for name in (
+                "cpus_per_worker", "use_gpu", "activation_checkpointing", "micro_batch_tokens",
+            )
+        },
+    }  # fmt: skip
+    return storage_path(spec.compute) / "profiles" / f"{fingerprint(decisive)}.json"
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Keep it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(profile))
+
+
+def read_profile(path: Path) -> Profile | None:
+    """What ``write_profile`` has written; None if there is no such file. Raises UserError."""
+    found = read_record(
+        path, "pipeline", "tokens_per_batch", "budget_bytes", "environment", "settings"
+    )
+    if found is None:
+        return None
+    settings = tuple(
+        SettingCosts(
+            Setting(**entry["setting"]),
+            tuple(
+                LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
+                for cost in entry["lengths"]
+            ),
+        )
+        for entry in found.pop("settings")
+    )
+    return Profile(settings=settings, **found)

@@ -1,0 +1,112 @@
+"""A profile shown, and what it says of a plan: figures by hand."""
+
+import pytest
+
+from glray.errors import UserError
+from glray.profile import (
+    LengthCost,
+    Profile,
+    Setting,
+    SettingCosts,
+    profile_path,
+    read_profile,
+    settings_of,
+    write_profile,
+)
+from glray.report.plan_table import plan_tables
+from glray.report.profile_plot import write_profile_plot
+from glray.report.profile_table import profile_tables, saved_share
+
+from ..tiny import tiny_spec
+from .test_table import rendered, rows_of
+
+OWN = Setting("sdpa", False, "float32")
+PARTS = {"forward": 0.4, "backward": 0.59, "optimizer": 0.01}
+COSTS = SettingCosts(
+    OWN,
+    (
+        LengthCost(8, 2**30, 4096, (0.9, 1.0, 1.1), PARTS),
+        LengthCost(16, 2**31, 2048, (2.0, 2.0), PARTS),
+        LengthCost(32, 2**32, 1024, (4.0,), PARTS),
+    ),
+)
+PROFILE = Profile("tiny", 64, 2**33, {"gpu": None, "processor": "an abacus"}, (COSTS,))
+
+
+def test_each_length_stands_beside_the_longest(tmp_path):
+    text = rendered([profile_tables(PROFILE, tiny_spec(tmp_path))])
+    assert rows_of(text, "8")[0] == (
+        ["8", "1,000", "5%", "25%", "40/59/1", "1.00", "25%", "4,096", "400%"]
+    )
+    assert rows_of(text, "32")[0][1:4] == ["4,000", "0%", "100%"]
+    assert "no schedule saves more than 75% of fixed 32's time" in text
+    assert "grow saves 42% of fixed 32." in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "…" not in text
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    costs = SettingCosts(OWN, (COSTS.lengths[0], LengthCost(16384, None, 0)))
+    profile = Profile("tiny", 64, 2**33, PROFILE.environment, (costs,))
+    text = rendered([profile_tables(profile, tiny_spec(tmp_path))])
+    assert "does not fit" in text
+    assert "there is nothing to grow" in text
+    assert write_profile_plot(profile, tmp_path / "profile.png").exists()
+
+
+def test_savings_by_hand(tmp_path):
+    spec = tiny_spec(tmp_path)
+    grow, fixed = spec.arms
+    # A third of the tokens at each of 1, 2 and 4 seconds, against 4.
+    assert saved_share(COSTS, spec, grow) == pytest.approx(1 - 7 / 12)
+    assert saved_share(COSTS, spec, fixed) is None
+    # A third of the time at each: 1 + 1/2 + 1/4 steps take 3 seconds, fixed 4 × 1.75.
+    by_seconds = spec.with_fields(ratios_share="seconds", budget={"seconds": 9})
+    assert saved_share(COSTS, by_seconds, grow) == pytest.approx(1 - 3 / 7)
+    short = SettingCosts(OWN, COSTS.lengths[1:])
+    assert saved_share(short, spec, grow) is None
+
+
+def test_a_plan_is_priced(tmp_path):
+    text = rendered([plan_tables(tiny_spec(tmp_path), PROFILE)])
+    # 4 steps at each length, and 12 at 32
+    assert "predicted on one worker: 28.0 s, 4.00 GiB at most" in text
+    assert "predicted on one worker: 48.0 s, 4.00 GiB at most" in text
+    assert "saves 42% of fixed 32's time on as many tokens" in text
+    assert "priced by glray profile on an abacus" in text
+
+
+def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
+    spec = tiny_spec(tmp_path, ratios_share="seconds", budget={"seconds": 12})
+    assert "after calibration" in rendered([plan_tables(spec)])
+    text = rendered([plan_tables(spec, PROFILE)])
+    assert "after calibration" not in text
+    assert rows_of(text, "8")[0][:3] == ["8", "8", "4"]  # 4 s of 1 s each
+    assert "so a run calibrates anew" in " ".join(text.split())
+
+
+def test_a_profile_of_another_setting_prices_nothing(tmp_path):
+    compute = {"compile": True}
+    assert "predicted" not in rendered([plan_tables(tiny_spec(tmp_path, compute=compute), PROFILE)])
+
+
+def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
+    spec = tiny_spec(tmp_path)
+    write_profile(PROFILE, profile_path(spec))
+    assert read_profile(profile_path(spec.with_fields(name="other", seeds=(3,)))) == PROFILE
+    assert read_profile(profile_path(spec.with_fields(tokens_per_batch=128))) is None
+    profile_path(spec).write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        read_profile(profile_path(spec))
+
+
+def test_settings_are_every_combination():
+    chosen = settings_of(OWN, "sdpa,eager", "off,on", None)
+    assert [setting.name for setting in chosen] == [
+        "sdpa, not compiled, float32",
+        "sdpa, compiled, float32",
+        "eager, not compiled, float32",
+        "eager, compiled, float32",
+    ]
+    with pytest.raises(UserError, match="--attention flash: is none of sdpa, eager"):
+        settings_of(OWN, "flash", None, None)

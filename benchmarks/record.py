@@ -20,10 +20,16 @@ def keep(name: str, figures: dict[str, Any]) -> None:
         del machine[of_a_run]
     result = {
         "benchmark": name,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_folder, sys.argv)]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "environment": machine,
         **figures,
     }
     write_json(RESULTS / f"{name}.json", result)
     print(json.dumps(result, ensure_ascii=False))
+
+
+def _without_folder(argument: str) -> str:
+    """A path as its name: where it lay says something of the machine alone."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument

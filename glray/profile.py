@@ -4,7 +4,7 @@ Its record lies in the storage, and ``glray plan`` takes a pipeline's prices fro
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +101,16 @@ class Profile:
         """The costs under the pipeline's own setting."""
         own = own_setting(spec)
         return next((costs for costs in self.settings if costs.setting == own), None)
+
+
+def priced(spec: PipelineSpec, seq_lens: Iterable[int]) -> SettingCosts | None:
+    """What the pipeline's steps cost by its profile in the storage; None unless there is one that
+    has all of ``seq_lens``."""
+    profile = read_profile(profile_path(spec))
+    costs = profile.of(spec) if profile is not None else None
+    if costs is None or any(costs.at(seq_len) is None for seq_len in seq_lens):
+        return None
+    return costs
 
 
 def own_setting(spec: PipelineSpec) -> Setting:

@@ -32,6 +32,7 @@ def headline(runs: Sequence[RunRecord]) -> list[str]:
             *_tokens(comparison),
             _seeds(comparison),
             *_drift(comparison),
+            *_predictions(comparison),
         ]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
@@ -170,6 +171,21 @@ def _drift(comparison: Comparison) -> list[str]:
         f"Measured and charged training time are more than {DRIFT_LIMIT:.0%} apart: {shown}{more}; "
         f"{concerned} off by that much."
     ]
+
+
+def _predictions(comparison: Comparison) -> list[str]:
+    """How well a profile has foretold the training time, where there was one."""
+    parts = [
+        f"{run.directory.name} {seconds_text(run.predicted_seconds)} s, measured "
+        f"{seconds_text(run.measured_seconds)} "
+        f"({run.measured_seconds / run.predicted_seconds - 1:+.0%})"
+        for run in comparison.runs
+        if run.predicted_seconds
+    ]
+    if not parts:
+        return []
+    more = f", and {len(parts) - MOST_LISTED} more" if len(parts) > MOST_LISTED else ""
+    return [f"The profile had predicted {'; '.join(parts[:MOST_LISTED])}{more}."]
 
 
 def _other_differences(runs: Sequence[RunRecord]) -> list[str]:

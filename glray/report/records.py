@@ -55,6 +55,7 @@ def load_run(directory: Path) -> RunRecord:
             budget_seconds=run["plan"]["budget_seconds"],
             budget_tokens=run["plan"]["budget_tokens"],
             stages=tuple(StagePlan(**stage) for stage in run["plan"]["stages"]),
+            predicted_seconds=run["plan"].get("predicted_seconds"),
             log=_step_log(directory / "metrics.jsonl"),
             evaluations=tuple(evaluations),
             edges=tuple(edges),

@@ -139,6 +139,8 @@ class RunRecord:
     budget_seconds: float | None
     budget_tokens: int | None
     stages: tuple[StagePlan, ...]
+    predicted_seconds: float | None
+    """Of the whole plan, by a profile of the machine; None without one."""
     log: StepLog
     evaluations: tuple[Evaluation, ...]
     """Ascending in ``step``."""

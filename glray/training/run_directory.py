@@ -23,7 +23,8 @@ from glray.model.config import embedding_rows, model_config, starting_model
 from glray.model.flops import training_flops_per_token
 from glray.model.positions import rope_parameters
 from glray.model.pretrained import PretrainedFolder
-from glray.plan import Plan, make_plan
+from glray.plan import MICROSECONDS, Plan, make_plan
+from glray.profile import priced
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
@@ -260,11 +261,23 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
                 "num_steps": plan.num_steps,
                 "budget_seconds": run.spec.budget.seconds,
                 "budget_tokens": run.spec.budget.tokens,
+                "predicted_seconds": _predicted_seconds(run, executed),
                 "stages": stages,
             },
         },
     )
     return changes
+
+
+def _predicted_seconds(run: Run, executed: Execution) -> float | None:
+    """Of all steps, by a profile of the pipeline, which is of one worker; None without one."""
+    lengths = {stage.seq_len for stage in run.plan.stages}
+    costs = priced(run.spec, lengths) if executed.num_workers == 1 else None
+    if costs is None:
+        return None
+    microseconds = costs.step_microseconds
+    total = sum(stage.num_steps * microseconds[stage.seq_len] for stage in run.plan.stages)
+    return total / MICROSECONDS
 
 
 def find_run(directory: Path) -> Run:

@@ -28,6 +28,7 @@ def write_run(
     budget_seconds: float | None = 20.0,
     targets: str = "aaaa",
     charged: bool = True,
+    predicted_seconds: float | None = None,
     identity: dict[str, Any] | None = None,
 ) -> Path:
     """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
@@ -38,7 +39,7 @@ def write_run(
     ``standard_error`` there is one document.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
-    plan = _plan(stages, charged, budget_seconds)
+    plan = _plan(stages, charged, budget_seconds) | {"predicted_seconds": predicted_seconds}
     num_steps = sum(steps for _, steps in stages)
     done = num_steps if steps_done is None else steps_done
     clock = [0.0]

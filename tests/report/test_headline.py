@@ -155,3 +155,13 @@ def test_nothing_finished_says_how_far_each_run_is(tmp_path):
     write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, steps_done=3)
 
     assert [part in headline(load_runs([tmp_path / "toy"]))[0] for part in ("a-seed0", "3 of 10")]
+
+
+def test_predicted_and_measured_time_stand_together(tmp_path):
+    toy = tmp_path / "toy"
+    write_run(toy, "grow", [(4, 10), (8, 5)], {8: 5.0}, predicted_seconds=16.0)
+    write_run(toy, "fixed8", [(8, 10)], {8: 5.0})
+
+    sentences = " ".join(headline(load_runs([toy])))
+
+    assert "The profile had predicted grow-seed0 16.0 s, measured 20.0 (+25%)." in sentences

@@ -11,6 +11,7 @@ from glray.report.comparison import (
     share_targets,
 )
 from glray.report.formats import plus_minus, seconds_text, tokens_text
+from glray.report.interval import mean_interval
 from glray.report.run_record import RunRecord
 from glray.spec.identity import differences
 
@@ -18,6 +19,8 @@ DRIFT_LIMIT = 0.05
 """Measured and charged seconds further apart than this share are said in the headline."""
 NOISE_ERRORS = 2
 """A paired difference of no more than this many standard errors is called noise."""
+SEEDS_FOR_AN_INTERVAL = 3
+"""From so many seeds on their spread decides, not that of the documents."""
 MOST_LISTED = 6
 """Arms that one sentence names before it says how many more there are."""
 
@@ -78,6 +81,8 @@ def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
 def _verdict(ordered: list[ArmScore], decimals: int) -> str:
     best, following = ordered[0], ordered[1]
     difference = following.loss - best.loss
+    if len(best.seed_losses) >= SEEDS_FOR_AN_INTERVAL:
+        return _verdict_over_seeds(ordered, decimals)
     error = paired_error(best, following)
     verdict = (
         f"{best.label} is lowest, {plus_minus(difference, error, decimals)} nats below "
@@ -92,6 +97,20 @@ def _verdict(ordered: list[ArmScore], decimals: int) -> str:
     if max(best.seed_losses) >= min(following.seed_losses):
         return f"{verdict}: less than the spread over seeds, so within noise"
     return verdict
+
+
+def _verdict_over_seeds(ordered: list[ArmScore], decimals: int) -> str:
+    """By the differences of the two lowest arms under each seed."""
+    best, following = ordered[0], ordered[1]
+    pairs = zip(following.seed_losses, best.seed_losses, strict=True)
+    difference, half = mean_interval([theirs - ours for theirs, ours in pairs])
+    assert half is not None, "an interval takes two seeds"
+    verdict = (
+        f"{best.label} is lowest, {difference:.{decimals}f} nats below {following.label}"
+        f"{', the next' if len(ordered) > 2 else ''} (95% interval over {len(best.seed_losses)} "
+        f"seeds, paired: {difference - half:.{decimals}f} to {difference + half:.{decimals}f})"
+    )
+    return verdict if difference > half else f"{verdict}, so within noise"
 
 
 def _losses(scores: Sequence[ArmScore], seq_len: int, decimals: int) -> str:

@@ -93,6 +93,22 @@ def test_seeds_that_overlap_are_within_noise(tmp_path):
     assert "within noise" in headline(load_runs([tmp_path / "toy"]))[0]
 
 
+@pytest.mark.parametrize(("third", "is_noise"), [(4.8, False), (4.45, True)])
+def test_from_three_seeds_on_their_paired_differences_decide(tmp_path, third, is_noise):
+    # Differences of 0.3, 0.3 and 0.3 or -0.05; the seeds themselves lie further apart.
+    for seed, (first, second) in enumerate([(4.0, 4.3), (5.0, 5.3), (4.5, third)]):
+        write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
+        write_run(tmp_path / "toy", "b", [(8, 10)], {8: second}, seed=seed)
+
+    sentence = headline(load_runs([tmp_path / "toy"]))[0]
+
+    assert "95% interval over 3 seeds, paired: " in sentence
+    assert ("within noise" in sentence) == is_noise
+    if not is_noise:
+        assert "a is lowest, 0.30 nats below b" in sentence
+        assert "0.30 to 0.30" in sentence
+
+
 def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
     options = {"budget_seconds": None, "charged": False}
     write_run(tmp_path / "toy", "grow", [(4, 5), (8, 5)], {8: 4.5}, **options)

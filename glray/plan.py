@@ -92,6 +92,12 @@ class Plan:
             for before, after in pairwise(self.stages)
         )
 
+    def is_scored(self, num_steps: int, every_tokens: int | None) -> bool:
+        """Whether the held-out loss is scored after so many steps: at each of ``edges``, and every
+        ``every_tokens`` tokens."""
+        every_steps = max(1, every_tokens // self.tokens_per_batch) if every_tokens else 0
+        return num_steps in self.edges or (every_steps > 0 and num_steps % every_steps == 0)
+
     def is_watched(self, step: int) -> bool:
         """Whether step ``step`` (from 0) is one of ``WATCHED_STEPS`` before or after an inner
         edge."""

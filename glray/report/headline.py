@@ -13,6 +13,7 @@ from glray.report.comparison import (
 from glray.report.formats import plus_minus, seconds_text, tokens_text
 from glray.report.interval import mean_interval
 from glray.report.run_record import RunRecord
+from glray.report.time_to_loss import time_to_loss
 from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
@@ -33,6 +34,7 @@ def headline(runs: Sequence[RunRecord]) -> list[str]:
         sentences = [
             *_result(comparison),
             *_tokens(comparison),
+            *time_to_loss(comparison),
             _seeds(comparison),
             *_drift(comparison),
             *_predictions(comparison),

@@ -84,6 +84,7 @@ def stage_ends(runs: Sequence[RunRecord]) -> str:
         ]
         for label, _, run in labelled(runs)
         for evaluation in run.evaluations
+        if evaluation.step in {stage.end_step for stage in run.stages}
     ]
     if not rows:
         return ""

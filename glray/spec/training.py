@@ -80,6 +80,8 @@ class EvaluationSpec(Spec):
     """Window lengths; the longest may exceed what was trained. Each must divide the longest."""
     num_tokens: int = Field(ge=1)
     """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
+    every_tokens: int | None = Field(default=None, ge=1)
+    """Also score so often, to whole steps; None: at stage edges and the end alone."""
     max_rise: float | None = Field(default=None, ge=0)
     """Nats per token by which the loss at the length before a stage edge may rise until 16 steps
     after it: a run that exceeds it stops with a checkpoint. None: it goes on."""

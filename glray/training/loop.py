@@ -107,8 +107,9 @@ def _train_steps(session: RunSession, peak: float) -> Ending:
         # ---- borders: log, score, checkpoint, stop
         is_due = state.step in plan.edges or state.step % every_steps == 0
         is_settled = state.step in settled
+        is_scored = plan.is_scored(state.step, run.spec.evaluation.every_tokens)
         stop = guarded = False
-        if is_due or is_settled or state.step % run.spec.compute.log_every_steps == 0:
+        if is_due or is_settled or is_scored or state.step % run.spec.compute.log_every_steps == 0:
             interval = log.flush(clock)
             state.proof = (state.proof + interval.proof) % 2**64
             state.measured_seconds = time.perf_counter() - clock
@@ -120,8 +121,9 @@ def _train_steps(session: RunSession, peak: float) -> Ending:
             guarded = _is_guarded(session)
         if is_due or stop or guarded:
             session.save()
+        if is_scored:
             score_stage(session)
-        if is_due or is_settled or stop:
+        if is_due or is_settled or is_scored or stop:
             clock = time.perf_counter() - state.measured_seconds
         if guarded:
             return Ending.GUARDED

@@ -18,12 +18,13 @@ from glray.training.session import RunSession
 
 
 def score_stage(session: RunSession) -> None:
-    """Score the held-out targets, if the state stands on a stage edge not yet scored."""
+    """Score the held-out targets, if the state stands where they are to be and are not yet."""
     run, plan, step = session.run, session.run.plan, session.state.step
     edge = next((edge for edge in plan.inner_edges if edge.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.edge_path(step)] if edge else [])
     done = all(path.exists() for path in paths)
-    if step not in plan.edges or from_rank_zero(session.ctx, int(done)):
+    due = step > 0 and plan.is_scored(step, run.spec.evaluation.every_tokens)
+    if not due or from_rank_zero(session.ctx, int(done)):
         return
     stage = plan.stage_index(step - 1)
     session.enter_stage(stage)
@@ -54,9 +55,9 @@ def score_stage(session: RunSession) -> None:
         )
     session.track({f"heldout/loss/{entry['seq_len']}": entry["loss"] for entry in records})
     shown = next((entry for entry in records if entry["seq_len"] == trained), records[-1])
+    ends = f" ends seq_len {trained}" if step in plan.edges else ""
     session.announcer.event(
-        f"{run.name}: step {step:,} ends seq_len {trained}; "
-        f"held-out loss {shown['loss']:.3f} at {shown['seq_len']}"
+        f"{run.name}: step {step:,}{ends}; held-out loss {shown['loss']:.3f} at {shown['seq_len']}"
     )
 
 

@@ -92,6 +92,7 @@ FIELDS = {
     "seeds": ("training", (1,)),
     "evaluation.seq_lens": ("neither", (64, 128)),
     "evaluation.num_tokens": ("neither", 4096),
+    "evaluation.every_tokens": ("neither", 4096),
     "evaluation.max_rise": ("neither", 0.5),
     "compute.num_workers": ("neither", 3),
     "compute.cpus_per_worker": ("neither", 3),

@@ -164,3 +164,21 @@ def test_a_guard_passes_over_edges_that_were_scored_at_other_lengths(tmp_path, c
         evaluation={"seq_lens": (8, 32, 64), "num_tokens": 128, "max_rise": 0.0}
     )
     assert trained(later, corpus).is_finished
+
+
+def test_held_out_loss_is_also_scored_between_edges_and_changes_nothing(tmp_path, corpus):
+    evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 128, "every_tokens": 3 * 64 + 5}
+    often = grown(tmp_path / "often", evaluation=evaluation)
+    asked = iter([False, False, True])
+    train_all(often, corpus, LocalContext(stop=lambda: next(asked)))
+    run = trained(often, corpus)
+    steps = sorted(int(path.stem[-8:]) for path in (run.directory / "evaluations").iterdir())
+    ends = [stage.end_step for stage in run.plan.stages]
+    assert steps == sorted({*ends, *range(3, run.plan.num_steps + 1, 3)})
+    between = read_json(run.evaluation_path(3))
+    assert (between["step"], between["trained_seq_len"]) == (3, 8)
+    alone = trained(grown(tmp_path / "alone"), corpus)
+    assert same_weights(run, alone)
+    for step in ends:
+        lengths = [read_json(r.evaluation_path(step))["lengths"] for r in (run, alone)]
+        assert lengths[0] == lengths[1]

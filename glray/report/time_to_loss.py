@@ -1,0 +1,75 @@
+"""How much sooner an arm reaches what the longest fixed arm ends with."""
+
+from collections.abc import Sequence
+
+from glray.report.comparison import ArmScore, Comparison
+from glray.report.formats import seconds_text
+from glray.report.interval import mean_interval
+from glray.report.run_record import Evaluation, RunRecord
+
+
+def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:
+    """Training seconds until the held-out loss at ``seq_len`` first is ``loss`` or less, between
+    two evaluations on the straight line between them; None if it never is.
+
+    The seconds are charged ones where the run has them, else measured. A loss that the first
+    evaluation is already below was reached by then.
+    """
+    before: tuple[float, float] | None = None
+    for evaluation in run.evaluations:
+        score = evaluation.at(seq_len)
+        if score is None:
+            continue
+        seconds = _clock(evaluation)
+        if score.loss <= loss:
+            if before is None:
+                return seconds
+            earlier, higher = before
+            return earlier + (seconds - earlier) * (higher - loss) / (higher - score.loss)
+        before = (seconds, score.loss)
+    return None
+
+
+def time_to_loss(comparison: Comparison) -> list[str]:
+    """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
+    between their stage edges (``evaluation.every_tokens``), as edges alone say too little."""
+    fixed = [score for score in comparison.scores if len(score.runs[0].stages) == 1]
+    if not fixed:
+        return []
+    base = max(fixed, key=lambda score: score.runs[0].longest_seq_len)
+    return [
+        _sentence(score, base, comparison.seq_len)
+        for score in comparison.scores
+        if score is not base
+        and all(len(run.evaluations) > len(run.stages) for run in (*score.runs, *base.runs))
+    ]
+
+
+def _sentence(score: ArmScore, base: ArmScore, seq_len: int) -> str:
+    """The mean over seeds of how long the arm takes, as a share of the base's whole time."""
+    taken = [
+        (seconds_to_loss(run, seq_len, theirs), _clock(against.evaluations[-1]))
+        for run, against, theirs in zip(score.runs, base.runs, base.seed_losses, strict=True)
+    ]
+    reached = [(own, whole) for own, whole in taken if own is not None]
+    goal = f"{base.label}'s final loss at {seq_len:,} tokens"
+    if len(reached) < len(taken):
+        of_seeds = f" under {len(taken) - len(reached)} of {len(taken)} seeds"
+        return f"{score.label} does not reach {goal}{of_seeds if len(taken) > 1 else ''}."
+    shares = [own / whole for own, whole in reached]
+    share, half = mean_interval(shares)
+    over_seeds = f" ± {half:.0%}, 95% over {len(shares)} seeds" if half is not None else ""
+    seconds, whole = (_mean([pair[i] for pair in reached]) for i in (0, 1))
+    return (
+        f"{score.label} reaches {goal} in {share:.0%} of its training time{over_seeds} "
+        f"({seconds_text(seconds)} of {seconds_text(whole)} s)."
+    )
+
+
+def _clock(evaluation: Evaluation) -> float:
+    charged = evaluation.charged_seconds
+    return evaluation.measured_seconds if charged is None else charged
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

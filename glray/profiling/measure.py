@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 
 from glray.errors import UserError
 from glray.profile import LengthCost, Profile, Setting, SettingCosts
-from glray.profiling.memory import MemoryOfSteps, budget_bytes
+from glray.profiling.memory import MemoryOfSteps, budget_bytes, counts_memory
 from glray.profiling.scratch import ScratchModel, profiled_config
-from glray.spec.pipeline import PipelineSpec
+from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 from glray.training.calibration import interleaved_steps
 from glray.training.context import LocalContext
 from glray.training.environment import environment
@@ -46,14 +46,17 @@ def measure(
     config = profiled_config(spec, seq_lens[-1])
     costs = []
     for setting in settings:
-        memory = MemoryOfSteps(spec, setting, config, ctx, budget)
-        peaks, largest = {}, {}
-        for seq_len in seq_lens:
-            say(f"{setting.name}: memory at {seq_len:,}")
-            peaks[seq_len] = memory.of_a_step(seq_len)
-            largest[seq_len] = memory.largest_batch(seq_len)
+        peaks: dict[int, int | None] = dict.fromkeys(seq_lens)
+        largest: dict[int, int | None] = dict.fromkeys(seq_lens)
+        fitting = seq_lens
+        if counts_memory(ctx):
+            memory = MemoryOfSteps(spec, setting, config, ctx, budget)
+            for seq_len in seq_lens:
+                say(f"{setting.name}: memory at {seq_len:,}")
+                peaks[seq_len] = memory.of_a_step(seq_len)
+                largest[seq_len] = memory.largest_batch(seq_len)
+            fitting = [seq_len for seq_len in seq_lens if peaks[seq_len] is not None]
         say(f"{setting.name}: steps of every length, interleaved")
-        fitting = [seq_len for seq_len in seq_lens if peaks[seq_len] is not None]
         timed = _timed(spec, setting, config, ctx, fitting) if fitting else {}
         costs.append(
             SettingCosts(
@@ -74,6 +77,11 @@ def _refuse(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Sett
             "add --set compute.use_gpu=false, or run it where the GPU is"
         )
     for seq_len in seq_lens:
+        if seq_len >= 1 and BLOCK_TOKENS % seq_len:
+            raise UserError(
+                f"--seq-lens: {seq_len} does not divide a token block of {BLOCK_TOKENS:,} tokens: "
+                "no run could train it; use powers of two"
+            )
         if seq_len < 1 or spec.tokens_per_batch % seq_len:
             raise UserError(
                 f"--seq-lens: {seq_len} does not divide tokens_per_batch {spec.tokens_per_batch}: "

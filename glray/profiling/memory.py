@@ -10,6 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
@@ -38,6 +39,11 @@ def budget_bytes(ctx: LocalContext, given_gib: float | None) -> int:
     free = free_bytes()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(CPU_SHARE * (physical if free is None else free))
+
+
+def counts_memory(ctx: LocalContext) -> bool:
+    """Whether the memory of a step can be told: on a GPU, and on a CPU under Linux."""
+    return ctx.device.type == "cuda" or Path("/proc/self/clear_refs").exists()
 
 
 class MemoryOfSteps:
@@ -83,7 +89,7 @@ class MemoryOfSteps:
         return min(MOST_TOKENS, small + (self._budget - less) * small // (more - less))
 
     def _largest_on_gpu(self, seq_len: int) -> int:
-        tokens = max(seq_len, MOST_TOKENS)
+        tokens = max(seq_len, MOST_TOKENS)  # lengths are powers of two
         while tokens > seq_len and self._peak(seq_len, tokens) is None:
             tokens //= 2
         if tokens == seq_len and self._peak(seq_len, tokens) is None:
@@ -152,8 +158,7 @@ def _peak_in_this_process(
 
 def _may_take(num_bytes: int) -> None:
     """From here on this process gets no more than so many bytes beyond what it has."""
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[0])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 

@@ -82,7 +82,7 @@ def test_a_process_that_the_system_ends_has_no_answer():
 @pytest.mark.parametrize(
     ("seq_lens", "fields", "setting", "words"),
     [
-        ((8, 12), {}, FUSED, "12 does not divide tokens_per_batch 4096"),
+        ((8, 12), {}, FUSED, "12 does not divide a token block"),
         ((0,), {}, FUSED, "0 does not divide"),
         ((8192,), {}, FUSED, "--set tokens_per_batch=8192"),
         ((8,), {"attention": "document"}, EAGER, "add --set attention=window"),

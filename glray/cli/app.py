@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from glray import __version__
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.spec import PipelineSpec, TokenizerFile, load_pipeline
@@ -14,13 +15,28 @@ from glray.storage import storage_path
 
 app = typer.Typer(
     name="glray",
-    help="Grow the sequence length while pretraining a language model, on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 console = Console(highlight=False, soft_wrap=True)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"glray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Grow the sequence length while pretraining a language model, on Ray."""
+
 
 PipelineFile = Annotated[
     Path, typer.Argument(metavar="PIPELINE", help="A pipeline's .py file, or its resolved .yaml.")

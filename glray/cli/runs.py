@@ -60,7 +60,9 @@ def evaluate(
             "local or at a URI. May be repeated."
         ),
     ] = None,
-    column: Annotated[str, typer.Option(help="Where their text lies.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="Where their text lies; by default in 'text'.")
+    ] = None,
     num_tokens: Annotated[
         int | None,
         typer.Option(
@@ -79,6 +81,10 @@ def evaluate(
     is_sliding = protocol is EvalProtocol.SLIDING
     if stride is not None and not is_sliding:
         raise UserError(f"--stride {stride}: whole windows do not move; add --protocol sliding")
+    if column is not None and not documents:
+        raise UserError(
+            f"--column {column}: held-out text has no columns; add --documents, or leave it out"
+        )
     lengths = parsed_lengths(seq_lens)
     if stride is None and is_sliding:
         stride = min(256, max(lengths))
@@ -88,7 +94,7 @@ def evaluate(
         seq_lens=lengths,
         stride=stride,
         positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
-        documents=corpus_of(documents, column) if documents else None,
+        documents=corpus_of(documents, column or "text") if documents else None,
         num_tokens=num_tokens,
     )
     scores = score_model(model, chosen)

@@ -132,7 +132,11 @@ def _targets(trained: TrainedModel, protocol: ScoringProtocol) -> HeldoutTargets
     usual = FOLDER_TARGETS if run is None else run.spec.evaluation.num_tokens
     num_tokens = protocol.num_tokens or max(usual, longest)
     if protocol.documents is not None:
-        return document_targets(protocol.documents, trained.tokenizer, longest, num_tokens)
+        try:
+            return document_targets(protocol.documents, trained.tokenizer, longest, num_tokens)
+        except UserError as error:  # names what was wrong as a pipeline has it
+            said = str(error).replace("corpus.paths", "--documents")
+            raise UserError(said.replace("corpus.column", "--column")) from None
     if run is None:
         raise UserError(
             f"{trained.directory}: a folder has no held-out text of its own, so there is nothing "

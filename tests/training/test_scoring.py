@@ -154,6 +154,20 @@ def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
     assert targets.num_documents == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [("no.txt", "text", "^--documents: .*no.txt"), ("a.jsonl", "x", "--column")],
+)
+def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
+    run, tmp_path, name, column, words
+):
+    (tmp_path / "a.jsonl").write_text('{"text": "def long(argument): return argument"}\n')
+    documents = corpus_of([str(tmp_path / name)], column)
+    with pytest.raises(UserError, match=words) as error:
+        score_model(run.directory, ScoringProtocol((8,), documents=documents))
+    assert "corpus." not in str(error.value)
+
+
 def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):
     (tmp_path / "short.txt").write_text("def short(): pass\n")
     documents = corpus_of([str(tmp_path / "short.txt")], "text")

@@ -1,6 +1,6 @@
 """How fast other data loaders deliver a token stream: one peer, one sequence length a run.
 
-    python benchmarks/peers.py datasets --stream tokens.bin --seq-len 1024 --work /tmp/peers \
+    python benchmarks/peers.py datasets --stream tokens.bin --seq-len 1024 --work peers \
         --batches 2000 --warmup 200
 
 The stream is a flat little-endian uint16 file of token ids on local disk. Each peer delivers its

@@ -1,6 +1,6 @@
 """``glray prepare`` against the tokenizer alone, on the same cores and the same text.
 
-    python benchmarks/prepare.py --work /tmp/prepare
+    python benchmarks/prepare.py --work prepare
 
 The text is the running Python's standard library, or that of ``--parquet`` files, over and over
 under new numbers until it is ``--megabytes``; written once to WORK as JSON Lines. glray reads,

@@ -31,5 +31,6 @@ def keep(name: str, figures: dict[str, Any]) -> None:
 
 def _without_folder(argument: str) -> str:
     """A path as its name: where it lay says something of the machine alone."""
-    path = Path(argument)
-    return path.name if path.is_absolute() else argument
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    return f"{option}{equals}{path.name}" if path.is_absolute() else argument

@@ -1,6 +1,6 @@
 """A pretrained model beyond its length: SmolLM2-135M on long documents, under each placing.
 
-    python benchmarks/smollm2.py --work /tmp/smollm2 --documents 'books/*.txt' [--num-documents 3]
+    python benchmarks/smollm2.py --work smollm2 --documents 'books/*.txt' [--num-documents 3]
 
 Writes the model to ``WORK/model`` unless it is there, and scores the first tokens of each document
 in windows of 2,048 to 8,192 tokens, as trained, and of 16,384, twice that, under each placing of

@@ -1,6 +1,6 @@
 """The token stream through Ray Data: throughput, waits, stage edges, memory; and its peers.
 
-    python benchmarks/stream.py --work /tmp/stream --peers-python PEERS_VENV/bin/python
+    python benchmarks/stream.py --work stream --peers-python PEERS_VENV/bin/python
 
 Random tokens are written once to WORK, as glray's token blocks and as one flat file for the peers
 (``benchmarks/peers.py``, whose packages are in ``requirements-peers.txt``; without

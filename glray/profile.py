@@ -5,12 +5,12 @@ Its record lies in the storage, and ``glray plan`` takes a pipeline's prices fro
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from glray.errors import UserError
-from glray.files import read_record, write_json
+from glray.files import read_json, write_json
 from glray.spec.identity import fingerprint
 from glray.spec.model import Precision
 from glray.spec.pipeline import PipelineSpec
@@ -103,10 +103,11 @@ class Profile:
         return next((costs for costs in self.settings if costs.setting == own), None)
 
 
-def priced(spec: PipelineSpec, seq_lens: Iterable[int]) -> SettingCosts | None:
-    """What the pipeline's steps cost by its profile in the storage; None unless there is one that
-    has all of ``seq_lens``."""
-    profile = read_profile(profile_path(spec))
+def prices_of(
+    profile: Profile | None, spec: PipelineSpec, seq_lens: Iterable[int]
+) -> SettingCosts | None:
+    """What the pipeline's steps cost by a profile; None unless it has all of ``seq_lens`` under the
+    pipeline's own setting."""
     costs = profile.of(spec) if profile is not None else None
     if costs is None or any(costs.at(seq_len) is None for seq_len in seq_lens):
         return None
@@ -166,26 +167,33 @@ def profile_path(spec: PipelineSpec) -> Path:
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Keep it."""
+    """Keep it, with what one before it has of other settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, asdict(profile))
+    before = read_profile(path)
+    measured = {costs.setting for costs in profile.settings}
+    others = [] if before is None else [c for c in before.settings if c.setting not in measured]
+    write_json(path, asdict(replace(profile, settings=(*profile.settings, *others))))
 
 
 def read_profile(path: Path) -> Profile | None:
     """What ``write_profile`` has written; None if there is no such file. Raises UserError."""
-    found = read_record(
-        path, "pipeline", "tokens_per_batch", "budget_bytes", "environment", "settings"
-    )
+    found = read_json(path)
     if found is None:
         return None
-    settings = tuple(
-        SettingCosts(
-            Setting(**entry["setting"]),
-            tuple(
-                LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
-                for cost in entry["lengths"]
-            ),
+    try:
+        settings = tuple(
+            SettingCosts(
+                Setting(**entry["setting"]),
+                tuple(
+                    LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
+                    for cost in entry["lengths"]
+                ),
+            )
+            for entry in found["settings"]
         )
-        for entry in found.pop("settings")
-    )
-    return Profile(settings=settings, **found)
+        return Profile(**found | {"settings": settings})
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{path}: damaged, or of another version: nothing can be priced; delete it, and run "
+            "glray profile again"
+        ) from None

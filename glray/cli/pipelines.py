@@ -57,7 +57,9 @@ def profile(
     memory_gib: Annotated[
         float | None,
         typer.Option(
-            "--memory-gib", min=0.1, help="For the largest batch. Default: what this machine has."
+            "--memory-gib",
+            min=0.1,
+            help="What a step may take. Default: 92% of the GPU's memory, 80% of what is free.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="For the plot.")] = Path("profile.png"),

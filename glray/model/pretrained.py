@@ -54,6 +54,15 @@ def read_pretrained(folder: str) -> PretrainedFolder:
     return PretrainedFolder(path, config, weight_files)
 
 
+def refuse_changed(folder: PretrainedFolder, sha256: str) -> None:
+    """Raises UserError unless the folder is still the one of ``sha256``."""
+    if folder.sha256 != sha256:
+        raise UserError(
+            f"init: {folder.path} has SHA-256 {folder.sha256[:12]}…, {sha256[:12]}… when the "
+            "pipeline was started: its arms would start from different weights; restore the folder"
+        )
+
+
 def _config(file: Path) -> PreTrainedConfig:
     declared = _declared_config(file)
     architecture = declared.get("model_type")
@@ -99,7 +108,13 @@ def _config(file: Path) -> PreTrainedConfig:
 
 def _refuse_positions(file: Path, config: PreTrainedConfig) -> None:
     """Raises UserError for what cannot be: transformers would fail later, or turn no dimension."""
-    rope, head_dim = config.rope_parameters, config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if config.num_attention_heads < 1 or head_dim < 2:
+        raise UserError(
+            f"{file}: {config.num_attention_heads} heads of width {config.hidden_size} have "
+            f"{head_dim} dimensions, rotary positions turn two at least; restore the file"
+        )
     least = {"rope_theta": 1.0, "partial_rotary_factor": 2 / head_dim, "factor": 0.0}
     limits = least | {"max_position_embeddings": 1}
     for name, value in {**rope, "max_position_embeddings": config.max_position_embeddings}.items():

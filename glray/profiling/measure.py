@@ -77,16 +77,19 @@ def _refuse(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Sett
             "add --set compute.use_gpu=false, or run it where the GPU is"
         )
     for seq_len in seq_lens:
-        if seq_len >= 1 and BLOCK_TOKENS % seq_len:
+        if seq_len < 1:
+            raise UserError(f"--seq-lens: {seq_len} is no window; a length is 1 or more")
+        if BLOCK_TOKENS % seq_len:
             raise UserError(
                 f"--seq-lens: {seq_len} does not divide a token block of {BLOCK_TOKENS:,} tokens: "
                 "no run could train it; use powers of two"
             )
-        if seq_len < 1 or spec.tokens_per_batch % seq_len:
+        if spec.tokens_per_batch % seq_len:
+            batches = -(-spec.tokens_per_batch // seq_lens[-1])
             raise UserError(
                 f"--seq-lens: {seq_len} does not divide tokens_per_batch {spec.tokens_per_batch}: "
                 "no batch of it has as many tokens as the others; use divisors, or add --set "
-                f"tokens_per_batch={max(*seq_lens, spec.tokens_per_batch)}"
+                f"tokens_per_batch={batches * seq_lens[-1]}"
             )
     if spec.attention == "document" and any(setting.kernel == "eager" for setting in settings):
         raise UserError(

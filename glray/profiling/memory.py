@@ -42,8 +42,8 @@ def budget_bytes(ctx: LocalContext, given_gib: float | None) -> int:
 
 
 def counts_memory(ctx: LocalContext) -> bool:
-    """Whether the memory of a step can be told: on a GPU, and on a CPU under Linux."""
-    return ctx.device.type == "cuda" or Path("/proc/self/clear_refs").exists()
+    """Whether the memory of a step can be told: on a GPU; on a CPU if the system counts it."""
+    return ctx.device.type == "cuda" or peak_bytes(lambda: None) is not None
 
 
 class MemoryOfSteps:
@@ -79,6 +79,9 @@ class MemoryOfSteps:
     def _largest_on_cpu(self, seq_len: int) -> int | None:
         small = max(1, SMALL_TOKENS // seq_len) * seq_len
         less = self.peak_at_once(seq_len, small)
+        while less is None and small > seq_len:
+            small = small // 2
+            less = self.peak_at_once(seq_len, small)
         if less is None:
             return 0
         more = self.peak_at_once(seq_len, 2 * small)
@@ -164,7 +167,8 @@ def _may_take(num_bytes: int) -> None:
 
 
 def in_a_process(work: Callable[..., int | None], *arguments: object) -> int | None:
-    """What ``work`` returns in a process of its own; None if that asks for too much memory."""
+    """What ``work`` returns in a process of its own; None if that asks for too much memory, or the
+    system ends it. What else it raises, this raises."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
@@ -176,14 +180,15 @@ def in_a_process(work: Callable[..., int | None], *arguments: object) -> int | N
     except EOFError:  # ended by the system
         answer = None
     process.join()
+    if isinstance(answer, Exception):
+        raise answer
     return answer
 
 
 def _answer(to: Connection, work: Callable[..., int | None], arguments: tuple[object, ...]) -> None:
     try:
-        answer = work(*arguments)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-            raise
-        answer = None
-    to.send(answer)
+        to.send(work(*arguments))
+    except MemoryError:
+        to.send(None)
+    except Exception as error:
+        to.send(None if "can't allocate memory" in str(error) else error)

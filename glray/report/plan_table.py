@@ -5,8 +5,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
-from glray.profile import Profile, SettingCosts
+from glray.profile import Profile, SettingCosts, prices_of
 from glray.report.profile_table import GIB, saved_share
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
@@ -18,11 +19,8 @@ def plan_tables(spec: PipelineSpec, profile: Profile | None = None) -> Renderabl
     With a ``profile`` of the pipeline's model each stage has its price; where seconds decide, and
     nothing has been calibrated yet, its steps are those that the prices give.
     """
-    costs = profile.of(spec) if profile is not None else None
-    is_priced = costs is not None and all(costs.at(n) is not None for n in spec.all_seq_lens)
-    priced = spec
-    if costs is not None and is_priced and spec.calibration is None:
-        priced = spec.with_fields(calibration={"step_microseconds": costs.step_microseconds})
+    costs = prices_of(profile, spec, spec.all_seq_lens)
+    by_prices = costs is not None and spec.needs_calibration and spec.calibration is None
     budget = (
         f"{spec.budget.tokens:,} tokens"
         if spec.budget.tokens is not None
@@ -37,31 +35,51 @@ def plan_tables(spec: PipelineSpec, profile: Profile | None = None) -> Renderabl
     ]
     parts: list[RenderableType] = [Text("\n".join(lines))]
     for arm in spec.arms:
-        plan = make_plan(priced, arm)
+        plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
         parts.append(_unsettled(spec, arm) if plan is None else _settled(spec, arm, plan))
-        if costs is not None and plan is not None and is_priced:
-            parts.append(Text(_price(spec, plan, costs), style="dim"))
-            saved = saved_share(costs, spec, arm)
-            if saved is not None:
-                longest = f"fixed {max(arm.seq_lens):,}"
-                parts.append(Text(f"saves {saved:.0%} of {longest}'s time on as many tokens"))
-    if profile is not None and is_priced:
-        machine = profile.environment["gpu"] or profile.environment["processor"]
-        steps = "" if priced is spec else "; seconds decide here, so a run calibrates anew"
-        parts.append(Text(f"\npriced by glray profile on {machine}{steps}"))
+        if costs is not None and plan is not None:
+            parts.append(Text(_price(spec, arm, plan, costs), style="dim"))
+    if profile is not None:
+        parts.append(Text(_origin(profile, priced=costs is not None, by_prices=by_prices)))
     return Group(*parts)
 
 
-def _price(spec: PipelineSpec, plan: Plan, costs: SettingCosts) -> str:
-    """``predicted: 159.3 s, 0.23 GiB``; GPU-hours where there are GPUs."""
+def _priced_plan(spec: PipelineSpec, arm: ArmSpec, costs: SettingCosts) -> Plan | None:
+    """What a calibration would give that found these prices; None if it could not be planned."""
+    calibrated = spec.with_fields(calibration={"step_microseconds": costs.step_microseconds})
+    try:
+        return make_plan(calibrated, arm)
+    except UserError:  # a run's own calibration decides
+        return None
+
+
+def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) -> str:
+    """Seconds and memory of an arm on one worker, and what it saves; GPU-hours if on one."""
     prices = [costs.at(stage.seq_len) for stage in plan.stages]
-    seconds, peak = 0.0, 0
+    seconds, peaks = 0.0, []
     for stage, price in zip(plan.stages, prices, strict=True):
         assert price is not None, "every length of the pipeline is priced"
         seconds += stage.num_steps * price.seconds
-        peak = max(peak, price.peak_bytes or 0)
+        peaks += [price.peak_bytes] if price.peak_bytes is not None else []
     hours = f" = {seconds / 3600:.2f} GPU-hours" if spec.compute.use_gpu else ""
-    return f"predicted on one worker: {seconds:,.1f} s{hours}, {peak / GIB:.2f} GiB at most"
+    memory = f", {max(peaks) / GIB:.2f} GiB at most" if peaks else ""
+    lines = [f"predicted on one worker: {seconds:,.1f} s{hours}{memory}"]
+    saved = saved_share(costs, spec, arm)
+    if saved is not None:
+        longest = f"fixed {max(arm.seq_lens):,}"
+        lines.append(f"saves {saved:.0%} of {longest}'s time on as many tokens")
+    return "\n".join(lines)
+
+
+def _origin(profile: Profile, *, priced: bool, by_prices: bool) -> str:
+    if not priced:
+        return (
+            "\nnot priced: the profile here lacks a length of the pipeline, or how it computes; "
+            "glray profile measures them"
+        )
+    machine = profile.environment["gpu"] or profile.environment["processor"]
+    steps = "; seconds decide here, so a run calibrates anew" if by_prices else ""
+    return f"\npriced by glray profile on {machine}{steps}"
 
 
 def _title(arm: ArmSpec) -> str:

@@ -55,6 +55,6 @@ def _shares(lengths: tuple[LengthCost, ...], field: str) -> list[tuple[int, floa
     values = [
         (cost.seq_len, float(value))
         for cost in lengths
-        if cost.fits and (value := getattr(cost, field)) is not None
+        if cost.fits and (value := getattr(cost, field))
     ]
     return [(seq_len, value / values[-1][1]) for seq_len, value in values]

@@ -67,11 +67,13 @@ def _ceiling(costs: SettingCosts, spec: PipelineSpec) -> str:
     """What any schedule, and each arm of the pipeline, saves of the longest length's time."""
     fitting = [cost for cost in costs.lengths if cost.fits]
     if len(fitting) < 2:
-        return "Fewer than two lengths fit, so there is nothing to grow."
-    shortest, longest = fitting[0], fitting[-1]
+        return "Fewer than two lengths were measured, so there is nothing to grow."
+    longest = fitting[-1]
+    cheapest = min(fitting, key=lambda cost: cost.seconds)
+    most = 1 - cheapest.seconds / longest.seconds
     lines = [
-        f"At equal tokens no schedule saves more than {1 - shortest.seconds / longest.seconds:.0%} "
-        f"of fixed {longest.seq_len:,}'s time, which {shortest.seq_len:,} alone does."
+        f"At equal tokens no schedule saves more than {most:.0%} of fixed {longest.seq_len:,}'s "
+        f"time, which {cheapest.seq_len:,} alone does."
     ]
     for arm in spec.arms:
         saved = saved_share(costs, spec, arm)

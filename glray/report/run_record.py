@@ -51,7 +51,7 @@ class LengthLoss:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One scoring of the held-out targets, at a stage edge or the end."""
+    """One scoring of the held-out targets."""
 
     step: int
     tokens: int

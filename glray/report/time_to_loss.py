@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from glray.report.comparison import ArmScore, Comparison
+from glray.report.comparison import ArmScore, Comparison, share_targets
 from glray.report.formats import seconds_text
 from glray.report.interval import mean_interval
 from glray.report.run_record import Evaluation, RunRecord
@@ -13,12 +13,13 @@ def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:
     two evaluations on the straight line between them; None if it never is.
 
     The seconds are charged ones where the run has them, else measured. A loss that the first
-    evaluation is already below was reached by then.
+    evaluation is already below was reached by then. Evaluations on other targets than the last's do
+    not count.
     """
     before: tuple[float, float] | None = None
     for evaluation in run.evaluations:
         score = evaluation.at(seq_len)
-        if score is None:
+        if score is None or evaluation.targets_sha256 != run.evaluations[-1].targets_sha256:
             continue
         seconds = _clock(evaluation)
         if score.loss <= loss:
@@ -34,14 +35,13 @@ def time_to_loss(comparison: Comparison) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
     between their stage edges (``evaluation.every_tokens``), as edges alone say too little."""
     fixed = [score for score in comparison.scores if len(score.runs[0].stages) == 1]
-    if not fixed:
+    if not fixed or not share_targets(comparison.runs):
         return []
     base = max(fixed, key=lambda score: score.runs[0].longest_seq_len)
     return [
         _sentence(score, base, comparison.seq_len)
         for score in comparison.scores
-        if score is not base
-        and all(len(run.evaluations) > len(run.stages) for run in (*score.runs, *base.runs))
+        if score is not base and all(len(run.evaluations) > len(run.stages) for run in score.runs)
     ]
 
 
@@ -61,7 +61,7 @@ def _sentence(score: ArmScore, base: ArmScore, seq_len: int) -> str:
     over_seeds = f" ± {half:.0%}, 95% over {len(shares)} seeds" if half is not None else ""
     seconds, whole = (_mean([pair[i] for pair in reached]) for i in (0, 1))
     return (
-        f"{score.label} reaches {goal} in {share:.0%} of its training time{over_seeds} "
+        f"{score.label} reaches {goal} in {share:.0%} of {base.label}'s training time{over_seeds} "
         f"({seconds_text(seconds)} of {seconds_text(whole)} s)."
     )
 

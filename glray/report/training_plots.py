@@ -81,7 +81,7 @@ def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: st
 
 
 def _plot_evaluations(axes: Axes, run: RunRecord, x: np.ndarray, style: ArmStyle) -> list[float]:
-    """Held-out loss at each stage edge, at the length just trained; returns the losses drawn."""
+    """Held-out loss at each evaluation, at the length just trained; returns the losses drawn."""
     drawn = []
     for evaluation in run.evaluations:
         score = evaluation.at(evaluation.trained_seq_len)

@@ -121,8 +121,8 @@ class PipelineSpec(Spec):
                     f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
                     "a directory; rename one"
                 )
-        if self.name == "tokens":
-            raise ValueError("name 'tokens' is the storage's folder of token blocks; use another")
+        if self.name in ("tokens", "profiles"):
+            raise ValueError(f"name {self.name!r} is a folder of the storage's own; use another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice; remove one")
         if any(not 0 <= seed < 2**63 for seed in self.seeds):

@@ -24,7 +24,7 @@ from glray.model.flops import training_flops_per_token
 from glray.model.positions import rope_parameters
 from glray.model.pretrained import PretrainedFolder
 from glray.plan import MICROSECONDS, Plan, make_plan
-from glray.profile import priced
+from glray.profile import prices_of, profile_path, read_profile
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import differences, fingerprint, training_identity
 from glray.spec.loading import load_pipeline, to_yaml
@@ -224,7 +224,10 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
     """
     plan = run.plan
     executed = executed.at(tuple(stage.seq_len for stage in plan.stages))
-    recorded = read_record(run.directory / "run.json", "executions") if step else None
+    recorded = read_record(run.directory / "run.json", "executions", "plan") if step else None
+    predicted = (
+        recorded["plan"].get("predicted_seconds") if recorded else _predicted_seconds(run, executed)
+    )
     executions = recorded["executions"] if recorded else []
     executions = [entry for entry in executions if entry["first_step"] < step]
     changes = executed.differences(executions[-1]) if executions else []
@@ -261,7 +264,7 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
                 "num_steps": plan.num_steps,
                 "budget_seconds": run.spec.budget.seconds,
                 "budget_tokens": run.spec.budget.tokens,
-                "predicted_seconds": _predicted_seconds(run, executed),
+                "predicted_seconds": predicted,
                 "stages": stages,
             },
         },
@@ -271,8 +274,13 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
 
 def _predicted_seconds(run: Run, executed: Execution) -> float | None:
     """Of all steps, by a profile of the pipeline, which is of one worker; None without one."""
-    lengths = {stage.seq_len for stage in run.plan.stages}
-    costs = priced(run.spec, lengths) if executed.num_workers == 1 else None
+    if executed.num_workers > 1:
+        return None
+    try:
+        profile = read_profile(profile_path(run.spec))
+    except UserError:  # glray plan and glray run have said it
+        return None
+    costs = prices_of(profile, run.spec, {stage.seq_len for stage in run.plan.stages})
     if costs is None:
         return None
     microseconds = costs.step_microseconds

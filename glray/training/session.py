@@ -12,7 +12,7 @@ from glray.errors import UserError
 from glray.files import write_json
 from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
-from glray.model.pretrained import read_pretrained
+from glray.model.pretrained import read_pretrained, refuse_changed
 from glray.plan import MICROSECONDS
 from glray.training.checkpoint import (
     TrainState,
@@ -195,5 +195,6 @@ def _network_at(step: int, run: Run, device: torch.device) -> PreTrainedModel:
     """At step 0 what the run starts from, later what its checkpoint is loaded into."""
     if step == 0 and run.spec.init and run.init_sha256:
         folder = read_pretrained(run.spec.init)
-        return load_pretrained(folder, run.init_sha256, run.model_config, device)
+        refuse_changed(folder, run.init_sha256)
+        return load_pretrained(folder, run.model_config, device)
     return build_model(run.model_config, run.seed, device)

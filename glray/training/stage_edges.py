@@ -1,6 +1,7 @@
 """What a stage edge does to the held-out loss: scored before it, on it and just after it.
 
-``evaluations/step-*.json`` has every length at the end of each stage. ``edges/step-*.json`` has
+``evaluations/step-*.json`` has every length at the end of each stage, and between where the spec
+says so. ``edges/step-*.json`` has
 each edge between two stages at the length before and the length after it: under the old positions
 and the new ones with the same weights, and again some steps later.
 """

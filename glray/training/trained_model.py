@@ -101,7 +101,7 @@ def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
     config = model_config(  # no text is generated, so no token has to end one
         folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=trained_len
     )
-    network = load_pretrained(folder, folder.sha256, config, device)
+    network = load_pretrained(folder, config, device)
     rope_type = config.rope_parameters["rope_type"]
     return TrainedModel(
         directory=path,

@@ -79,11 +79,20 @@ def test_a_process_that_the_system_ends_has_no_answer():
     assert in_a_process(dies) is None
 
 
+def fails():
+    raise ValueError("a bug")
+
+
+def test_another_failure_of_the_process_is_no_lack_of_memory():
+    with pytest.raises(ValueError, match="a bug"):
+        in_a_process(fails)
+
+
 @pytest.mark.parametrize(
     ("seq_lens", "fields", "setting", "words"),
     [
         ((8, 12), {}, FUSED, "12 does not divide a token block"),
-        ((0,), {}, FUSED, "0 does not divide"),
+        ((0,), {}, FUSED, "0 is no window"),
         ((8192,), {}, FUSED, "--set tokens_per_batch=8192"),
         ((8,), {"attention": "document"}, EAGER, "add --set attention=window"),
     ],

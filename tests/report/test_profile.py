@@ -1,5 +1,7 @@
 """A profile shown, and what it says of a plan: figures by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from glray.errors import UserError
@@ -85,9 +87,43 @@ def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
     assert "so a run calibrates anew" in " ".join(text.split())
 
 
-def test_a_profile_of_another_setting_prices_nothing(tmp_path):
+def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path):
     compute = {"compile": True}
-    assert "predicted" not in rendered([plan_tables(tiny_spec(tmp_path, compute=compute), PROFILE)])
+    text = rendered([plan_tables(tiny_spec(tmp_path, compute=compute), PROFILE)])
+    assert "predicted" not in text
+    assert "not priced" in text
+
+
+def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_counted(tmp_path):
+    uncounted = tuple(replace(cost, peak_bytes=None) for cost in COSTS.lengths)
+    profile = replace(PROFILE, settings=(SettingCosts(OWN, uncounted),))
+    text = rendered([plan_tables(tiny_spec(tmp_path), profile)])
+    assert "28.0 s" in text
+    assert "GiB" not in text
+    assert "calibrates anew" not in text
+
+
+def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path):
+    spec = tiny_spec(tmp_path, ratios_share="seconds", budget={"seconds": 4.5})
+    assert "after calibration" in rendered([plan_tables(spec, PROFILE)])
+
+
+def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
+    slow_start = (replace(COSTS.lengths[0], step_seconds=(3.0,)), *COSTS.lengths[1:])
+    profile = replace(PROFILE, settings=(SettingCosts(OWN, slow_start),))
+    text = rendered([profile_tables(profile, tiny_spec(tmp_path))])
+    assert "more than 50% of fixed 32's time, which 16 alone does" in " ".join(text.split())
+    nothing = tuple(replace(cost, largest_batch_tokens=0) for cost in slow_start)
+    profile = replace(PROFILE, settings=(SettingCosts(OWN, nothing),))
+    assert write_profile_plot(profile, tmp_path / "profile.png").exists()
+
+
+def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path):
+    path = tmp_path / "profile.json"
+    write_profile(PROFILE, path)
+    eager = SettingCosts(replace(OWN, kernel="eager"), COSTS.lengths)
+    write_profile(replace(PROFILE, settings=(eager,)), path)
+    assert read_profile(path).settings == (eager, COSTS)
 
 
 def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
@@ -95,9 +131,10 @@ def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
     write_profile(PROFILE, profile_path(spec))
     assert read_profile(profile_path(spec.with_fields(name="other", seeds=(3,)))) == PROFILE
     assert read_profile(profile_path(spec.with_fields(tokens_per_batch=128))) is None
-    profile_path(spec).write_text("{}")
-    with pytest.raises(UserError, match="damaged"):
-        read_profile(profile_path(spec))
+    for damaged in ("{}", "[]", '{"settings": [{"setting": {}}]}'):
+        profile_path(spec).write_text(damaged)
+        with pytest.raises(UserError, match=r"damaged.*run glray profile again"):
+            read_profile(profile_path(spec))
 
 
 def test_settings_are_every_combination():

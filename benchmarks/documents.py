@@ -12,7 +12,6 @@ rounds'.
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import keep
 from glray.data.windows import Batch
 from glray.model.config import longest_config
-from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
+from glray.profile import own_setting
+from glray.profiling.scratch import ScratchModel
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec
 from glray.spec.model import Attention
-from glray.training.context import LocalContext, synchronize
-from glray.training.execution import execution
-from glray.training.micro_batches import declared_micro_batches
-from glray.training.optimizer import build_optimizer
-from glray.training.parallel import prepare_model
-from glray.training.step import accumulate_gradients, apply_gradients
+from glray.training.context import LocalContext
+from glray.training.micro_batches import declared_tokens_at_once
 
 BATCH_TOKENS = 16_384
 MEAN_DOCUMENT = 512
@@ -61,26 +56,11 @@ def spec_of(seq_len: int, attention: Attention, *, gpu: bool) -> PipelineSpec:
     )
 
 
-class Steps:
-    """Optimizer steps of one model, one after another on the same windows."""
-
-    def __init__(self, spec: PipelineSpec, batch: Batch, vocab_size: int) -> None:
-        self.ctx = LocalContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
-        self.spec, self.batch = spec, batch
-        config = longest_config(spec, vocab_size=vocab_size, eos_id=SEPARATOR)
-        self.model = NextTokenLoss(build_model(config, 0, self.ctx.device), spec.attention)
-        prepare_model(self.model, spec.compute, self.ctx)
-        self.optimizer = build_optimizer(self.model.network, spec.optimizer)
-        self.executed = execution(spec, self.ctx, declared_micro_batches(spec))
-
-    def seconds(self) -> float:
-        """Of the next step."""
-        synchronize(self.ctx.device)
-        start = time.perf_counter()
-        accumulate_gradients(self.model, self.batch, self.spec, self.ctx, self.executed)
-        apply_gradients(self.model, self.optimizer, 1.0)
-        synchronize(self.ctx.device)
-        return time.perf_counter() - start
+def model_of(spec: PipelineSpec, vocab_size: int) -> ScratchModel:
+    """The spec's model, in the setting that it trains in."""
+    config = longest_config(spec, vocab_size=vocab_size, eos_id=SEPARATOR)
+    ctx = LocalContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
+    return ScratchModel(spec, own_setting(spec), config, ctx)
 
 
 def windows(seq_len: int, vocab_size: int) -> Batch:
@@ -97,11 +77,13 @@ def compared(seq_len: int, rounds: int, *, gpu: bool) -> dict[str, Any]:
     vocab_size = 50_304 if gpu else 4096
     batch = windows(seq_len, vocab_size)
     choices: tuple[Attention, ...] = ("window", "document")
-    steps = {name: Steps(spec_of(seq_len, name, gpu=gpu), batch, vocab_size) for name in choices}
+    specs = {name: spec_of(seq_len, name, gpu=gpu) for name in choices}
+    models = {name: model_of(spec, vocab_size) for name, spec in specs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in choices}
     for number in range(-2, rounds):  # two that do not count: compilation, memory
         for name in choices if number % 2 else reversed(choices):
-            taken = steps[name].seconds()
+            at_once = declared_tokens_at_once(specs[name])
+            taken = models[name].step_on(batch, at_once)
             if number >= 0:
                 seconds[name].append(taken)
     median = {name: statistics.median(values) for name, values in seconds.items()}

@@ -19,30 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import RESULTS, keep
-from glray.model.config import model_config
-from glray.model.decoder import build_model
+from glray.model.config import model_config, starting_model
 from glray.model.flops import training_flops_per_token
-from glray.model.loss import NextTokenLoss
+from glray.profile import own_setting
+from glray.profiling.memory import MemoryOfSteps, budget_bytes
+from glray.profiling.scratch import ScratchModel
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.spec.model import ModelSpec
-from glray.training.context import LocalContext, synchronize
-from glray.training.execution import execution
-from glray.training.micro_batches import GPU_SHARE
-from glray.training.optimizer import build_optimizer
-from glray.training.parallel import prepare_model, release_models
+from glray.training.context import LocalContext
+from glray.training.parallel import release_models
 from glray.training.peak import matmul_peak
-from glray.training.step import accumulate_gradients, apply_gradients
-from glray.training.warmup import random_batch
 
 BATCH_TOKENS = 16_384
 VOCAB_SIZE = 50_304
-MOST_TOKENS = 2**21
-"""The largest micro-batch that is tried."""
 TOY = GPTNeoXModel(num_layers=2, hidden_size=64, num_heads=2, intermediate_size=128)
 
 
@@ -99,83 +91,35 @@ def killed_and_resumed(work: Path, *, gpu: bool) -> dict[str, Any]:
     }
 
 
-def spec_of(model: ModelSpec, seq_len: int, tokens: int, *, compiled: bool) -> PipelineSpec:
-    """A spec of batches of ``tokens`` tokens at ``seq_len``, all of it at once."""
-    declared = pipeline(Path("/nowhere"), gpu=False).model_dump()
-    declared["arms"] = [{"name": "fixed", "stages": [{"seq_len": seq_len}]}]
-    declared |= {"model": model.model_dump(), "tokens_per_batch": tokens}
-    declared["budget"] = {"tokens": tokens}
-    declared["compute"] |= {"compile": compiled, "micro_batch_tokens": tokens}
-    return PipelineSpec.model_validate(declared)
-
-
-def step_seconds(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext) -> float:
-    """The fastest of several whole optimizer steps; raises OutOfMemoryError if it does not fit."""
-    (seq_len,) = spec.all_seq_lens
-    model = NextTokenLoss(build_model(config, 0, ctx.device))
-    prepare_model(model, spec.compute, ctx)
-    optimizer = build_optimizer(model.network, spec.optimizer)
-    executed = execution(spec, ctx, {str(seq_len): spec.tokens_per_batch})
-    batch = random_batch(seq_len, spec.tokens_per_batch // seq_len, config.vocab_size, ctx)
-    seconds = []
-    for _ in range(6):
-        synchronize(ctx.device)
-        start = time.perf_counter()
-        accumulate_gradients(model, batch, spec, ctx, executed)
-        apply_gradients(model, optimizer, 1.0)
-        synchronize(ctx.device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[2:])
-
-
-def fits(spec: PipelineSpec, config: PreTrainedConfig, ctx: LocalContext) -> bool:
-    """Whether a whole step fits in the GPU's memory, with a margin."""
-    release_models()
-    torch.cuda.reset_peak_memory_stats(ctx.device)
-    try:
-        step_seconds(spec, config, ctx)
-    except torch.OutOfMemoryError:
-        return False
-    total = torch.cuda.get_device_properties(ctx.device).total_memory
-    return torch.cuda.max_memory_reserved(ctx.device) <= GPU_SHARE * total
-
-
-def largest_batch(
-    model: ModelSpec, config: PreTrainedConfig, seq_len: int, ctx: LocalContext
-) -> int:
-    """Tokens of the largest batch that goes through the model at once, to an eighth of it."""
-
-    def whole(tokens: int) -> bool:
-        return fits(spec_of(model, seq_len, tokens, compiled=True), config, ctx)
-
-    tokens = MOST_TOKENS
-    while tokens > seq_len and not whole(tokens):
-        tokens //= 2
-    for eighth in range(7, 0, -1):
-        more = (tokens + tokens * eighth // 8) // seq_len * seq_len
-        if tokens < MOST_TOKENS and more > tokens and whole(more):
-            return more
-    return tokens
+def step_seconds(model: ScratchModel, seq_len: int, tokens: int) -> float:
+    """The fastest of several whole optimizer steps."""
+    return min([model.step(seq_len, tokens) for _ in range(6)][2:])
 
 
 def by_length(ctx: LocalContext, *, gpu: bool) -> dict[str, Any]:
     """MFU at each length, and the largest batch."""
-    model = PYTHIA_160M if gpu else TOY
+    spec = pipeline(Path("/nowhere"), gpu=gpu)
+    setting, budget = own_setting(spec), budget_bytes(ctx, None)
     lengths = [2**n for n in range(7, 15)] if gpu else [128, 256]
     peak = matmul_peak(ctx, "bfloat16")
     table: dict[str, Any] = {}
     for seq_len in lengths:
         config = model_config(
-            model, vocab_size=VOCAB_SIZE if gpu else 512, eos_id=0, max_seq_len=seq_len
+            starting_model(spec),
+            vocab_size=VOCAB_SIZE if gpu else 512,
+            eos_id=0,
+            max_seq_len=seq_len,
         )
         flops = training_flops_per_token(config, seq_len)
         batches = {"16384": BATCH_TOKENS if gpu else 1024}
         if gpu:
-            batches["largest"] = largest_batch(model, config, seq_len, ctx)
+            memory = MemoryOfSteps(spec, setting, config, ctx, budget)
+            batches["largest"] = memory.largest_batch(seq_len) or seq_len
         row: dict[str, Any] = {}
+        release_models()
+        model = ScratchModel(spec, setting, config, ctx)
         for name, tokens in batches.items():
-            spec = spec_of(model, seq_len, tokens, compiled=True)
-            seconds = step_seconds(spec, config, ctx)
+            seconds = step_seconds(model, seq_len, tokens)
             row[name] = {
                 "tokens": tokens,
                 "seconds": seconds,

@@ -50,13 +50,6 @@ Overrides = Annotated[
         "--set arms.growlength.stages.0.ratio=2. May be repeated.",
     ),
 ]
-RunDirectories = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
-]
-RunDirectory = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
-]
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
@@ -97,6 +90,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
 
 
 def parsed_lengths(text: str) -> tuple[int, ...]:
+    """The lengths of ``--seq-lens``. Raises UserError."""
     try:
         return tuple(int(length) for length in text.split(","))
     except ValueError:
@@ -104,6 +98,7 @@ def parsed_lengths(text: str) -> tuple[int, ...]:
 
 
 def write_and_show(runs: list[Path], out: Path) -> None:
+    """Print what came of the runs and write the page."""
     from glray.report.page import write_report
     from glray.report.records import load_runs
     from glray.report.table import headline, summary

@@ -7,15 +7,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from glray.cli.app import (
-    RunDirectories,
-    RunDirectory,
-    app,
-    console,
-    parsed_lengths,
-    write_and_show,
-)
+from glray.cli.app import app, console, parsed_lengths, write_and_show
 from glray.errors import UserError
+
+RunDirectories = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
+]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
+]
 
 
 class EvalProtocol(StrEnum):

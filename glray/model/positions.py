@@ -75,7 +75,10 @@ def scoring_parameters(
 
 def rotary_dims(config: PreTrainedConfig) -> int:
     """Dimensions of each head that rotary positions turn."""
-    head_dim = getattr(config, "head_dim", None)
-    if head_dim is None:
-        head_dim = config.hidden_size // config.num_attention_heads
-    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    return int(head_dim(config) * config.rope_parameters.get("partial_rotary_factor", 1.0))
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Dimensions of each head: declared, or the width's share."""
+    declared = getattr(config, "head_dim", None)
+    return config.hidden_size // config.num_attention_heads if declared is None else declared

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from glray.errors import UserError
 from glray.files import sha256_of
+from glray.model.positions import head_dim
 
 ARCHITECTURES = ("gpt_neox", "llama")
 """The ``model_type`` of a ``config.json`` that glray knows."""
@@ -108,21 +109,25 @@ def _config(file: Path) -> PreTrainedConfig:
 
 def _refuse_positions(file: Path, config: PreTrainedConfig) -> None:
     """Raises UserError for what cannot be: transformers would fail later, or turn no dimension."""
-    rope = config.rope_parameters
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if config.num_attention_heads < 1 or head_dim < 2:
+    heads = config.num_attention_heads
+    if heads < 1 or head_dim(config) < 2:
         raise UserError(
-            f"{file}: {config.num_attention_heads} heads of width {config.hidden_size} have "
-            f"{head_dim} dimensions, rotary positions turn two at least; restore the file"
+            f"{file}: {heads} heads of width {config.hidden_size}: each needs two dimensions at "
+            "least for rotary positions to turn; restore the file"
         )
-    least = {"rope_theta": 1.0, "partial_rotary_factor": 2 / head_dim, "factor": 0.0}
-    limits = least | {"max_position_embeddings": 1}
-    for name, value in {**rope, "max_position_embeddings": config.max_position_embeddings}.items():
-        if name not in limits:
+    bounds = {
+        "rope_theta": (1.0, math.inf),
+        "partial_rotary_factor": (2 / head_dim(config), 1.0),
+        "factor": (math.ulp(0.0), math.inf),  # above 0
+        "max_position_embeddings": (1, math.inf),
+    }
+    longest = {"max_position_embeddings": config.max_position_embeddings}
+    for name, value in (config.rope_parameters | longest).items():
+        least, most = bounds.get(name, (None, None))
+        if least is None:
             continue
         is_number = isinstance(value, int | float) and math.isfinite(value)
-        most = 1.0 if name == "partial_rotary_factor" else math.inf
-        if not is_number or not limits[name] <= value <= most or value <= 0:
+        if not is_number or not least <= value <= most:
             raise UserError(
                 f"{file}: {name} is {value!r}, no positions could be placed by that; restore the "
                 "file"

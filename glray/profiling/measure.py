@@ -53,7 +53,7 @@ def measure(
             memory = MemoryOfSteps(spec, setting, config, ctx, budget)
             for seq_len in seq_lens:
                 say(f"{setting.name}: memory at {seq_len:,}")
-                peaks[seq_len] = memory.of_a_step(seq_len)
+                peaks[seq_len] = memory.peak(seq_len)
                 largest[seq_len] = memory.largest_batch(seq_len)
             fitting = [seq_len for seq_len in seq_lens if peaks[seq_len] is not None]
         say(f"{setting.name}: steps of every length, interleaved")

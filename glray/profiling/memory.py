@@ -61,50 +61,10 @@ class MemoryOfSteps:
         self._budget = budget
         self._on_gpu = ctx.device.type == "cuda"
 
-    def of_a_step(self, seq_len: int) -> int | None:
-        """Bytes at the peak of one optimizer step of the pipeline's batch, weights and moments
-        included; None if it does not fit."""
-        return self._peak(seq_len, None)
-
-    def peak_at_once(self, seq_len: int, tokens: int) -> int | None:
-        """The same of a batch of ``tokens`` tokens that goes through the model at once."""
-        return self._peak(seq_len, tokens)
-
-    def largest_batch(self, seq_len: int) -> int | None:
-        """Tokens of the largest batch that goes through the model at once; 0 if not one window
-        fits. Counted on a GPU to an eighth of it."""
-        tokens = self._largest_on_gpu(seq_len) if self._on_gpu else self._largest_on_cpu(seq_len)
-        return None if tokens is None else tokens // seq_len * seq_len
-
-    def _largest_on_cpu(self, seq_len: int) -> int | None:
-        small = max(1, SMALL_TOKENS // seq_len) * seq_len
-        less = self.peak_at_once(seq_len, small)
-        while less is None and small > seq_len:
-            small = small // 2
-            less = self.peak_at_once(seq_len, small)
-        if less is None:
-            return 0
-        more = self.peak_at_once(seq_len, 2 * small)
-        if more is None:
-            return small
-        if more <= less:  # nothing that the system counts has grown
-            return None
-        return min(MOST_TOKENS, small + (self._budget - less) * small // (more - less))
-
-    def _largest_on_gpu(self, seq_len: int) -> int:
-        tokens = max(seq_len, MOST_TOKENS)  # lengths are powers of two
-        while tokens > seq_len and self._peak(seq_len, tokens) is None:
-            tokens //= 2
-        if tokens == seq_len and self._peak(seq_len, tokens) is None:
-            return 0
-        for eighth in range(7, 0, -1):
-            more = (tokens + tokens * eighth // 8) // seq_len * seq_len
-            if MOST_TOKENS > more > tokens and self._peak(seq_len, more) is not None:
-                return more
-        return tokens
-
-    def _peak(self, seq_len: int, tokens: int | None) -> int | None:
-        """Of a step of ``tokens`` at once, or of the pipeline's batch; None if it does not fit."""
+    def peak(self, seq_len: int, tokens: int | None = None) -> int | None:
+        """Bytes at the peak of one optimizer step of the pipeline's batch, or of one of ``tokens``
+        tokens that goes through the model at once, weights and moments included; None if it does
+        not fit."""
         if self._on_gpu:
             return self._peak_on_gpu(seq_len, tokens)
         peak = in_a_process(
@@ -117,6 +77,39 @@ class MemoryOfSteps:
             self._budget,
         )
         return peak if peak is None or peak <= self._budget else None
+
+    def largest_batch(self, seq_len: int) -> int | None:
+        """Tokens of the largest batch that goes through the model at once; 0 if not one window
+        fits. Counted on a GPU to an eighth of it."""
+        tokens = self._largest_on_gpu(seq_len) if self._on_gpu else self._largest_on_cpu(seq_len)
+        return None if tokens is None else tokens // seq_len * seq_len
+
+    def _largest_on_cpu(self, seq_len: int) -> int | None:
+        small = max(1, SMALL_TOKENS // seq_len) * seq_len
+        less = self.peak(seq_len, small)
+        while less is None and small > seq_len:
+            small = small // 2
+            less = self.peak(seq_len, small)
+        if less is None:
+            return 0
+        more = self.peak(seq_len, 2 * small)
+        if more is None:
+            return small
+        if more <= less:  # nothing that the system counts has grown
+            return None
+        return min(MOST_TOKENS, small + (self._budget - less) * small // (more - less))
+
+    def _largest_on_gpu(self, seq_len: int) -> int:
+        tokens = max(seq_len, MOST_TOKENS)  # lengths are powers of two
+        while tokens > seq_len and self.peak(seq_len, tokens) is None:
+            tokens //= 2
+        if tokens == seq_len and self.peak(seq_len, tokens) is None:
+            return 0
+        for eighth in range(7, 0, -1):
+            more = (tokens + tokens * eighth // 8) // seq_len * seq_len
+            if MOST_TOKENS > more > tokens and self.peak(seq_len, more) is not None:
+                return more
+        return tokens
 
     def _peak_on_gpu(self, seq_len: int, tokens: int | None) -> int | None:
         release_models()
@@ -140,10 +133,7 @@ def _take_steps(
     """Two: in the second the gradients' memory is there again."""
     model = ScratchModel(spec, setting, config, ctx)
     for _ in range(2):
-        if tokens is None:
-            model.step(seq_len)
-        else:
-            model.step_at_once(seq_len, tokens)
+        model.step(seq_len, tokens)
 
 
 def _peak_in_this_process(

@@ -15,7 +15,7 @@ from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import PipelineSpec
 from glray.training.context import LocalContext, synchronize
 from glray.training.execution import execution
-from glray.training.micro_batches import CPU_MOST_TOKENS, declared_micro_batches
+from glray.training.micro_batches import declared_micro_batches, declared_tokens_at_once
 from glray.training.optimizer import build_optimizer
 from glray.training.parallel import prepare_model
 from glray.training.step import accumulate_gradients, apply_gradients
@@ -36,12 +36,6 @@ def at_length(
         precision=setting.precision,
         compute=spec.compute.model_dump() | compute,
     )
-
-
-def tokens_at_once(spec: PipelineSpec) -> int:
-    """Tokens of a micro-batch, as declared; ``auto`` counts as on a CPU."""
-    declared = spec.compute.micro_batch_tokens
-    return CPU_MOST_TOKENS if declared == "auto" else declared
 
 
 def profiled_config(spec: PipelineSpec, max_seq_len: int) -> PreTrainedConfig:
@@ -69,23 +63,29 @@ class ScratchModel:
         prepare_model(self._model, compute, ctx)
         self._optimizer = build_optimizer(self._model.network, spec.optimizer)
 
-    def step(self, seq_len: int) -> float:
-        """Seconds of an optimizer step of the pipeline's batch, in its micro-batches."""
-        tokens, at_once = self._spec.tokens_per_batch, tokens_at_once(self._spec)
-        return self._step(seq_len, tokens, at_once)
+    def step(self, seq_len: int, tokens: int | None = None) -> float:
+        """Seconds of an optimizer step of the pipeline's batch in its micro-batches, or of one of
+        ``tokens`` tokens that goes through the model at once."""
+        batch = self._batch(seq_len, tokens or self._spec.tokens_per_batch)
+        return self.step_on(batch, tokens or declared_tokens_at_once(self._spec))
 
-    def step_at_once(self, seq_len: int, tokens: int) -> float:
-        """Seconds of an optimizer step of a batch of ``tokens`` tokens, all of it at once."""
-        return self._step(seq_len, tokens, tokens)
+    def step_on(self, batch: Batch, tokens_at_once: int) -> float:
+        """Seconds of an optimizer step of ``batch``, in micro-batches of so many tokens."""
+        seq_len, tokens = batch.seq_len, len(batch.tokens) * batch.seq_len
+        spec = at_length(self._spec, self._setting, seq_len, tokens, tokens_at_once)
+        executed = execution(spec, self._ctx, declared_micro_batches(spec))
+        start = self._now()
+        accumulate_gradients(self._model, batch, spec, self._ctx, executed)
+        self._apply_gradients()
+        return self._now() - start
 
     def phases(self, seq_len: int) -> dict[str, float]:
         """Seconds of ``forward`` (the loss and its gradient by the logits), ``backward`` and
         ``optimizer`` in a step of the pipeline's batch. The device is waited for after each."""
         tokens = torch.from_numpy(self._batch(seq_len, self._spec.tokens_per_batch).tokens)
         seconds = {"forward": 0.0, "backward": 0.0}
-        for rows in tokens.to(self._ctx.device).split(
-            max(1, tokens_at_once(self._spec) // seq_len)
-        ):
+        rows_at_once = max(1, declared_tokens_at_once(self._spec) // seq_len)
+        for rows in tokens.to(self._ctx.device).split(rows_at_once):
             start = self._now()
             with torch.autocast(
                 self._ctx.device.type,
@@ -100,15 +100,6 @@ class ScratchModel:
         start = self._now()
         self._apply_gradients()
         return seconds | {"optimizer": self._now() - start}
-
-    def _step(self, seq_len: int, tokens: int, at_once: int) -> float:
-        spec = at_length(self._spec, self._setting, seq_len, tokens, at_once)
-        executed = execution(spec, self._ctx, declared_micro_batches(spec))
-        batch = self._batch(seq_len, tokens)
-        start = self._now()
-        accumulate_gradients(self._model, batch, spec, self._ctx, executed)
-        self._apply_gradients()
-        return self._now() - start
 
     def _apply_gradients(self) -> None:
         apply_gradients(self._model, self._optimizer, self._spec.optimizer.max_grad_norm)

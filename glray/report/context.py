@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from glray.files import write_json
-from glray.report.figure import length_axis, line_styles, new_figure, save, shade_unseen
+from glray.report.figure import (
+    length_axis,
+    line_styles,
+    new_figure,
+    save,
+    shade_unseen,
+    style_legend,
+)
 from glray.report.formats import plus_minus
 from glray.report.table import plain_table
 
@@ -126,11 +132,5 @@ def loss_by_context(
         seen = [seq_len for seq_len in seq_lens if seq_len <= trained_len]
         first_unseen = seq_lens[len(seen)]
         shade_unseen(axes, (seen[-1] * first_unseen) ** 0.5 if seen else left, right)
-    handles = [
-        Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, label=name)
-        for name, s in styles.items()
-    ]
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(4, len(styles)), frameon=False
-    )
+    style_legend(figure, styles, columns=4)
     return figure

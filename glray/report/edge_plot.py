@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from glray.plan import WATCHED_STEPS
 from glray.report.arms import by_arm
-from glray.report.figure import bare_axes, line_styles
+from glray.report.figure import bare_axes, blank_figure, line_styles
 from glray.report.run_record import RunRecord
 
 PANELS = {
@@ -30,8 +29,7 @@ def around_edges(runs: Sequence[RunRecord]) -> Figure:
                 name = f"{arm.label} {edge.from_seq_len:,}→{edge.to_seq_len:,}"
                 lines.setdefault(name, []).append((run, slice(first, end), edge.step))
     styles = line_styles(list(lines))
-    figure = Figure(figsize=(8, 6.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(8, 6.6)
     offsets = np.arange(-WATCHED_STEPS, WATCHED_STEPS)
     for axes, (column, label) in zip(
         figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True

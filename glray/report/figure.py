@@ -51,10 +51,16 @@ def line_styles(labels: list[str]) -> dict[str, ArmStyle]:
     }
 
 
+def blank_figure(width_inches: float, height_inches: float) -> Figure:
+    """A figure without axes."""
+    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure of 8 × 4.7 inches with one bare set of axes."""
-    figure = Figure(figsize=(8, 4.7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(8, 4.7)
     axes = figure.add_subplot()
     bare_axes(axes, x_label, y_label)
     return figure, axes
@@ -99,18 +105,7 @@ def add_legend(
     figure: Figure, arms: list[Arm], styles: dict[str, ArmStyle], marks: list[Line2D]
 ) -> None:
     """One legend above the axes, where it covers no data: rows of arms, then ``marks``."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=styles[arm.label].colour,
-            linestyle=styles[arm.label].line,
-            marker=styles[arm.label].marker,
-            markersize=5.5,
-            label=_legend_label(arm),
-        )
-        for arm in arms
-    ]
+    handles = [_style_handle(styles[arm.label], _legend_label(arm)) for arm in arms]
     together = len(handles) + len(marks)
     num_columns = together if together <= 4 else min(4, max(len(handles), len(marks)))
     blank = [grey_handle("", linestyle="none")]
@@ -125,6 +120,30 @@ def add_legend(
         fontsize=9.5,
         handlelength=2.2,
         columnspacing=1.6,
+    )
+
+
+def style_legend(figure: Figure, styles: dict[str, ArmStyle], columns: int) -> None:
+    """One legend above the axes: each label in its style."""
+    handles = [_style_handle(style, label) for label, style in styles.items()]
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(columns, len(handles)),
+        frameon=False,
+        fontsize=9.5,
+    )
+
+
+def _style_handle(style: ArmStyle, label: str) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=5.5,
+        label=label,
     )
 
 

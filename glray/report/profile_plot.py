@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
 from glray.profile import LengthCost, Profile
-from glray.report.figure import bare_axes, length_axis, line_styles, save
+from glray.report.figure import (
+    bare_axes,
+    blank_figure,
+    length_axis,
+    line_styles,
+    save,
+    style_legend,
+)
 
 PANELS = (
     ("step time", "seconds"),
@@ -19,8 +22,7 @@ PANELS = (
 def write_profile_plot(profile: Profile, path: Path) -> Path:
     """Three panels over the length, the paper's Tables 1 to 3: each value over that of the longest
     length that the setting fits; a line a setting."""
-    figure = Figure(figsize=(11, 3.9), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(11, 3.9)
     styles = line_styles([costs.setting.name for costs in profile.settings])
     lengths = [cost.seq_len for cost in profile.settings[0].lengths]
     for axes, (title, field) in zip(figure.subplots(1, 3), PANELS, strict=True):
@@ -42,11 +44,7 @@ def write_profile_plot(profile: Profile, path: Path) -> Path:
                 linewidth=1.5,
             )
         axes.set_ylim(bottom=0)
-    handles = [
-        Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, label=name)
-        for name, s in styles.items()
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9.5)
+    style_legend(figure, styles, columns=3)
     return save(figure, path)
 
 

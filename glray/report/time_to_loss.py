@@ -1,6 +1,6 @@
 """How much sooner an arm reaches what the longest fixed arm ends with."""
 
-from collections.abc import Sequence
+from statistics import fmean
 
 from glray.report.comparison import ArmScore, Comparison, share_targets
 from glray.report.formats import seconds_text
@@ -59,7 +59,7 @@ def _sentence(score: ArmScore, base: ArmScore, seq_len: int) -> str:
     shares = [own / whole for own, whole in reached]
     share, half = mean_interval(shares)
     over_seeds = f" ± {half:.0%}, 95% over {len(shares)} seeds" if half is not None else ""
-    seconds, whole = (_mean([pair[i] for pair in reached]) for i in (0, 1))
+    seconds, whole = map(fmean, zip(*reached, strict=True))
     return (
         f"{score.label} reaches {goal} in {share:.0%} of {base.label}'s training time{over_seeds} "
         f"({seconds_text(seconds)} of {seconds_text(whole)} s)."
@@ -69,7 +69,3 @@ def _sentence(score: ArmScore, base: ArmScore, seq_len: int) -> str:
 def _clock(evaluation: Evaluation) -> float:
     charged = evaluation.charged_seconds
     return evaluation.measured_seconds if charged is None else charged
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -42,10 +42,15 @@ SMALL_TOKENS = 2_048
 
 
 def declared_micro_batches(spec: PipelineSpec) -> dict[str, int]:
-    """Tokens of a micro-batch by length, as declared; ``auto`` counts as 16,384."""
-    tokens = spec.compute.micro_batch_tokens
-    most = CPU_MOST_TOKENS if tokens == "auto" else tokens
+    """Tokens of a micro-batch by length, as declared."""
+    most = declared_tokens_at_once(spec)
     return {str(seq_len): max(seq_len, most) for seq_len in spec.all_seq_lens}
+
+
+def declared_tokens_at_once(spec: PipelineSpec) -> int:
+    """``compute.micro_batch_tokens``; ``auto`` counts as 16,384."""
+    tokens = spec.compute.micro_batch_tokens
+    return CPU_MOST_TOKENS if tokens == "auto" else tokens
 
 
 def micro_batches(

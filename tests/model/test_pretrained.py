@@ -299,6 +299,13 @@ def test_positions_that_cannot_be_are_refused(folder, changes, name):
         read_pretrained(str(folder))
 
 
+def test_a_model_without_heads_is_refused(tmp_path):
+    neox().save_pretrained(tmp_path)
+    change(tmp_path, num_attention_heads=0)
+    with pytest.raises(UserError, match=r"config\.json: 0 heads|no configuration"):
+        read_pretrained(str(tmp_path))
+
+
 def test_what_transformers_cannot_load_is_one_line(folder):
     change(folder, hidden_act="nope")
     with pytest.raises(UserError, match="transformers cannot load it"):

@@ -59,7 +59,7 @@ def test_the_largest_batch_is_about_what_fits(tmp_path):
     config = profiled_config(spec, 1024)
     memory = MemoryOfSteps(spec, EAGER, config, LocalContext(), GIB)
     tokens = memory.largest_batch(1024)
-    peak = memory.peak_at_once(1024, tokens // 2 // 1024 * 1024)
+    peak = memory.peak(1024, tokens // 2 // 1024 * 1024)
     assert 0.35 * GIB < peak < 0.65 * GIB
 
 

@@ -3,11 +3,11 @@
 import sys
 from typing import NoReturn
 
-from glray.cli import pipelines, runs
+from glray.cli import comparisons, pipelines, runs
 from glray.cli.app import app
 from glray.errors import UserError
 
-__all__ = ["app", "main", "pipelines", "runs"]
+__all__ = ["app", "comparisons", "main", "pipelines", "runs"]
 
 
 def main() -> None:

@@ -39,7 +39,12 @@ def options(
 
 
 PipelineFile = Annotated[
-    Path, typer.Argument(metavar="PIPELINE", help="A pipeline's .py file, or its resolved .yaml.")
+    Path,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="A pipeline's .py file, FILE.py:NAME for another function of it, or its "
+        "resolved .yaml.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -54,7 +59,12 @@ Overrides = Annotated[
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
     """The resolved spec, all its paths absolute: its YAML runs from any folder."""
-    spec = load_pipeline(pipeline, overrides).resolved()
+    return absolute(load_pipeline(pipeline, overrides))
+
+
+def absolute(spec: PipelineSpec) -> PipelineSpec:
+    """The resolved spec with absolute paths."""
+    spec = spec.resolved()
     declared = spec.model_dump()
     declared["compute"]["storage"] = str(storage_path(spec.compute))
     sources = declared["corpus"].get("sources")

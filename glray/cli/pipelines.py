@@ -1,7 +1,7 @@
 """Commands that take a pipeline: plan, profile, prepare, data, run, tune."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,16 +16,9 @@ from glray.cli.app import (
     prepared_corpus,
     write_and_show,
 )
-from glray.data.corpus import PreparedCorpus
+from glray.cli.training import trained_runs
 from glray.files import sole_writer
 from glray.profile import profile_path, read_profile
-from glray.spec import PipelineSpec
-
-if TYPE_CHECKING:
-    from glray.training.run_directory import Run
-
-GUARDED_STATUS = 3
-"""Of ``glray run`` when the held-out loss has risen by more than ``evaluation.max_rise``."""
 
 
 @app.command()
@@ -121,54 +114,11 @@ def data(
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
-    from glray.model.config import starting_model
-    from glray.report.plan_table import plan_tables
-    from glray.training.guard import excessive_rise
-    from glray.training.run_directory import pipeline_directory, settle, with_calibration
+    from glray.training.run_directory import pipeline_directory
 
-    spec = with_calibration(load_spec(pipeline, overrides))
-    Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
-    starting_model(spec)  # what is wrong with its folder is said before the corpus is prepared
-    corpus = prepared_corpus(spec)
-    runs = settle(spec, corpus)
-    order = corpus.order(spec.chunk_tokens, seed=0)
-    for index, source in enumerate(corpus.sources):
-        console.print(
-            f"an epoch of {source.name}: {order.num_chunks(index):,} chunks × "
-            f"{order.chunk_len:,} tokens; {order.num_lost_targets(index):,} of "
-            f"{source.blocks.num_tokens:,} tokens are never targets"
-        )
-    if runs is not None and all(run.is_finished for run in runs):
-        console.print("every run is finished, nothing to train")
-    elif runs is None or not all(run.is_finished or excessive_rise(run) for run in runs):
-        exit_status = _train(spec, corpus)
-        runs = settle(spec, corpus)
-        if exit_status or runs is None:
-            _say_stopped(exit_status)
-    refuse_risen(runs)
-    if not all(run.is_finished for run in runs):
-        _say_stopped(0)
+    spec = load_spec(pipeline, overrides)
+    runs = trained_runs(spec)
     write_and_show([run.directory for run in runs], pipeline_directory(spec))
-
-
-def _say_stopped(exit_status: int) -> NoReturn:
-    console.print("stopped; the same command resumes")
-    raise typer.Exit(exit_status)
-
-
-def refuse_risen(runs: "list[Run]") -> None:
-    """Exit with status 3 if the guard has stopped a run."""
-    from glray.training.guard import excessive_rise
-
-    risen = [(run, rise) for run in runs if (rise := excessive_rise(run))]
-    for run, rise in risen:
-        console.print(
-            f"{run.name}: {rise}: stopped with a checkpoint, as evaluation.max_rise is "
-            f"{run.spec.evaluation.max_rise:g}; with a higher one, or null, the same command goes "
-            "on"
-        )
-    if risen:
-        raise typer.Exit(GUARDED_STATUS)
 
 
 @app.command()
@@ -195,23 +145,3 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         result = search(spec, corpus, console.print)
     Console(highlight=False).print(result.table())
     console.print(f"best schedule: glray run {result.best_yaml}")
-
-
-def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
-    """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
-    from glray.cluster import connect, require_workers
-    from glray.stopping import in_a_thread, stop_on_signals
-    from glray.training.edge import fit, stop_file
-    from glray.training.run_directory import pipeline_directory
-    from glray.watch import watching
-
-    directory = pipeline_directory(spec)
-    with sole_writer(directory):
-        connect(spec.compute, console.print)
-        require_workers(spec.compute, console.print)
-        with (
-            stop_on_signals(stop_file(spec), console.print) as stop,
-            watching(directory, console),
-        ):
-            in_a_thread(lambda: fit(spec, corpus))
-    return stop.exit_status

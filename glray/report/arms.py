@@ -34,15 +34,18 @@ class Arm:
 def by_arm(runs: Sequence[RunRecord]) -> list[Arm]:
     """The arms in the order of their first run.
 
-    An arm is named as its pipeline names it; where runs of several pipelines stand together, with
-    the pipeline's name before it, or with its directory if two pipelines share a name.
+    An arm is named as a comparison labels it, else as its pipeline names it; where runs of several
+    pipelines stand together, with the pipeline's name before it, or with its directory if two
+    pipelines share a name.
     """
     parents = {run.directory.parent for run in runs}
     pipelines = {(run.directory.parent, run.pipeline) for run in runs}
     names_differ = len({name for _, name in pipelines}) == len(parents)
     grouped: dict[str, list[RunRecord]] = {}
     for run in runs:
-        if len(parents) == 1:
+        if run.label is not None:
+            label = run.label
+        elif len(parents) == 1:
             label = run.arm
         elif names_differ:
             label = f"{run.pipeline}/{run.arm}"

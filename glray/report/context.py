@@ -63,24 +63,25 @@ def write_context(
     scores: "Scores", protocol: "ScoringProtocol", about: Mapping[str, Any], directory: Path
 ) -> list[Path]:
     """Write ``context.json``, whose head is ``about``, and ``context.png``; returns the paths."""
-    targets = scores.targets
     plot = loss_by_context(scores.by_positions, scores.trained_len, _how(protocol))
     paths = [directory / "context.json", save(plot, directory / "context.png")]
-    write_json(
-        paths[0],
-        {
-            **about,
-            "step": scores.step,
-            "protocol": "whole" if protocol.stride is None else "sliding",
-            "stride": protocol.stride,
-            "num_documents": targets.num_documents,
-            "num_target_tokens": targets.num_targets,
-            "targets_sha256": targets.sha256,
-            "trained_len": scores.trained_len,
-            "positions": scores.by_positions,
-        },
-    )
+    write_json(paths[0], {**about, **context_record(scores, protocol)})
     return paths
+
+
+def context_record(scores: "Scores", protocol: "ScoringProtocol") -> dict[str, Any]:
+    """What was scored and how, as plain values."""
+    targets = scores.targets
+    return {
+        "step": scores.step,
+        "protocol": "whole" if protocol.stride is None else "sliding",
+        "stride": protocol.stride,
+        "num_documents": targets.num_documents,
+        "num_target_tokens": targets.num_targets,
+        "targets_sha256": targets.sha256,
+        "trained_len": scores.trained_len,
+        "positions": scores.by_positions,
+    }
 
 
 def _how(protocol: "ScoringProtocol") -> str:

@@ -3,6 +3,7 @@
 Figures are matplotlib's objects with the Agg canvas; nothing touches pyplot's global state.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,9 +124,11 @@ def add_legend(
     )
 
 
-def style_legend(figure: Figure, styles: dict[str, ArmStyle], columns: int) -> None:
-    """One legend above the axes: each label in its style."""
-    handles = [_style_handle(style, label) for label, style in styles.items()]
+def style_legend(
+    figure: Figure, styles: dict[str, ArmStyle], columns: int, marks: Sequence[Line2D] = ()
+) -> None:
+    """One legend above the axes: each label in its style, then ``marks``."""
+    handles = [*(_style_handle(style, label) for label, style in styles.items()), *marks]
     figure.legend(
         handles=handles,
         loc="outside upper left",

@@ -33,8 +33,8 @@ def headline(runs: Sequence[RunRecord]) -> list[str]:
     if comparison is not None:
         sentences = [
             *_result(comparison),
-            *_tokens(comparison),
-            *time_to_loss(comparison),
+            *(_tokens(comparison) if _one_model(comparison) else []),
+            *(time_to_loss(comparison) if _one_model(comparison) else []),
             _seeds(comparison),
             *_drift(comparison),
             *_predictions(comparison),
@@ -158,6 +158,12 @@ def _tokens(comparison: Comparison) -> list[str]:
                 f"against {seconds_text(base.measured_seconds)} s)."
             )
     return sentences
+
+
+def _one_model(comparison: Comparison) -> bool:
+    """Whether one arm's time and tokens say anything of another's."""
+    first = comparison.runs[0].identity.get("model")
+    return all(run.identity.get("model") == first for run in comparison.runs)
 
 
 def _seeds(comparison: Comparison) -> str:

@@ -2,18 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from glray.errors import UserError
 from glray.files import write_text
 from glray.report import sections
 from glray.report.arms import eval_seq_lens, longest_trained
 from glray.report.crossings import crossings
+from glray.report.figure import save
 from glray.report.headline import headline
+from glray.report.long_losses import LongLosses, long_plot
 from glray.report.markup import definitions, document, opening, paragraph, picture, section
 from glray.report.plots import draw
 from glray.report.run_record import RunRecord
 
 _PLOTS = {
+    "long_documents.png": (
+        "Long documents",
+        "Loss on documents at least as long as the longest window, the same targets at every "
+        "length. Whole windows give a target as much context as its place in the window; sliding "
+        "ones give each nearly the whole window.",
+    ),
     "loss_over_time.png": (
         "Loss over training time",
         "Loss while training. Training losses at different window lengths are not the same task: "
@@ -46,17 +55,27 @@ _PLOTS = {
 }
 
 
-def write_report(runs: list[RunRecord], directory: Path) -> Path:
+def write_report(
+    runs: list[RunRecord],
+    directory: Path,
+    *,
+    title: str | None = None,
+    verdicts: Sequence[str] = (),
+    long_losses: LongLosses = MappingProxyType({}),
+) -> Path:
     """Write the plots and ``report.html`` into ``directory``; returns the page's path.
 
-    Raises UserError if there is no run.
+    A comparison has a ``title``, ``verdicts`` that come before anything else, and may have scored
+    long documents. Raises UserError if there is no run.
     """
     if not runs:
         raise UserError(f"{directory}: 0 runs to report, a report needs at least 1; name one")
     plots = draw(runs, directory)
-    pipelines = " and ".join(dict.fromkeys(run.pipeline for run in runs))
+    if long_losses:
+        plots.insert(0, save(long_plot(runs, long_losses), directory / "long_documents.png"))
+    title = title or " and ".join(dict.fromkeys(run.pipeline for run in runs))
     body = [
-        opening(pipelines, headline(runs)),
+        opening(title, [*verdicts, *headline(runs)]),
         sections.figures(runs),
         sections.heldout(runs),
         section("Plots", *(picture(path, *_PLOTS[path.name]) for path in plots)),
@@ -68,7 +87,7 @@ def write_report(runs: list[RunRecord], directory: Path) -> Path:
         section("What it leaves out", *(paragraph(text) for text in _left_out(runs))),
     ]
     path = directory / "report.html"
-    write_text(path, document(f"glray: {pipelines}", body))
+    write_text(path, document(f"glray: {title}", body))
     return path
 
 

@@ -196,6 +196,7 @@ def _edge(record: dict[str, Any]) -> EdgeRecord:
 def _result(record: dict[str, Any]) -> Result:
     return Result(
         measured_seconds=record["measured_seconds"],
+        warm_up_seconds=record.get("warm_up_seconds", 0.0),
         eval_seconds=record["eval_seconds"],
         checkpoint_seconds=record["checkpoint_seconds"],
         wall_seconds=record["wall_seconds"],

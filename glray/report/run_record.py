@@ -118,6 +118,7 @@ class Result:
     """``result.json``: what a finished run took."""
 
     measured_seconds: float
+    warm_up_seconds: float
     eval_seconds: float
     checkpoint_seconds: float
     wall_seconds: float
@@ -149,6 +150,8 @@ class RunRecord:
     result: Result | None
     """None while the run is unfinished."""
     spec_yaml: str
+    label: str | None = None
+    """What a comparison calls its arm; None: as its pipeline does."""
 
     @property
     def is_finished(self) -> bool:

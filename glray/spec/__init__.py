@@ -1,5 +1,6 @@
 """What a person declares: frozen pydantic values, and the files they are read from."""
 
+from glray.spec.comparison import ClaimSpec, ComparedArm, ComparisonSpec, ContextSpec
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -12,7 +13,7 @@ from glray.spec.corpus import (
     TextCorpus,
     TokenizerFile,
 )
-from glray.spec.loading import load_pipeline, to_yaml
+from glray.spec.loading import load_comparison, load_pipeline, to_yaml
 from glray.spec.model import (
     PYTHIA_1_4B,
     PYTHIA_1B,
@@ -57,7 +58,11 @@ __all__ = [
     "BpeTokenizer",
     "BudgetSpec",
     "CalibrationSpec",
+    "ClaimSpec",
+    "ComparedArm",
+    "ComparisonSpec",
     "ComputeSpec",
+    "ContextSpec",
     "CosineSchedule",
     "EvaluationSpec",
     "Extrapolation",
@@ -80,6 +85,7 @@ __all__ = [
     "TextCorpus",
     "TokenizerFile",
     "Yarn",
+    "load_comparison",
     "load_pipeline",
     "to_yaml",
 ]

@@ -1,43 +1,81 @@
 """Reading a pipeline from a Python file or its resolved YAML, and overriding fields by path."""
 
+import re
 import runpy
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from glray.errors import UserError
 from glray.spec.base import Spec
+from glray.spec.comparison import ComparisonSpec
 from glray.spec.pipeline import PipelineSpec
 
+Declared = TypeVar("Declared", PipelineSpec, ComparisonSpec)
 
-def load_pipeline(path: Path, overrides: list[str] | None = None) -> PipelineSpec:
+
+def load_pipeline(reference: Path | str, overrides: list[str] | None = None) -> PipelineSpec:
     """The pipeline that a file declares, with ``a.b=c`` overrides applied and validated.
 
-    A ``.py`` file defines ``pipeline()``, which returns a ``PipelineSpec``; a ``.yaml`` file is
-    what a run left behind. Raises UserError.
+    ``FILE.py`` defines ``pipeline()``, which returns a ``PipelineSpec``; ``FILE.py:NAME`` is
+    another function of the file, or ``object.method``; ``FILE.yaml`` is what a run left behind.
+    Raises UserError.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such pipeline file; give a .py or .yaml file")
+    path, name = _split(str(reference))
     if path.suffix == ".py":
-        declared = _from_python(path)
+        declared = _from_python(path, name or "pipeline", PipelineSpec).model_dump()
     elif path.suffix in (".yaml", ".yml"):
         declared = _from_yaml(path)
     else:
         raise UserError(f"{path}: a pipeline is a .py or .yaml file, not {path.suffix or 'this'}")
     for override in overrides or []:
         _apply(declared, override)
-    return validate(declared, str(path))
+    return validate(declared, str(reference))
+
+
+def load_comparison(
+    reference: Path | str, overrides: list[str] | None = None, num_seeds: int | None = None
+) -> ComparisonSpec:
+    """The comparison that ``FILE.py:NAME`` returns, the overrides applied to each of its pipelines.
+
+    ``num_seeds`` replaces their seeds by 0 … ``num_seeds - 1``. Raises UserError.
+    """
+    path, name = _split(str(reference))
+    if path.suffix != ".py" or name is None:
+        raise UserError(
+            f"{reference}: a comparison is a function of a Python file; write it as FILE.py:NAME"
+        )
+    declared = _from_python(path, name, ComparisonSpec).model_dump()
+    for compared in declared["arms"]:
+        for override in overrides or []:
+            _apply(compared["pipeline"], override)
+        if num_seeds is not None:
+            compared["pipeline"]["seeds"] = tuple(range(num_seeds))
+    return _validated(ComparisonSpec, declared, str(reference))
 
 
 def validate(declared: dict[str, Any], where: str) -> PipelineSpec:
     """The spec of plain values. Raises UserError that names each wrong field on one line."""
+    return _validated(PipelineSpec, declared, where)
+
+
+def _validated(kind: type[Declared], declared: dict[str, Any], where: str) -> Declared:
     try:
-        return PipelineSpec.model_validate(declared)
+        return kind.model_validate(declared)
     except ValidationError as error:
         raise UserError(f"{where}: {describe(error)}") from None
+
+
+def _split(reference: str) -> tuple[Path, str | None]:
+    """The file and, of ``FILE.py:NAME``, the name. Raises UserError if there is no such file."""
+    named = re.fullmatch(r"(.+\.py):([\w.]*)", reference)
+    path, name = (Path(named[1]), named[2]) if named else (Path(reference), None)
+    if not path.is_file():
+        raise UserError(f"{path}: no such pipeline file; give a .py or .yaml file")
+    return path, name
 
 
 def describe(error: ValidationError) -> str:
@@ -71,11 +109,14 @@ def _kinds(spec: type[Spec]) -> set[str]:
     return own.union(*(_kinds(below) for below in spec.__subclasses__()))
 
 
-def _from_python(path: Path) -> dict[str, Any]:
+def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
+    """What the function ``name`` of the file returns, which is a ``kind``."""
     try:
-        function = runpy.run_path(str(path)).get("pipeline")
+        function = _named(runpy.run_path(str(path)), name)
         if not callable(function):
-            raise UserError(f"{path}: defines no function pipeline(), which returns a PipelineSpec")
+            raise UserError(
+                f"{path}: defines no function {name}(), which returns a {kind.__name__}"
+            )
         spec = function()
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
@@ -89,9 +130,18 @@ def _from_python(path: Path) -> dict[str, Any]:
         ]
         where = f"line {lines[-1]}: " if lines else ""
         raise UserError(f"{path}: {where}{type(error).__name__}: {error}") from None
-    if not isinstance(spec, PipelineSpec):
-        raise UserError(f"{path}: pipeline() returned {type(spec).__name__}, not a PipelineSpec")
-    return spec.model_dump()
+    if not isinstance(spec, kind):
+        raise UserError(f"{path}: {name}() returned {type(spec).__name__}, not a {kind.__name__}")
+    return spec
+
+
+def _named(module: dict[str, Any], name: str) -> Any:
+    """What a dotted name stands for in a module; None if nothing."""
+    first, *rest = name.split(".")
+    found = module.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    return found
 
 
 def _from_yaml(path: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class PipelineSpec(Spec):
                     f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
                     "a directory; rename one"
                 )
-        if self.name in ("tokens", "profiles"):
+        if self.name in ("tokens", "profiles", "comparisons"):
             raise ValueError(f"name {self.name!r} is a folder of the storage's own; use another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice; remove one")

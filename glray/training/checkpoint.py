@@ -46,6 +46,7 @@ class TrainState:
     charged_seconds: float | None = None
     """On the calibrated clock; None without a calibration."""
     measured_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     wall_seconds: float = 0.0

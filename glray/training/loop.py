@@ -58,7 +58,9 @@ def _train_steps(session: RunSession, peak: float) -> Ending:
     plan, optimizer_spec = run.plan, run.spec.optimizer
     every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
     model, optimizer = session.replicas, session.optimizer
+    start = time.perf_counter()
     warm_up(session)
+    state.warm_up_seconds += time.perf_counter() - start
     log = MetricsLog(run, ctx, session.trackers, peak)
     log.rewind(state.step, state.measured_seconds)
     settled = {edge.settled_step for edge in plan.inner_edges}

@@ -134,6 +134,7 @@ class RunSession:
                 "tokens": state.step * run.plan.tokens_per_batch,
                 "charged_seconds": self.charged_seconds,
                 "measured_seconds": state.measured_seconds,
+                "warm_up_seconds": state.warm_up_seconds,
                 "eval_seconds": state.eval_seconds,
                 "checkpoint_seconds": state.checkpoint_seconds,
                 "wall_seconds": state.wall_seconds,

@@ -1,0 +1,174 @@
+"""What is made of a comparison: labelled runs, verdicts, one page and one JSON that lasts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from glray.files import write_json
+from glray.report.headline import headline
+from glray.report.long_losses import LongLosses, long_table
+from glray.report.page import write_report
+from glray.report.records import load_run
+from glray.report.run_record import RunRecord
+from glray.report.table import summary
+from glray.report.verdict import Judgement, judge
+from glray.spec.comparison import ComparisonSpec
+
+RunPlaces = Mapping[tuple[str, str, int], Path]
+"""The directory of each run by pipeline, arm and seed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison whose runs are finished and judged."""
+
+    spec: ComparisonSpec
+    runs: list[RunRecord]
+    """Labelled, arm by arm, then by seed."""
+    long_losses: LongLosses
+    judgements: list[Judgement]
+
+    def tables(self) -> list[Table]:
+        """What each run took, its held-out loss and that on long documents."""
+        tables = summary(self.runs)
+        return [*tables, long_table(self.runs, self.long_losses)] if self.long_losses else tables
+
+    def sentences(self) -> list[str]:
+        """The verdicts, and what else the figures say."""
+        return [*self.verdicts(), *headline(self.runs)]
+
+    def verdicts(self) -> list[str]:
+        """A sentence a claim."""
+        return [judgement.sentence for judgement in self.judgements]
+
+
+def labelled_runs(spec: ComparisonSpec, places: RunPlaces) -> list[RunRecord]:
+    """The records of the compared runs under the comparison's labels."""
+    return [
+        replace(load_run(places[arm.pipeline.name, arm.arm, seed]), label=arm.label)
+        for arm in spec.arms
+        for seed in spec.seeds
+    ]
+
+
+def compared(spec: ComparisonSpec, runs: list[RunRecord], long_losses: LongLosses) -> Compared:
+    """Judge the claims."""
+    arms = {arm.label: [run for run in runs if run.label == arm.label] for arm in spec.arms}
+    return Compared(spec, runs, long_losses, judge(spec.claims, arms, long_losses))
+
+
+def write_comparison(comparison: Compared, directory: Path) -> Path:
+    """Write plots, ``report.html`` and ``comparison.json``; returns the page's path."""
+    page = write_report(
+        comparison.runs,
+        directory,
+        title=f"{comparison.spec.name}: {comparison.spec.title}",
+        verdicts=comparison.verdicts(),
+        long_losses=comparison.long_losses,
+    )
+    write_json(directory / "comparison.json", comparison_record(comparison))
+    return page
+
+
+def comparison_record(comparison: Compared) -> dict[str, Any]:
+    """All that a page of results needs, as plain values."""
+    spec = comparison.spec
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "seeds": spec.seeds,
+        "claims": [judgement.record() for judgement in comparison.judgements],
+        "headline": headline(comparison.runs),
+        "arms": [
+            {
+                "label": arm.label,
+                "pipeline": arm.pipeline.name,
+                "arm": arm.arm,
+                "stages": [stage.seq_len for stage in arm.pipeline.arm(arm.arm).stages],
+                "runs": [_run(run) for run in comparison.runs if run.label == arm.label],
+            }
+            for arm in spec.arms
+        ],
+        "long_documents": _long_documents(comparison),
+        "environments": _environments(comparison.runs),
+        "spec": spec.model_dump(mode="json"),
+    }
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    latest, result = run.latest, run.result
+    assert latest is not None, "a finished run is scored"
+    assert result is not None, "compared runs are finished"
+    return {
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "proof": result.proof,
+        "commit": run.environment.get("commit"),
+        "steps": run.num_steps,
+        "tokens": run.tokens,
+        "seconds": {
+            "charged": run.charged_seconds,
+            "measured": run.measured_seconds,
+            "warm_up": result.warm_up_seconds,
+            "evaluation": result.eval_seconds,
+            "checkpoints": result.checkpoint_seconds,
+            "wall": result.wall_seconds,
+        },
+        "heldout": {
+            "targets_sha256": latest.targets_sha256,
+            "num_target_tokens": latest.num_target_tokens,
+            "num_documents": latest.num_documents,
+            "loss": {str(score.seq_len): score.loss for score in latest.lengths},
+            "standard_error": {
+                str(score.seq_len): score.standard_error for score in latest.lengths
+            },
+            "bits_per_byte": {str(score.seq_len): score.bits_per_byte for score in latest.lengths},
+        },
+        "edges": [
+            {
+                "from": edge.from_seq_len,
+                "to": edge.to_seq_len,
+                "jump": None if edge.jump is None else edge.jump.jump,
+            }
+            for edge in run.edges
+        ],
+    }
+
+
+def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
+    """By arm, seed and protocol, without the losses of each document and position."""
+    kept = ("seq_len", "loss", "standard_error")
+    return [
+        {
+            "label": run.label,
+            "seed": run.seed,
+            "protocol": protocol,
+            "stride": record["stride"],
+            "num_documents": record["num_documents"],
+            "num_target_tokens": record["num_target_tokens"],
+            "positions": {
+                placing: [{key: length[key] for key in kept} for length in lengths]
+                for placing, lengths in record["positions"].items()
+            },
+        }
+        for run in comparison.runs
+        for (directory, protocol), record in comparison.long_losses.items()
+        if directory == run.directory
+    ]
+
+
+def _environments(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Each machine and set of versions that runs were trained on, once, with how many they are."""
+    counted: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        described = {
+            key: value
+            for key, value in run.environment.items()
+            if key not in ("matmul_flops_per_second",)  # measured at each start
+        }
+        entry = counted.setdefault(repr(described), {**described, "runs": 0})
+        entry["runs"] += 1
+    return list(counted.values())

@@ -1,0 +1,158 @@
+"""A comparison: arms of one or more pipelines side by side, and what they are to show."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from glray.spec.base import Name, Spec
+from glray.spec.corpus import SourceCorpus
+from glray.spec.pipeline import PipelineSpec
+
+Measure = Literal["loss", "seconds", "jump", "long_loss"]
+"""What a claim compares: held-out loss, measured training seconds, the highest jump of the held-out
+loss at a stage edge, or the loss on the context's documents in whole windows."""
+
+
+class ComparedArm(Spec):
+    """One arm of a comparison: which of a pipeline's, and what it is called here."""
+
+    pipeline: PipelineSpec
+    """Whose runs it needs. They lie in the pipeline's own directory: what another comparison has
+    trained of it is not trained again."""
+    arm: Name
+    """The arm's name in the pipeline."""
+    label: Name
+    """Its name in this comparison's tables, plots and claims."""
+
+
+class ClaimSpec(Spec):
+    """That one arm lies below another, or no further from it than a margin: judged from the runs'
+    own figures, paired by seed."""
+
+    says: str = Field(min_length=1)
+    """The claim in words, as it is printed before its verdict."""
+    arm: Name
+    """Label of the arm that the claim is for."""
+    against: Name
+    """Label of the arm that it is measured against."""
+    measure: Measure = "loss"
+    """What is lower. A seconds' difference counts as a share of ``against``'s."""
+    at: int | None = Field(default=None, ge=1)
+    """Window length of a loss in tokens. None: the longest that any compared arm is trained on."""
+    within: float | None = Field(default=None, gt=0)
+    """Instead of lower: the two differ by no more than this (nats per token)."""
+
+
+class ContextSpec(Spec):
+    """Every compared model scored on long documents, in windows beyond its training."""
+
+    seq_lens: tuple[int, ...] = Field(min_length=1)
+    """Window lengths in tokens."""
+    num_tokens: int = Field(ge=1)
+    """Target tokens, the same at every length."""
+    stride: int = Field(ge=1)
+    """Tokens by which the sliding windows move; whole windows are scored as well."""
+    documents: SourceCorpus | None = None
+    """What is scored. None: each run's own held-out documents."""
+
+
+class ComparisonSpec(Spec):
+    """Arms of one or more pipelines, under the same seeds, and the claims they are to bear out."""
+
+    name: Name
+    """Names the comparison's directory, ``<storage>/comparisons/<name>``."""
+    title: str = Field(min_length=1)
+    """What it compares, in a few words."""
+    arms: tuple[ComparedArm, ...] = Field(min_length=1)
+    """The arms in the order of tables and plots."""
+    claims: tuple[ClaimSpec, ...] = ()
+    """What is judged. A verdict takes three seeds."""
+    context: ContextSpec | None = None
+    """Also score long documents."""
+
+    @property
+    def pipelines(self) -> tuple[PipelineSpec, ...]:
+        """Each pipeline once, with the arms that are compared alone."""
+        wanted: dict[str, PipelineSpec] = {}
+        for compared in self.arms:
+            wanted.setdefault(compared.pipeline.name, compared.pipeline.resolved())
+        return tuple(
+            pipeline.with_fields(
+                arms=tuple(pipeline.arm(name) for name in self._arms_of(pipeline.name)),
+                search=None,
+            )
+            for pipeline in wanted.values()
+        )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of every arm."""
+        return self.arms[0].pipeline.seeds
+
+    def _arms_of(self, pipeline: str) -> list[str]:
+        """Names of its compared arms, each once."""
+        names = [compared.arm for compared in self.arms if compared.pipeline.name == pipeline]
+        return list(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _arms_are_known_and_told_apart(self) -> Self:
+        labels = [compared.label for compared in self.arms]
+        for compared in self.arms:
+            if labels.count(compared.label) > 1:
+                raise ValueError(
+                    f"arms: {labels.count(compared.label)} are labelled {compared.label!r}, their "
+                    "figures would be mixed; rename one"
+                )
+            names = [arm.name for arm in compared.pipeline.arms]
+            if compared.arm not in names:
+                raise ValueError(
+                    f"arms: {compared.label!r} is arm {compared.arm!r} of pipeline "
+                    f"{compared.pipeline.name!r}, whose arms are {', '.join(names)}; name one of "
+                    "those"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pipelines_agree(self) -> Self:
+        first: dict[str, PipelineSpec] = {}
+        for compared in self.arms:
+            pipeline = compared.pipeline
+            if first.setdefault(pipeline.name, pipeline) != pipeline:
+                raise ValueError(
+                    f"arms: two different pipelines are named {pipeline.name!r}, their runs would "
+                    "share directories; rename one"
+                )
+            if pipeline.seeds != self.seeds:
+                raise ValueError(
+                    f"arms: pipeline {pipeline.name!r} has seeds {pipeline.seeds}, "
+                    f"{self.arms[0].pipeline.name!r} {self.seeds}: differences are paired by seed; "
+                    "give both the same"
+                )
+            if pipeline.compute.storage != self.arms[0].pipeline.compute.storage:
+                raise ValueError(
+                    f"arms: pipeline {pipeline.name!r} has another compute.storage than "
+                    f"{self.arms[0].pipeline.name!r}: the comparison would lie in neither; give "
+                    "both the same"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _claims_are_of_its_arms(self) -> Self:
+        labels = [compared.label for compared in self.arms]
+        for claim in self.claims:
+            for label in (claim.arm, claim.against):
+                if label not in labels:
+                    raise ValueError(
+                        f"claims: {label!r} is none of the arms {', '.join(labels)}; use a label"
+                    )
+            if claim.arm == claim.against:
+                raise ValueError(f"claims: {claim.arm!r} is measured against itself; name another")
+            if claim.measure == "long_loss" and (
+                self.context is None or claim.at not in self.context.seq_lens
+            ):
+                scored = self.context.seq_lens if self.context else ()
+                raise ValueError(
+                    f"claims: {claim.says!r} is of the long documents' loss at {claim.at}, scored "
+                    f"are {', '.join(map(str, scored)) or 'none'}; add it to context.seq_lens"
+                )
+        return self

@@ -1,0 +1,134 @@
+"""Comparisons from files, and what a person gets to read when one is wrong."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from glray.errors import UserError
+from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, ContextSpec, load_pipeline
+from glray.spec.loading import describe, load_comparison
+
+QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
+PAPER = Path(__file__).parents[2] / "pipelines" / "paper.py"
+
+
+def compared(arm="growlength", label=None, **fields):
+    pipeline = load_pipeline(QUICKSTART).with_fields(**fields)
+    return ComparedArm(pipeline=pipeline, arm=arm, label=label or arm)
+
+
+def wrong(**fields):
+    """The one line that a comparison with ``fields`` is refused with."""
+    arms = (compared(), compared("llm1024"))
+    with pytest.raises(ValidationError) as refused:
+        ComparisonSpec(**({"name": "c", "title": "t", "arms": arms} | fields))
+    return describe(refused.value)
+
+
+def test_pipelines_come_once_and_with_the_compared_arms_alone():
+    arms = (compared(), compared("llm128"), compared("growlength", "other", name="other"))
+    spec = ComparisonSpec(name="c", title="t", arms=arms)
+    assert [(p.name, [arm.name for arm in p.arms]) for p in spec.pipelines] == [
+        ("quickstart", ["growlength", "llm128"]),
+        ("other", ["growlength"]),
+    ]
+    # llm128 alone would be cut from chunks of 128: other tokens than its pipeline's.
+    alone = ComparisonSpec(name="c", title="t", arms=(compared("llm128"),))
+    assert alone.pipelines[0].chunk_len == 1024
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"arms": (compared(), compared())}, ("2 are labelled 'growlength'", "rename one")),
+        ({"arms": (compared("nosuch", "x"),)}, ("'nosuch'", "growlength, llm1024, llm128")),
+        (
+            {"arms": (compared(), compared("llm1024", tokens_per_batch=8192))},
+            ("two different pipelines are named 'quickstart'",),
+        ),
+        (
+            {"arms": (compared(), compared("llm1024", name="b", seeds=(0, 1)))},
+            ("'b' has seeds (0, 1)", "'quickstart' (0,)"),
+        ),
+        (
+            {"arms": (compared(), compared("llm1024", name="b", compute={"storage": "/b"}))},
+            ("another compute.storage",),
+        ),
+        (
+            {"claims": (ClaimSpec(says="s", arm="growlength", against="llm4096"),)},
+            ("'llm4096' is none of the arms growlength, llm1024",),
+        ),
+        (
+            {"claims": (ClaimSpec(says="s", arm="growlength", against="growlength"),)},
+            ("against itself",),
+        ),
+        (
+            {
+                "claims": (
+                    ClaimSpec(
+                        says="s", arm="growlength", against="llm1024", measure="long_loss", at=512
+                    ),
+                ),
+                "context": ContextSpec(seq_lens=(1024, 2048), num_tokens=4096, stride=64),
+            },
+            ("at 512", "1024, 2048", "add it"),
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(fields, words):
+    message = wrong(**fields)
+    for word in words:
+        assert word in message
+
+
+def test_overrides_and_seeds_reach_every_pipeline():
+    spec = load_comparison(f"{PAPER}:mini.figure3", ["budget.seconds=7"], num_seeds=4)
+    assert len(spec.pipelines) == 3
+    for pipeline in spec.pipelines:
+        assert pipeline.budget.seconds == 7
+        assert pipeline.seeds == (0, 1, 2, 3)
+
+
+def test_a_pipeline_by_the_name_of_its_function(tmp_path):
+    path = tmp_path / "two.py"
+    path.write_text(
+        "class Family:\n"
+        "    def small(self):\n"
+        f"        from glray.spec import load_pipeline\n"
+        f"        return load_pipeline({str(QUICKSTART)!r}, ['name=small'])\n"
+        "family = Family()\n"
+        "small = family.small\n"
+    )
+    assert load_pipeline(f"{path}:small").name == "small"
+    assert load_pipeline(f"{path}:family.small").name == "small"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (":nosuch", ("defines no function nosuch()",)),
+        (":mini.nosuch", ("defines no function mini.nosuch()",)),
+        (":", ("defines no function pipeline()",)),
+        (":mini.figure1", ("mini.figure1() returned ComparisonSpec, not a PipelineSpec",)),
+        ("", ("defines no function pipeline()",)),
+    ],
+)
+def test_what_a_file_does_not_have_is_said(name, words):
+    with pytest.raises(UserError) as refused:
+        load_pipeline(f"{PAPER}{name}")
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "word"),
+    [
+        (str(PAPER), "write it as FILE.py:NAME"),
+        (f"{PAPER}:mini.equal_time", "not a ComparisonSpec"),
+        ("nosuch.py:mini.figure1", "no such pipeline file"),
+    ],
+)
+def test_what_is_no_comparison_is_said(reference, word):
+    with pytest.raises(UserError, match=word):
+        load_comparison(reference)

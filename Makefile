@@ -6,10 +6,13 @@ BIN := .venv/bin
 # Without --no-compile half of the time goes into bytecode of modules that nobody imports.
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile -c constraints.txt
 
-.PHONY: quickstart test check soak clean
+.PHONY: quickstart paper-mini test check soak clean
 
 quickstart: .venv/installed  ## one GrowLength run against its baselines, start to report
 	$(BIN)/glray run pipelines/quickstart.py
+
+paper-mini: .venv/installed  ## the paper's tables and figures on two cores; SEEDS=5 overnight
+	$(BIN)/python benchmarks/paper.py $(if $(SEEDS),--seeds $(SEEDS))
 
 test: .venv/installed-dev  ## everything but the soak tests
 	$(BIN)/python -m pytest -m "not soak"

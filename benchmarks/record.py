@@ -1,6 +1,5 @@
-"""What every benchmark leaves: one JSON object, printed last and kept in ``benchmarks/results``."""
+"""What every benchmark leaves: one JSON object in ``benchmarks/results``."""
 
-import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def keep(name: str, figures: dict[str, Any]) -> None:
-    """Write ``results/NAME.json`` with command, commit, hardware and versions; print it."""
+    """Write ``results/NAME.json`` with command, commit, hardware and versions."""
     machine = environment(LocalContext())
     for of_a_run in ("num_workers", "threads_per_worker"):
         del machine[of_a_run]
@@ -26,7 +25,7 @@ def keep(name: str, figures: dict[str, Any]) -> None:
         **figures,
     }
     write_json(RESULTS / f"{name}.json", result)
-    print(json.dumps(result, ensure_ascii=False))
+    print(f"kept: {RESULTS.name}/{name}.json")
 
 
 def _without_folder(argument: str) -> str:

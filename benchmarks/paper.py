@@ -1,0 +1,165 @@
+"""The paper's tables and figures at one scale: run, kept as results, and the page of them rendered.
+
+    python benchmarks/paper.py [--scale mini|full] [--seeds N] [--only figure1,tables] [--set …]
+
+``glray profile`` and ``glray compare`` do the work (``pipelines/paper.py``); what is finished is
+not run again, so the same command goes on after a stop, and a larger N adds seeds. Each comparison
+is kept as ``results/paper-SCALE-FIGURE.json`` and its plot in ``docs/results/``. Where nothing was
+there before, ``results/paper-SCALE-cost.json`` has the time and memory of the whole.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import keep
+from benchmarks.results import PLOTS, render
+from glray.files import read_json
+from glray.profile import profile_path
+from glray.spec import load_pipeline
+
+PIPELINE = Path(__file__).parents[1] / "pipelines" / "paper.py"
+COMPARISONS = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
+LENGTHS = ",".join(str(2**power) for power in range(7, 15))
+"""Of the paper's tables: 128 to 16,384."""
+KERNELS = {
+    "mini": ["--attention", "sdpa,eager"],
+    "full": ["--attention", "sdpa,eager", "--compile", "off,on", "--precision", "bfloat16"],
+}
+WATCH_SECONDS = 2.0
+
+
+def run(scale: str, names: list[str], options: list[str], overrides: list[str]) -> int:
+    """Profile and compare. Returns the exit status."""
+    glray = [sys.executable, "-m", "glray"]
+    if "tables" in names:
+        pipeline, plot = f"{PIPELINE}:{scale}.tables", str(PLOTS / f"paper-{scale}-tables.png")
+        settings = ["--seq-lens", LENGTHS, *KERNELS[scale], "--out", plot, *overrides]
+        done = subprocess.run([*glray, "profile", pipeline, *settings], check=False)
+        if done.returncode:
+            return done.returncode
+    figures = [f"{PIPELINE}:{scale}.{name}" for name in names if name != "tables"]
+    if not figures:
+        return 0
+    command = [*glray, "compare", *figures, *options, *overrides]
+    return subprocess.run(command, check=False).returncode
+
+
+def keep_results(scale: str, names: list[str], storage: Path) -> None:
+    """Keep what the commands have left, without this machine's folders."""
+    for name in names:
+        if name == "tables":
+            spec = load_pipeline(f"{PIPELINE}:{scale}.tables", [f"compute.storage={storage}"])
+            figures = read_json(profile_path(spec))
+            if figures is not None:
+                del figures["environment"]
+                keep(f"paper-{scale}-tables", figures)
+            continue
+        left = storage / "comparisons" / f"{scale}-{name}"
+        record = read_json(left / "comparison.json")
+        if record is None:
+            continue
+        keep(f"paper-{scale}-{name}", _without_folders(record, storage))
+        for plot in ("long_documents.png", "loss_over_time.png"):
+            if (left / plot).exists():
+                shutil.copy(left / plot, PLOTS / f"paper-{scale}-{name}.png")
+                break
+
+
+def _without_folders(record: dict[str, Any], storage: Path) -> dict[str, Any]:
+    text = json.dumps(record, ensure_ascii=False)
+    for folder in (storage.parent.resolve(), Path.cwd(), Path(sys.prefix)):
+        text = text.replace(f"{folder}/", "")
+    return dict(json.loads(text))
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """Within the block a list grows by the bytes that this process's descendants hold."""
+    samples: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_SECONDS):
+            samples.append(sum(map(_proportional_bytes, _session())))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def _session() -> list[Path]:
+    """Every process below this one: Ray's daemons have left its session, not its tree."""
+    parents: dict[str, str] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[stat.parent.name] = stat.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+    own, found = str(Path("/proc/self").resolve().name), []
+    for process in parents:
+        ancestor: str | None = process
+        while ancestor is not None and ancestor != own:
+            ancestor = parents.get(ancestor)
+        if ancestor == own:
+            found.append(Path("/proc") / process)
+    return found
+
+
+def _proportional_bytes(process: Path) -> int:
+    """What a process holds, pages that it shares counted by their share."""
+    try:
+        for line in (process / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def main() -> None:
+    """Run, keep, render."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scale", choices=("mini", "full"), default="mini")
+    parser.add_argument("--seeds", type=int, help="default: 3 of figure 1, 1 of the others")
+    parser.add_argument("--only", help=f"default: tables,{','.join(COMPARISONS)}")
+    parser.add_argument("--storage", type=Path, default=Path("runs"))
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    options = parser.parse_args()
+    scale, storage = options.scale, options.storage.absolute()
+    names = options.only.split(",") if options.only else ["tables", *COMPARISONS]
+    PLOTS.mkdir(exist_ok=True)
+    fresh = not any(storage.glob(f"{scale}-*/*/run.json")) and options.only is None
+    start = time.monotonic()
+    settings = [f"compute.storage={storage}", *options.overrides]
+    with watched_memory() as memory:
+        status = run(
+            scale,
+            names,
+            [] if options.seeds is None else ["--seeds", str(options.seeds)],
+            [argument for setting in settings for argument in ("--set", setting)],
+        )
+    keep_results(scale, names, storage)
+    if fresh and status == 0:
+        cost = {"wall_seconds": time.monotonic() - start, "peak_gib": max(memory) / 2**30}
+        keep(f"paper-{scale}-cost", {"seeds": options.seeds, **cost})
+    render()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Renders ``docs/results.md`` from ``benchmarks/results/*.json``: never edited by hand.
+
+    python benchmarks/results.py
+
+``tests/test_results.py`` holds the page to it.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from glray.files import read_json, write_text
+from glray.report.formats import seconds_text, tokens_text
+from glray.report.interval import mean_interval
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "results.md"
+PLOTS = ROOT / "docs" / "results"
+
+FIGURES = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
+SCALES = {
+    "mini": "Mini: two CPU cores, Python's standard library",
+    "full": "Full: the paper's sizes on one GPU",
+}
+PAGES = {
+    "documents": ("keeping documents apart", "positions.md"),
+    "edges": ("stage edges under each choice of positions", "positions.md"),
+    "gpu": ("a GPU run killed and resumed, MFU by length", "training.md"),
+    "kill": ("random kills of worker groups", "training.md"),
+    "loop": ("the loop beside others", "training.md"),
+    "prepare": ("tokenizing", "data.md"),
+    "smollm2": ("SmolLM2 beyond its trained length", "smollm2.md"),
+    "stream": ("the stream beside other loaders", "data.md"),
+    "stream-glray": ("the stream alone, again", "data.md"),
+}
+
+
+def render() -> None:
+    """Write the page."""
+    write_text(PAGE, page())
+
+
+def page() -> str:
+    """The whole page."""
+    found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
+    parts = [
+        "# Results",
+        "Rendered by `python benchmarks/results.py` from `benchmarks/results/*.json`; do not edit. "
+        "What did not hold, or cannot be told, stands beside what did. Losses are nats per token "
+        "on held-out text, lower is better.",
+        *_verdicts(found),
+    ]
+    for scale, title in SCALES.items():
+        parts += _scale(scale, title, found)
+    parts += [*_not_yet_run(found), *_others(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(found: dict[str, Any]) -> list[str]:
+    """Every claim of the paper that was put to the test, in one table."""
+    rows = [
+        (scale, claim["says"], claim["verdict"], str(claim["num_seeds"]), _difference(claim))
+        for scale in SCALES
+        for figure in FIGURES
+        for claim in found.get(f"paper-{scale}-{figure}", {}).get("claims", [])
+    ]
+    if not rows:
+        return []
+    return [
+        "## The paper's claims",
+        "A difference is the first arm's less the second's, with its 95% interval over seeds, "
+        "paired by seed. A verdict takes three seeds and a baseline that uses its context.",
+        _table(("scale", "claim", "verdict", "seeds", "difference"), rows),
+    ]
+
+
+def _difference(claim: dict[str, Any]) -> str:
+    mean, half = claim["difference"], claim["half_of_95_percent_interval"]
+    if mean is None:
+        return "-"
+    shown = "{:+.1%}" if claim["measure"] == "seconds" else "{:+.3f}"
+    unit = "" if claim["measure"] == "seconds" else " nats"
+    if half is None:
+        return shown.format(mean) + unit
+    return (
+        f"{shown.format(mean)} ({shown.format(mean - half)} to {shown.format(mean + half)}){unit}"
+    )
+
+
+def _scale(scale: str, title: str, found: dict[str, Any]) -> list[str]:
+    sections = []
+    tables = found.get(f"paper-{scale}-tables")
+    if tables is not None:
+        sections += _tables(scale, tables)
+    for figure in FIGURES:
+        result = found.get(f"paper-{scale}-{figure}")
+        if result is not None:
+            sections += _comparison(f"paper-{scale}-{figure}", result)
+    cost = found.get(f"paper-{scale}-cost")
+    if cost is not None:
+        sections.append(
+            f"All of it took {cost['wall_seconds'] / 60:.0f} minutes and at most "
+            f"{cost['peak_gib']:.1f} GiB ({_provenance(cost)})."
+        )
+    return [f"## {title}", *sections] if sections else []
+
+
+def _comparison(name: str, result: dict[str, Any]) -> list[str]:
+    plot = PLOTS / f"{name}.png"
+    arms = result["arms"]
+    parts = [
+        f"### {result['name']}: {result['title']}",
+        "\n".join(f"- {claim['sentence']}" for claim in result["claims"]),
+        _arms_table(arms),
+    ]
+    if result["long_documents"]:
+        parts.append(_long_table(result["long_documents"]))
+    if plot.exists():
+        parts.append(f"![{result['title']}](results/{plot.name})")
+    parts.append("\n".join(f"- {sentence}" for sentence in result["headline"]))
+    parts.append(_provenance(result))
+    return parts
+
+
+def _arms_table(arms: Sequence[dict[str, Any]]) -> str:
+    """One row an arm: means over its seeds; the losses with half of their 95% interval."""
+    lengths = list(arms[0]["runs"][0]["heldout"]["loss"])
+    rows = []
+    for arm in arms:
+        runs = arm["runs"]
+        clocks = [
+            _mean([run["seconds"][clock] for run in runs])
+            for clock in ("charged", "measured", "warm_up", "evaluation", "checkpoints")
+        ]
+        jumps = [max((edge["jump"] or 0.0 for edge in run["edges"]), default=None) for run in runs]
+        losses = [
+            mean_interval([run["heldout"]["loss"][length] for run in runs])
+            if length in runs[0]["heldout"]["loss"]
+            else None
+            for length in lengths
+        ]
+        rows.append(
+            (
+                arm["label"],
+                "-".join(map(str, arm["stages"])),
+                tokens_text(round(_mean([run["tokens"] for run in runs]) or 0)),
+                *(seconds_text(clock) for clock in clocks),
+                *("-" if loss is None else _plus_minus(*loss) for loss in losses),
+                "-" if jumps[0] is None else f"{_mean(jumps):+.3f}",
+            )
+        )
+    columns = ("arm", "stages", "tokens", "charged s", "measured s", "warm-up s", "eval s")
+    return _table(
+        (*columns, "saving s", *(f"loss at {length}" for length in lengths), "highest jump"), rows
+    )
+
+
+def _long_table(records: Sequence[dict[str, Any]]) -> str:
+    """Loss on long documents: one row an arm, protocol and placing; means over seeds."""
+    rows: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    for record in records:
+        for placing, lengths in record["positions"].items():
+            row = rows.setdefault((record["label"], record["protocol"], placing), {})
+            for length in lengths:
+                row.setdefault(length["seq_len"], []).append(length["loss"])
+    lengths = list(next(iter(rows.values())))
+    columns = ("arm", "windows", "positions", *(f"at {length:,}" for length in lengths))
+    first = records[0]
+    return (
+        f"Loss on {first['num_target_tokens']:,} tokens of {first['num_documents']} long documents:\n\n"
+        + _table(
+            columns,
+            [
+                (*key, *(_plus_minus(*mean_interval(row[length])) for length in lengths))
+                for key, row in rows.items()
+            ],
+        )
+    )
+
+
+def _tables(scale: str, result: dict[str, Any]) -> list[str]:
+    """The paper's Tables 1 to 3, one a setting."""
+    parts = [
+        f"### {scale}: Tables 1 to 3, what a step costs by length",
+        f"Batches of {result['tokens_per_batch']:,} tokens; percentages are of the longest length "
+        "that fits. The largest batch is what goes through the model at once within "
+        f"{result['budget_bytes'] / 2**30:.1f} GiB.",
+    ]
+    for entry in result["settings"]:
+        setting, lengths = entry["setting"], entry["lengths"]
+        timed = [median(cost["step_seconds"]) for cost in lengths if cost["step_seconds"]]
+        peaks = [cost["peak_bytes"] for cost in lengths if cost["peak_bytes"]]
+        batches = [cost["largest_batch_tokens"] for cost in lengths if cost["largest_batch_tokens"]]
+        rows = []
+        for cost in lengths:
+            seconds = median(cost["step_seconds"]) if cost["step_seconds"] else None
+            peak, batch = cost["peak_bytes"], cost["largest_batch_tokens"]
+            rows.append(
+                (
+                    f"{cost['seq_len']:,}",
+                    "does not fit"
+                    if seconds is None
+                    else f"{seconds:.3f} ({seconds / timed[-1]:.0%})",
+                    "-" if peak is None else f"{peak / 2**30:.2f} ({peak / peaks[-1]:.0%})",
+                    "-" if batch is None else f"{batch:,} ({batch / batches[-1]:.0%})",
+                )
+            )
+        named = ", ".join(
+            (
+                setting["attention"],
+                "compiled" if setting["compile"] else "not compiled",
+                setting["precision"],
+            )
+        )
+        saved = 1 - min(timed) / timed[-1] if timed else 0.0
+        parts += [
+            f"{named}: growing saves {saved:.0%} of the longest length's time at most.",
+            _table(("length", "seconds a step", "GiB", "largest batch in tokens"), rows),
+        ]
+    plot = PLOTS / f"paper-{scale}-tables.png"
+    if plot.exists():
+        parts.append(f"![What a step costs by length](results/{plot.name})")
+    return [*parts, _provenance(result)]
+
+
+def _not_yet_run(found: dict[str, Any]) -> list[str]:
+    """What is ready and has no result, each with its command."""
+    missing = [
+        f"- {scale} {name}: `python benchmarks/paper.py --scale {scale} --only {name}`"
+        + (" on a GPU, with `--set corpus.paths=…`" if scale == "full" else "")
+        for scale in SCALES
+        for name in ("tables", *FIGURES)
+        if f"paper-{scale}-{name}" not in found
+    ]
+    if "gpu" not in found:
+        missing.append(
+            "- MFU by length, the largest batches, a killed and resumed GPU run: "
+            "`python benchmarks/gpu.py`"
+        )
+    return ["## Not yet run", "\n".join(missing)] if missing else []
+
+
+def _others(found: dict[str, Any]) -> list[str]:
+    """All other results, with the page that shows them."""
+    rows = [
+        (
+            f"[{what}]({where})",
+            f"`{found[name]['command']}`",
+            found[name]["date"],
+            str(found[name]["environment"]["commit"]),
+            str(found[name]["environment"]["gpu"] or found[name]["environment"]["processor"]),
+        )
+        for name, (what, where) in PAGES.items()
+        if name in found
+    ]
+    return ["## Other measurements", _table(("what", "command", "date", "commit", "on"), rows)]
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    """Command, commit, machine, versions, seeds."""
+    runs = result.get("environments") or [result["environment"]]
+    commits = ", ".join(dict.fromkeys(f"`{run['commit']}`" for run in runs))
+    machines = ", ".join(
+        dict.fromkeys(
+            f"{run['gpu'] or run['processor']}, {run['num_cpus']} cores, {run['memory_gib']} GiB"
+            for run in runs
+        )
+    )
+    first = runs[0]
+    seeds = result.get("seeds")
+    of_seeds = f"; seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) else ""
+    return (
+        f"`{result['command']}`, {result['date']}; trained at {commits}; {machines}; "
+        f"Python {first['python']}, torch {first['torch']}, Ray {first['ray']}, "
+        f"transformers {first['transformers']}{of_seeds}"
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _plus_minus(mean: float, half: float | None) -> str:
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; figures to the right."""
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+if __name__ == "__main__":
+    render()

@@ -11,16 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glray.files import read_json, write_text
 from glray.report.formats import seconds_text, tokens_text
 from glray.report.interval import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = ROOT / "docs" / "results.md"
-PLOTS = ROOT / "docs" / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+PLOTS = PAGE.parent / "results"
 
 FIGURES = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
 SCALES = {
@@ -83,13 +82,9 @@ def _difference(claim: dict[str, Any]) -> str:
     mean, half = claim["difference"], claim["half_of_95_percent_interval"]
     if mean is None:
         return "-"
-    shown = "{:+.1%}" if claim["measure"] == "seconds" else "{:+.3f}"
-    unit = "" if claim["measure"] == "seconds" else " nats"
-    if half is None:
-        return shown.format(mean) + unit
-    return (
-        f"{shown.format(mean)} ({shown.format(mean - half)} to {shown.format(mean + half)}){unit}"
-    )
+    shown, unit = ("{:+.1%}", "") if claim["measure"] == "seconds" else ("{:+.3f}", " nats")
+    interval = f" ({shown} to {shown})".format(mean - half, mean + half) if half is not None else ""
+    return shown.format(mean) + interval + unit
 
 
 def _scale(scale: str, title: str, found: dict[str, Any]) -> list[str]:
@@ -170,17 +165,13 @@ def _long_table(records: Sequence[dict[str, Any]]) -> str:
                 row.setdefault(length["seq_len"], []).append(length["loss"])
     lengths = list(next(iter(rows.values())))
     columns = ("arm", "windows", "positions", *(f"at {length:,}" for length in lengths))
-    first = records[0]
-    return (
-        f"Loss on {first['num_target_tokens']:,} tokens of {first['num_documents']} long documents:\n\n"
-        + _table(
-            columns,
-            [
-                (*key, *(_plus_minus(*mean_interval(row[length])) for length in lengths))
-                for key, row in rows.items()
-            ],
-        )
-    )
+    tokens, documents = records[0]["num_target_tokens"], records[0]["num_documents"]
+    cells = [
+        (*key, *(_plus_minus(*mean_interval(row[length])) for length in lengths))
+        for key, row in rows.items()
+    ]
+    head = f"Loss on {tokens:,} tokens of {documents} long documents:"
+    return f"{head}\n\n{_table(columns, cells)}"
 
 
 def _tables(scale: str, result: dict[str, Any]) -> list[str]:
@@ -230,13 +221,15 @@ def _tables(scale: str, result: dict[str, Any]) -> list[str]:
 
 def _not_yet_run(found: dict[str, Any]) -> list[str]:
     """What is ready and has no result, each with its command."""
-    missing = [
-        f"- {scale} {name}: `python benchmarks/paper.py --scale {scale} --only {name}`"
-        + (" on a GPU, with `--set corpus.paths=…`" if scale == "full" else "")
-        for scale in SCALES
-        for name in ("tables", *FIGURES)
-        if f"paper-{scale}-{name}" not in found
-    ]
+    missing = []
+    corpus = " --set corpus.paths=[…] --set tokenizer.path=…"
+    for scale in SCALES:
+        names = [name for name in ("tables", *FIGURES) if f"paper-{scale}-{name}" not in found]
+        if names:
+            missing.append(
+                f"- {scale}: {', '.join(names)}: `python benchmarks/paper.py --scale {scale} "
+                f"--only {','.join(names)}{corpus if scale == 'full' else ''}`"
+            )
     if "gpu" not in found:
         missing.append(
             "- MFU by length, the largest batches, a killed and resumed GPU run: "

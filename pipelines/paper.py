@@ -107,7 +107,7 @@ class Paper:
         return spec.with_fields(tokens_per_batch=max(self.tokens_per_batch, longest))
 
     def tables(self) -> PipelineSpec:
-        """For ``glray profile``: the paper's Tables 1 to 3, in its batches of 16,384 tokens (section
+        """For ``glray profile``: Tables 1 to 3, in the paper's batches of 16,384 tokens (section
         3.2, footnote 2)."""
         spec = self._pipeline("tables", self._base, (_arm("growlength", 128, 256, 512, 1024),))
         return spec.with_fields(tokens_per_batch=16_384)

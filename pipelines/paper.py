@@ -69,6 +69,8 @@ class Paper:
     """Of Figure 4; None: the held-out documents."""
     long_tokens: int
     """Targets that Figure 4 scores of them."""
+    long_stride: int
+    """Tokens by which its sliding windows move."""
     seeds: tuple[int, ...] = (0,)
 
     # ---- pipelines: what is trained
@@ -212,7 +214,7 @@ class Paper:
             context=ContextSpec(
                 seq_lens=(128, 256, 512, *lengths),
                 num_tokens=self.long_tokens,
-                stride=256,
+                stride=self.long_stride,
                 documents=self.long_documents,
             ),
         )
@@ -339,7 +341,8 @@ mini = Paper(
         cpus_per_worker=1, micro_batch_tokens=2048, checkpoint_every_tokens=2_000_000
     ),
     long_documents=None,
-    long_tokens=65_536,
+    long_tokens=32_768,
+    long_stride=1024,
 )
 
 full = Paper(
@@ -362,4 +365,5 @@ full = Paper(
     ),
     long_documents=ParquetCorpus(paths=("long-documents.parquet",)),
     long_tokens=524_288,
+    long_stride=256,
 )

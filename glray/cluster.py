@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 from ray._private import ray_constants
+from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 
 from glray.errors import UserError
@@ -107,6 +108,13 @@ def workers_with_room(bundle: dict[str, float], nodes: list[dict[str, float]]) -
         min(math.floor(node.get(name, 0) / amount) for name, amount in bundle.items())
         for node in nodes
     )
+
+
+def groups_with_room(compute: ComputeSpec) -> int:
+    """How many groups of ``compute``'s workers fit in the connected cluster at once. Others may use
+    a joined one: of it counts what is free now."""
+    nodes = _nodes() if joined_address() is None else list(available_resources_per_node().values())
+    return workers_with_room(worker_resources(compute), nodes) // compute.least_workers
 
 
 def wait_for_room(

@@ -9,8 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from glray import cluster
 from glray.cluster import (
     connect,
+    groups_with_room,
     require_workers,
     wait_for_room,
     worker_resources,
@@ -32,6 +34,19 @@ def test_room_counts_whole_workers_on_single_nodes():
     assert workers_with_room(two_cpus, nodes) == 2 + 1 + 0 + 0
     with_gpu = worker_resources(ComputeSpec(cpus_per_worker=1, use_gpu=True))
     assert workers_with_room(with_gpu, nodes) == 1 + 0 + 1 + 0
+
+
+def test_room_for_groups_is_room_for_all_of_their_workers(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 4.0}, {"CPU": 3.0}])
+    free = {"a": {"CPU": 1.0}, "b": {"CPU": 2.0}}
+    monkeypatch.setattr(cluster, "available_resources_per_node", lambda: free)
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2)) == 3
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2, num_workers=2)) == 1
+    assert groups_with_room(ComputeSpec(cpus_per_worker=1, num_workers=2)) == 3
+    assert groups_with_room(ComputeSpec(cpus_per_worker=1, use_gpu=True)) == 0
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # others may hold the rest
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2)) == 1
 
 
 def test_waiting_ends_when_there_is_room():

@@ -1,13 +1,14 @@
-"""Watching a pipeline from the driver: its events as lines, its progress as one live line.
+"""Watching a pipeline from the driver: its events as lines, its progress as a live line a group.
 
-The workers write ``events.log`` and ``progress.json`` to the storage; nothing is asked of Ray.
+The workers write ``events.log`` and each group's progress file to the storage; nothing is asked of
+Ray.
 """
 
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from rich.console import Console
 from rich.status import Status
 
 POLL_SECONDS = 0.5
-COLUMNS = 80
+COLUMNS = 78
+"""Of a terminal's 80 the spinner takes two."""
 QUIET_LINE_SECONDS = 15.0
-"""Where there is no terminal to redraw, the progress line is printed this often."""
+"""Where there is no terminal to redraw, the progress lines are printed this often."""
 
 
 @contextmanager
@@ -37,11 +39,12 @@ class _Watcher:
     def __init__(self, directory: Path, console: Console) -> None:
         self.done = threading.Event()
         self._console = console
+        self._directory = directory
         self._events = directory / "events.log"
-        self._progress = directory / "progress.json"
         self._position = self._events.stat().st_size if self._events.exists() else 0
-        self._seen = _modified(self._progress)
-        self._last_line = time.monotonic()
+        self._before = self._progress_files()
+        self._shown = self._before
+        self._last_lines = time.monotonic()
 
     def run(self) -> None:
         """Poll until done, then once more for the last events."""
@@ -59,21 +62,34 @@ class _Watcher:
             for line in lines:
                 # drop the date: it stays in the file
                 self._console.print(line.rstrip("\n").partition(" ")[2], markup=False)
-        modified = _modified(self._progress)
-        if modified == self._seen:
+        files = self._progress_files()
+        if files == self._shown:
             return
-        self._seen = modified
-        line = progress_line(json.loads(self._progress.read_text(encoding="utf-8")))
-        status.update(line)
-        if not self._console.is_terminal:
-            now = time.monotonic()
-            if now - self._last_line >= QUIET_LINE_SECONDS:
-                self._last_line = now
+        self._shown = files
+        lines = [
+            progress_line(json.loads(path.read_text(encoding="utf-8")))
+            for path, modified in files.items()
+            if modified != self._before.get(path)  # else of an earlier launch
+        ]
+        if lines:
+            status.update("\n  ".join(lines))  # below the first, which follows the spinner
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_lines >= QUIET_LINE_SECONDS:
+            self._last_lines = now
+            for line in lines:
                 self._console.print(line, markup=False)
+
+    def _progress_files(self) -> dict[Path, int]:
+        """When each group's progress file was last written, in the order of the groups."""
+        found = {}
+        for path in self._directory.glob("progress*.json"):
+            with suppress(FileNotFoundError):  # a launch removes those of the one before
+                found[path] = path.stat().st_mtime_ns
+        return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
 
 
 def progress_line(progress: dict[str, Any]) -> str:
-    """One line of at most 80 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
+    """One line of at most 78 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
     time left. The arm's name is cut where it must be."""
     if progress["phase"] != "training":
         run = f"{progress['run']}: " if "run" in progress else ""
@@ -103,7 +119,3 @@ def _short(count: float) -> str:
         if count >= 10_000 and count >= size:
             return f"{count / size:.3g}{unit}"
     return f"{count:.0f}"
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0

@@ -272,7 +272,7 @@ def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """What Ray takes of a run's training seconds: the waits for its batches and its answers."""
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
-    edge._run_group(_timing_worker, spec, corpus, [], path=str(path))
+    edge._run_groups(_timing_worker, spec, corpus, path=str(path))
     (run,) = settle(spec, corpus) or []
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]

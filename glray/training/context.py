@@ -8,6 +8,7 @@ import torch
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
+from glray.training.groups import ALONE, WorkerGroup
 
 
 class WorkerContext(Protocol):
@@ -24,6 +25,10 @@ class WorkerContext(Protocol):
     @property
     def device(self) -> torch.device:
         """Where this worker computes."""
+
+    @property
+    def group(self) -> WorkerGroup:
+        """Its group among those that train side by side."""
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """The batches of ``segments``, in order."""
@@ -47,6 +52,7 @@ class LocalContext:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Callable[[], bool] = lambda: False
+    group: WorkerGroup = ALONE
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext."""

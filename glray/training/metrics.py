@@ -1,4 +1,4 @@
-"""What is written while a run trains: one JSON line a step, and a progress file to look at.
+"""What is written while a run trains: one JSON line a step.
 
 Values stay on the device until the logging interval, when all ranks sum them in one collective.
 ``docs/metrics.md`` defines every name.
@@ -16,7 +16,7 @@ import torch
 
 from glray.data.proof import as_hex
 from glray.errors import UserError
-from glray.files import naming, write_json, write_text
+from glray.files import naming, write_text
 from glray.training.context import WorkerContext, sum_over_ranks
 from glray.training.run_directory import Run
 from glray.training.step import StepSums
@@ -123,33 +123,6 @@ class MetricsLog:
                     tracker.write(line["step"], scalars)
         for tracker in self._trackers:
             tracker.flush()
-
-
-class Announcer:
-    """Rank 0's words to whoever watches: lines of ``events.log``, and ``progress.json``."""
-
-    def __init__(self, directory: Path, ctx: WorkerContext) -> None:
-        self._directory = directory
-        self._silent = ctx.rank != 0
-        self._last_progress = 0.0
-        self._last_phase: object = None
-
-    def event(self, text: str) -> None:
-        """Append one line to ``events.log``."""
-        if self._silent:
-            return
-        path = self._directory / "events.log"
-        with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def progress(self, **values: Any) -> None:
-        """Replace ``progress.json``, at most once a second while the phase is the same."""
-        now, phase = time.monotonic(), values.get("phase")
-        recent = now - self._last_progress < 1.0 and phase == self._last_phase
-        if self._silent or recent:
-            return
-        self._last_progress, self._last_phase = now, phase
-        write_json(self._directory / "progress.json", values)
 
 
 def _step_of(line: str) -> int:

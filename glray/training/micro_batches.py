@@ -137,7 +137,8 @@ def _probe_cpu(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext)
     tokens = CPU_MOST_TOKENS
     if taken is not None and free is not None:
         token_bytes = max(1, taken // (rows * longest))
-        tokens = min(tokens, int(CPU_SHARE * free / ctx.world_size / token_bytes))
+        workers = ctx.world_size * ctx.group.count
+        tokens = min(tokens, int(CPU_SHARE * free / workers / token_bytes))
     tokens = least_over_ranks(ctx, tokens)
     return {n: min(_most_rows(n, spec, ctx), max(1, tokens // n)) for n in spec.all_seq_lens}
 

@@ -14,6 +14,7 @@ from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.pretrained import read_pretrained, refuse_changed
 from glray.plan import MICROSECONDS
+from glray.training.announcer import Announcer
 from glray.training.checkpoint import (
     TrainState,
     committed_checkpoints,
@@ -25,7 +26,6 @@ from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.evaluation import Scored, score
 from glray.training.execution import Execution
 from glray.training.export import export_model
-from glray.training.metrics import Announcer
 from glray.training.optimizer import build_optimizer
 from glray.training.parallel import prepare_model, replicated, whole_weights
 from glray.training.run_directory import Run

@@ -1,27 +1,36 @@
-"""A worker's program: calibrate once if seconds decide, then train every run in turn."""
+"""A worker's program: calibrate once if seconds decide, then train run after run."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
-from glray.files import write_json, write_text
+from glray.files import sole_writer, write_json, write_text
 from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
+from glray.training.announcer import Announcer
 from glray.training.calibration import calibrate
-from glray.training.context import WorkerContext
+from glray.training.context import WorkerContext, from_rank_zero
 from glray.training.environment import environment
 from glray.training.execution import Execution, execution
 from glray.training.loop import Ending, train
-from glray.training.metrics import Announcer
 from glray.training.micro_batches import micro_batches
 from glray.training.parallel import release_models
 from glray.training.peak import matmul_peak
 from glray.training.run_directory import Run, pipeline_directory, settle, write_run
 from glray.training.session import latest_step
 
+ORPHAN_SECONDS = 120.0
+"""How long a run is waited for that a group whose driver was killed still trains: its workers were
+seen to go on for some seconds, and two groups would write the same files."""
+PROBE_SECONDS = 900.0
+"""How long a group waits for another that probes what fits in memory."""
+
 
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
-    """Train every unfinished run of the pipeline, in the order of its seeds and arms.
+    """Train the unfinished runs of the pipeline, in the order of its seeds and arms; of several
+    worker groups each trains those that it claims.
 
     Returns early if asked to stop; where its guard stops a run, the others go on. Every rank of a
     group calls it.
@@ -30,26 +39,46 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     announcer = Announcer(directory, ctx)
     directory.mkdir(parents=True, exist_ok=True)
     executed = _execution(spec, corpus, ctx)
-    runs = settle(spec, corpus) or _calibrated_runs(spec, corpus, ctx, executed, announcer)
-    if ctx.rank == 0:
+    runs = settle(spec, corpus)
+    # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
+    if from_rank_zero(ctx, int(runs is None)):
+        runs = _calibrated_runs(spec, corpus, ctx, executed, announcer)
+    runs = runs or settle(spec, corpus)
+    assert runs is not None, "rank 0 found a calibration"
+    if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
         write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
-    unfinished = [run for run in runs if not run.is_finished]
-    if not unfinished:
+    if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
         return
     peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
-    for run in unfinished:
-        release_models()
-        step = latest_step(run, ctx)
-        if ctx.rank == 0:
-            run.directory.mkdir(parents=True, exist_ok=True)
-            changes = write_run(run, machine, executed, step)
-            if changes:
-                announcer.event(
-                    f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
-                )
-        if train(run, ctx, executed, peak.measured * ctx.world_size) is Ending.STOPPED:
-            return
+    for run in runs:
+        with _claimed(run, ctx) as is_ours:
+            if not is_ours:
+                continue
+            release_models()
+            step = latest_step(run, ctx)
+            if ctx.rank == 0:
+                changes = write_run(run, machine, executed, step)
+                if changes:
+                    announcer.event(
+                        f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
+                    )
+            if train(run, ctx, executed, peak.measured * ctx.world_size) is Ending.STOPPED:
+                return
+    if ctx.group.count > 1:
+        announcer.progress(phase="no run is left for this worker group")
+
+
+@contextmanager
+def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
+    """Whether the run is this group's to train, on every rank; then nobody else writes it within
+    the block. A group whose driver was killed may be at it still and is waited for."""
+    with ExitStack() as held:
+        is_ours = ctx.rank == 0 and not run.is_finished and ctx.group.claims(run.name)
+        if is_ours:
+            held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
+            is_ours = not run.is_finished
+        yield bool(from_rank_zero(ctx, int(is_ours)))
 
 
 def calibrate_alone(
@@ -60,10 +89,15 @@ def calibrate_alone(
 
 
 def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
+    """How this group executes the spec; where it must be probed, as the first group found it."""
     directory = pipeline_directory(spec)
-    if spec.compute.micro_batch_tokens == "auto":
-        Announcer(directory, ctx).progress(phase="probing what fits in memory at once")
-    probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
+    with ExitStack() as held:
+        if spec.compute.micro_batch_tokens == "auto":
+            Announcer(directory, ctx).progress(phase="probing what fits in memory at once")
+            if ctx.rank == 0:
+                probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
+                held.enter_context(probing)
+        probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
     return execution(spec, ctx, probed)
 
 
@@ -74,11 +108,21 @@ def _write_calibration(
     executed: Execution,
     path: Path,
 ) -> dict[int, int]:
-    """Measure microseconds of a step by sequence length and leave them in ``path`` (rank 0)."""
-    costs = calibrate(spec, corpus, ctx, executed)
+    """Measure microseconds of a step by sequence length, all groups at once as they will train, and
+    leave the mean in ``path`` (rank 0 of one of them)."""
+    group = ctx.group
     if ctx.rank == 0:
-        write_json(path, {"step_microseconds": costs, "environment": environment(ctx)})
-    return costs
+        group.meet()
+    if from_rank_zero(ctx, int(group.settled() is None)):
+        costs = calibrate(spec, corpus, ctx, executed)
+        if ctx.rank == 0:
+            mean = group.mean_of_all(costs)
+            if group.claims("calibration"):
+                write_json(path, {"step_microseconds": mean, "environment": environment(ctx)})
+                group.settle_on(mean)
+            group.wait_until_settled()
+        from_rank_zero(ctx, 0)  # now it is there for the others
+    return group.settled() or costs
 
 
 def _calibrated_runs(
@@ -87,12 +131,11 @@ def _calibrated_runs(
     ctx: WorkerContext,
     executed: Execution,
     announcer: Announcer,
-) -> list[Run]:
+) -> list[Run] | None:
     announcer.progress(phase="calibrating: steps of every length, interleaved")
     path = pipeline_directory(spec) / "calibration.json"
     costs = _write_calibration(spec, corpus, ctx, executed, path)
-    shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
-    announcer.event(f"calibration: a step takes {shown}")
-    runs = settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)
-    assert runs is not None, "a calibrated spec has a plan"
-    return runs
+    if ctx.rank == 0 and ctx.group.claims("calibration"):
+        shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
+        announcer.event(f"calibration: a step takes {shown}")
+    return settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)

@@ -1,4 +1,4 @@
-"""What only Ray can show: its stream is the local one, and a worker that dies loses nothing."""
+"""What only Ray can show: its stream is the local one, and groups train side by side."""
 
 import shutil
 
@@ -11,9 +11,14 @@ from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.stream import ray_batches, segment_dataset
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError
+from glray.files import sha256_of
 from glray.plan import make_plan
+from glray.training.context import LocalContext
 from glray.training.edge import fit
+from glray.training.run_directory import settle
+from glray.training.worker import train_all
 
+from ..killing import same_run
 from ..tiny import tiny_spec
 
 pytestmark = pytest.mark.ray
@@ -77,5 +82,26 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
     content[3000] ^= 1
     path.write_bytes(content)
     spec = tiny_spec(tmp_path)
+    spec = spec.with_fields(arms=spec.arms[:1])  # one group, which is quicker to start
     with pytest.raises(UserError, match=rf"^{path}: block 0 is damaged, [^\n]*$"):
         fit(spec, damaged)
+
+
+def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, tmp_path):
+    alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
+    train_all(alone, corpus, LocalContext())
+    spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
+    spec = spec.with_fields(compute=spec.compute.model_dump() | {"cpus_per_worker": 2})
+    fit(spec, corpus)  # on 4 CPUs
+
+    directory = tmp_path / "beside" / "tiny"
+    events = (directory / "events.log").read_text()
+    assert "2 worker groups side by side, 4 runs to train\n" in events
+    trained = {name: (directory / name).exists() for name in ("progress.json", "progress-1.json")}
+    assert trained == {"progress.json": True, "progress-1.json": True}
+    for run, expected in zip(settle(spec, corpus), settle(alone, corpus), strict=True):
+        assert events.count(f"{run.name}: starts") == 1
+        assert same_run(run, expected)
+        models = [(r.directory / "model" / "model.safetensors") for r in (run, expected)]
+        assert sha256_of(models[0]) == sha256_of(models[1])
+    assert list(directory.glob(".launch-*")) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from glray.files import read_json
+from glray.training.announcer import Announcer
 from glray.training.context import LocalContext
-from glray.training.metrics import Announcer
 from glray.training.run_directory import settle
 from glray.training.worker import train_all
 

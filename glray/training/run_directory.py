@@ -1,9 +1,9 @@
 """A run: one arm under one seed, its identity, and its directory of records.
 
-``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``,
-``progress.json`` and one directory a run: ``run.json``, ``spec.yaml``, ``metrics.jsonl``,
-``tensorboard/``, ``evaluations/``, ``edges/``, ``checkpoints/``, ``model/`` and, written last,
-``result.json``.
+``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``, a progress file
+of each worker group (``progress.json``, …) and one directory a run: ``run.json``, ``spec.yaml``,
+``metrics.jsonl``, ``tensorboard/``, ``evaluations/``, ``edges/``, ``checkpoints/``, ``model/`` and,
+written last, ``result.json``.
 """
 
 from dataclasses import asdict, dataclass

@@ -65,6 +65,8 @@ class Paper:
     """Scored so often where time is equal, for how much sooner a loss is reached."""
     precision: str
     compute: ComputeSpec
+    alone: ComputeSpec
+    """Where the time of a run is what counts: one at once, or they would slow each other."""
     long_documents: SourceCorpus | None
     """Of Figure 4; None: the held-out documents."""
     long_tokens: int
@@ -94,7 +96,9 @@ class Paper:
             _arm("growlength", 128, 256, 512, 1024),
         )
         spec = self._pipeline("equal-tokens", self._base, arms)
-        return spec.with_fields(budget=BudgetSpec(tokens=self.tokens), ratios_share="tokens")
+        return spec.with_fields(
+            budget=BudgetSpec(tokens=self.tokens), ratios_share="tokens", compute=self.alone
+        )
 
     def size(self, size: Size) -> PipelineSpec:
         """Fixed 1024 and growing, for a model of another size."""
@@ -326,6 +330,12 @@ def _mini_size(width: int, lr: float) -> Size:
     )
 
 
+def _mini_compute(num_cpus: int) -> ComputeSpec:
+    return ComputeSpec(
+        cpus_per_worker=num_cpus, micro_batch_tokens=2048, checkpoint_every_tokens=2_000_000
+    )
+
+
 mini = Paper(
     scale="mini",
     corpus=StdlibCorpus(),
@@ -337,12 +347,15 @@ mini = Paper(
     evaluation_tokens=24_576,
     every_tokens=500_000,
     precision="float32",
-    compute=ComputeSpec(
-        cpus_per_worker=1, micro_batch_tokens=2048, checkpoint_every_tokens=2_000_000
-    ),
+    compute=_mini_compute(num_cpus=1),
+    alone=_mini_compute(num_cpus=2),
     long_documents=None,
     long_tokens=32_768,
     long_stride=1024,
+)
+
+_full_compute = ComputeSpec(
+    cpus_per_worker=8, use_gpu=True, compile=True, checkpoint_every_tokens=50_000_000
 )
 
 full = Paper(
@@ -360,9 +373,8 @@ full = Paper(
     evaluation_tokens=262_144,
     every_tokens=30_000_000,
     precision="bfloat16",
-    compute=ComputeSpec(
-        cpus_per_worker=8, use_gpu=True, compile=True, checkpoint_every_tokens=50_000_000
-    ),
+    compute=_full_compute,
+    alone=_full_compute,
     long_documents=ParquetCorpus(paths=("long-documents.parquet",)),
     long_tokens=524_288,
     long_stride=256,

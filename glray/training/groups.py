@@ -83,14 +83,17 @@ class WorkerGroup:
         told = None if self.folder is None else read_json(self.folder / "settled.json")
         return None if told is None else {int(length): cost for length, cost in told.items()}
 
-    def wait_until_settled(self) -> None:
-        """Raises UserError if the group that has to ``settle_on`` the costs does not."""
-        over = self.folder is None or not self.folder.exists()
-        if not over and not wait_until(lambda: self.settled() is not None):
+    def wait_until_settled(self) -> dict[int, int] | None:
+        """What is ``settled``, once it is; None where no launch is that could. Raises UserError if
+        the group that has to ``settle_on`` the costs does not."""
+        if self.folder is None or not self.folder.exists():
+            return None
+        if not wait_until(lambda: self.settled() is not None):
             raise UserError(
                 f"calibration: another of the {self.count} worker groups had to write it and has "
                 f"not, in {MEETING_SECONDS:.0f} s; the same command starts anew"
             )
+        return self.settled()
 
     def _came(self) -> list[int]:
         return [other for other in range(self.count) if self._file("came", other).exists()]

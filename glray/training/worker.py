@@ -110,19 +110,21 @@ def _write_calibration(
 ) -> dict[int, int]:
     """Measure microseconds of a step by sequence length, all groups at once as they will train, and
     leave the mean in ``path`` (rank 0 of one of them)."""
-    group = ctx.group
+    group, told = ctx.group, None
     if ctx.rank == 0:
         group.meet()
-    if from_rank_zero(ctx, int(group.settled() is None)):
+        told = group.settled()
+    if from_rank_zero(ctx, int(told is None)):
         costs = calibrate(spec, corpus, ctx, executed)
         if ctx.rank == 0:
             mean = group.mean_of_all(costs)
             if group.claims("calibration"):
                 write_json(path, {"step_microseconds": mean, "environment": environment(ctx)})
                 group.settle_on(mean)
-            group.wait_until_settled()
-        from_rank_zero(ctx, 0)  # now it is there for the others
-    return group.settled() or costs
+            told = group.wait_until_settled() or mean
+    return {
+        length: from_rank_zero(ctx, told[length] if told else 0) for length in spec.all_seq_lens
+    }
 
 
 def _calibrated_runs(

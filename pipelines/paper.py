@@ -61,6 +61,8 @@ class Paper:
     """Training tokens where those are."""
     tokens_per_batch: int
     evaluation_tokens: int
+    tables_batch: int
+    """Tokens of a batch in Tables 1 to 3, and the longest length there."""
     every_tokens: int
     """Scored so often where time is equal, for how much sooner a loss is reached."""
     precision: str
@@ -113,10 +115,9 @@ class Paper:
         return spec.with_fields(tokens_per_batch=max(self.tokens_per_batch, longest))
 
     def tables(self) -> PipelineSpec:
-        """For ``glray profile``: Tables 1 to 3, in the paper's batches of 16,384 tokens (section
-        3.2, footnote 2)."""
+        """For ``glray profile``: Tables 1 to 3."""
         spec = self._pipeline("tables", self._base, (_arm("growlength", 128, 256, 512, 1024),))
-        return spec.with_fields(tokens_per_batch=16_384)
+        return spec.with_fields(tokens_per_batch=self.tables_batch)
 
     # ---- comparisons: what is made of it
 
@@ -345,6 +346,7 @@ mini = Paper(
     tokens=2_000_000,
     tokens_per_batch=4096,
     evaluation_tokens=24_576,
+    tables_batch=8192,
     every_tokens=500_000,
     precision="float32",
     compute=_mini_compute(num_cpus=1),
@@ -371,6 +373,7 @@ full = Paper(
     tokens=360_000_000,  # the paper's 0.36B, section 4.1
     tokens_per_batch=65_536,
     evaluation_tokens=262_144,
+    tables_batch=16_384,  # the paper's, section 3.2, footnote 2
     every_tokens=30_000_000,
     precision="bfloat16",
     compute=_full_compute,

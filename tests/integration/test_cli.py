@@ -172,6 +172,49 @@ def test_eval_export_and_report_take_a_finished_run(folder, here):
 
 @pytest.mark.ray
 @trained
+def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, here):
+    (folder / "both.py").write_text(
+        "import runpy\n"
+        "from glray.spec import *\n"
+        "pipeline = runpy.run_path('tiny.py')['pipeline']()\n"
+        "def both():\n"
+        "    return ComparisonSpec(\n"
+        "        name='both', title='Both arms',\n"
+        "        arms=(ComparedArm(pipeline=pipeline, arm='grow', label='grown'),\n"
+        "              ComparedArm(pipeline=pipeline, arm='fixed32', label='fixed')),\n"
+        "        claims=(ClaimSpec(says='Growing is better', arm='grown', against='fixed'),\n"
+        "                ClaimSpec(says='and on long documents', arm='grown', against='fixed',\n"
+        "                          measure='long_loss', at=64)),\n"
+        "        context=ContextSpec(seq_lens=(16, 64), num_tokens=256, stride=16))\n"
+    )
+    trained_before = metrics(folder / "runs" / "tiny" / "grow-seed0")
+    first = here(folder, "compare", "both.py:both")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "nothing to train" in first.stdout
+    assert "Growing is better: CANNOT BE TOLD" in " ".join(first.stdout.split())
+    assert max(map(len, first.stdout.split("Both arms")[1].splitlines()[1:-2])) <= 80
+    assert first.stdout.count("long documents, ") == 4  # two arms, whole and sliding windows
+    left = folder / "runs" / "comparisons" / "both"
+    record = read_json(left / "comparison.json")
+    assert [claim["verdict"] for claim in record["claims"]] == ["cannot be told"] * 2
+    assert [arm["label"] for arm in record["arms"]] == ["grown", "fixed"]
+    assert len(record["long_documents"]) == 4
+    page = (left / "report.html").read_text()
+    assert "Growing is better: CANNOT BE TOLD" in page
+
+    again = here(folder, "compare", "both.py:both")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "long documents, " not in again.stdout
+    assert metrics(folder / "runs" / "tiny" / "grow-seed0") == trained_before
+
+    (left / "long_documents" / "fixed-seed0-whole.json").write_text("{")
+    damaged = here(folder, "compare", "both.py:both")
+    assert damaged.returncode == 2
+    assert "fixed-seed0-whole.json: damaged" in damaged.stderr
+
+
+@pytest.mark.ray
+@trained
 def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
     (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
     content = block.read_bytes()
@@ -255,6 +298,9 @@ def test_ctrl_c_stops_at_a_checkpoint(folder):
         (("eval", "text", "--seq-lens", "16,x"), ("16,x",)),
         (("export", "text", "model"), ("text", "run.json")),
         (("report", "text"), ("text",)),
+        (("compare", "tiny.py"), ("FILE.py:NAME",)),
+        (("compare", "tiny.py:pipeline"), ("PipelineSpec, not a ComparisonSpec",)),
+        (("plan", "tiny.py:nosuch"), ("no function nosuch()",)),
     ],
 )
 def test_what_a_person_can_mend_is_one_line_and_status_2(folder, here, arguments, words):

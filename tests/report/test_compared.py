@@ -1,0 +1,112 @@
+"""What a comparison leaves: labelled runs, a record without the machine, long documents' losses."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from glray.report.compared import compared, labelled_runs, write_comparison
+from glray.report.long_losses import long_loss, long_table
+from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline
+from tests.report.conftest import write_run
+
+
+def length(seq_len, loss):
+    return {"seq_len": seq_len, "loss": loss, "standard_error": 0.1, "document_losses": [loss]}
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """Two arms of two pipelines under two seeds; ``small-grow`` is also scored at 8 and 16."""
+    arm = {"name": "grow", "stages": [{"seq_len": 4}, {"seq_len": 8}]}
+    fields = {
+        "arms": [arm],
+        "tokens_per_batch": 32,
+        "chunk_len": 8,
+        "seeds": (0, 1),
+        "search": None,
+    }
+    pipelines = [
+        load_pipeline("pipelines/quickstart.py").with_fields(name=name, **fields)
+        for name in ("small", "large")
+    ]
+    claim = ClaimSpec(says="small is better", arm="small-grow", against="large-grow")
+    spec = ComparisonSpec(
+        name="sizes",
+        title="Two sizes",
+        arms=tuple(ComparedArm(pipeline=p, arm="grow", label=f"{p.name}-grow") for p in pipelines),
+        claims=(claim,),
+    )
+    places = {
+        (p.name, "grow", seed): write_run(
+            tmp_path / p.name, "grow", [(4, 10), (8, 5)], {4: 4.0, 8: loss + seed}, seed=seed
+        )
+        for p, loss in zip(pipelines, (3.0, 3.5), strict=True)
+        for seed in (0, 1)
+    }
+    runs = labelled_runs(spec, places)
+    losses = {
+        (places["small", "grow", seed], protocol): {
+            "stride": None,
+            "num_documents": 2,
+            "num_target_tokens": 32,
+            "positions": {
+                "extrapolation": [length(8, 2.0 + seed), length(16, 3.0 + seed)],
+                "interpolation": [length(8, 2.0 + seed), length(16, 2.5 + seed)],
+            },
+        }
+        for seed in (0, 1)
+        for protocol in ("whole", "sliding")
+    }
+    return compared(spec, runs, losses)
+
+
+def test_runs_bear_the_comparisons_labels_arm_by_arm(comparison):
+    assert [(run.label, run.seed) for run in comparison.runs] == [
+        ("small-grow", 0),
+        ("small-grow", 1),
+        ("large-grow", 0),
+        ("large-grow", 1),
+    ]
+
+
+def test_long_losses_by_protocol_and_placing(comparison):
+    first, _, other, _ = comparison.runs
+    assert long_loss(comparison.long_losses, first, 16) == 3.0
+    assert long_loss(comparison.long_losses, first, 16, "sliding", "interpolation") == 2.5
+    assert math.isnan(long_loss(comparison.long_losses, first, 32))
+    assert math.isnan(long_loss(comparison.long_losses, other, 16))
+
+
+def test_the_table_of_long_losses_has_means_over_seeds(comparison):
+    console = Console(width=80, record=True, file=None)
+    with console.capture() as captured:
+        console.print(long_table(comparison.runs, comparison.long_losses))
+    (row,) = [
+        line.split()
+        for line in captured.get().splitlines()
+        if line.startswith("small-grow") and "whole" in line and "interp" in line
+    ]
+    assert row == ["small-grow", "whole", "interpolation", "2.500", "3.000"]
+
+
+def test_the_record_has_every_figure_and_the_page_its_verdict(comparison, tmp_path):
+    page = write_comparison(comparison, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert record["seeds"] == [0, 1]
+    assert record["claims"][0]["difference"] == pytest.approx(-0.5)
+    assert record["claims"][0]["verdict"] == "cannot be told"
+    small = record["arms"][0]
+    assert [run["heldout"]["loss"]["8"] for run in small["runs"]] == [3.0, 4.0]
+    assert small["runs"][0]["seconds"]["evaluation"] == 1.0
+    assert record["environments"][0]["runs"] == 4
+    assert len(record["long_documents"]) == 4
+    text = page.read_text()
+    assert "small is better: CANNOT BE TOLD" in text
+    assert (tmp_path / "out" / "long_documents.png").exists()
+
+
+def test_without_long_documents_there_is_no_plot_of_them(comparison, tmp_path):
+    write_comparison(compared(comparison.spec, comparison.runs, {}), tmp_path / "out")
+    assert not (tmp_path / "out" / "long_documents.png").exists()

@@ -28,13 +28,13 @@ def plan_tables(spec: PipelineSpec, profile: Profile | None = None) -> Renderabl
     )
     seeds = f"seed {spec.seeds[0]}" if len(spec.seeds) == 1 else f"seeds {spec.seeds}"
     lines = [
-        f"{spec.name}: {len(spec.arms)} arms × {seeds}, {budget} each, shared by "
+        f"{spec.name}: {len(spec.trained_arms)} arms × {seeds}, {budget} each, shared by "
         f"{spec.ratios_share}",
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
     parts: list[RenderableType] = [Text("\n".join(lines))]
-    for arm in spec.arms:
+    for arm in spec.trained_arms:
         plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
         parts.append(_unsettled(spec, arm) if plan is None else _settled(spec, arm, plan))
         if costs is not None and plan is not None:

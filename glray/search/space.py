@@ -47,6 +47,7 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
     return spec.with_fields(
         name=f"{spec.name}-trial{number:03d}",
         arms=[arm],
+        only=None,
         seeds=spec.seeds[:1],
         chunk_len=spec.chunk_tokens,
         search=None,

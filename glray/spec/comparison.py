@@ -72,16 +72,12 @@ class ComparisonSpec(Spec):
 
     @property
     def pipelines(self) -> tuple[PipelineSpec, ...]:
-        """Each pipeline once, with the arms that are compared alone."""
+        """Each pipeline once, to train the compared arms alone."""
         wanted: dict[str, PipelineSpec] = {}
         for compared in self.arms:
-            wanted.setdefault(compared.pipeline.name, compared.pipeline.resolved())
+            wanted.setdefault(compared.pipeline.name, compared.pipeline)
         return tuple(
-            pipeline.with_fields(
-                arms=tuple(pipeline.arm(name) for name in self._arms_of(pipeline.name)),
-                search=None,
-            )
-            for pipeline in wanted.values()
+            pipeline.with_fields(only=self._arms_of(pipeline.name)) for pipeline in wanted.values()
         )
 
     @property

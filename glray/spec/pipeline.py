@@ -37,6 +37,9 @@ class PipelineSpec(Spec):
     are of (the paper's way), or ``"document"``, those of its own, whose positions start from 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
     """The runs to compare; they differ in their stages and positions alone."""
+    only: tuple[Name, ...] | None = None
+    """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
+    that they can join later. None: all."""
     budget: BudgetSpec
     """How much each arm trains."""
     ratios_share: Unit = "tokens"
@@ -83,6 +86,11 @@ class PipelineSpec(Spec):
         return tuple(sorted(lengths))
 
     @property
+    def trained_arms(self) -> tuple[ArmSpec, ...]:
+        """The arms to train now."""
+        return tuple(arm for arm in self.arms if self.only is None or arm.name in self.only)
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether seconds decide anything: the budget's end or the stages' edges."""
         return self.budget.seconds is not None or self.ratios_share == "seconds"
@@ -121,6 +129,11 @@ class PipelineSpec(Spec):
                     f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
                     "a directory; rename one"
                 )
+        for name in self.only or ():
+            if name not in names:
+                raise ValueError(f"only: {name!r} is none of the arms {', '.join(names)}")
+        if self.only == ():
+            raise ValueError("only: names no arm, nothing would be trained; null trains all")
         if self.name in ("tokens", "profiles", "comparisons"):
             raise ValueError(f"name {self.name!r} is a folder of the storage's own; use another")
         if len(set(self.seeds)) != len(self.seeds):

@@ -78,7 +78,7 @@ def fit(spec: PipelineSpec, corpus: PreparedCorpus, callbacks: list[Any] | None 
     count = 1
     if not callbacks:
         runs = settle(spec, corpus)
-        total = len(spec.arms) * len(spec.seeds)
+        total = len(spec.trained_arms) * len(spec.seeds)
         unfinished = total if runs is None else sum(not run.is_finished for run in runs)
         count = groups_at_once(spec, unfinished)
     if count > 1:

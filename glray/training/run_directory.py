@@ -128,7 +128,7 @@ def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
     directory = pipeline_directory(spec)
     runs = []
     for seed in spec.seeds:
-        for arm in spec.arms:
+        for arm in spec.trained_arms:
             plan = make_plan(spec, arm)
             if plan is None:
                 return None
@@ -244,7 +244,7 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
         for stage in plan.stages
     ]
     own = run.spec.with_fields(
-        arms=[run.arm], seeds=[run.seed], search=None, chunk_len=plan.chunk_len
+        arms=[run.arm], only=None, seeds=[run.seed], search=None, chunk_len=plan.chunk_len
     )
     write_text(run.directory / "spec.yaml", to_yaml(own))
     write_json(

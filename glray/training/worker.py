@@ -46,7 +46,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     runs = runs or settle(spec, corpus)
     assert runs is not None, "rank 0 found a calibration"
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
-        write_text(directory / "spec.yaml", to_yaml(runs[0].spec))
+        write_text(directory / "spec.yaml", to_yaml(runs[0].spec.with_fields(only=None)))
     if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
         return
     peak = matmul_peak(ctx, spec.precision)

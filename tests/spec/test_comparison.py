@@ -29,13 +29,15 @@ def wrong(**fields):
 def test_pipelines_come_once_and_with_the_compared_arms_alone():
     arms = (compared(), compared("llm128"), compared("growlength", "other", name="other"))
     spec = ComparisonSpec(name="c", title="t", arms=arms)
-    assert [(p.name, [arm.name for arm in p.arms]) for p in spec.pipelines] == [
-        ("quickstart", ["growlength", "llm128"]),
-        ("other", ["growlength"]),
+    assert [(p.name, p.only) for p in spec.pipelines] == [
+        ("quickstart", ("growlength", "llm128")),
+        ("other", ("growlength",)),
     ]
-    # llm128 alone would be cut from chunks of 128: other tokens than its pipeline's.
-    alone = ComparisonSpec(name="c", title="t", arms=(compared("llm128"),))
-    assert alone.pipelines[0].chunk_len == 1024
+    # llm128 alone would be cut from chunks of 128, and nothing else could join its calibration.
+    alone = ComparisonSpec(name="c", title="t", arms=(compared("llm128"),)).pipelines[0]
+    assert [arm.name for arm in alone.trained_arms] == ["llm128"]
+    assert alone.chunk_tokens == 1024
+    assert alone.all_seq_lens == (128, 256, 512, 1024)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ FIELDS = {
     "arms.0.positions.kind": ("training", None),
     "arms.0.positions.relative_to": ("training", "previous"),
     "arms.0.positions.thetas": ("training", (500.0, 600.0)),
+    "only": ("neither", ("arm",)),
     "budget.tokens": ("training", 123_456),
     "budget.seconds": ("training", 7.0),
     "ratios_share": ("training", "tokens"),

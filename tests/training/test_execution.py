@@ -132,3 +132,21 @@ def test_the_random_state_and_the_moments_come_back(plain):
     names = {name.split(".", 1)[0] for name in tensors}
     assert names == {"model", "exp_avg", "exp_avg_sq"}
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "bias" not in name)
+
+
+def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(tmp_path, corpus):
+    alone = tiny_spec(tmp_path, only=("fixed32",))
+    train_all(alone, corpus, LocalContext())
+    directory = tmp_path / "tiny"
+    assert [path.parent.name for path in directory.glob("*/result.json")] == ["fixed32-seed0"]
+    assert "only: null" in (directory / "spec.yaml").read_text()
+    fixed = (directory / "fixed32-seed0" / "result.json").read_bytes()
+
+    train_all(tiny_spec(tmp_path), corpus, LocalContext())
+    assert (directory / "fixed32-seed0" / "result.json").read_bytes() == fixed
+    train_all(tiny_spec(tmp_path / "b"), corpus, LocalContext())
+    joined, together = (
+        read_json(storage / "tiny" / "grow-seed0" / "run.json")["fingerprint"]
+        for storage in (tmp_path, tmp_path / "b")
+    )
+    assert joined == together

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def profile_tables(profile: Profile, spec: PipelineSpec) -> RenderableType:
-    """What ``glray profile`` prints; percentages are of the longest length that was measured."""
+    """What ``glray profile`` prints; percentages are of the longest length that fits."""
     parts: list[RenderableType] = []
     for costs in profile.settings:
         title = f"\n{costs.setting.name}, {profile.tokens_per_batch:,} tokens a batch"
@@ -22,8 +22,8 @@ def profile_tables(profile: Profile, spec: PipelineSpec) -> RenderableType:
     budget = f"{profile.budget_bytes / GIB:.1f} GiB"
     parts.append(
         Text(
-            "\n%: of the longest length's. ±: half the range between quartiles. fwd/bwd/opt: "
-            f"percent of a step. Largest batch: tokens at once within {budget}."
+            "\n%: of the longest length that fits. ±: half the range between quartiles. "
+            f"fwd/bwd/opt: percent of a step. Largest batch: tokens at once within {budget}."
         )
     )
     return Group(*parts)
@@ -31,7 +31,7 @@ def profile_tables(profile: Profile, spec: PipelineSpec) -> RenderableType:
 
 def _table(costs: SettingCosts) -> Table:
     table = plain_table()
-    longest = costs.lengths[-1]
+    longest = ([cost for cost in costs.lengths if cost.fits] or costs.lengths)[-1]
     columns = ("seq_len", "ms/step", "±", "%", "fwd/bwd/opt", "GiB", "%", "largest batch", "%")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

@@ -53,6 +53,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     text = rendered([profile_tables(profile, tiny_spec(tmp_path))])
     assert "does not fit" in text
     assert "there is nothing to grow" in text
+    assert "100%" in text  # of itself: the longest that fits
     assert write_profile_plot(profile, tmp_path / "profile.png").exists()
 
 

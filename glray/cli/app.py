@@ -70,15 +70,16 @@ def absolute(spec: PipelineSpec) -> PipelineSpec:
     sources = declared["corpus"].get("sources")
     for corpus in [source["corpus"] for source in sources] if sources else [declared["corpus"]]:
         if "paths" in corpus:
-            corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
+            corpus["paths"] = [absolute_path(path) for path in corpus["paths"]]
     if isinstance(spec.tokenizer, TokenizerFile):
-        declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
+        declared["tokenizer"]["path"] = absolute_path(spec.tokenizer.path)
     if spec.init is not None:
-        declared["init"] = _absolute(spec.init)
+        declared["init"] = absolute_path(spec.init)
     return PipelineSpec.model_validate(declared)
 
 
-def _absolute(path: str) -> str:
+def absolute_path(path: str) -> str:
+    """A local path from the root, a URI as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 

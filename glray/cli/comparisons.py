@@ -1,20 +1,16 @@
 """The command that trains what a comparison needs and judges its claims: compare."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from glray.cli.app import Overrides, absolute, app, console
+from glray.cli.app import Overrides, absolute, absolute_path, app, console
+from glray.cli.long_documents import refuse_missing_documents, scored_long_documents
 from glray.cli.training import trained_runs
-from glray.files import read_json, write_json
-from glray.report.run_record import RunRecord
+from glray.errors import UserError
 from glray.spec import ComparisonSpec, load_comparison
 from glray.storage import storage_path
-
-if TYPE_CHECKING:
-    from glray.report.long_losses import LongLosses
 
 
 @app.command()
@@ -34,10 +30,18 @@ def compare(
 ) -> None:
     """Train what comparisons need, judge their claims and report. Run again to resume.
 
-    --set applies to every pipeline of a comparison. Runs that are finished are not trained again,
-    whichever comparison asked for them first.
+    --set applies to every pipeline of a comparison, --set context.… to its long documents. Runs
+    that are finished are not trained again, whichever comparison asked for them first.
     """
     specs = [_absolute(load_comparison(name, overrides, seeds)) for name in comparisons]
+    names = [spec.name for spec in specs]
+    for reference, spec in zip(comparisons, specs, strict=True):
+        if names.count(spec.name) > 1:
+            raise UserError(
+                f"{reference}: {names.count(spec.name)} of these comparisons are named "
+                f"{spec.name!r}, one would replace the other; leave one out or rename it"
+            )
+        refuse_missing_documents(spec)
     for spec in specs:
         _compare(spec)
 
@@ -47,6 +51,9 @@ def _absolute(spec: ComparisonSpec) -> ComparisonSpec:
     declared = spec.model_dump()
     for compared, arm in zip(declared["arms"], spec.arms, strict=True):
         compared["pipeline"] = absolute(arm.pipeline).model_dump()
+    documents = (declared["context"] or {}).get("documents") or {}
+    if "paths" in documents:
+        documents["paths"] = [absolute_path(path) for path in documents["paths"]]
     return ComparisonSpec.model_validate(declared)
 
 
@@ -60,41 +67,10 @@ def _compare(spec: ComparisonSpec) -> None:
     }
     directory = storage_path(spec.arms[0].pipeline.compute) / "comparisons" / spec.name
     runs = labelled_runs(spec, places)
-    comparison = compared(spec, runs, _long_losses(spec, runs, directory / "long_documents"))
+    long_losses = scored_long_documents(spec, runs, directory / "long_documents")
+    comparison = compared(spec, runs, long_losses)
     page = write_comparison(comparison, directory)
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(f"\n{spec.name}: {spec.title}", style="bold")
     out.print(*comparison.tables(), *comparison.sentences(), sep="\n")
     console.print(f"report: {page}\nfigures: {directory / 'comparison.json'}")
-
-
-def _long_losses(spec: ComparisonSpec, runs: list[RunRecord], directory: Path) -> "LongLosses":
-    """Every run scored on the long documents; what has been scored before is read."""
-    from glray.report.context import context_record
-    from glray.report.long_losses import PLACINGS, SLIDING, WHOLE
-    from glray.training.scoring import ScoringProtocol, score_model
-
-    context = spec.context
-    losses: dict[tuple[Path, str], dict[str, Any]] = {}
-    for run in runs if context is not None else ():
-        assert context is not None
-        for name, stride in ((WHOLE, None), (SLIDING, context.stride)):
-            path = directory / f"{run.label}-seed{run.seed}-{name}.json"
-            scored_as = {"fingerprint": run.fingerprint, "context": context.model_dump(mode="json")}
-            record = read_json(path)
-            if record is None or record.get("scored_as") != scored_as:
-                console.print(
-                    f"{run.label} seed {run.seed}: scoring long documents, {name} windows"
-                )
-                protocol = ScoringProtocol(
-                    seq_lens=context.seq_lens,
-                    stride=stride,
-                    positions=PLACINGS,
-                    documents=context.documents,
-                    num_tokens=context.num_tokens,
-                )
-                scores = score_model(run.directory, protocol)
-                record = {"scored_as": scored_as, **context_record(scores, protocol)}
-                write_json(path, record)
-            losses[run.directory, name] = record
-    return losses

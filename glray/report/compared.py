@@ -147,6 +147,7 @@ def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
             "seed": run.seed,
             "protocol": protocol,
             "stride": record["stride"],
+            "targets_sha256": record["targets_sha256"],
             "num_documents": record["num_documents"],
             "num_target_tokens": record["num_target_tokens"],
             "positions": {

@@ -187,7 +187,7 @@ def _drift(comparison: Comparison) -> list[str]:
     if not drifting:
         return []
     shown = ", ".join(
-        f"{run.directory.name} {seconds_text(run.measured_seconds)} s measured for "
+        f"{run.name} {seconds_text(run.measured_seconds)} s measured for "
         f"{seconds_text(run.charged_seconds)} s charged ({clock_drift(run):+.0%})"
         for run in drifting[:MOST_LISTED]
     )
@@ -203,7 +203,7 @@ def _drift(comparison: Comparison) -> list[str]:
 def _predictions(comparison: Comparison) -> list[str]:
     """How well a profile has foretold the training time, where there was one."""
     parts = [
-        f"{run.directory.name} {seconds_text(run.predicted_seconds)} s, measured "
+        f"{run.name} {seconds_text(run.predicted_seconds)} s, measured "
         f"{seconds_text(run.measured_seconds)} "
         f"({run.measured_seconds / run.predicted_seconds - 1:+.0%})"
         for run in comparison.runs
@@ -233,7 +233,7 @@ def _unfinished(runs: Sequence[RunRecord]) -> list[str]:
     if not unfinished:
         return []
     shown = ", ".join(
-        f"{run.directory.name} ({run.steps_done:,} of {run.num_steps:,} steps)"
+        f"{run.name} ({run.steps_done:,} of {run.num_steps:,} steps)"
         for run in unfinished[:MOST_LISTED]
     )
     more = f", and {len(unfinished) - MOST_LISTED} more" if len(unfinished) > MOST_LISTED else ""

@@ -1,6 +1,7 @@
 """How sure a mean over a few seeds is."""
 
 from collections.abc import Sequence
+from math import isfinite, nan
 from statistics import mean, stdev
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -10,9 +11,11 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and half of its 95% interval (Student's t; from 12 values on slightly too wide).
 
-    No interval for one value.
+    No interval for one value, nor where one is no number.
     """
     if len(values) < 2:
         return float(values[0]), None
+    if not all(map(isfinite, values)):
+        return nan, None
     t = T_975[min(len(values) - 1, len(T_975)) - 1]
     return mean(values), t * stdev(values) / len(values) ** 0.5

@@ -47,6 +47,12 @@ def long_loss(
     return float(found[0]) if found else math.nan
 
 
+def share_long_targets(runs: Sequence[RunRecord], losses: LongLosses) -> bool:
+    """Whether all runs are scored on the same tokens."""
+    records = [losses.get((run.directory, WHOLE)) for run in runs]
+    return len({record["targets_sha256"] if record else None for record in records}) == 1
+
+
 def long_table(runs: Sequence[RunRecord], losses: LongLosses) -> Table:
     """One row an arm, protocol and placing: the mean over its seeds at each window length."""
     lengths = _lengths(losses)

@@ -154,6 +154,11 @@ class RunRecord:
     """What a comparison calls its arm; None: as its pipeline does."""
 
     @property
+    def name(self) -> str:
+        """``growlength-seed0``, by the comparison's label where it has one."""
+        return self.directory.name if self.label is None else f"{self.label}-seed{self.seed}"
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run left its result."""
         return self.result is not None

@@ -1,9 +1,10 @@
 """Whether a claim held, computed from the runs' records: paired by seed, with a 95% interval.
 
-A verdict takes three seeds and, where losses compare, a baseline that uses its context: the longest
-fixed length (of the same pipeline as the arm measured against) must score the same targets better
-in windows of its own length than in the shortest. Where that is not so the claim cannot be told,
-whatever the figures look like.
+A verdict takes three seeds and, where losses compare, a baseline that uses its context: it must
+score the same targets better in windows of its own length than in the shortest. That is the longest
+fixed length among the compared arms of the pipeline that the arm measured against is of; where none
+is compared, the claim's own arm. Otherwise the claim cannot be told, whatever the figures look
+like.
 """
 
 import math
@@ -14,7 +15,7 @@ from enum import StrEnum
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
 from glray.report.interval import mean_interval
-from glray.report.long_losses import LongLosses, long_loss
+from glray.report.long_losses import LongLosses, long_loss, share_long_targets
 from glray.report.run_record import RunRecord
 from glray.spec.comparison import ClaimSpec
 
@@ -124,7 +125,7 @@ def _judged(
     difference, half = mean_interval(
         [(own - other) / by for own, other, by in zip(ours, theirs, scale, strict=True)]
     )
-    reason = _why_not(claim, arms, half)
+    reason = _why_not(claim, arms, long_losses, half)
     verdict = Verdict.CANNOT_BE_TOLD if reason else _verdict(claim, difference, half or 0.0)
     figures = (sum(ours) / len(ours), sum(theirs) / len(theirs))
     return Judgement(claim, verdict, reason, at, figures, difference, half, len(ours))
@@ -150,8 +151,8 @@ def _figure(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLos
     if claim.measure == "seconds":
         return run.measured_seconds
     if claim.measure == "jump":
-        jumps = [edge.jump.jump for edge in run.edges if edge.jump is not None]
-        return max(jumps, default=math.nan)
+        jumps = [math.nan if edge.jump is None else edge.jump.jump for edge in run.edges]
+        return math.nan if any(map(math.isnan, jumps)) else max(jumps, default=math.nan)
     if claim.measure == "long_loss":
         return long_loss(long_losses, run, seq_len)
     return _heldout(run, seq_len)
@@ -162,7 +163,12 @@ def _heldout(run: RunRecord, seq_len: int) -> float:
     return math.nan if score is None else score.loss
 
 
-def _why_not(claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]], half: float | None) -> str:
+def _why_not(
+    claim: ClaimSpec,
+    arms: Mapping[str, Sequence[RunRecord]],
+    long_losses: LongLosses,
+    half: float | None,
+) -> str:
     """Why no verdict can be given; empty if one can."""
     compared = [*arms[claim.arm], *arms[claim.against]]
     seeds = len(arms[claim.arm])
@@ -172,19 +178,23 @@ def _why_not(claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]], half: fl
         return ""
     if claim.measure == "loss" and not share_targets(compared):
         return "they are not scored on the same held-out targets"
+    if claim.measure == "long_loss" and not share_long_targets(compared, long_losses):
+        return "they are not scored on the same tokens of the long documents"
     return _unused_context(*_baseline(claim, arms))
 
 
 def _baseline(
     claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]]
 ) -> tuple[str, Sequence[RunRecord]]:
-    """The longest fixed length among the runs of the pipeline that ``against`` is of; without one,
-    the arm itself."""
+    """The longest fixed length among the compared arms of ``against``'s pipeline; where none is
+    longer than the shortest length scored, the claim's own arm."""
     directory = arms[claim.against][0].directory.parent
     fixed = {
         label: runs
         for label, runs in arms.items()
-        if runs[0].directory.parent == directory and len(runs[0].stages) == 1
+        if runs[0].directory.parent == directory
+        and len(runs[0].stages) == 1
+        and runs[0].longest_seq_len > _shortest(runs[0])
     }
     if not fixed:
         return claim.arm, arms[claim.arm]
@@ -195,15 +205,20 @@ def _baseline(
 def _unused_context(label: str, runs: Sequence[RunRecord]) -> str:
     """What is wrong if these runs score no better in windows of their own length than in the
     shortest; empty if they do."""
-    longest = runs[0].longest_seq_len
-    latest = runs[0].latest
-    assert latest is not None, "a run that is scored"
-    shortest = latest.lengths[0].seq_len
-    gains = [_heldout(run, shortest) - _heldout(run, longest) for run in runs]
-    gain, half = mean_interval(gains)
+    longest, shortest = runs[0].longest_seq_len, _shortest(runs[0])
+    if longest == shortest:
+        return f"{label} is scored at no length but its own, {longest:,}"
+    gain, half = mean_interval([_heldout(run, shortest) - _heldout(run, longest) for run in runs])
+    if not math.isfinite(gain):
+        return f"{label}, the baseline, is not scored at {shortest:,} and {longest:,}, or diverged"
     if half is not None and gain - half > 0:
         return ""
     return (
         f"at this scale {label} does not use its context: its loss at {longest:,} tokens is "
         f"{gain:.3f} ± {half or 0.0:.3f} below that at {shortest:,}"
     )
+
+
+def _shortest(run: RunRecord) -> int:
+    """The shortest window length that the run was scored at."""
+    return run.latest.lengths[0].seq_len if run.latest is not None else run.longest_seq_len

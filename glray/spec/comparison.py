@@ -55,6 +55,27 @@ class ContextSpec(Spec):
     documents: SourceCorpus | None = None
     """What is scored. None: each run's own held-out documents."""
 
+    @model_validator(mode="after")
+    def _lengths_divide_the_longest(self) -> Self:
+        longest = max(self.seq_lens)
+        for seq_len in self.seq_lens:
+            if seq_len < 1 or longest % seq_len:
+                raise ValueError(
+                    f"context.seq_lens has {seq_len}, which does not divide the longest, "
+                    f"{longest}: the same tokens could not be scored at both; use powers of two"
+                )
+        if self.num_tokens < longest:
+            raise ValueError(
+                f"context.num_tokens {self.num_tokens} is less than one window of the longest "
+                f"length, {longest}: raise it"
+            )
+        if self.stride > longest:
+            raise ValueError(
+                f"context.stride {self.stride} is more than the longest window, {longest}: tokens "
+                "between two would not be scored; lower it"
+            )
+        return self
+
 
 class ComparisonSpec(Spec):
     """Arms of one or more pipelines, under the same seeds, and the claims they are to bear out."""
@@ -143,12 +164,30 @@ class ComparisonSpec(Spec):
                     )
             if claim.arm == claim.against:
                 raise ValueError(f"claims: {claim.arm!r} is measured against itself; name another")
-            if claim.measure == "long_loss" and (
-                self.context is None or claim.at not in self.context.seq_lens
-            ):
-                scored = self.context.seq_lens if self.context else ()
-                raise ValueError(
-                    f"claims: {claim.says!r} is of the long documents' loss at {claim.at}, scored "
-                    f"are {', '.join(map(str, scored)) or 'none'}; add it to context.seq_lens"
-                )
+            for compared in self.arms:
+                if compared.label in (claim.arm, claim.against):
+                    self._refuse_what_is_not_measured(claim, compared)
         return self
+
+    def _refuse_what_is_not_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
+        """Raises ValueError if the arm will have no such figure."""
+        where = f"claims: {claim.says!r} is of {compared.label!r}"
+        arm = compared.pipeline.arm(compared.arm)
+        if claim.measure in ("seconds", "jump") and claim.at is not None:
+            raise ValueError(
+                f"{where}'s {claim.measure}, which has no length; remove at={claim.at}"
+            )
+        if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
+            raise ValueError(f"{where}'s jump, but its length never grows; compare another arm")
+        if claim.measure in ("loss", "long_loss") and claim.at is not None:
+            of_context = claim.measure == "long_loss"
+            lengths = self.context.seq_lens if of_context and self.context else ()
+            scored = lengths if of_context else compared.pipeline.evaluation.seq_lens
+            if claim.at not in scored:
+                field = "context" if of_context else "evaluation"
+                raise ValueError(
+                    f"{where} at {claim.at} tokens, scored are "
+                    f"{', '.join(map(str, scored)) or 'none'}; add it to {field}.seq_lens"
+                )
+        if claim.measure == "long_loss" and claim.at is None:
+            raise ValueError(f"{where} on long documents at no length; give at=, a window length")

@@ -15,6 +15,9 @@ class ComputeSpec(Spec):
     num_workers: _Count | tuple[_Count, _Count] = 1
     """Data-parallel workers. (fewest, most): as many as there is room for, fewer after a node is
     lost, more again when one comes."""
+    groups: _Count | None = None
+    """Worker groups side by side at most, each with a run of its own. None: as many as there is
+    room for."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores of each worker, and its number of compute threads."""
     use_gpu: bool = False

@@ -39,7 +39,8 @@ def load_pipeline(reference: Path | str, overrides: list[str] | None = None) -> 
 def load_comparison(
     reference: Path | str, overrides: list[str] | None = None, num_seeds: int | None = None
 ) -> ComparisonSpec:
-    """The comparison that ``FILE.py:NAME`` returns, the overrides applied to each of its pipelines.
+    """The comparison that ``FILE.py:NAME`` returns, the overrides applied to each of its pipelines,
+    those of ``context.`` to itself.
 
     ``num_seeds`` replaces their seeds by 0 … ``num_seeds - 1``. Raises UserError.
     """
@@ -49,9 +50,13 @@ def load_comparison(
             f"{reference}: a comparison is a function of a Python file; write it as FILE.py:NAME"
         )
     declared = _from_python(path, name, ComparisonSpec).model_dump()
+    own = [override for override in overrides or [] if override.startswith("context.")]
+    for override in own:
+        _apply(declared, override)
     for compared in declared["arms"]:
         for override in overrides or []:
-            _apply(compared["pipeline"], override)
+            if override not in own:
+                _apply(compared["pipeline"], override)
         if num_seeds is not None:
             compared["pipeline"]["seeds"] = tuple(range(num_seeds))
     return _validated(ComparisonSpec, declared, str(reference))

@@ -91,7 +91,8 @@ def groups_at_once(spec: PipelineSpec, unfinished: int) -> int:
     """One for each unfinished run, as far as there is room; an elastic group takes all of it."""
     if spec.compute.least_workers != spec.compute.most_workers:
         return 1
-    return max(1, min(unfinished, groups_with_room(spec.compute)))
+    most = unfinished if spec.compute.groups is None else min(unfinished, spec.compute.groups)
+    return max(1, min(most, groups_with_room(spec.compute)))
 
 
 def calibrate_in_group(spec: PipelineSpec, corpus: PreparedCorpus, path: Path) -> None:
@@ -126,6 +127,9 @@ def _run_groups(
             _run_group(worker, spec, group, config, callbacks or [])
         except Exception as error:
             errors.append(error)
+            if count > 1:  # the others go on, for hours perhaps
+                what = " ".join(str(error).split())[:300] or type(error).__name__
+                write_event(pipeline_directory(spec), f"worker group {group.index} ended: {what}")
 
     with launch(pipeline_directory(spec), count) as groups:
         if count == 1:

@@ -88,6 +88,7 @@ def _conditions(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext
         "tokens_per_batch": spec.tokens_per_batch,
         "seq_lens": list(spec.all_seq_lens),
         "device_bytes": memory,
+        "worker_groups": ctx.group.count,
     }
 
 

@@ -203,7 +203,8 @@ def refuse_another_identity(run: Run) -> None:
     raise UserError(
         f"{run.directory}: holds run {recorded['fingerprint']}, this spec is "
         f"{fingerprint(run.identity)} ({shown}): its records would mix two runs; use another name "
-        f"(--set name={run.spec.name}-2) or delete the directory"
+        f"(--set name={run.spec.name}-2), for a comparison another --set compute.storage=…, or "
+        "delete the directory"
     )
 
 

@@ -97,6 +97,7 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
             if ctx.rank == 0:
                 probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
                 held.enter_context(probing)
+            from_rank_zero(ctx, 0)  # what another group has probed is there for every rank
         probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
     return execution(spec, ctx, probed)
 

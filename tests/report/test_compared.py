@@ -49,6 +49,7 @@ def comparison(tmp_path):
     losses = {
         (places["small", "grow", seed], protocol): {
             "stride": None,
+            "targets_sha256": "aaaa",
             "num_documents": 2,
             "num_target_tokens": 32,
             "positions": {

@@ -96,6 +96,7 @@ FIELDS = {
     "evaluation.every_tokens": ("neither", 4096),
     "evaluation.max_rise": ("neither", 0.5),
     "compute.num_workers": ("neither", 3),
+    "compute.groups": ("neither", 3),
     "compute.cpus_per_worker": ("neither", 3),
     "compute.use_gpu": ("neither", True),
     "compute.storage": ("neither", "/elsewhere"),

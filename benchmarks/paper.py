@@ -23,13 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from benchmarks.results import PLOTS, render
+from benchmarks.results import FIGURES, PLOTS, render
+from glray.cli.app import load_spec
 from glray.files import read_json
 from glray.profile import profile_path
-from glray.spec import load_pipeline
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "paper.py"
-COMPARISONS = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
 TABLES_UNDER = {
     "mini": [
         *("--seq-lens", "128,256,512,1024,2048,4096,8192"),
@@ -59,25 +58,22 @@ def run(scale: str, names: list[str], options: list[str], overrides: list[str]) 
     return subprocess.run(command, check=False).returncode
 
 
-def keep_results(scale: str, names: list[str], storage: Path) -> None:
-    """Keep what the commands have left, without this machine's folders."""
+def keep_results(scale: str, names: list[str], storage: Path, since: float, tables: Path) -> None:
+    """Keep what the commands have left after ``since``, without this machine's folders."""
+    if "tables" in names and _written(tables, since):
+        keep(f"paper-{scale}-tables", read_json(tables))
     for name in names:
-        if name == "tables":
-            spec = load_pipeline(f"{PIPELINE}:{scale}.tables", [f"compute.storage={storage}"])
-            figures = read_json(profile_path(spec))
-            if figures is not None:
-                del figures["environment"]
-                keep(f"paper-{scale}-tables", figures)
-            continue
         left = storage / "comparisons" / f"{scale}-{name}"
-        record = read_json(left / "comparison.json")
-        if record is None:
+        if not _written(left / "comparison.json", since):
             continue
+        record = read_json(left / "comparison.json")
         keep(f"paper-{scale}-{name}", _without_folders(record, storage))
-        for plot in ("long_documents.png", "loss_over_time.png"):
-            if (left / plot).exists():
-                shutil.copy(left / plot, PLOTS / f"paper-{scale}-{name}.png")
-                break
+        plot = "long_documents.png" if record["long_documents"] else "loss_over_time.png"
+        shutil.copy(left / plot, PLOTS / f"paper-{scale}-{name}.png")
+
+
+def _written(path: Path, since: float) -> bool:
+    return path.exists() and path.stat().st_mtime >= since
 
 
 def _without_folders(record: dict[str, Any], storage: Path) -> dict[str, Any]:
@@ -95,7 +91,7 @@ def watched_memory() -> Iterator[list[int]]:
 
     def watch() -> None:
         while not done.wait(WATCH_SECONDS):
-            samples.append(sum(map(_proportional_bytes, _session())))
+            samples.append(sum(map(_proportional_bytes, _descendants())))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -106,8 +102,8 @@ def watched_memory() -> Iterator[list[int]]:
         thread.join()
 
 
-def _session() -> list[Path]:
-    """Every process below this one: Ray's daemons have left its session, not its tree."""
+def _descendants() -> list[Path]:
+    """Every process below this one."""
     parents: dict[str, str] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -140,16 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scale", choices=("mini", "full"), default="mini")
     parser.add_argument("--seeds", type=int, help="default: 3 of figure 1, 1 of the others")
-    parser.add_argument("--only", help=f"default: tables,{','.join(COMPARISONS)}")
+    parser.add_argument("--only", help=f"default: tables,{','.join(FIGURES)}")
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
     scale, storage = options.scale, options.storage.absolute()
-    names = options.only.split(",") if options.only else ["tables", *COMPARISONS]
+    names = options.only.split(",") if options.only else ["tables", *FIGURES]
     PLOTS.mkdir(exist_ok=True)
     fresh = not any(storage.glob(f"{scale}-*/*/run.json")) and options.only is None
-    start = time.monotonic()
     settings = [f"compute.storage={storage}", *options.overrides]
+    tables = profile_path(load_spec(Path(f"{PIPELINE}:{scale}.tables"), settings))
+    start, since = time.monotonic(), time.time()
     with watched_memory() as memory:
         status = run(
             scale,
@@ -157,7 +154,7 @@ def main() -> None:
             [] if options.seeds is None else ["--seeds", str(options.seeds)],
             [argument for setting in settings for argument in ("--set", setting)],
         )
-    keep_results(scale, names, storage)
+    keep_results(scale, names, storage, since, tables)
     if fresh and status == 0:
         cost = {"wall_seconds": time.monotonic() - start, "peak_gib": max(memory) / 2**30}
         keep(f"paper-{scale}-cost", {"seeds": options.seeds, **cost})

@@ -7,8 +7,9 @@
 
 import sys
 from collections.abc import Sequence
+from math import isfinite, nan
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,18 +74,21 @@ def _verdicts(found: dict[str, Any]) -> list[str]:
     return [
         "## The paper's claims",
         "A difference is the first arm's less the second's, with its 95% interval over seeds, "
-        "paired by seed. A verdict takes three seeds and a baseline that uses its context.",
+        "paired by seed. A verdict takes three seeds and a baseline that uses its context "
+        "([comparisons.md](comparisons.md)). Margins (±) and what is marked as beyond the figures "
+        "are ours, not the paper's.",
         _table(("scale", "claim", "verdict", "seeds", "difference"), rows),
     ]
 
 
 def _difference(claim: dict[str, Any]) -> str:
+    """``growlength − llm1024: -0.144 (-0.210 to -0.078) nats``."""
     mean, half = claim["difference"], claim["half_of_95_percent_interval"]
     if mean is None:
         return "-"
     shown, unit = ("{:+.1%}", "") if claim["measure"] == "seconds" else ("{:+.3f}", " nats")
     interval = f" ({shown} to {shown})".format(mean - half, mean + half) if half is not None else ""
-    return shown.format(mean) + interval + unit
+    return f"{claim['arm']} − {claim['against']}: {shown.format(mean)}{interval}{unit}"
 
 
 def _scale(scale: str, title: str, found: dict[str, Any]) -> list[str]:
@@ -99,10 +103,15 @@ def _scale(scale: str, title: str, found: dict[str, Any]) -> list[str]:
     cost = found.get(f"paper-{scale}-cost")
     if cost is not None:
         sections.append(
-            f"All of it took {cost['wall_seconds'] / 60:.0f} minutes and at most "
-            f"{cost['peak_gib']:.1f} GiB ({_provenance(cost)})."
+            f"All of it, with {_seeds_of(cost)}, took {cost['wall_seconds'] / 60:.0f} minutes and "
+            f"at most {cost['peak_gib']:.1f} GiB ({_provenance(cost)})."
         )
     return [f"## {title}", *sections] if sections else []
+
+
+def _seeds_of(cost: dict[str, Any]) -> str:
+    seeds = cost["seeds"]
+    return "3 seeds of Figure 1 and 1 of the others" if seeds is None else f"{seeds} seeds"
 
 
 def _comparison(name: str, result: dict[str, Any]) -> list[str]:
@@ -132,11 +141,8 @@ def _arms_table(arms: Sequence[dict[str, Any]]) -> str:
             _mean([run["seconds"][clock] for run in runs])
             for clock in ("charged", "measured", "warm_up", "evaluation", "checkpoints")
         ]
-        jumps = [max((edge["jump"] or 0.0 for edge in run["edges"]), default=None) for run in runs]
         losses = [
-            mean_interval([run["heldout"]["loss"][length] for run in runs])
-            if length in runs[0]["heldout"]["loss"]
-            else None
+            mean_interval([run["heldout"]["loss"].get(length, nan) for run in runs])
             for length in lengths
         ]
         rows.append(
@@ -145,14 +151,22 @@ def _arms_table(arms: Sequence[dict[str, Any]]) -> str:
                 "-".join(map(str, arm["stages"])),
                 tokens_text(round(_mean([run["tokens"] for run in runs]) or 0)),
                 *(seconds_text(clock) for clock in clocks),
-                *("-" if loss is None else _plus_minus(*loss) for loss in losses),
-                "-" if jumps[0] is None else f"{_mean(jumps):+.3f}",
+                *(_plus_minus(*loss) for loss in losses),
+                _highest_jump(runs),
             )
         )
     columns = ("arm", "stages", "tokens", "charged s", "measured s", "warm-up s", "eval s")
     return _table(
         (*columns, "saving s", *(f"loss at {length}" for length in lengths), "highest jump"), rows
     )
+
+
+def _highest_jump(runs: Sequence[dict[str, Any]]) -> str:
+    """Mean over seeds of the highest jump of the held-out loss at a stage edge."""
+    jumps = [[edge["jump"] for edge in run["edges"]] for run in runs]
+    if not all(jumps) or any(jump is None for of_run in jumps for jump in of_run):
+        return "-"
+    return f"{fmean(map(max, jumps)):+.3f}"
 
 
 def _long_table(records: Sequence[dict[str, Any]]) -> str:
@@ -203,7 +217,7 @@ def _tables(scale: str, result: dict[str, Any]) -> list[str]:
             )
         named = ", ".join(
             (
-                setting["attention"],
+                setting["kernel"],
                 "compiled" if setting["compile"] else "not compiled",
                 setting["precision"],
             )
@@ -280,6 +294,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _plus_minus(mean: float, half: float | None) -> str:
+    if not isfinite(mean):
+        return "-"
     return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
 

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
 from glray.files import sole_writer, write_json, write_text
-from glray.spec.loading import to_yaml
+from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.training.announcer import Announcer
 from glray.training.calibration import calibrate
@@ -46,7 +47,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     runs = runs or settle(spec, corpus)
     assert runs is not None, "rank 0 found a calibration"
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
-        write_text(directory / "spec.yaml", to_yaml(runs[0].spec.with_fields(only=None)))
+        _write_spec(runs[0].spec, directory / "spec.yaml")
     if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
         return
     peak = matmul_peak(ctx, spec.precision)
@@ -67,6 +68,15 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
                 return
     if ctx.group.count > 1:
         announcer.progress(phase="no run is left for this worker group")
+
+
+def _write_spec(spec: PipelineSpec, path: Path) -> None:
+    """The spec of all runs in the pipeline's directory: also of seeds and arms of earlier calls."""
+    try:
+        seeds = (*load_pipeline(path).seeds, *spec.seeds)
+    except UserError:  # the first call, or of another version
+        seeds = spec.seeds
+    write_text(path, to_yaml(spec.with_fields(only=None, seeds=tuple(dict.fromkeys(seeds)))))
 
 
 @contextmanager

@@ -85,6 +85,46 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
     assert "grow is unfinished, not scored or diverged" in judgement.sentence
 
 
+def test_a_baseline_that_diverged_or_is_not_scored_proves_nothing(tmp_path):
+    arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
+    assert judged(LOWER, arms).verdict is Verdict.HELD
+    longer = [replace(run.stages[0], seq_len=16) for run in arms["fixed8"]]
+    arms["fixed16"] = [  # the longest fixed arm, and it has no loss at 16
+        replace(run, label="fixed16", stages=(stage,))
+        for run, stage in zip(arms["fixed8"], longer, strict=True)
+    ]
+    judgement = judged(LOWER, arms)
+    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert "fixed16, the baseline, is not scored at 4 and 16, or diverged" in judgement.reason
+
+
+def test_without_a_fixed_arm_the_claims_own_must_use_its_context(tmp_path):
+    arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
+    alone = {"grow": arms["grow"], "leap": [replace(run, label="leap") for run in arms["grow"]]}
+    judgement = judged(ClaimSpec(says="s", arm="grow", against="leap"), alone)
+    assert "grow does not use its context" in judgement.reason
+
+
+def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
+    arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
+    claim = LOWER.model_copy(update={"measure": "long_loss", "at": 16})
+
+    def scored(targets):
+        return {
+            (run.directory, "whole"): {
+                "targets_sha256": targets[label],
+                "positions": {"extrapolation": [{"seq_len": 16, "loss": loss - 0.01 * run.seed}]},
+            }
+            for (label, loss) in (("grow", 4.0), ("fixed8", 5.0))
+            for run in arms[label]
+        }
+
+    (same,) = judge([claim], arms, scored({"grow": "a", "fixed8": "a"}))
+    assert same.verdict is Verdict.HELD
+    (other,) = judge([claim], arms, scored({"grow": "a", "fixed8": "b"}))
+    assert "same tokens of the long documents" in other.reason
+
+
 @pytest.mark.parametrize(
     ("losses", "verdict"),
     [

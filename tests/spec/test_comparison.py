@@ -134,3 +134,40 @@ def test_what_a_file_does_not_have_is_said(name, words):
 def test_what_is_no_comparison_is_said(reference, word):
     with pytest.raises(UserError, match=word):
         load_comparison(reference)
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"measure": "jump", "arm": "growlength", "against": "llm1024"}, ("never grows",)),
+        ({"measure": "seconds", "at": 128}, ("has no length", "remove at=128")),
+        ({"at": 96}, ("at 96 tokens", "128, 256, 512, 1024, 2048", "evaluation.seq_lens")),
+        ({"measure": "long_loss"}, ("give at=",)),
+    ],
+)
+def test_a_claim_of_what_is_not_measured_is_refused(claim, words):
+    fields = {"says": "s", "arm": "growlength", "against": "llm1024"} | claim
+    message = wrong(claims=(ClaimSpec(**fields),))
+    for word in words:
+        assert word in message.replace("it has", "which has")
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"seq_lens": (0, 1024)}, "has 0"),
+        ({"seq_lens": (-4, 1024)}, "has -4"),
+        ({"seq_lens": (96, 1024)}, "has 96"),
+        ({"num_tokens": 512}, "512 is less than one window"),
+        ({"stride": 2048}, "2048 is more than the longest"),
+    ],
+)
+def test_a_context_that_cannot_be_scored_is_refused(fields, word):
+    with pytest.raises(ValidationError) as refused:
+        ContextSpec(**({"seq_lens": (128, 1024), "num_tokens": 4096, "stride": 64} | fields))
+    assert word in describe(refused.value)
+
+
+def test_overrides_of_the_context_are_the_comparisons():
+    spec = load_comparison(f"{PAPER}:full.figure4", ["context.num_tokens=8192"])
+    assert spec.context.num_tokens == 8192

@@ -93,7 +93,7 @@ def test_a_baseline_that_diverged_or_is_not_scored_proves_nothing(tmp_path):
         replace(run, label="fixed16", stages=(stage,))
         for run, stage in zip(arms["fixed8"], longer, strict=True)
     ]
-    judgement = judged(LOWER, arms)
+    judgement = judged(LOWER.model_copy(update={"at": 8}), arms)
     assert judgement.verdict is Verdict.CANNOT_BE_TOLD
     assert "fixed16, the baseline, is not scored at 4 and 16, or diverged" in judgement.reason
 

@@ -108,9 +108,11 @@ def add_legend(
     """One legend above the axes, where it covers no data: rows of arms, then ``marks``."""
     handles = [_style_handle(styles[arm.label], _legend_label(arm)) for arm in arms]
     together = len(handles) + len(marks)
-    num_columns = together if together <= 4 else min(4, max(len(handles), len(marks)))
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    most = 4 if widest <= 14 else 3  # as many as the figure is wide
+    num_columns = together if together <= most else min(most, max(len(handles), len(marks)))
     blank = [grey_handle("", linestyle="none")]
-    cells = handles if together <= 4 else handles + blank * (-len(handles) % num_columns)
+    cells = handles if together <= most else handles + blank * (-len(handles) % num_columns)
     cells = cells + marks + blank * (-(len(cells) + len(marks)) % num_columns)
     figure.legend(
         # matplotlib fills a legend column by column

@@ -27,7 +27,8 @@ _PLOTS = {
         "Loss over training time",
         "Loss while training. Training losses at different window lengths are not the same task: "
         "a longer window gives most targets more context. Dotted lines: the arm's next stage "
-        "starts. Open marks: held-out loss at the end of a stage, at that stage's length. The "
+        "starts. Open marks: held-out loss at the length in training. With several seeds lines "
+        "and marks are means, bands and bars the range over seeds. The "
         "first steps may lie above the axis.",
     ),
     "loss_over_tokens.png": (

@@ -58,11 +58,15 @@ def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: st
     right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
     for arm in arms:
         style = styles[arm.label]
-        for run in arm.runs:
-            x = getattr(run.log, column) / scale
-            y = smoothed(run.log.loss, steps)
-            axes.plot(x, y, color=style.colour, linestyle=style.line, linewidth=1.5)
-            late += [*y[x > START_SHARE * right], *_plot_evaluations(axes, run, x, style)]
+        for runs_at_once in _seeds_together(arm):
+            x = np.mean([getattr(run.log, column) for run in runs_at_once], axis=0) / scale
+            y = np.array([smoothed(run.log.loss, steps) for run in runs_at_once])
+            axes.plot(x, y.mean(axis=0), color=style.colour, linestyle=style.line, linewidth=1.5)
+            if len(runs_at_once) > 1:
+                band = (y.min(axis=0), y.max(axis=0))
+                axes.fill_between(x, *band, color=style.colour, alpha=0.18, linewidth=0)
+            late += y[:, x > START_SHARE * right].ravel().tolist()
+            late += _plot_evaluations(axes, runs_at_once, x, style)
     finite = [value for value in late if np.isfinite(value)]
     if finite and min(finite) < max(finite):
         margin = 0.06 * (max(finite) - min(finite))
@@ -80,18 +84,35 @@ def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: st
     return figure
 
 
-def _plot_evaluations(axes: Axes, run: RunRecord, x: np.ndarray, style: ArmStyle) -> list[float]:
-    """Held-out loss at each evaluation, at the length just trained; returns the losses drawn."""
+def _seeds_together(arm: Arm) -> list[list[RunRecord]]:
+    """The arm's runs under all seeds, if they have trained as far; else each on its own."""
+    if len({len(run.log.step) for run in arm.runs}) == 1:
+        return [list(arm.runs)]
+    return [[run] for run in arm.runs]
+
+
+def _plot_evaluations(
+    axes: Axes, runs: Sequence[RunRecord], x: np.ndarray, style: ArmStyle
+) -> list[float]:
+    """Held-out loss at each evaluation, at the length just trained; returns the losses drawn.
+
+    A bar is the standard error over documents, of several runs the range over seeds.
+    """
     drawn = []
-    for evaluation in run.evaluations:
-        score = evaluation.at(evaluation.trained_seq_len)
-        place = int(np.searchsorted(run.log.step, evaluation.step))
-        if score is None or place >= len(x):
+    for evaluations in zip(*(run.evaluations for run in runs), strict=False):
+        scores = [evaluation.at(evaluation.trained_seq_len) for evaluation in evaluations]
+        place = int(np.searchsorted(runs[0].log.step, evaluations[0].step))
+        losses = [score.loss for score in scores if score is not None]
+        if len(losses) < len(runs) or place >= len(x):
             continue
+        mean = float(np.mean(losses))
+        errors: list[list[float]] | float = [[mean - min(losses)], [max(losses) - mean]]
+        if len(runs) == 1 and scores[0] is not None:
+            errors = scores[0].standard_error or 0.0
         axes.errorbar(
             x[place],
-            score.loss,
-            yerr=score.standard_error,
+            mean,
+            yerr=errors,
             color=style.colour,
             marker=style.marker,
             markersize=6.5,
@@ -101,7 +122,7 @@ def _plot_evaluations(axes: Axes, run: RunRecord, x: np.ndarray, style: ArmStyle
             clip_on=False,
             zorder=4,
         )
-        drawn.append(score.loss)
+        drawn += losses
     return drawn
 
 
@@ -113,14 +134,19 @@ def _mark_stages(
     scale: float,
     right: float,
 ) -> None:
-    """A dotted line where a stage of the arm's first run starts, its length above the axes."""
+    """A dotted line where a stage of the arm's first run starts, its length above the axes; arms
+    whose stages start together share their labels."""
     row = 0
+    labelled: set[tuple[int, ...]] = set()
     for arm in arms:
         run = arm.runs[0]
         if len(run.stages) == 1:
             continue
         colour = styles[arm.label].colour
         last = -right
+        lengths = tuple(stage.seq_len for stage in run.stages)
+        is_new = lengths not in labelled or column == "tokens"
+        labelled.add(lengths)
         for stage in run.stages:
             # The stage starts where the step before its first one ends.
             place = int(np.searchsorted(run.log.step, stage.first_step))
@@ -129,8 +155,8 @@ def _mark_stages(
             x = getattr(run.log, column)[place] / scale if stage.first_step else 0.0
             if stage.first_step:
                 axes.axvline(x, color=colour, linestyle=":", linewidth=1.1, zorder=1)
-            if x - last < 0.05 * right:
-                continue  # no room for its label
+            if x - last < 0.05 * right or not is_new:
+                continue  # no room for its label, or it stands there
             last = x
             axes.annotate(
                 f"{stage.seq_len:,} tokens" if stage.first_step == 0 else f"{stage.seq_len:,}",
@@ -141,4 +167,4 @@ def _mark_stages(
                 color=colour,
                 fontsize=8.5,
             )
-        row += 1
+        row += is_new

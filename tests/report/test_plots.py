@@ -95,3 +95,26 @@ def test_a_diverged_run_is_drawn_beside_the_others(pipeline, tmp_path):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
 
     assert len(draw(load_runs([pipeline]), tmp_path / "out")) == 5
+
+
+def test_seeds_are_one_line_of_means_with_the_range_around_it(tmp_path):
+    for seed, loss in enumerate((4.0, 5.0)):
+        write_run(tmp_path / "toy", "a", [(4, 10)], {4: loss}, seed=seed)
+
+    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+
+    line, mark = axes.lines[:2]
+    assert len(line.get_xdata()) == 10
+    assert mark.get_ydata().tolist() == [4.5]
+    (bar,) = axes.containers[0].lines[2][0].get_segments()
+    assert bar[:, 1].tolist() == [4.0, 5.0]
+    assert len(axes.collections) == 2  # the band, and the bar
+
+
+def test_seeds_that_have_not_trained_as_far_are_drawn_apart(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6})
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, seed=1, steps_done=5)
+
+    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+
+    assert [len(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1] == [10, 5]

@@ -3,7 +3,7 @@
 import json
 import re
 
-from benchmarks.results import PAGE, RESULTS, page
+from benchmarks.results import PAGE, RESULTS, _arms_table, page
 
 
 def test_the_page_is_rendered_from_the_results():
@@ -27,3 +27,26 @@ def test_each_result_says_where_it_comes_from():
         result = json.loads(path.read_text(encoding="utf-8"))
         assert result["command"].startswith("python benchmarks/")
         assert {"commit", "processor", "torch"} <= set(result["environment"])
+
+
+CLOCKS = ("charged", "measured", "warm_up", "evaluation", "checkpoints")
+
+
+def test_a_diverged_run_and_missing_jumps_are_dashes():
+    """Of three seeds one has no number: no mean is made of the others."""
+    run = {
+        "tokens": 1000,
+        "seconds": dict.fromkeys(
+            ("charged", "measured", "warm_up", "evaluation", "checkpoints"), 1.0
+        ),
+        "heldout": {"loss": {"128": 4.0, "1024": 3.5}},
+        "edges": [{"from": 128, "to": 1024, "jump": 0.25}],
+    }
+    wild = run | {"heldout": {"loss": {"128": float("nan")}}, "edges": [{"jump": None}]}
+    arms = [
+        {"label": "tame", "stages": [128, 1024], "runs": [run, run, run]},
+        {"label": "wild", "stages": [128, 1024], "runs": [run, wild, run]},
+    ]
+    tame, lost = _arms_table(arms).splitlines()[2:]
+    assert "| 4.000 ± 0.000 | 3.500 ± 0.000 | +0.250 |" in tame
+    assert lost.endswith("| - | - | - |")

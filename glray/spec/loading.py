@@ -55,10 +55,16 @@ def load_comparison(
         _apply(declared, override)
     for compared in declared["arms"]:
         for override in overrides or []:
+            if override.startswith("name="):
+                raise UserError(
+                    f"--set {override}: its pipelines' names tell a comparison's runs apart; for "
+                    "others beside them use another folder, --set compute.storage=FOLDER"
+                )
             if override not in own:
                 _apply(compared["pipeline"], override)
         if num_seeds is not None:
             compared["pipeline"]["seeds"] = tuple(range(num_seeds))
+        validate(compared["pipeline"], f"{reference}: {compared['label']}")
     return _validated(ComparisonSpec, declared, str(reference))
 
 

@@ -92,6 +92,22 @@ def test_overrides_and_seeds_reach_every_pipeline():
         assert pipeline.seeds == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("budget.tokens=5", ("llm128: budget: budget.tokens is 5", "set exactly one")),
+        ("name=x", ("--set name=x", "compute.storage")),
+        ("context.stride=4", ("context.stride", "nothing below")),
+    ],
+)
+def test_a_wrong_override_is_said_once(override, words):
+    with pytest.raises(UserError) as refused:
+        load_comparison(f"{PAPER}:mini.figure1", [override])
+    for word in words:
+        assert word in str(refused.value)
+    assert len(str(refused.value)) < 250
+
+
 def test_a_pipeline_by_the_name_of_its_function(tmp_path):
     path = tmp_path / "two.py"
     path.write_text(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import typer
 
-from glray.cli.pipelines import refuse_risen
+from glray.cli.training import refuse_risen
 from glray.data.targets import HeldoutTargets
 from glray.files import read_json
 from glray.plan import StageEdge

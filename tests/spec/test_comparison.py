@@ -97,7 +97,7 @@ def test_overrides_and_seeds_reach_every_pipeline():
     [
         ("budget.tokens=5", ("llm128: budget: budget.tokens is 5", "set exactly one")),
         ("name=x", ("--set name=x", "compute.storage")),
-        ("context.stride=4", ("context.stride", "nothing below")),
+        ("context.stride=4", ("context.stride", "has no fields")),
     ],
 )
 def test_a_wrong_override_is_said_once(override, words):

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from math import isfinite, nan
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glray.files import read_json, write_text
-from glray.report.formats import seconds_text, tokens_text
+from glray.profile import SettingCosts, setting_costs
+from glray.report.formats import plus_minus, seconds_text, tokens_text
 from glray.report.interval import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -196,41 +197,33 @@ def _tables(scale: str, result: dict[str, Any]) -> list[str]:
         "that fits. The largest batch is what goes through the model at once within "
         f"{result['budget_bytes'] / 2**30:.1f} GiB.",
     ]
-    for entry in result["settings"]:
-        setting, lengths = entry["setting"], entry["lengths"]
-        timed = [median(cost["step_seconds"]) for cost in lengths if cost["step_seconds"]]
-        peaks = [cost["peak_bytes"] for cost in lengths if cost["peak_bytes"]]
-        batches = [cost["largest_batch_tokens"] for cost in lengths if cost["largest_batch_tokens"]]
-        rows = []
-        for cost in lengths:
-            seconds = median(cost["step_seconds"]) if cost["step_seconds"] else None
-            peak, batch = cost["peak_bytes"], cost["largest_batch_tokens"]
-            rows.append(
-                (
-                    f"{cost['seq_len']:,}",
-                    "does not fit"
-                    if seconds is None
-                    else f"{seconds:.3f} ({seconds / timed[-1]:.0%})",
-                    "-" if peak is None else f"{peak / 2**30:.2f} ({peak / peaks[-1]:.0%})",
-                    "-" if batch is None else f"{batch:,} ({batch / batches[-1]:.0%})",
-                )
-            )
-        named = ", ".join(
-            (
-                setting["kernel"],
-                "compiled" if setting["compile"] else "not compiled",
-                setting["precision"],
-            )
-        )
-        saved = 1 - min(timed) / timed[-1] if timed else 0.0
+    for costs in setting_costs(result):
+        saved = "nothing" if costs.most_saved is None else f"{costs.most_saved:.0%}"
         parts += [
-            f"{named}: growing saves {saved:.0%} of the longest length's time at most.",
-            _table(("length", "seconds a step", "GiB", "largest batch in tokens"), rows),
+            f"{costs.setting.name}: growing saves {saved} of the longest length's time at most.",
+            _costs_table(costs),
         ]
     plot = PLOTS / f"paper-{scale}-tables.png"
     if plot.exists():
         parts.append(f"![What a step costs by length](results/{plot.name})")
     return [*parts, _provenance(result)]
+
+
+def _costs_table(costs: SettingCosts) -> str:
+    """Each value with its share of the longest fitting length's."""
+    longest = (costs.fitting or costs.lengths)[-1]
+    rows = []
+    for cost in costs.lengths:
+        seconds, gib, batch = "does not fit", "-", "-"
+        if cost.fits:
+            seconds = f"{cost.seconds:.3f} ({cost.seconds / longest.seconds:.0%})"
+        if cost.peak_bytes and longest.peak_bytes:
+            gib = f"{cost.peak_bytes / 2**30:.2f} ({cost.peak_bytes / longest.peak_bytes:.0%})"
+        if cost.largest_batch_tokens is not None and longest.largest_batch_tokens:
+            share = cost.largest_batch_tokens / longest.largest_batch_tokens
+            batch = f"{cost.largest_batch_tokens:,} ({share:.0%})"
+        rows.append((f"{cost.seq_len:,}", seconds, gib, batch))
+    return _table(("length", "seconds a step", "GiB", "largest batch in tokens"), rows)
 
 
 def _not_yet_run(found: dict[str, Any]) -> list[str]:
@@ -296,7 +289,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _plus_minus(mean: float, half: float | None) -> str:
     if not isfinite(mean):
         return "-"
-    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+    return plus_minus(mean, half)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

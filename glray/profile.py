@@ -76,13 +76,26 @@ class SettingCosts:
     lengths: tuple[LengthCost, ...]
 
     @property
+    def fitting(self) -> tuple[LengthCost, ...]:
+        """Those of which a step could be taken."""
+        return tuple(cost for cost in self.lengths if cost.fits)
+
+    @property
+    def most_saved(self) -> float | None:
+        """Share of the longest fitting length's time that any schedule can save, which is what the
+        cheapest alone saves; None where fewer than two fit."""
+        if len(self.fitting) < 2:
+            return None
+        return 1 - min(cost.seconds for cost in self.fitting) / self.fitting[-1].seconds
+
+    @property
     def step_microseconds(self) -> dict[int, int]:
         """What a step takes by length, of those that fit."""
-        return {c.seq_len: max(1, round(c.seconds * 1e6)) for c in self.lengths if c.fits}
+        return {c.seq_len: max(1, round(c.seconds * 1e6)) for c in self.fitting}
 
     def at(self, seq_len: int) -> LengthCost | None:
         """The cost of a length; None if it was not measured or does not fit."""
-        return next((cost for cost in self.lengths if cost.seq_len == seq_len and cost.fits), None)
+        return next((cost for cost in self.fitting if cost.seq_len == seq_len), None)
 
 
 @dataclass(frozen=True)
@@ -181,19 +194,23 @@ def read_profile(path: Path) -> Profile | None:
     if found is None:
         return None
     try:
-        settings = tuple(
-            SettingCosts(
-                Setting(**entry["setting"]),
-                tuple(
-                    LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
-                    for cost in entry["lengths"]
-                ),
-            )
-            for entry in found["settings"]
-        )
-        return Profile(**found | {"settings": settings})
+        return Profile(**found | {"settings": setting_costs(found)})
     except (TypeError, KeyError, AttributeError):
         raise UserError(
             f"{path}: damaged, or of another version: nothing can be priced; delete it, and run "
             "glray profile again"
         ) from None
+
+
+def setting_costs(found: Mapping[str, Any]) -> tuple[SettingCosts, ...]:
+    """The settings of a profile's plain values. Raises TypeError, KeyError or AttributeError."""
+    return tuple(
+        SettingCosts(
+            Setting(**entry["setting"]),
+            tuple(
+                LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
+                for cost in entry["lengths"]
+            ),
+        )
+        for entry in found["settings"]
+    )

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -69,17 +69,21 @@ def absolute(spec: PipelineSpec) -> PipelineSpec:
     declared["compute"]["storage"] = str(storage_path(spec.compute))
     sources = declared["corpus"].get("sources")
     for corpus in [source["corpus"] for source in sources] if sources else [declared["corpus"]]:
-        if "paths" in corpus:
-            corpus["paths"] = [absolute_path(path) for path in corpus["paths"]]
+        make_paths_absolute(corpus)
     if isinstance(spec.tokenizer, TokenizerFile):
-        declared["tokenizer"]["path"] = absolute_path(spec.tokenizer.path)
+        declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
     if spec.init is not None:
-        declared["init"] = absolute_path(spec.init)
+        declared["init"] = _absolute(spec.init)
     return PipelineSpec.model_validate(declared)
 
 
-def absolute_path(path: str) -> str:
-    """A local path from the root, a URI as it is."""
+def make_paths_absolute(corpus: dict[str, Any]) -> None:
+    """Write the local paths of a declared corpus, where it has any, from the root."""
+    if "paths" in corpus:
+        corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
+
+
+def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 

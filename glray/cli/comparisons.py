@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from glray.cli.app import Overrides, absolute, absolute_path, app, console
+from glray.cli.app import Overrides, absolute, app, console, make_paths_absolute
 from glray.cli.long_documents import refuse_missing_documents, scored_long_documents
 from glray.cli.training import trained_runs
 from glray.errors import UserError
@@ -51,9 +51,8 @@ def _absolute(spec: ComparisonSpec) -> ComparisonSpec:
     declared = spec.model_dump()
     for compared, arm in zip(declared["arms"], spec.arms, strict=True):
         compared["pipeline"] = absolute(arm.pipeline).model_dump()
-    documents = (declared["context"] or {}).get("documents") or {}
-    if "paths" in documents:
-        documents["paths"] = [absolute_path(path) for path in documents["paths"]]
+    if spec.context is not None and spec.context.documents is not None:
+        make_paths_absolute(declared["context"]["documents"])
     return ComparisonSpec.model_validate(declared)
 
 

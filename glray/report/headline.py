@@ -11,7 +11,7 @@ from glray.report.comparison import (
     share_targets,
 )
 from glray.report.formats import plus_minus, seconds_text, tokens_text
-from glray.report.interval import mean_interval
+from glray.report.interval import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.report.run_record import RunRecord
 from glray.report.time_to_loss import time_to_loss
 from glray.spec.identity import differences
@@ -20,8 +20,6 @@ DRIFT_LIMIT = 0.05
 """Measured and charged seconds further apart than this share are said in the headline."""
 NOISE_ERRORS = 2
 """A paired difference of no more than this many standard errors is called noise."""
-SEEDS_FOR_AN_INTERVAL = 3
-"""From so many seeds on their spread decides, not that of the documents."""
 MOST_LISTED = 6
 """Arms that one sentence names before it says how many more there are."""
 
@@ -33,8 +31,7 @@ def headline(runs: Sequence[RunRecord]) -> list[str]:
     if comparison is not None:
         sentences = [
             *_result(comparison),
-            *(_tokens(comparison) if _one_model(comparison) else []),
-            *(time_to_loss(comparison) if _one_model(comparison) else []),
+            *([*_tokens(comparison), *time_to_loss(comparison)] if _one_model(comparison) else []),
             _seeds(comparison),
             *_drift(comparison),
             *_predictions(comparison),
@@ -83,7 +80,7 @@ def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
 def _verdict(ordered: list[ArmScore], decimals: int) -> str:
     best, following = ordered[0], ordered[1]
     difference = following.loss - best.loss
-    if len(best.seed_losses) >= SEEDS_FOR_AN_INTERVAL:
+    if len(best.seed_losses) >= SEEDS_FOR_A_VERDICT:  # then theirs is the spread that decides
         return _verdict_over_seeds(ordered, decimals)
     error = paired_error(best, following)
     verdict = (

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from math import isfinite, nan
 from statistics import mean, stdev
 
+SEEDS_FOR_A_VERDICT = 3
+"""With fewer an interval is too wide to say anything."""
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t below which 97.5% lie, for 1, 2, … 10 degrees of freedom; for more it is smaller."""
 

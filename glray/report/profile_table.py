@@ -31,7 +31,7 @@ def profile_tables(profile: Profile, spec: PipelineSpec) -> RenderableType:
 
 def _table(costs: SettingCosts) -> Table:
     table = plain_table()
-    longest = ([cost for cost in costs.lengths if cost.fits] or costs.lengths)[-1]
+    longest = (costs.fitting or costs.lengths)[-1]
     columns = ("seq_len", "ms/step", "±", "%", "fwd/bwd/opt", "GiB", "%", "largest batch", "%")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -65,12 +65,11 @@ def _phases(cost: LengthCost) -> str:
 
 def _ceiling(costs: SettingCosts, spec: PipelineSpec) -> str:
     """What any schedule, and each arm of the pipeline, saves of the longest length's time."""
-    fitting = [cost for cost in costs.lengths if cost.fits]
-    if len(fitting) < 2:
+    most = costs.most_saved
+    if most is None:
         return "Fewer than two lengths were measured, so there is nothing to grow."
-    longest = fitting[-1]
-    cheapest = min(fitting, key=lambda cost: cost.seconds)
-    most = 1 - cheapest.seconds / longest.seconds
+    longest = costs.fitting[-1]
+    cheapest = min(costs.fitting, key=lambda cost: cost.seconds)
     lines = [
         f"At equal tokens no schedule saves more than {most:.0%} of fixed {longest.seq_len:,}'s "
         f"time, which {cheapest.seq_len:,} alone does."

@@ -11,15 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
-from glray.report.interval import mean_interval
+from glray.report.interval import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.report.long_losses import LongLosses, long_loss, share_long_targets
 from glray.report.run_record import RunRecord
 from glray.spec.comparison import ClaimSpec
-
-SEEDS_FOR_A_VERDICT = 3
 
 
 class Verdict(StrEnum):
@@ -127,7 +126,7 @@ def _judged(
     )
     reason = _why_not(claim, arms, long_losses, half)
     verdict = Verdict.CANNOT_BE_TOLD if reason else _verdict(claim, difference, half or 0.0)
-    figures = (sum(ours) / len(ours), sum(theirs) / len(theirs))
+    figures = (fmean(ours), fmean(theirs))
     return Judgement(claim, verdict, reason, at, figures, difference, half, len(ours))
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from glray.spec.base import Name, Spec
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.training import refuse_unscorable
 
 Measure = Literal["loss", "seconds", "jump", "long_loss"]
 """What a claim compares: held-out loss, measured training seconds, the highest jump of the held-out
@@ -57,18 +58,8 @@ class ContextSpec(Spec):
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> Self:
+        refuse_unscorable("context", self.seq_lens, self.num_tokens)
         longest = max(self.seq_lens)
-        for seq_len in self.seq_lens:
-            if seq_len < 1 or longest % seq_len:
-                raise ValueError(
-                    f"context.seq_lens has {seq_len}, which does not divide the longest, "
-                    f"{longest}: the same tokens could not be scored at both; use powers of two"
-                )
-        if self.num_tokens < longest:
-            raise ValueError(
-                f"context.num_tokens {self.num_tokens} is less than one window of the longest "
-                f"length, {longest}: raise it"
-            )
         if self.stride > longest:
             raise ValueError(
                 f"context.stride {self.stride} is more than the longest window, {longest}: tokens "

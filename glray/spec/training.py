@@ -88,18 +88,23 @@ class EvaluationSpec(Spec):
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> "EvaluationSpec":
-        longest = max(self.seq_lens)
-        for seq_len in self.seq_lens:
-            if seq_len < 1 or longest % seq_len:
-                raise ValueError(
-                    f"evaluation.seq_lens has {seq_len}, which does not divide the longest, "
-                    f"{longest}: the same targets could not be scored at both; use powers of two"
-                )
+        refuse_unscorable("evaluation", self.seq_lens, self.num_tokens)
         if len(set(self.seq_lens)) != len(self.seq_lens):
             raise ValueError(f"evaluation.seq_lens {self.seq_lens} names a length twice")
-        if self.num_tokens < longest:
-            raise ValueError(
-                f"evaluation.num_tokens {self.num_tokens} is less than one window of the longest "
-                f"length, {longest}: raise it"
-            )
         return self
+
+
+def refuse_unscorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:
+    """Raises ValueError if not the same targets could be scored at all of a field's lengths."""
+    longest = max(seq_lens)
+    for seq_len in seq_lens:
+        if seq_len < 1 or longest % seq_len:
+            raise ValueError(
+                f"{field}.seq_lens has {seq_len}, which does not divide the longest, "
+                f"{longest}: the same targets could not be scored at both; use powers of two"
+            )
+    if num_tokens < longest:
+        raise ValueError(
+            f"{field}.num_tokens {num_tokens} is less than one window of the longest "
+            f"length, {longest}: raise it"
+        )

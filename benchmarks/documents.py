@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import keep
 from glray.data.windows import Batch
 from glray.model.config import longest_config
-from glray.profile import own_setting
-from glray.profiling.scratch import ScratchModel
+from glray.run.profile import own_setting
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec
 from glray.spec.model import Attention
-from glray.training.context import LocalContext
-from glray.training.micro_batches import declared_tokens_at_once
+from glray.train.context import LocalContext
+from glray.train.probe.micro_batches import declared_tokens_at_once
+from glray.train.probe.scratch import ScratchModel
 
 BATCH_TOKENS = 16_384
 MEAN_DOCUMENT = 512

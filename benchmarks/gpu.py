@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import RESULTS, keep
 from glray.model.config import model_config, starting_model
 from glray.model.flops import training_flops_per_token
-from glray.profile import own_setting
-from glray.profiling.memory import MemoryOfSteps, budget_bytes
-from glray.profiling.scratch import ScratchModel
+from glray.run.profile import own_setting
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.training.context import LocalContext
-from glray.training.parallel import release_models
-from glray.training.peak import matmul_peak
+from glray.train.context import LocalContext
+from glray.train.parallel import release_models
+from glray.train.probe.memory import MemoryOfSteps, budget_bytes
+from glray.train.probe.peak import matmul_peak
+from glray.train.probe.scratch import ScratchModel
 
 BATCH_TOKENS = 16_384
 VOCAB_SIZE = 50_304

@@ -4,7 +4,7 @@
 
 Kills are SIGKILLs from another process at times drawn from a printed seed. A group loses one worker
 (the others are then ended, as Ray Train does) or, every third time, all at once. The runs, of 1 to
-4 workers that replicate or shard the model, cross two stage edges and leave checkpoints close
+4 workers that replicate or shard the model, cross two stage boundaries and leave checkpoints close
 together, so that some kills land while one is written.
 """
 

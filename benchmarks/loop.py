@@ -6,7 +6,7 @@ The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one
 128, 512, 1024 and 2048 tokens a window. The three take turns, a step each, in an order that changes
 every round, and all that a loop does from one step's begin to the next's is counted. A bare loop is
 what a person would write: logits, ``cross_entropy``, fused AdamW, clipping. glray's
-does all that a run does: the proof, metrics, the learning rate, borders. (The Trainer needs
+does all that a run does: the checksum, metrics, the learning rate, borders. (The Trainer needs
 ``accelerate``: the extra ``dev``.)
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
@@ -36,19 +36,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
 from benchmarks.turns import Turns
-from glray.cluster import connect
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
 from glray.model.decoder import build_model
+from glray.ray import train as ray_train
+from glray.ray.cluster import connect
+from glray.run.run import Run, settle, write_run
 from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.training import edge
-from glray.training.checkpoint import TrainState, save_checkpoint
-from glray.training.context import LocalContext
-from glray.training.execution import execution
-from glray.training.loop import train
-from glray.training.micro_batches import declared_micro_batches
-from glray.training.optimizer import build_optimizer
-from glray.training.run_directory import Run, settle, write_run
+from glray.train.checkpoint import TrainState, save_checkpoint
+from glray.train.context import LocalContext
+from glray.train.execution import execution
+from glray.train.loop import train
+from glray.train.optimizer import build_optimizer
+from glray.train.probe.micro_batches import declared_micro_batches
 from tests.tiny import tiny_spec
 from tests.tokens import periodic_corpus
 
@@ -248,7 +248,7 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
 
 def _timing_worker(config: dict[str, str]) -> None:
     """Ray Train's worker with a clock around whatever the loop asks of Ray while it counts."""
-    from glray.training.worker import train_all
+    from glray.train.worker import train_all
 
     asked: dict[str, list[float]] = {"stop_requested": [], "preempted": []}
 
@@ -261,7 +261,7 @@ def _timing_worker(config: dict[str, str]) -> None:
 
         return call
 
-    with edge._joined(config) as (spec, corpus, ctx):
+    with ray_train._joined(config) as (spec, corpus, ctx):
         for name in asked:
             setattr(ctx, name, timed(name, getattr(ctx, name)))
         train_all(spec, corpus, ctx)
@@ -272,7 +272,7 @@ def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """What Ray takes of a run's training seconds: the waits for its batches and its answers."""
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
-    edge._run_groups(_timing_worker, spec, corpus, path=str(path))
+    ray_train._run_groups(_timing_worker, spec, corpus, path=str(path))
     (run,) = settle(spec, corpus) or []
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]

@@ -26,7 +26,7 @@ from benchmarks.record import keep
 from benchmarks.results import FIGURES, PLOTS, render
 from glray.cli.app import load_spec
 from glray.files import read_json
-from glray.profile import profile_path
+from glray.run.profile import profile_path
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "paper.py"
 TABLES_UNDER = {

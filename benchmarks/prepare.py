@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 from record import keep
 from tokenizers import Tokenizer
 
-from glray.cluster import connect
 from glray.data.documents import Document, Piece, read_piece
-from glray.data.prepare import prepare
 from glray.data.sources import list_source
 from glray.data.tokenizer import train_bpe
+from glray.ray.cluster import connect
+from glray.ray.prepare import prepare
 from glray.spec import (
     ArmSpec,
     BudgetSpec,

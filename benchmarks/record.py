@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from glray.files import write_json
-from glray.training.context import LocalContext
-from glray.training.environment import environment
+from glray.train.context import LocalContext
+from glray.train.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

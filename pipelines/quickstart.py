@@ -1,7 +1,7 @@
 """Three minutes a run on two cores: does growing from 128 to 1024 tokens beat a fixed length?
 
 A 1.8-million-parameter Pythia-shaped model learns the running Python's standard library. All
-three arms train the same number of charged seconds, on the same tokens in the same order.
+three arms train the same number of calibrated seconds, on the same tokens in the same order.
 """
 
 from glray.spec import (
@@ -35,7 +35,7 @@ def pipeline() -> PipelineSpec:
             ArmSpec(name="llm128", stages=(StageSpec(seq_len=128),)),
         ),
         budget=BudgetSpec(seconds=160),
-        ratios_share="seconds",
+        ratios_in="seconds",
         tokens_per_batch=4096,
         optimizer=OptimizerSpec(lr=3e-3),
         evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024, 2048), num_tokens=24_576),

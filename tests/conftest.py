@@ -21,7 +21,7 @@ def ray_local() -> Iterator[None]:
     """One small local Ray for the whole run of tests."""
     import ray
 
-    from glray.cluster import _DEFAULTS, on_loopback
+    from glray.ray.cluster import _DEFAULTS, on_loopback
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in _DEFAULTS.items():  # as in the cluster that glray starts

@@ -18,8 +18,8 @@ import torch
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.spec import PipelineSpec
 from glray.spec.loading import validate
-from glray.training.context import LocalContext
-from glray.training.worker import train_all
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
 
 Work = Callable[..., None]
 """``work(spec, corpus, ctx, *arguments)``: what each worker of a group does."""
@@ -38,7 +38,7 @@ def start_group(
     A server that has imported what takes seconds forks each of them.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["glray.training.worker"])
+    context.set_forkserver_preload(["glray.train.worker"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
+from glray.run.run import Run, settle
 from glray.spec import PipelineSpec
-from glray.training.context import LocalContext
-from glray.training.run_directory import Run, settle
-from glray.training.worker import train_all
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
 
 from .group import join_group, kill_group, start_group
 from .tiny import tiny_spec
@@ -114,9 +114,9 @@ def _moment(spec: PipelineSpec) -> str:
 
 
 def same_run(run: Run, expected: Run) -> bool:
-    """Whether two runs end with the same weights, moments, token proof and ledger."""
+    """Whether two runs end with the same weights, moments, token checksum and ledger."""
     result, wanted = (read_json(r.directory / "result.json") for r in (run, expected))
-    keys = ("proof", "steps", "tokens_by_seq_len")
+    keys = ("checksum", "steps", "tokens_by_seq_len")
     return all(result[key] == wanted[key] for key in keys) and same_weights(run, expected)
 
 

@@ -1,4 +1,4 @@
-"""Imports run one way, and only the edges know Ray."""
+"""Imports run one way, and only `glray/ray/` imports Ray."""
 
 import ast
 import subprocess
@@ -8,40 +8,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "glray"
-MAX_LINES = 400
 
 # Each layer may import itself and the layers before it.
 LAYERS = (
     ("errors",),
     ("files", "spec"),
     ("storage", "plan"),
-    ("data", "model", "cluster", "profile"),
-    ("training",),
-    ("profiling", "search", "report", "watch", "stopping"),
+    ("data", "model"),
+    ("run",),
+    ("train",),
+    ("search", "report"),
+    ("ray",),
     ("cli",),
     ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
-EDGES = {  # the modules that may import Ray
-    "glray.cluster",
-    "glray.data.prepare",
-    "glray.data.stream",
-    "glray.training.edge",
-    "glray.search.tuner",
-}
-WITHOUT_TORCH = {
-    "errors",
-    "files",
-    "storage",
-    "spec",
-    "plan",
-    "profile",
-    "report",
-    "watch",
-    "stopping",
-    "cli",
-}
+WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "search", "report", "cli"}
 
 
 def imports(source: str) -> set[str]:
@@ -69,8 +52,8 @@ def violations(module: str, source: str) -> list[str]:
             imported = rest.split(".")[0]
             if imported != layer and RANK[imported] >= RANK[layer]:
                 found.append(f"{module} imports {name}, which is not below it")
-        if top == "ray" and module not in EDGES:
-            found.append(f"{module} imports {name}, and is no edge")
+        if top == "ray" and layer != "ray":
+            found.append(f"{module} imports {name}, outside of glray/ray/")
         if top == "torch" and layer in WITHOUT_TORCH:
             found.append(f"{module} imports {name}")
     return found
@@ -96,14 +79,14 @@ def test_every_module_keeps_to_its_layer():
     ("module", "source"),
     [
         ("glray.spec.compute", "from glray.plan import Plan"),
-        ("glray.plan", "import glray.training.loop"),
+        ("glray.plan", "import glray.train.loop"),
         ("glray.data.order", "from glray.model.loss import NextTokenLoss"),
-        ("glray.model.loss", "def f():\n    from glray.training import loop"),
-        ("glray.report.table", "from glray.search.tuner import search"),
+        ("glray.model.loss", "def f():\n    from glray.train import loop"),
+        ("glray.report.table", "from glray.ray.tune import search"),
         ("glray.plan", "import torch"),
         ("glray.spec.model", "import torch.nn as nn"),
         ("glray.report.page", "from torch import Tensor"),
-        ("glray.training.loop", "import ray"),
+        ("glray.train.loop", "import ray"),
         ("glray.data.order", "def f():\n    import ray.data"),
         ("glray.plan", "from ray import train"),
         ("glray.plan", "from glray import cli"),
@@ -116,8 +99,8 @@ def test_a_violation_is_seen(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("glray.training.edge", "import ray.train\nfrom glray.data.stream import ray_batches"),
-        ("glray.cli", "from glray.search.tuner import search"),
+        ("glray.ray.train", "import ray.train\nfrom glray.ray.stream import ray_batches"),
+        ("glray.cli", "from glray.ray.tune import search"),
         ("glray.data.windows", "import rayon_like_name\nfrom glray.plan import Plan"),
     ],
 )
@@ -125,16 +108,15 @@ def test_what_is_allowed_passes(module, source):
     assert violations(module, source) == []
 
 
-def test_files_are_short_and_have_a_subject():
+def test_files_have_a_subject():
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= MAX_LINES, path
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
 
 
 def test_a_driver_does_not_import_the_models_code():
     # It takes seconds, and a run that is resumed waits for the driver first.
     code = (
-        "import sys, glray.cli, glray.training.run_directory, glray.training.edge\n"
+        "import sys, glray.cli, glray.run.run, glray.ray.train\n"
         "sys.exit('transformers.modeling_utils' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

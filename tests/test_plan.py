@@ -32,7 +32,7 @@ def spec(
     *,
     tokens=None,
     seconds=None,
-    ratios_share="tokens",
+    ratios_in="tokens",
     costs=None,
     tokens_per_batch=4096,
 ) -> PipelineSpec:
@@ -51,7 +51,7 @@ def spec(
             ),
         ),
         budget=BudgetSpec(tokens=tokens, seconds=seconds),
-        ratios_share=ratios_share,
+        ratios_in=ratios_in,
         tokens_per_batch=tokens_per_batch,
         optimizer=OptimizerSpec(lr=1e-3),
         evaluation=EvaluationSpec(seq_lens=(128,), num_tokens=128),
@@ -76,22 +76,22 @@ def test_tokens_shared_by_tokens():
         (1024, 4, 40, 40),
     ]
     assert plan.num_tokens == 80 * 4096
-    assert plan.edges == (10, 20, 40, 80)
+    assert plan.stage_ends == (10, 20, 40, 80)
     assert [plan.stage_index(step) for step in (0, 9, 10, 39, 40, 79)] == [0, 0, 1, 2, 3, 3]
 
 
 def test_tokens_shared_by_seconds():
     # Equal seconds at costs 1, 2, 4, 8 are steps in proportion 8 : 4 : 2 : 1.
-    plan = plan_of(spec(tokens=15 * 4096, ratios_share="seconds", costs=COSTS))
+    plan = plan_of(spec(tokens=15 * 4096, ratios_in="seconds", costs=COSTS))
     assert [s.num_steps for s in plan.stages] == [8, 4, 2, 1]
 
 
 def test_seconds_shared_by_seconds_carry_what_is_left_over():
-    # Edges at 10, 20, 30, 40 s: 10 steps of 1 s, 5 of 2 s, 2 of 4 s (28 s), 1 of 8 s (36 s).
-    plan = plan_of(spec(seconds=40, ratios_share="seconds", costs=COSTS))
+    # Boundaries at 10, 20, 30, 40 s: 10 steps of 1 s, 5 of 2 s, 2 of 4 s (28 s), 1 of 8 s (36 s).
+    plan = plan_of(spec(seconds=40, ratios_in="seconds", costs=COSTS))
     assert [s.num_steps for s in plan.stages] == [10, 5, 2, 1]
-    assert plan.charged_microseconds(plan.num_steps) == 36_000_000
-    assert plan.charged_microseconds(11) == 12_000_000
+    assert plan.calibrated_microseconds(plan.num_steps) == 36_000_000
+    assert plan.calibrated_microseconds(11) == 12_000_000
 
 
 def test_seconds_shared_by_tokens():
@@ -101,8 +101,8 @@ def test_seconds_shared_by_tokens():
 
 
 def test_seconds_without_calibration_have_no_plan_yet():
-    assert plan_of(spec(seconds=40, ratios_share="seconds")) is None
-    assert plan_of(spec(tokens=40960, ratios_share="seconds")) is None
+    assert plan_of(spec(seconds=40, ratios_in="seconds")) is None
+    assert plan_of(spec(tokens=40960, ratios_in="seconds")) is None
     assert plan_of(spec(tokens=40960)) is not None
 
 
@@ -136,22 +136,22 @@ def test_split_loses_nothing_and_is_within_one(total, ratios):
 )
 def test_a_budget_in_seconds_is_used_up_to_a_step(ratios, costs, seconds, share):
     pipeline = spec(
-        ratios, seconds=seconds, ratios_share=share, costs=dict(zip(LENGTHS, costs, strict=True))
+        ratios, seconds=seconds, ratios_in=share, costs=dict(zip(LENGTHS, costs, strict=True))
     )
     try:
         plan = plan_of(pipeline)
     except UserError:
         return  # a stage without a step
-    charged = plan.charged_microseconds(plan.num_steps)
-    assert charged <= seconds * 1_000_000
+    calibrated = plan.calibrated_microseconds(plan.num_steps)
+    assert calibrated <= seconds * 1_000_000
     if share == "seconds":
-        assert seconds * 1_000_000 - charged < costs[-1]
-        edge = 0
+        assert seconds * 1_000_000 - calibrated < costs[-1]
+        boundary = 0
         for stage, ratio_ in zip(plan.stages, ratios, strict=True):
-            edge += (
+            boundary += (
                 seconds * 1_000_000 * Fraction(str(ratio_)) / sum(Fraction(str(r)) for r in ratios)
             )
-            assert plan.charged_microseconds(stage.end_step) <= edge
+            assert plan.calibrated_microseconds(stage.end_step) <= boundary
     else:
         more = split(plan.num_steps + 1, [Fraction(str(r)) for r in ratios])
         assert sum(n * c for n, c in zip(more, costs, strict=True)) > seconds * 1_000_000
@@ -193,7 +193,7 @@ def test_scheduled_rate(schedule, expected):
         assert rate == pytest.approx(0.01 * share, abs=1e-12)
 
 
-def test_the_rate_rises_again_after_each_edge():
+def test_the_rate_rises_again_after_each_boundary():
     optimizer = OptimizerSpec(lr=0.01, schedule=LinearSchedule(warmup=0.0), rewarm_steps=3)
     plan = plan_of(spec(tokens=40 * 4096))  # 10 steps a stage
     shares = [
@@ -205,13 +205,13 @@ def test_the_rate_rises_again_after_each_edge():
     assert shares == pytest.approx(once)
 
 
-def test_edges_between_stages():
+def test_boundaries_between_stages():
     plan = plan_of(spec(tokens=80 * 4096))  # 20 steps a stage
-    first, _, last = plan.inner_edges
+    first, _, last = plan.boundaries
     assert (first.step, first.from_seq_len, first.to_seq_len) == (20, 128, 256)
-    assert first.settled_step == 36
-    assert (last.step, last.settled_step) == (60, 76)
+    assert first.rescore_step == 36
+    assert (last.step, last.rescore_step) == (60, 76)
     assert [step for step in range(80) if not plan.is_watched(step)] == []
     long = plan_of(spec(ratios=(100, 1, 1, 1), tokens=103 * 4096))
-    assert [edge.settled_step for edge in long.inner_edges] == [101, 102, 103]
+    assert [boundary.rescore_step for boundary in long.boundaries] == [101, 102, 103]
     assert [step for step in range(103) if long.is_watched(step)] == list(range(68, 103))

@@ -29,7 +29,7 @@ def test_each_result_says_where_it_comes_from():
         assert {"commit", "processor", "torch"} <= set(result["environment"])
 
 
-CLOCKS = ("charged", "measured", "warm_up", "evaluation", "checkpoints")
+CLOCKS = ("calibrated", "measured", "warm_up", "evaluation", "checkpoints")
 
 
 def test_a_diverged_run_and_missing_jumps_are_dashes():
@@ -37,12 +37,12 @@ def test_a_diverged_run_and_missing_jumps_are_dashes():
     run = {
         "tokens": 1000,
         "seconds": dict.fromkeys(
-            ("charged", "measured", "warm_up", "evaluation", "checkpoints"), 1.0
+            ("calibrated", "measured", "warm_up", "evaluation", "checkpoints"), 1.0
         ),
         "heldout": {"loss": {"128": 4.0, "1024": 3.5}},
-        "edges": [{"from": 128, "to": 1024, "jump": 0.25}],
+        "boundaries": [{"from": 128, "to": 1024, "jump": 0.25}],
     }
-    wild = run | {"heldout": {"loss": {"128": float("nan")}}, "edges": [{"jump": None}]}
+    wild = run | {"heldout": {"loss": {"128": float("nan")}}, "boundaries": [{"jump": None}]}
     arms = [
         {"label": "tame", "stages": [128, 1024], "runs": [run, run, run]},
         {"label": "wild", "stages": [128, 1024], "runs": [run, wild, run]},

@@ -96,8 +96,8 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         names = ", ".join(source.blocks.fingerprint for source in corpus.sources)
         console.print(f"prepare: token blocks {names} are there, nothing to do")
     else:
-        from glray.cluster import connect
-        from glray.data.prepare import prepare
+        from glray.ray.cluster import connect
+        from glray.ray.prepare import prepare
 
         connect(spec.compute, console.print)
         corpus = prepare(spec, console.print)

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from glray.cli.app import Overrides, absolute, app, console, make_paths_absolute
-from glray.cli.long_documents import refuse_missing_documents, scored_long_documents
+from glray.cli.long_documents import check_documents, scored_long_documents
 from glray.cli.training import trained_runs
 from glray.errors import UserError
 from glray.spec import ComparisonSpec, load_comparison
@@ -41,7 +41,7 @@ def compare(
                 f"{reference}: {names.count(spec.name)} of these comparisons are named "
                 f"{spec.name!r}, one would replace the other; leave one out or rename it"
             )
-        refuse_missing_documents(spec)
+        check_documents(spec)
     for spec in specs:
         _compare(spec)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from glray.report.long_losses import LongLosses
 
 
-def refuse_missing_documents(spec: ComparisonSpec) -> None:
+def check_documents(spec: ComparisonSpec) -> None:
     """Raises UserError if the documents are not there: said before anything is trained."""
     if spec.context is not None:
         _versions(spec.context)
@@ -52,8 +52,8 @@ def _scored(
 ) -> dict[str, Any]:
     """One run in whole or in sliding windows: ``report.context.context_record``."""
     from glray.report.context import context_record
-    from glray.report.long_losses import PLACINGS
-    from glray.training.scoring import ScoringProtocol, score_model
+    from glray.report.long_losses import SCALINGS
+    from glray.train.scoring import ScoringProtocol, score_model
 
     assert run.result is not None, "compared runs are finished"
     scored_as = {
@@ -69,7 +69,7 @@ def _scored(
         protocol = ScoringProtocol(
             seq_lens=context.seq_lens,
             stride=stride,
-            positions=PLACINGS,
+            positions=SCALINGS,
             documents=context.documents,
             num_tokens=context.num_tokens,
         )

@@ -18,7 +18,7 @@ from glray.cli.app import (
 )
 from glray.cli.training import trained_runs
 from glray.files import sole_writer
-from glray.profile import profile_path, read_profile
+from glray.run.profile import profile_path, read_profile
 
 
 @app.command()
@@ -63,10 +63,10 @@ def profile(
     the length can save. Each of --attention, --compile and --precision may name several: every
     combination is measured. glray plan prices the pipeline by what was measured.
     """
-    from glray.profile import own_setting, settings_of, write_profile
-    from glray.profiling.measure import measure
     from glray.report.profile_plot import write_profile_plot
     from glray.report.profile_table import profile_tables
+    from glray.run.profile import own_setting, settings_of, write_profile
+    from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
     measured = measure(
@@ -99,14 +99,14 @@ def data(
     rows: Annotated[int, typer.Option(min=0, help="How many of them.")] = 3,
 ) -> None:
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
-    from glray.data.inspection import shown_windows, source_ledgers
+    from glray.data.inspection import shown_windows, source_stats
     from glray.report.data_tables import lengths_table, sources_table, windows_text
 
     spec = load_spec(pipeline, overrides)
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
     windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
-    ledgers = source_ledgers(corpus)
+    ledgers = source_stats(corpus)
     out = Console(highlight=False)
     out.print(sources_table(ledgers), lengths_table(ledgers), windows_text(windows, step, length))
 
@@ -114,7 +114,7 @@ def data(
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
-    from glray.training.run_directory import pipeline_directory
+    from glray.run.run import pipeline_directory
 
     spec = load_spec(pipeline, overrides)
     runs = trained_runs(spec)
@@ -129,14 +129,14 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in
     the pipeline's directory, which glray run takes.
     """
-    from glray.cluster import connect, require_workers
     from glray.model.config import starting_model
-    from glray.search.space import refuse_search
-    from glray.search.tuner import search
-    from glray.training.run_directory import pipeline_directory
+    from glray.ray.cluster import connect, require_workers
+    from glray.ray.tune import search
+    from glray.run.run import pipeline_directory
+    from glray.search.space import check_search
 
     spec = load_spec(pipeline, overrides)
-    refuse_search(spec)
+    check_search(spec)
     starting_model(spec)
     corpus = prepared_corpus(spec)
     with sole_writer(pipeline_directory(spec)):

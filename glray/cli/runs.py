@@ -77,7 +77,7 @@ def evaluate(
     """Score a model at any window lengths, on its run's held-out text or other documents."""
     from glray.data.sources import corpus_of
     from glray.report.context import context_remarks, context_tables, write_context
-    from glray.training.scoring import ScoringProtocol, score_model
+    from glray.train.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
     if stride is not None and not is_sliding:
@@ -135,7 +135,7 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
 ) -> None:
     """Write a run's latest model as a folder that transformers loads."""
-    from glray.training.export import export_run
+    from glray.train.export import export_run
 
     step = export_run(run, directory)
     console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")

@@ -8,11 +8,11 @@ from rich.console import Console
 from glray.cli.app import console, prepared_corpus
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
-from glray.profile import profile_path, read_profile
+from glray.run.profile import profile_path, read_profile
 from glray.spec import PipelineSpec
 
 if TYPE_CHECKING:
-    from glray.training.run_directory import Run
+    from glray.run.run import Run
 
 GUARDED_STATUS = 3
 """Of a command when the held-out loss has risen by more than ``evaluation.max_rise``."""
@@ -25,8 +25,8 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     """
     from glray.model.config import starting_model
     from glray.report.plan_table import plan_tables
-    from glray.training.guard import excessive_rise
-    from glray.training.run_directory import settle, with_calibration
+    from glray.run.guard import excessive_rise
+    from glray.run.run import settle, with_calibration
 
     spec = with_calibration(spec)
     Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
@@ -47,7 +47,7 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
         runs = settle(spec, corpus)
         if exit_status or runs is None:
             _say_stopped(exit_status)
-    refuse_risen(runs)
+    exit_if_guarded(runs)
     if not all(run.is_finished for run in runs):
         _say_stopped(0)
     return runs
@@ -58,9 +58,9 @@ def _say_stopped(exit_status: int) -> NoReturn:
     raise typer.Exit(exit_status)
 
 
-def refuse_risen(runs: "list[Run]") -> None:
+def exit_if_guarded(runs: "list[Run]") -> None:
     """Exit with status 3 if the guard has stopped a run."""
-    from glray.training.guard import excessive_rise
+    from glray.run.guard import excessive_rise
 
     risen = [(run, rise) for run in runs if (rise := excessive_rise(run))]
     for run, rise in risen:
@@ -75,11 +75,11 @@ def refuse_risen(runs: "list[Run]") -> None:
 
 def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
-    from glray.cluster import connect, require_workers
-    from glray.stopping import in_a_thread, stop_on_signals
-    from glray.training.edge import fit, stop_file
-    from glray.training.run_directory import pipeline_directory
-    from glray.watch import watching
+    from glray.cli.stopping import in_a_thread, stop_on_signals
+    from glray.cli.watch import watching
+    from glray.ray.cluster import connect, require_workers
+    from glray.ray.train import fit, stop_file
+    from glray.run.run import pipeline_directory
 
     directory = pipeline_directory(spec)
     with sole_writer(directory):

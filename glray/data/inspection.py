@@ -14,7 +14,7 @@ from glray.spec.pipeline import PipelineSpec
 
 
 @dataclass(frozen=True)
-class SourceLedger:
+class SourceStats:
     """What was made of one source."""
 
     name: str
@@ -48,13 +48,13 @@ class SourceLedger:
         return sum(self.length_documents[power:]), sum(self.length_tokens[power:])
 
 
-def source_ledgers(corpus: PreparedCorpus) -> list[SourceLedger]:
+def source_stats(corpus: PreparedCorpus) -> list[SourceStats]:
     """Each source's ledger, from its manifest."""
     ledgers = []
     for source in corpus.sources:
         manifest = read_manifest(source.blocks.directory)
         ledgers.append(
-            SourceLedger(
+            SourceStats(
                 name=source.name,
                 weight=source.weight,
                 place=manifest["source"],

@@ -1,8 +1,8 @@
 """The fixed set of held-out target tokens that a pipeline's runs are scored on.
 
-It is made of stretches of ``longest`` tokens from documents that are long enough, dealt round
-after round (each document's first stretch, then each one's second …) until ``num_tokens`` are
-reached. At a shorter length every stretch is cut into windows, each its own context: the targets
+It is made of sequences of ``longest`` tokens from documents that are long enough, dealt round
+after round (each document's first sequence, then each one's second …) until ``num_tokens`` are
+reached. At a shorter length every sequence is cut into windows, each its own context: the targets
 stay the same, and no window crosses a document.
 """
 
@@ -24,12 +24,12 @@ from glray.spec.training import EvaluationSpec
 
 @dataclass(frozen=True)
 class HeldoutTargets:
-    """Stretches of held-out text: inputs ``[:, :-1]``, targets ``[:, 1:]``."""
+    """Sequences of held-out text: inputs ``[:, :-1]``, targets ``[:, 1:]``."""
 
     tokens: np.ndarray
-    """int64[stretches, longest + 1]."""
+    """int64[sequences, longest + 1]."""
     documents: np.ndarray
-    """int64[stretches]: which document each comes from, numbered from 0 without gaps."""
+    """int64[sequences]: which document each comes from, numbered from 0 without gaps."""
     num_bytes: int
     """UTF-8 bytes that the targets stand for."""
     num_skipped: int = 0
@@ -37,12 +37,12 @@ class HeldoutTargets:
 
     @property
     def longest(self) -> int:
-        """Target tokens of a stretch: the longest window that it can be scored in."""
+        """Target tokens of a sequence: the longest window that it can be scored in."""
         return self.tokens.shape[1] - 1
 
     @property
     def num_documents(self) -> int:
-        """Documents that the stretches come from."""
+        """Documents that the sequences come from."""
         return int(self.documents.max()) + 1
 
     @property
@@ -116,10 +116,10 @@ def document_targets(
     return replace(dealt, num_skipped=num_skipped)
 
 
-def _rounds(stretches: list[int], wanted: int) -> int:
-    """Rounds after which ``wanted`` stretches are dealt to documents that have so many, or all."""
+def _rounds(sequences: list[int], wanted: int) -> int:
+    """Rounds after which ``wanted`` sequences are dealt to documents that have so many, or all."""
     rounds = 1
-    while rounds < max(stretches) and sum(min(n, rounds) for n in stretches) < wanted:
+    while rounds < max(sequences) and sum(min(n, rounds) for n in sequences) < wanted:
         rounds += 1
     return rounds
 
@@ -139,18 +139,18 @@ def _token_ids(document: Document, tokenizer: Tokenizer, num_ids: int) -> np.nda
 def _dealt(
     usable: list[np.ndarray], longest: int, num_tokens: int, token_num_bytes: np.ndarray
 ) -> HeldoutTargets:
-    """Stretches of ``longest`` targets of documents that are long enough, round after round, up to
+    """Sequences of ``longest`` targets of documents that are long enough, round after round, up to
     ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]."""
     wanted = num_tokens // longest
-    stretches: list[np.ndarray] = []
+    sequences: list[np.ndarray] = []
     sources: list[int] = []
     start = 0
-    while len(stretches) < wanted and any(len(tokens) > start + longest for tokens in usable):
+    while len(sequences) < wanted and any(len(tokens) > start + longest for tokens in usable):
         for index, tokens in enumerate(usable):
-            if len(tokens) > start + longest and len(stretches) < wanted:
-                stretches.append(tokens[start : start + longest + 1])
+            if len(tokens) > start + longest and len(sequences) < wanted:
+                sequences.append(tokens[start : start + longest + 1])
                 sources.append(index)
         start += longest
-    tokens = np.stack(stretches).astype(np.int64)
+    tokens = np.stack(sequences).astype(np.int64)
     num_bytes = int(token_num_bytes[tokens[:, 1:]].sum())
     return HeldoutTargets(tokens, np.array(sources, dtype=np.int64), num_bytes)

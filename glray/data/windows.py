@@ -85,7 +85,7 @@ def stage_reads(
 ) -> Iterator[StageReads]:
     """What a rank reads from ``first_step`` to the end of the plan, a bounded segment at a time.
 
-    A segment never crosses a stage edge.
+    A segment never crosses a stage boundary.
     """
     for stage in plan.stages:
         start = max(first_step, stage.first_step)

@@ -67,7 +67,7 @@ def load_pretrained(
             f"{path}: transformers cannot load it ({type(error).__name__}: {error}): its "
             "config.json or its index is wrong; restore the folder"
         ) from None
-    _refuse_other_weights(path, found)
+    _check_weights(path, found)
     model.config.name_or_path = ""  # nothing of the folder but its weights,
     model.generation_config = GenerationConfig.from_model_config(config)  # as after a resume
     return model.train().to(device)
@@ -84,7 +84,7 @@ def place_positions(network: PreTrainedModel, parameters: dict[str, Any]) -> Non
     rotary.rope_type, rotary.attention_scaling = fresh.rope_type, fresh.attention_scaling
 
 
-def _refuse_other_weights(path: Path, found: dict[str, Any]) -> None:
+def _check_weights(path: Path, found: dict[str, Any]) -> None:
     for name, shape, expected in sorted(found["mismatched_keys"]):
         raise UserError(
             f"{path}: {name} is of shape {list(shape)}, config.json makes it "

@@ -51,11 +51,11 @@ def read_pretrained(folder: str) -> PretrainedFolder:
     path = Path(folder).expanduser()
     config = _config(path / "config.json")
     weight_files = _weight_files(path)
-    _refuse_damaged(weight_files)
+    _check_blocks(weight_files)
     return PretrainedFolder(path, config, weight_files)
 
 
-def refuse_changed(folder: PretrainedFolder, sha256: str) -> None:
+def check_unchanged(folder: PretrainedFolder, sha256: str) -> None:
     """Raises UserError unless the folder is still the one of ``sha256``."""
     if folder.sha256 != sha256:
         raise UserError(
@@ -90,7 +90,7 @@ def _config(file: Path) -> PreTrainedConfig:
         raise UserError(
             f"{file} is no configuration of a {architecture} model: {problem}"
         ) from None
-    _refuse_positions(file, config)
+    _check_positions(file, config)
     rope_type = config.rope_parameters["rope_type"]
     if rope_type not in FIXED_SCALINGS:
         raise UserError(
@@ -107,7 +107,7 @@ def _config(file: Path) -> PreTrainedConfig:
     return config
 
 
-def _refuse_positions(file: Path, config: PreTrainedConfig) -> None:
+def _check_positions(file: Path, config: PreTrainedConfig) -> None:
     """Raises UserError for what cannot be: transformers would fail later, or turn no dimension."""
     heads = config.num_attention_heads
     if heads < 1 or head_dim(config) < 2:
@@ -176,7 +176,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     return (index, *(path / name for name in names))
 
 
-def _refuse_damaged(weight_files: tuple[Path, ...]) -> None:
+def _check_blocks(weight_files: tuple[Path, ...]) -> None:
     for file in weight_files:
         if file.suffix == ".json":
             continue

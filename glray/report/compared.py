@@ -105,12 +105,12 @@ def _run(run: RunRecord) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "fingerprint": run.fingerprint,
-        "proof": result.proof,
+        "checksum": result.checksum,
         "commit": run.environment.get("commit"),
         "steps": run.num_steps,
         "tokens": run.tokens,
         "seconds": {
-            "charged": run.charged_seconds,
+            "calibrated": run.calibrated_seconds,
             "measured": run.measured_seconds,
             "warm_up": result.warm_up_seconds,
             "evaluation": result.eval_seconds,
@@ -127,13 +127,13 @@ def _run(run: RunRecord) -> dict[str, Any]:
             },
             "bits_per_byte": {str(score.seq_len): score.bits_per_byte for score in latest.lengths},
         },
-        "edges": [
+        "boundaries": [
             {
-                "from": edge.from_seq_len,
-                "to": edge.to_seq_len,
-                "jump": None if edge.jump is None else edge.jump.jump,
+                "from": boundary.from_seq_len,
+                "to": boundary.to_seq_len,
+                "jump": None if boundary.jump is None else boundary.jump.jump,
             }
-            for edge in run.edges
+            for boundary in run.boundaries
         ],
     }
 
@@ -151,8 +151,8 @@ def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
             "num_documents": record["num_documents"],
             "num_target_tokens": record["num_target_tokens"],
             "positions": {
-                placing: [{key: length[key] for key in kept} for length in lengths]
-                for placing, lengths in record["positions"].items()
+                scaling: [{key: length[key] for key in kept} for length in lengths]
+                for scaling, lengths in record["positions"].items()
             },
         }
         for run in comparison.runs

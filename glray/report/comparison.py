@@ -117,9 +117,9 @@ def share_targets(runs: Sequence[RunRecord]) -> bool:
 
 
 def clock_drift(run: RunRecord) -> float:
-    """Measured over charged training seconds, less 1; 0.0 where nothing is charged."""
-    charged = run.charged_seconds
-    return run.measured_seconds / charged - 1.0 if charged else 0.0
+    """Measured over calibrated training seconds, less 1; 0.0 where nothing is calibrated."""
+    calibrated = run.calibrated_seconds
+    return run.measured_seconds / calibrated - 1.0 if calibrated else 0.0
 
 
 def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:

@@ -1,4 +1,4 @@
-"""What ``glray eval`` shows and leaves: loss over window length under each placing of positions."""
+"""What ``glray eval`` shows and leaves: loss over window length under each scaling of positions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,20 +22,20 @@ from glray.report.formats import plus_minus
 from glray.report.table import plain_table
 
 if TYPE_CHECKING:
-    from glray.training.scoring import Scores, ScoringProtocol
+    from glray.train.scoring import Scores, ScoringProtocol
 
 LengthRecords = Sequence[Mapping[str, Any]]
 """One record a window length: ``seq_len``, ``loss`` (nats per token), ``standard_error`` …"""
-MOST_PLACINGS = 4
-"""Placings of positions side by side; more go into a further table."""
+MOST_SCALINGS = 4
+"""Scalings of positions side by side; more go into a further table."""
 
 
 def context_tables(scores: "Scores", protocol: "ScoringProtocol") -> list[RenderableType]:
-    """A title, and one row a window length: nats per token under each placing of positions, and
+    """A title, and one row a window length: nats per token under each scaling of positions, and
     bits per byte if there is one."""
     by_positions, names = scores.by_positions, list(scores.by_positions)
     placed = f", positions {names[0]}" if len(names) == 1 else ""
-    parts = [names[i : i + MOST_PLACINGS] for i in range(0, len(names), MOST_PLACINGS)]
+    parts = [names[i : i + MOST_SCALINGS] for i in range(0, len(names), MOST_SCALINGS)]
     return [
         Text(f"\nLoss (nats per token) by window length, {_how(protocol)}{placed}", style="bold"),
         *(_table({name: by_positions[name] for name in part}) for part in parts),

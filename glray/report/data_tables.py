@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from glray.data.inspection import ShownWindow, SourceLedger
+from glray.data.inspection import ShownWindow, SourceStats
 from glray.report.formats import tokens_text
 
 LENGTHS = (1, 128, 512, 1024, 4096, 16384)
@@ -16,7 +16,7 @@ TEXT_SHOWN = 400
 """Characters of a window that are printed, half from its start and half from its end."""
 
 
-def sources_table(ledgers: list[SourceLedger]) -> RenderableType:
+def sources_table(ledgers: list[SourceStats]) -> RenderableType:
     """Each source's ledger, and where it came from."""
     table = _table("Sources", ("source", "weight", "documents", "MB", "tokens", "held out"))
     for ledger in ledgers:
@@ -38,7 +38,7 @@ def sources_table(ledgers: list[SourceLedger]) -> RenderableType:
     return Group(table, Text("\n".join(places) + "\n", style="dim"))
 
 
-def lengths_table(ledgers: list[SourceLedger]) -> RenderableType:
+def lengths_table(ledgers: list[SourceStats]) -> RenderableType:
     """How many training tokens sit in documents of at least each length."""
     table = _table("Training tokens in documents of at least …", ("length", "documents", "tokens"))
     table.add_column("share", justify="right")

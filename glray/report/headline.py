@@ -17,7 +17,7 @@ from glray.report.time_to_loss import time_to_loss
 from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
-"""Measured and charged seconds further apart than this share are said in the headline."""
+"""Measured and calibrated seconds further apart than this share are said in the headline."""
 NOISE_ERRORS = 2
 """A paired difference of no more than this many standard errors is called noise."""
 MOST_LISTED = 6
@@ -67,8 +67,12 @@ def _result(comparison: Comparison) -> list[str]:
 
 
 def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
-    charged = [run.charged_seconds for run in score.runs if run.charged_seconds is not None]
-    clock = f"{seconds_text(sum(charged) / len(charged))} s charged and " if charged else ""
+    calibrated = [
+        run.calibrated_seconds for run in score.runs if run.calibrated_seconds is not None
+    ]
+    clock = (
+        f"{seconds_text(sum(calibrated) / len(calibrated))} s calibrated and " if calibrated else ""
+    )
     return (
         f"{score.label}: held-out loss at {seq_len} tokens is "
         f"{plus_minus(score.loss, score.standard_error, decimals)} nats "
@@ -127,7 +131,7 @@ def _equal_budget(runs: Sequence[RunRecord]) -> str:
     seconds = {run.budget_seconds for run in runs}
     tokens = {run.tokens for run in runs}
     if len(seconds) == 1 and None not in seconds:
-        return f"At equal charged training time ({seconds.pop():g} s each)"
+        return f"At equal calibrated training time ({seconds.pop():g} s each)"
     if len(tokens) == 1:
         return f"At equal training tokens ({tokens_text(tokens.pop())} each)"
     return "At unequal budgets"
@@ -185,15 +189,15 @@ def _drift(comparison: Comparison) -> list[str]:
         return []
     shown = ", ".join(
         f"{run.name} {seconds_text(run.measured_seconds)} s measured for "
-        f"{seconds_text(run.charged_seconds)} s charged ({clock_drift(run):+.0%})"
+        f"{seconds_text(run.calibrated_seconds)} s calibrated ({clock_drift(run):+.0%})"
         for run in drifting[:MOST_LISTED]
     )
     more = f", and {len(drifting) - MOST_LISTED} more" if len(drifting) > MOST_LISTED else ""
     by_time = any(run.budget_seconds is not None for run in comparison.runs)
-    concerned = "the equal-time comparison is" if by_time else "charged seconds are"
+    concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
     return [
-        f"Measured and charged training time are more than {DRIFT_LIMIT:.0%} apart: {shown}{more}; "
-        f"{concerned} off by that much."
+        f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
+        f"{shown}{more}; {concerned} off by that much."
     ]
 
 

@@ -26,7 +26,7 @@ from glray.report.run_record import RunRecord
 from glray.report.table import plain_table
 
 WHOLE, SLIDING = "whole", "sliding"
-PLACINGS = ("extrapolation", "interpolation")
+SCALINGS = ("extrapolation", "interpolation")
 """Of positions beyond the longest length trained; the first is the paper's."""
 
 LongLosses = Mapping[tuple[Path, str], Mapping[str, Any]]
@@ -38,11 +38,11 @@ def long_loss(
     run: RunRecord,
     seq_len: int,
     protocol: str = WHOLE,
-    placing: str = PLACINGS[0],
+    scaling: str = SCALINGS[0],
 ) -> float:
     """Nats per token in windows of ``seq_len``; NaN if they are not scored."""
     record = losses.get((run.directory, protocol))
-    lengths = record["positions"].get(placing, []) if record else []
+    lengths = record["positions"].get(scaling, []) if record else []
     found = [length["loss"] for length in lengths if length["seq_len"] == seq_len]
     return float(found[0]) if found else math.nan
 
@@ -54,7 +54,7 @@ def share_long_targets(runs: Sequence[RunRecord], losses: LongLosses) -> bool:
 
 
 def long_table(runs: Sequence[RunRecord], losses: LongLosses) -> Table:
-    """One row an arm, protocol and placing: the mean over its seeds at each window length."""
+    """One row an arm, protocol and scaling: the mean over its seeds at each window length."""
     lengths = _lengths(losses)
     table = plain_table("Loss on long documents (nats per token) by window length")
     for name in ("run", "windows", "positions"):
@@ -62,11 +62,11 @@ def long_table(runs: Sequence[RunRecord], losses: LongLosses) -> Table:
     for seq_len in lengths:
         table.add_column(str(seq_len), justify="right", no_wrap=True)
     for protocol in (WHOLE, SLIDING):
-        for placing in PLACINGS:
+        for scaling in SCALINGS:
             for arm in by_arm(runs):
-                values = [_mean(losses, arm, seq_len, protocol, placing) for seq_len in lengths]
+                values = [_mean(losses, arm, seq_len, protocol, scaling) for seq_len in lengths]
                 cells = ["-" if math.isnan(value) else f"{value:.3f}" for value in values]
-                table.add_row(arm.label, protocol, placing, *cells)
+                table.add_row(arm.label, protocol, scaling, *cells)
     return table
 
 
@@ -81,10 +81,10 @@ def long_plot(runs: Sequence[RunRecord], losses: LongLosses) -> Figure:
         bare_axes(axes, f"window length (tokens), {protocol} windows", "")
         length_axis(axes, lengths)
         for arm in arms:
-            for placing, line in zip(PLACINGS, ("-", "--"), strict=True):
+            for scaling, line in zip(SCALINGS, ("-", "--"), strict=True):
                 axes.plot(
                     lengths,
-                    [_mean(losses, arm, seq_len, protocol, placing) for seq_len in lengths],
+                    [_mean(losses, arm, seq_len, protocol, scaling) for seq_len in lengths],
                     color=styles[arm.label].colour,
                     marker=styles[arm.label].marker,
                     linestyle=line,
@@ -100,7 +100,7 @@ def long_plot(runs: Sequence[RunRecord], losses: LongLosses) -> Figure:
         columns=6,
         marks=[
             grey_handle(name, linestyle=line)
-            for name, line in zip(PLACINGS, ("-", "--"), strict=True)
+            for name, line in zip(SCALINGS, ("-", "--"), strict=True)
         ],
     )
     return figure
@@ -118,6 +118,6 @@ def _lengths(losses: LongLosses) -> list[int]:
     )
 
 
-def _mean(losses: LongLosses, arm: Arm, seq_len: int, protocol: str, placing: str) -> float:
+def _mean(losses: LongLosses, arm: Arm, seq_len: int, protocol: str, scaling: str) -> float:
     """Over the arm's seeds; NaN if one is not scored."""
-    return fmean(long_loss(losses, run, seq_len, protocol, placing) for run in arm.runs)
+    return fmean(long_loss(losses, run, seq_len, protocol, scaling) for run in arm.runs)

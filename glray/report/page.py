@@ -8,7 +8,7 @@ from glray.errors import UserError
 from glray.files import write_text
 from glray.report import sections
 from glray.report.arms import eval_seq_lens, longest_trained
-from glray.report.crossings import crossings
+from glray.report.boundaries import crossings
 from glray.report.figure import save
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_plot
@@ -47,10 +47,10 @@ _PLOTS = {
         "the last position goes on gaining from context; one that rises after its longest trained "
         "length does not carry over to longer windows.",
     ),
-    "around_edges.png": (
-        "Around the edges between stages",
+    "around_boundaries.png": (
+        "Around the boundaries between stages",
         "Each training step's loss, gradient norm, update norm and learning rate in the 32 steps "
-        "before and after an edge. The loss of training changes its task there: a longer window "
+        "before and after a boundary. The loss of training changes its task there: a longer window "
         "gives most targets more context.",
     ),
 }
@@ -121,15 +121,15 @@ def _how_to_read(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
             "The same loss per UTF-8 byte of the targets, which compares across tokenizers.",
         ),
         (
-            "Charged and measured seconds",
-            "Charged: steps × the cost of a step at that length, calibrated once before the first "
+            "Calibrated and measured seconds",
+            "Calibrated: steps × the cost of a step at that length, measured once before the first "
             "step; it decides where stages and runs end. Measured: what training took by the "
             "clock. Neither counts evaluation, checkpoints or start-up, which wall seconds do.",
         ),
         (
-            "Token proof",
+            "Token checksum",
             "A sum over every input and target that was passed to the model. Runs of one seed "
-            "that trained the same tokens have the same proof.",
+            "that trained the same tokens have the same checksum.",
         ),
     ]
 

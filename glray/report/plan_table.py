@@ -7,8 +7,8 @@ from rich.text import Text
 
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
-from glray.profile import Profile, SettingCosts, prices_of
 from glray.report.profile_table import GIB, saved_share
+from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 
@@ -24,12 +24,12 @@ def plan_tables(spec: PipelineSpec, profile: Profile | None = None) -> Renderabl
     budget = (
         f"{spec.budget.tokens:,} tokens"
         if spec.budget.tokens is not None
-        else f"{spec.budget.seconds:g} charged seconds"
+        else f"{spec.budget.seconds:g} calibrated seconds"
     )
     seeds = f"seed {spec.seeds[0]}" if len(spec.seeds) == 1 else f"seeds {spec.seeds}"
     lines = [
         f"{spec.name}: {len(spec.trained_arms)} arms × {seeds}, {budget} each, shared by "
-        f"{spec.ratios_share}",
+        f"{spec.ratios_in}",
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
@@ -110,7 +110,7 @@ def _unsettled(spec: PipelineSpec, arm: ArmSpec) -> RenderableType:
         table.add_row(
             f"{stage.seq_len:,}",
             f"{spec.tokens_per_batch // stage.seq_len:,}",
-            f"{stage.ratio / whole:.1%} of {spec.ratios_share}",
+            f"{stage.ratio / whole:.1%} of {spec.ratios_in}",
             "after calibration",
         )
     return table
@@ -157,8 +157,8 @@ def _total(plan: Plan) -> str:
     if plan.budget_tokens is not None:
         rest = plan.budget_tokens - plan.num_tokens
         return f"{total}\n{rest:,} tokens of the budget are less than a batch: not trained"
-    charged = plan.charged_microseconds(plan.num_steps)
+    calibrated = plan.calibrated_microseconds(plan.num_steps)
     assert plan.budget_microseconds is not None
-    assert charged is not None
-    rest = plan.budget_microseconds - charged
+    assert calibrated is not None
+    rest = plan.budget_microseconds - calibrated
     return f"{total}\n{rest / MICROSECONDS:.3f} s of the budget are less than a step: not used"

@@ -1,8 +1,8 @@
 """The plots of a report, as PNG files.
 
 ``loss_over_time`` and ``loss_over_tokens``: loss while the arms train. ``loss_by_length`` and
-``loss_by_position``: held-out loss of the last model. ``around_edges``: training near the edges
-between stages. A plot without data is left out.
+``loss_by_position``: held-out loss of the last model. ``around_boundaries``: training near the
+boundaries between stages. A plot without data is left out.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from glray.report.arms import eval_seq_lens
-from glray.report.edge_plot import around_edges
+from glray.report.boundary_plot import around_boundaries
 from glray.report.figure import save
 from glray.report.heldout_plots import loss_by_length, loss_by_position
 from glray.report.run_record import RunRecord
@@ -28,6 +28,8 @@ def draw(runs: Sequence[RunRecord], directory: Path) -> list[Path]:
     if eval_seq_lens(runs):
         figures["loss_by_length.png"] = loss_by_length(runs)
         figures["loss_by_position.png"] = loss_by_position(runs)
-    if any(run.edges for run in runs):
-        figures["around_edges.png"] = around_edges([run for run in runs if run.edges])
+    if any(run.boundaries for run in runs):
+        figures["around_boundaries.png"] = around_boundaries(
+            [run for run in runs if run.boundaries]
+        )
     return [save(figure, directory / name) for name, figure in figures.items()]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from glray.profile import LengthCost, Profile
 from glray.report.figure import (
     bare_axes,
     blank_figure,
@@ -11,6 +10,7 @@ from glray.report.figure import (
     save,
     style_legend,
 )
+from glray.run.profile import LengthCost, Profile
 
 PANELS = (
     ("step time", "seconds"),

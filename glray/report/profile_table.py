@@ -5,8 +5,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from glray.profile import LengthCost, Profile, SettingCosts
 from glray.report.table import plain_table
+from glray.run.profile import LengthCost, Profile, SettingCosts
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 
@@ -92,7 +92,7 @@ def saved_share(costs: SettingCosts, spec: PipelineSpec, arm: ArmSpec) -> float 
     for stage, price in zip(arm.stages, prices, strict=True):
         if price is None:
             return None
-        steps = stage.ratio / price.seconds if spec.ratios_share == "seconds" else stage.ratio
+        steps = stage.ratio / price.seconds if spec.ratios_in == "seconds" else stage.ratio
         tokens += steps
         seconds += steps * price.seconds
     return 1 - seconds / (tokens * longest.seconds)

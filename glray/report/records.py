@@ -17,8 +17,8 @@ from glray.errors import UserError
 from glray.files import read_json
 from glray.plan import StagePlan
 from glray.report.run_record import (
-    EdgeLoss,
-    EdgeRecord,
+    BoundaryLoss,
+    BoundaryRecord,
     Evaluation,
     Jump,
     LengthLoss,
@@ -41,7 +41,7 @@ def load_run(directory: Path) -> RunRecord:
     run = read_json(path)
     try:
         evaluations = [_evaluation(record) for record in _steps_in(directory / "evaluations")]
-        edges = [_edge(record) for record in _steps_in(directory / "edges")]
+        boundaries = [_boundary(record) for record in _steps_in(directory / "boundaries")]
         result_path, spec_path = directory / "result.json", directory / "spec.yaml"
         return RunRecord(
             directory=directory,
@@ -58,7 +58,7 @@ def load_run(directory: Path) -> RunRecord:
             predicted_seconds=run["plan"].get("predicted_seconds"),
             log=_step_log(directory / "metrics.jsonl"),
             evaluations=tuple(evaluations),
-            edges=tuple(edges),
+            boundaries=tuple(boundaries),
             result=_result(read_json(result_path)) if result_path.is_file() else None,
             spec_yaml=spec_path.read_text(encoding="utf-8") if spec_path.is_file() else "",
         )
@@ -125,17 +125,17 @@ def _step_log(path: Path) -> StepLog:
     def column(name: str, dtype: type = np.float64) -> np.ndarray:
         return np.array([step[name] for step in steps], dtype=dtype)
 
-    near_edges = [step.get("update_norm") for step in steps]  # null becomes NaN
+    near_boundaries = [step.get("update_norm") for step in steps]  # null becomes NaN
 
-    charged = column("charged_seconds")
+    calibrated = column("calibrated_seconds")
     return StepLog(
         step=column("step", np.int64),
         tokens=column("tokens", np.int64),
         loss=column("loss"),
         grad_norm=column("grad_norm"),
-        update_norm=np.array(near_edges, dtype=np.float64),
+        update_norm=np.array(near_boundaries, dtype=np.float64),
         lr=column("lr"),
-        charged_seconds=None if np.isnan(charged).any() else charged,
+        calibrated_seconds=None if np.isnan(calibrated).any() else calibrated,
         measured_seconds=column("measured_seconds"),
         data_wait_seconds=column("data_wait_seconds"),
     )
@@ -162,7 +162,7 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
     return Evaluation(
         step=record["step"],
         tokens=record["tokens"],
-        charged_seconds=record["charged_seconds"],
+        calibrated_seconds=record["calibrated_seconds"],
         measured_seconds=record["measured_seconds"],
         trained_seq_len=record["trained_seq_len"],
         targets_sha256=record["targets_sha256"],
@@ -173,18 +173,18 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
     )
 
 
-def _edge(record: dict[str, Any]) -> EdgeRecord:
-    def losses(entries: list[dict[str, Any]] | None) -> dict[int, EdgeLoss]:
+def _boundary(record: dict[str, Any]) -> BoundaryRecord:
+    def losses(entries: list[dict[str, Any]] | None) -> dict[int, BoundaryLoss]:
         return {
-            entry["seq_len"]: EdgeLoss(entry["loss"], np.array(entry["document_losses"]))
+            entry["seq_len"]: BoundaryLoss(entry["loss"], np.array(entry["document_losses"]))
             for entry in entries or []
         }
 
-    return EdgeRecord(
+    return BoundaryRecord(
         step=record["step"],
         from_seq_len=record["from_seq_len"],
         to_seq_len=record["to_seq_len"],
-        settled_step=record["settled_step"],
+        rescore_step=record["rescore_step"],
         document_tokens=np.array(record["document_tokens"], dtype=np.int64),
         before=losses(record["before"]),
         switched=losses(record["switched"]),
@@ -200,5 +200,5 @@ def _result(record: dict[str, Any]) -> Result:
         eval_seconds=record["eval_seconds"],
         checkpoint_seconds=record["checkpoint_seconds"],
         wall_seconds=record["wall_seconds"],
-        proof=record["proof"],
+        checksum=record["checksum"],
     )

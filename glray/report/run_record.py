@@ -22,10 +22,10 @@ class StepLog:
     grad_norm: np.ndarray
     """float64[steps]: before clipping."""
     update_norm: np.ndarray
-    """float64[steps]: NaN away from the edges between stages."""
+    """float64[steps]: NaN away from the boundaries between stages."""
     lr: np.ndarray
     """float64[steps]."""
-    charged_seconds: np.ndarray | None
+    calibrated_seconds: np.ndarray | None
     """float64[steps], cumulated; None without a calibration."""
     measured_seconds: np.ndarray
     """float64[steps], cumulated, training alone."""
@@ -55,7 +55,7 @@ class Evaluation:
 
     step: int
     tokens: int
-    charged_seconds: float | None
+    calibrated_seconds: float | None
     measured_seconds: float
     trained_seq_len: int
     targets_sha256: str
@@ -73,8 +73,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class EdgeLoss:
-    """Held-out loss at one window length near an edge between two stages."""
+class BoundaryLoss:
+    """Held-out loss at one window length near a boundary between two stages."""
 
     loss: float
     """Nats per token."""
@@ -84,31 +84,31 @@ class EdgeLoss:
 
 @dataclass(frozen=True)
 class Jump:
-    """What the held-out loss does from the length before an edge to that after it with the same
+    """What the held-out loss does from the length before a boundary to that after it with the same
     weights, and its three parts; nats per token. ``docs/metrics.md`` defines them."""
 
     jump: float
-    placed_anew: float
+    rescaled_positions: float
     longer_context: float
     unseen_positions: float
 
 
 @dataclass(frozen=True)
-class EdgeRecord:
-    """``edges/step-*.json``: an edge between two stages."""
+class BoundaryRecord:
+    """``boundaries/step-*.json``: a boundary between two stages."""
 
     step: int
     from_seq_len: int
     to_seq_len: int
-    settled_step: int
+    rescore_step: int
     document_tokens: np.ndarray
     """int64[documents]: target tokens of each."""
-    before: dict[int, EdgeLoss]
+    before: dict[int, BoundaryLoss]
     """By window length, as are those below."""
-    switched: dict[int, EdgeLoss]
+    switched: dict[int, BoundaryLoss]
     """With the positions of the stage after it."""
-    after: dict[int, EdgeLoss]
-    """At ``settled_step``; empty until then."""
+    after: dict[int, BoundaryLoss]
+    """At ``rescore_step``; empty until then."""
     jump: Jump | None
     """None where the length does not grow, or was not scored."""
 
@@ -122,7 +122,7 @@ class Result:
     eval_seconds: float
     checkpoint_seconds: float
     wall_seconds: float
-    proof: str
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class RunRecord:
     log: StepLog
     evaluations: tuple[Evaluation, ...]
     """Ascending in ``step``."""
-    edges: tuple[EdgeRecord, ...]
+    boundaries: tuple[BoundaryRecord, ...]
     """Those between two stages that were reached, ascending in ``step``."""
     result: Result | None
     """None while the run is unfinished."""
@@ -186,8 +186,8 @@ class RunRecord:
         return max(stage.seq_len for stage in self.stages)
 
     @property
-    def charged_seconds(self) -> float | None:
-        """Charged so far; None without a calibration."""
+    def calibrated_seconds(self) -> float | None:
+        """Calibrated so far; None without a calibration."""
         total = 0
         for stage in self.stages:
             if stage.step_microseconds is None:
@@ -207,11 +207,11 @@ class RunRecord:
         """The last evaluation so far; that of the trained model once the run is finished."""
         return self.evaluations[-1] if self.evaluations else None
 
-    def gradient_rise(self, edge: EdgeRecord) -> float | None:
-        """The largest gradient norm between an edge and its ``settled_step`` over the median of the
-        ``WATCHED_STEPS`` before; None until a step is logged there."""
-        before = self.log.grad_norm[max(edge.step - WATCHED_STEPS, 0) : edge.step]
-        after = self.log.grad_norm[edge.step : edge.settled_step]
+    def gradient_rise(self, boundary: BoundaryRecord) -> float | None:
+        """The largest gradient norm between a boundary and its ``rescore_step`` over the median
+        of the ``WATCHED_STEPS`` before; None until a step is logged there."""
+        before = self.log.grad_norm[max(boundary.step - WATCHED_STEPS, 0) : boundary.step]
+        after = self.log.grad_norm[boundary.step : boundary.rescore_step]
         return float(after.max() / np.median(before)) if len(before) and len(after) else None
 
     def steps_in(self, stage: StagePlan) -> int:

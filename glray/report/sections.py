@@ -21,7 +21,7 @@ def figures(runs: Sequence[RunRecord]) -> str:
                 "-".join(str(stage.seq_len) for stage in run.stages),
                 steps if result else f"{steps} of {run.num_steps:,}",
                 tokens_text(run.tokens),
-                seconds_text(run.charged_seconds),
+                seconds_text(run.calibrated_seconds),
                 seconds_text(run.measured_seconds),
                 seconds_text(waited),
                 seconds_text(result.warm_up_seconds) if result else "-",
@@ -35,7 +35,7 @@ def figures(runs: Sequence[RunRecord]) -> str:
         "stages",
         "steps",
         "tokens",
-        "charged s",
+        "calibrated s",
         "measured s",
         "waited for data s",
         "warm-up s",
@@ -80,9 +80,9 @@ def stage_ends(runs: Sequence[RunRecord]) -> str:
             f"{evaluation.trained_seq_len:,}",
             f"{evaluation.step:,}",
             tokens_text(evaluation.tokens),
-            seconds_text(evaluation.charged_seconds),
+            seconds_text(evaluation.calibrated_seconds),
             seconds_text(evaluation.measured_seconds),
-            *(_edge_cell(evaluation, seq_len) for seq_len in seq_lens),
+            *(_boundary_cell(evaluation, seq_len) for seq_len in seq_lens),
         ]
         for label, _, run in labelled(runs)
         for evaluation in run.evaluations
@@ -90,7 +90,7 @@ def stage_ends(runs: Sequence[RunRecord]) -> str:
     ]
     if not rows:
         return ""
-    columns = ["run", "after length", "step", "tokens", "charged s", "measured s"]
+    columns = ["run", "after length", "step", "tokens", "calibrated s", "measured s"]
     columns += [f"loss at {seq_len:,}" for seq_len in seq_lens]
     return section("At the end of each stage", table(columns, rows))
 
@@ -123,8 +123,8 @@ def stages(runs: Sequence[RunRecord]) -> str:
         "rows",
         "steps",
         "tokens",
-        "charged s",
-        "charged ms a step",
+        "calibrated s",
+        "calibrated ms a step",
         "measured ms a step",
     )
     batches = " or ".join(
@@ -148,9 +148,9 @@ def provenance(runs: Sequence[RunRecord]) -> str:
             if key != "matmul_flops_per_second"  # measured, so another one at each start
         )
         environments.setdefault(described, []).append(label)
-        proof = run.result.proof if run.result else "unfinished"
+        checksum = run.result.checksum if run.result else "unfinished"
         fingerprints.append(
-            [label, run.pipeline, str(run.seed), run.fingerprint, proof, _matmul_peak(run)]
+            [label, run.pipeline, str(run.seed), run.fingerprint, checksum, _matmul_peak(run)]
         )
     parts = [
         paragraph(described if len(environments) == 1 else f"{', '.join(labels)}: {described}")
@@ -158,7 +158,7 @@ def provenance(runs: Sequence[RunRecord]) -> str:
     ]
     parts.append(
         table(
-            ["run", "pipeline", "seed", "training fingerprint", "token proof", "matmul TFLOP/s"],
+            ["run", "pipeline", "seed", "training fingerprint", "token checksum", "matmul TFLOP/s"],
             fingerprints,
             num_text=5,
         )
@@ -209,14 +209,14 @@ def _unseen(run: RunRecord, seq_len: int) -> str:
     return "* " if seq_len > run.longest_seq_len else ""
 
 
-def _edge_cell(evaluation: Evaluation, seq_len: int) -> str:
+def _boundary_cell(evaluation: Evaluation, seq_len: int) -> str:
     score = evaluation.at(seq_len)
     return "-" if score is None else f"{score.loss:.3f}"
 
 
 def _measured_step_milliseconds(run: RunRecord, index: int) -> float | None:
-    """From the clocks of the evaluations at the stage's edges, where the host has waited for the
-    device; None until the stage's end is evaluated."""
+    """From the clocks of the evaluations at the stage's boundaries, where the host has waited for
+    the device; None until the stage's end is evaluated."""
     stage = run.stages[index]
     clocks = {0: 0.0} | {
         evaluation.step: evaluation.measured_seconds for evaluation in run.evaluations

@@ -25,10 +25,10 @@ def summary(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def training_table(runs: Sequence[RunRecord]) -> Table:
-    """One row a run: stages, steps, tokens, charged and measured seconds."""
+    """One row a run: stages, steps, tokens, calibrated and measured seconds."""
     table = plain_table("Training")
     table.add_column("run", overflow="fold")
-    for name in ("stages", "steps", "tokens", "charged s", "measured s"):
+    for name in ("stages", "steps", "tokens", "calibrated s", "measured s"):
         table.add_column(name, justify="left" if name == "stages" else "right", overflow="fold")
     for arm in by_arm(runs):
         for run in arm.runs:
@@ -38,7 +38,7 @@ def training_table(runs: Sequence[RunRecord]) -> Table:
                 arm.stages,
                 steps if run.is_finished else f"{steps}/{run.num_steps:,}",
                 tokens_text(run.tokens),
-                seconds_text(run.charged_seconds),
+                seconds_text(run.calibrated_seconds),
                 seconds_text(run.measured_seconds),
             )
     if not all(run.is_finished for run in runs):

@@ -12,7 +12,7 @@ def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:
     """Training seconds until the held-out loss at ``seq_len`` first is ``loss`` or less, between
     two evaluations on the straight line between them; None if it never is.
 
-    The seconds are charged ones where the run has them, else measured. A loss that the first
+    The seconds are calibrated ones where the run has them, else measured. A loss that the first
     evaluation is already below was reached by then. Evaluations on other targets than the last's do
     not count.
     """
@@ -33,7 +33,8 @@ def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:
 
 def time_to_loss(comparison: Comparison) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
-    between their stage edges (``evaluation.every_tokens``), as edges alone say too little."""
+    between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
+    little."""
     fixed = [score for score in comparison.scores if len(score.runs[0].stages) == 1]
     if not fixed or not share_targets(comparison.runs):
         return []
@@ -67,5 +68,5 @@ def _sentence(score: ArmScore, base: ArmScore, seq_len: int) -> str:
 
 
 def _clock(evaluation: Evaluation) -> float:
-    charged = evaluation.charged_seconds
-    return evaluation.measured_seconds if charged is None else charged
+    calibrated = evaluation.calibrated_seconds
+    return evaluation.measured_seconds if calibrated is None else calibrated

@@ -21,9 +21,9 @@ START_SHARE = 0.12
 
 
 def loss_over_time(runs: Sequence[RunRecord]) -> Figure:
-    """Training loss over charged seconds; over measured ones if a run has no others."""
-    if all(run.log.charged_seconds is not None for run in runs):
-        return _loss_over(runs, "charged_seconds", 1.0, "charged training time (seconds)")
+    """Training loss over calibrated seconds; over measured ones if a run has no others."""
+    if all(run.log.calibrated_seconds is not None for run in runs):
+        return _loss_over(runs, "calibrated_seconds", 1.0, "calibrated training time (seconds)")
     return _loss_over(runs, "measured_seconds", 1.0, "measured training time (seconds)")
 
 

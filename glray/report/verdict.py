@@ -24,10 +24,10 @@ from glray.spec.comparison import ClaimSpec
 class Verdict(StrEnum):
     """What came of a claim."""
 
-    HELD = "held"
-    DID_NOT_HOLD = "did not hold"
+    SUPPORTED = "supported"
+    NOT_SUPPORTED = "not supported"
     WITHIN_NOISE = "within noise"
-    CANNOT_BE_TOLD = "cannot be told"
+    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Judgement:
             )
             text, unit = f"{self.difference:+.1%}", "%"
         else:
-            where = "at a stage edge" if claim.measure == "jump" else f"at {self.at:,} tokens"
+            where = "at a stage boundary" if claim.measure == "jump" else f"at {self.at:,} tokens"
             sign = "+" if claim.measure == "jump" else ""
             compared = (
                 f"{claim.arm} {ours:{sign}.3f}, {claim.against} {theirs:{sign}.3f} nats {where}"
@@ -119,13 +119,13 @@ def _judged(
     ]
     if missing:
         reason = f"{' and '.join(missing)} is unfinished, not scored or diverged"
-        return Judgement(claim, Verdict.CANNOT_BE_TOLD, reason, at, None, None, None, len(ours))
+        return Judgement(claim, Verdict.INCONCLUSIVE, reason, at, None, None, None, len(ours))
     scale = [figure if claim.measure == "seconds" else 1.0 for figure in theirs]
     difference, half = mean_interval(
         [(own - other) / by for own, other, by in zip(ours, theirs, scale, strict=True)]
     )
     reason = _why_not(claim, arms, long_losses, half)
-    verdict = Verdict.CANNOT_BE_TOLD if reason else _verdict(claim, difference, half or 0.0)
+    verdict = Verdict.INCONCLUSIVE if reason else _verdict(claim, difference, half or 0.0)
     figures = (fmean(ours), fmean(theirs))
     return Judgement(claim, verdict, reason, at, figures, difference, half, len(ours))
 
@@ -135,12 +135,12 @@ def _verdict(claim: ClaimSpec, difference: float, half: float) -> Verdict:
     low, high = difference - half, difference + half
     if claim.within is not None:
         if -claim.within <= low and high <= claim.within:
-            return Verdict.HELD
+            return Verdict.SUPPORTED
         outside = low > claim.within or high < -claim.within
-        return Verdict.DID_NOT_HOLD if outside else Verdict.WITHIN_NOISE
+        return Verdict.NOT_SUPPORTED if outside else Verdict.WITHIN_NOISE
     if high < 0:
-        return Verdict.HELD
-    return Verdict.DID_NOT_HOLD if low > 0 else Verdict.WITHIN_NOISE
+        return Verdict.SUPPORTED
+    return Verdict.NOT_SUPPORTED if low > 0 else Verdict.WITHIN_NOISE
 
 
 def _figure(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLosses) -> float:
@@ -150,7 +150,9 @@ def _figure(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLos
     if claim.measure == "seconds":
         return run.measured_seconds
     if claim.measure == "jump":
-        jumps = [math.nan if edge.jump is None else edge.jump.jump for edge in run.edges]
+        jumps = [
+            math.nan if boundary.jump is None else boundary.jump.jump for boundary in run.boundaries
+        ]
         return math.nan if any(map(math.isnan, jumps)) else max(jumps, default=math.nan)
     if claim.measure == "long_loss":
         return long_loss(long_losses, run, seq_len)

@@ -23,8 +23,8 @@ def draw_stages(search: SearchSpec, ladder: tuple[int, ...], rng: random.Random)
         # Two equal boundaries would leave a stage nothing: draw distinct thousandths.
         units = 10**RATIO_DIGITS
         inner = sorted(rng.sample(range(1, units), len(ladder) - 1))
-        edges = [0, *inner, units]
-        ratios = [float(Fraction(end - start, units)) for start, end in pairwise(edges)]
+        boundaries = [0, *inner, units]
+        ratios = [float(Fraction(end - start, units)) for start, end in pairwise(boundaries)]
     least = 10.0**-RATIO_DIGITS
     return [
         StageSpec(seq_len=seq_len, ratio=max(ratio, least))
@@ -54,14 +54,14 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
     )
 
 
-def refuse_search(spec: PipelineSpec) -> None:
+def check_search(spec: PipelineSpec) -> None:
     """Raises UserError if the spec declares no search, or one whose trials cannot be compared."""
     if spec.search is None:
         raise UserError(f"{spec.name}: declares no search; add search=SearchSpec(arm=…)")
     if spec.budget.seconds is None:
         raise UserError(
             f"{spec.name}: budget.tokens is {spec.budget.tokens:,}, a search compares schedules "
-            "at equal charged seconds; --set budget.seconds=60 --set budget.tokens=null"
+            "at equal calibrated seconds; --set budget.seconds=60 --set budget.tokens=null"
         )
     if spec.evaluation.max_rise is not None:
         raise UserError(

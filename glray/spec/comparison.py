@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from glray.spec.base import Name, Spec
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.training import refuse_unscorable
+from glray.spec.training import check_scorable
 
 Measure = Literal["loss", "seconds", "jump", "long_loss"]
 """What a claim compares: held-out loss, measured training seconds, the highest jump of the held-out
-loss at a stage edge, or the loss on the context's documents in whole windows."""
+loss at a stage boundary, or the loss on the context's documents in whole windows."""
 
 
 class ComparedArm(Spec):
@@ -58,7 +58,7 @@ class ContextSpec(Spec):
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> Self:
-        refuse_unscorable("context", self.seq_lens, self.num_tokens)
+        check_scorable("context", self.seq_lens, self.num_tokens)
         longest = max(self.seq_lens)
         if self.stride > longest:
             raise ValueError(
@@ -157,10 +157,10 @@ class ComparisonSpec(Spec):
                 raise ValueError(f"claims: {claim.arm!r} is measured against itself; name another")
             for compared in self.arms:
                 if compared.label in (claim.arm, claim.against):
-                    self._refuse_what_is_not_measured(claim, compared)
+                    self._check_measured(claim, compared)
         return self
 
-    def _refuse_what_is_not_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
+    def _check_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
         """Raises ValueError if the arm will have no such figure."""
         where = f"claims: {claim.says!r} is of {compared.label!r}"
         arm = compared.pipeline.arm(compared.arm)

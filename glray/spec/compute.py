@@ -34,7 +34,7 @@ class ComputeSpec(Spec):
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
     checkpoint_every_tokens: int = Field(default=50_000_000, ge=1)
-    """A checkpoint this often, and at every stage edge."""
+    """A checkpoint this often, and at every stage boundary."""
     log_every_steps: int = Field(default=10, ge=1)
     """Metrics are brought from the device and written this often."""
     wandb_project: str | None = Field(default=None, min_length=1)

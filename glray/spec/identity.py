@@ -60,7 +60,7 @@ def training_identity(
         "stages": [stage.model_dump(mode="json") for stage in arm.stages],
         "positions": arm.positions.model_dump(mode="json"),
         "budget": spec.budget.model_dump(mode="json"),
-        "ratios_share": spec.ratios_share,
+        "ratios_in": spec.ratios_in,
         "tokens_per_batch": spec.tokens_per_batch,
         "chunk_len": spec.chunk_tokens,
         "optimizer": spec.optimizer.model_dump(mode="json"),

@@ -42,8 +42,8 @@ class PipelineSpec(Spec):
     that they can join later. None: all."""
     budget: BudgetSpec
     """How much each arm trains."""
-    ratios_share: Unit = "tokens"
-    """What the stages' ratios share out: the budget's tokens or its charged training seconds."""
+    ratios_in: Unit = "tokens"
+    """What the stages' ratios share out: the budget's tokens or its calibrated training seconds."""
     tokens_per_batch: int = Field(ge=1)
     """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
     chunk_len: int | None = Field(default=None, ge=1)
@@ -92,8 +92,8 @@ class PipelineSpec(Spec):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether seconds decide anything: the budget's end or the stages' edges."""
-        return self.budget.seconds is not None or self.ratios_share == "seconds"
+        """Whether seconds decide anything: the budget's end or the stages' boundaries."""
+        return self.budget.seconds is not None or self.ratios_in == "seconds"
 
     def arm(self, name: str) -> ArmSpec:
         """The arm of that name. Raises KeyError."""
@@ -175,7 +175,7 @@ class PipelineSpec(Spec):
             for seq_len in arm.seq_lens[:-1]:
                 if longest % seq_len:
                     raise ValueError(
-                        f"evaluation.max_rise watches the loss at {seq_len} across an edge of "
+                        f"evaluation.max_rise watches the loss at {seq_len} across a boundary of "
                         f"{arm.name!r}, which does not divide the longest of "
                         f"evaluation.seq_lens, {longest}: it could not be scored; add a length "
                         "that all stages divide"

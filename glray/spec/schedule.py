@@ -45,13 +45,13 @@ class ArmSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """How much one arm trains: tokens, or charged training seconds."""
+    """How much one arm trains: tokens, or calibrated training seconds."""
 
     tokens: int | None = Field(default=None, ge=1)
     """Training tokens of each arm; rounded down to whole batches."""
     seconds: float | None = Field(default=None, gt=0)
-    """Charged training seconds of each arm (calibrated cost of the steps; evaluation, checkpoints
-    and start-up are not charged)."""
+    """Calibrated training seconds of each arm (calibrated cost of the steps; evaluation,
+    checkpoints and start-up are not calibrated)."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "BudgetSpec":

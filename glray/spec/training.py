@@ -62,9 +62,9 @@ class OptimizerSpec(Spec):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     schedule: ScheduleSpec = CosineSchedule()
-    """The learning rate over the budget: over charged seconds or tokens, whichever it is in."""
+    """The learning rate over the budget: over calibrated seconds or tokens, whichever it is in."""
     rewarm_steps: int = Field(default=0, ge=0)
-    """Steps after each stage edge over which the rate rises to the schedule's again."""
+    """Steps after each stage boundary over which the rate rises to the schedule's again."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "OptimizerSpec":
@@ -81,20 +81,20 @@ class EvaluationSpec(Spec):
     num_tokens: int = Field(ge=1)
     """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
     every_tokens: int | None = Field(default=None, ge=1)
-    """Also score so often, to whole steps; None: at stage edges and the end alone."""
+    """Also score so often, to whole steps; None: at stage boundaries and the end alone."""
     max_rise: float | None = Field(default=None, ge=0)
-    """Nats per token by which the loss at the length before a stage edge may rise until 16 steps
-    after it: a run that exceeds it stops with a checkpoint. None: it goes on."""
+    """Nats per token by which the loss at the length before a stage boundary may rise until 16
+    steps after it: a run that exceeds it stops with a checkpoint. None: it goes on."""
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> "EvaluationSpec":
-        refuse_unscorable("evaluation", self.seq_lens, self.num_tokens)
+        check_scorable("evaluation", self.seq_lens, self.num_tokens)
         if len(set(self.seq_lens)) != len(self.seq_lens):
             raise ValueError(f"evaluation.seq_lens {self.seq_lens} names a length twice")
         return self
 
 
-def refuse_unscorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:
+def check_scorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:
     """Raises ValueError if not the same targets could be scored at all of a field's lengths."""
     longest = max(seq_lens)
     for seq_len in seq_lens:

@@ -10,7 +10,7 @@ import numpy as np
 from glray.data.blocks import TokenBlocks, read_block
 from glray.data.heldout import is_drawn
 from glray.data.listing import find_prepared
-from glray.data.prepare import prepare
+from glray.ray.prepare import prepare
 from glray.spec import (
     ArmSpec,
     BpeTokenizer,

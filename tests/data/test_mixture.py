@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from glray.data import prepare as prepare_module
-from glray.data.inspection import source_ledgers
+from glray.data.inspection import source_stats
 from glray.data.listing import find_prepared
-from glray.data.prepare import prepare
 from glray.data.tokenizer import train_bpe
+from glray.ray import prepare as prepare_module
+from glray.ray.prepare import prepare
 from glray.spec import (
     JsonlCorpus,
     MixtureCorpus,
@@ -59,7 +59,7 @@ def weighted(spec: PipelineSpec, *weights: int) -> PipelineSpec:
 
 def test_each_source_has_its_own_blocks_and_ledger(mixture: PipelineSpec) -> None:
     corpus = prepare(mixture, lambda line: None)
-    texts, more = source_ledgers(corpus)
+    texts, more = source_stats(corpus)
     assert [(s.name, s.weight, s.num_documents) for s in (texts, more)] == [
         ("texts", 3, 60),
         ("more", 1, 20),

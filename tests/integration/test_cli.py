@@ -16,9 +16,9 @@ from glray.cli import main
 from glray.data.listing import find_prepared
 from glray.files import read_json
 from glray.spec.loading import load_pipeline
-from glray.training.checkpoint import committed_checkpoints
-from glray.training.context import LocalContext
-from glray.training.worker import train_all
+from glray.train.checkpoint import committed_checkpoints
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
 
 PIPELINE = """
 from glray.spec import *
@@ -36,7 +36,7 @@ def pipeline():
             ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),
         ),
         budget=BudgetSpec(seconds=0.3),
-        ratios_share="seconds",
+        ratios_in="seconds",
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-2),
         evaluation=EvaluationSpec(seq_lens=(16, 32, 64), num_tokens=1024),
@@ -112,7 +112,7 @@ def test_run_trains_evaluates_and_reports_every_arm(folder, first):
     assert first.stderr == ""
     for arm in ("grow", "fixed32"):
         result = read_json(folder / "runs" / "tiny" / f"{arm}-seed0" / "result.json")
-        assert 0 < result["charged_seconds"] <= 0.3
+        assert 0 < result["calibrated_seconds"] <= 0.3
     page = (folder / "runs" / "tiny" / "report.html").read_text()
     assert "grow" in page
     assert "fixed32" in page
@@ -191,16 +191,16 @@ def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, her
     first = here(folder, "compare", "both.py:both")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "nothing to train" in first.stdout
-    assert "Growing is better: CANNOT BE TOLD" in " ".join(first.stdout.split())
+    assert "Growing is better: INCONCLUSIVE" in " ".join(first.stdout.split())
     assert max(map(len, first.stdout.split("Both arms")[1].splitlines()[1:-2])) <= 80
     assert first.stdout.count("long documents, ") == 4  # two arms, whole and sliding windows
     left = folder / "runs" / "comparisons" / "both"
     record = read_json(left / "comparison.json")
-    assert [claim["verdict"] for claim in record["claims"]] == ["cannot be told"] * 2
+    assert [claim["verdict"] for claim in record["claims"]] == ["inconclusive"] * 2
     assert [arm["label"] for arm in record["arms"]] == ["grown", "fixed"]
     assert len(record["long_documents"]) == 4
     page = (left / "report.html").read_text()
-    assert "Growing is better: CANNOT BE TOLD" in page
+    assert "Growing is better: INCONCLUSIVE" in page
 
     again = here(folder, "compare", "both.py:both")
     assert again.returncode == 0, again.stdout + again.stderr

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from glray.cluster import on_loopback
 from glray.files import read_json
-from glray.training.context import LocalContext
-from glray.training.run_directory import find_run
-from glray.training.worker import train_all
+from glray.ray.cluster import on_loopback
+from glray.run.run import find_run
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
 
 from .test_survival import GlrayRun, steps, write_pipeline
 
@@ -90,7 +90,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
     train_all(alone, elastic.corpus, LocalContext())
     expected = find_run(tmp_path / "alone" / "tiny" / "grow-seed0")
     results = [read_json(r.directory / "result.json") for r in (elastic, expected)]
-    assert results[0]["proof"] == results[1]["proof"]
+    assert results[0]["checksum"] == results[1]["checksum"]
     assert results[0]["tokens_by_seq_len"] == results[1]["tokens_by_seq_len"]
     assert steps(elastic) == steps(expected)
     losses = [

@@ -96,7 +96,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback, see glray.cluster
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback, see glray.ray.cluster
         "RAY_TMPDIR": str(temp),  # inherited by jobs: a cluster of their own would show up here
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",

@@ -8,15 +8,15 @@ import pytest
 
 from glray.data.blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.data.stream import ray_batches, segment_dataset
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError
 from glray.files import sha256_of
 from glray.plan import make_plan
-from glray.training.context import LocalContext
-from glray.training.edge import fit
-from glray.training.run_directory import settle
-from glray.training.worker import train_all
+from glray.ray.stream import ray_batches, segment_dataset
+from glray.ray.train import fit
+from glray.run.run import settle
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
 
 from ..killing import same_run
 from ..tiny import tiny_spec

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from glray.files import read_json
+from glray.run.run import Run, find_run
 from glray.spec import load_pipeline
-from glray.training.run_directory import Run, find_run
 
 from ..group import join_group, start_group, train
 from ..weights import same_weights
@@ -153,7 +153,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     undisturbed = find_run(folder / "alone" / "tiny" / "grow-seed0")
     assert same_weights(killed, undisturbed)
     results = [read_json(r.directory / "result.json") for r in (killed, undisturbed)]
-    assert results[0]["proof"] == results[1]["proof"]
+    assert results[0]["checksum"] == results[1]["checksum"]
     assert steps(killed) == list(range(1, NUM_STEPS + 1))
     events = (folder / "runs" / "tiny" / "events.log").read_text()
     assert events.count("resumed at step") >= 3

@@ -11,7 +11,7 @@ from glray.errors import UserError
 from glray.model.attention import CAUSAL
 from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model, load_pretrained
-from glray.model.pretrained import read_pretrained, refuse_changed
+from glray.model.pretrained import check_unchanged, read_pretrained
 
 from ..tiny import tiny_spec
 
@@ -263,7 +263,7 @@ def test_a_folder_that_changed_since_the_pipeline_was_started_is_refused(folder)
     sha256 = before.sha256
     change(folder, rms_norm_eps=1e-5)
     with pytest.raises(UserError, match=rf"has SHA-256 \w{{12}}…, {sha256[:12]}… when"):
-        refuse_changed(read_pretrained(str(folder)), sha256)
+        check_unchanged(read_pretrained(str(folder)), sha256)
 
 
 @pytest.mark.parametrize(

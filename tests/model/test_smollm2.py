@@ -1,4 +1,4 @@
-"""SmolLM2-135M, a pretrained model: scored by glray as by ``transformers``, at every placing."""
+"""SmolLM2-135M, a pretrained model: scored by glray as by ``transformers``, at every scaling."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from benchmarks.smollm2 import smollm2_folder
 from glray.spec import TextCorpus
-from glray.training.scoring import ScoringProtocol, score_model
+from glray.train.scoring import ScoringProtocol, score_model
 
 ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
 PLACED = {  # beyond 256 tokens in windows of 512

@@ -11,7 +11,7 @@ import pytest
 WriteRun = Callable[..., Path]
 
 STEP_MICROSECONDS = {4: 1_000_000, 8: 2_000_000}
-"""A step of 32 tokens is charged 1 s at length 4 and 2 s at length 8."""
+"""A step of 32 tokens is calibrated 1 s at length 4 and 2 s at length 8."""
 
 
 def write_run(
@@ -27,19 +27,19 @@ def write_run(
     slowdown: float = 1.0,
     budget_seconds: float | None = 20.0,
     targets: str = "aaaa",
-    charged: bool = True,
+    calibrated: bool = True,
     predicted_seconds: float | None = None,
     identity: dict[str, Any] | None = None,
 ) -> Path:
     """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
 
-    It ends with held-out ``losses`` by length (each 1 nat more at earlier edges), after
-    ``slowdown`` times its charged seconds. ``steps_done`` leaves it unfinished. The losses of its
-    16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
+    It ends with held-out ``losses`` by length (each 1 nat more at earlier boundaries), after
+    ``slowdown`` times its calibrated seconds. ``steps_done`` leaves it unfinished. The losses of
+    its 16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
     ``standard_error`` there is one document.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
-    plan = _plan(stages, charged, budget_seconds) | {"predicted_seconds": predicted_seconds}
+    plan = _plan(stages, calibrated, budget_seconds) | {"predicted_seconds": predicted_seconds}
     num_steps = sum(steps for _, steps in stages)
     done = num_steps if steps_done is None else steps_done
     clock = [0.0]
@@ -67,30 +67,32 @@ def write_run(
                 "lr": 0.001,
                 "grad_norm": 1.0 + (step == stages[0][1] + 1),
                 "update_norm": 0.5,
-                "charged_seconds": clock[step] if charged else None,
+                "calibrated_seconds": clock[step] if calibrated else None,
                 "measured_seconds": clock[step] * slowdown,
                 "data_wait_seconds": 0.25,
-                "proof": "0" * 16,
+                "checksum": "0" * 16,
             }
             file.write(json.dumps(record) + "\n")
     for (seq_len, steps), (longer, _) in pairwise(stages):
-        _write(directory / "edges" / f"step-{steps:08d}.json", _edge(seq_len, longer, steps))
-    edge = 0
+        _write(
+            directory / "boundaries" / f"step-{steps:08d}.json", _boundary(seq_len, longer, steps)
+        )
+    boundary = 0
     for seq_len, steps in stages:
-        edge += steps
-        if edge <= done:
-            more = 0.0 if edge == num_steps else 1.0
+        boundary += steps
+        if boundary <= done:
+            more = 0.0 if boundary == num_steps else 1.0
             lengths = [
                 _length(length, loss + more, standard_error, document_spread)
                 for length, loss in losses.items()
             ]
             _write(
-                directory / "evaluations" / f"step-{edge:08d}.json",
+                directory / "evaluations" / f"step-{boundary:08d}.json",
                 {
-                    "step": edge,
-                    "tokens": 32 * edge,
-                    "charged_seconds": clock[edge] if charged else None,
-                    "measured_seconds": clock[edge] * slowdown,
+                    "step": boundary,
+                    "tokens": 32 * boundary,
+                    "calibrated_seconds": clock[boundary] if calibrated else None,
+                    "measured_seconds": clock[boundary] * slowdown,
                     "trained_seq_len": seq_len,
                     "eval_seconds": 0.5,
                     "targets_sha256": targets,
@@ -106,12 +108,12 @@ def write_run(
             {
                 "steps": num_steps,
                 "tokens": 32 * num_steps,
-                "charged_seconds": clock[-1] if charged else None,
+                "calibrated_seconds": clock[-1] if calibrated else None,
                 "measured_seconds": clock[-1] * slowdown,
                 "eval_seconds": 1.0,
                 "checkpoint_seconds": 0.5,
                 "wall_seconds": 25.0,
-                "proof": "f" * 16,
+                "checksum": "f" * 16,
                 "tokens_by_seq_len": {str(length): 32 * steps for length, steps in stages},
             },
         )
@@ -134,7 +136,7 @@ ENVIRONMENT = {
 
 
 def _plan(
-    stages: list[tuple[int, int]], charged: bool, budget_seconds: float | None
+    stages: list[tuple[int, int]], calibrated: bool, budget_seconds: float | None
 ) -> dict[str, Any]:
     first, planned = 0, []
     for seq_len, steps in stages:
@@ -144,7 +146,7 @@ def _plan(
                 "rows": 32 // seq_len,
                 "first_step": first,
                 "num_steps": steps,
-                "step_microseconds": STEP_MICROSECONDS[seq_len] if charged else None,
+                "step_microseconds": STEP_MICROSECONDS[seq_len] if calibrated else None,
             }
         )
         first += steps
@@ -157,7 +159,7 @@ def _plan(
     }
 
 
-def _edge(from_seq_len: int, to_seq_len: int, step: int) -> dict[str, Any]:
+def _boundary(from_seq_len: int, to_seq_len: int, step: int) -> dict[str, Any]:
     """Two documents of 10 tokens; the longer length is 0.5 better, all gain 0.1 or 0.3 after."""
 
     def losses(first: float, second: float) -> list[dict[str, Any]]:
@@ -178,11 +180,11 @@ def _edge(from_seq_len: int, to_seq_len: int, step: int) -> dict[str, Any]:
         "switched": losses(5.0, 6.0),
         "jump": {
             "jump": -0.5,
-            "placed_anew": 0.0,
+            "rescaled_positions": 0.0,
             "longer_context": -0.75,
             "unseen_positions": 0.25,
         },
-        "settled_step": step + 2,
+        "rescore_step": step + 2,
         "after": losses(4.9, 5.7),
         "targets_sha256": "aaaa",
         "document_tokens": [10, 10],
@@ -214,7 +216,7 @@ def _write(path: Path, value: Any) -> None:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """Three finished arms of 20 charged seconds: growing 4 → 8, fixed 8, fixed 4."""
+    """Three finished arms of 20 calibrated seconds: growing 4 → 8, fixed 8, fixed 4."""
     directory = tmp_path / "toy"
     write_run(directory, "grow", [(4, 10), (8, 5)], {4: 4.6, 8: 4.45, 16: 4.5})
     write_run(directory, "fixed8", [(8, 10)], {4: 4.8, 8: 4.69, 16: 4.7})

@@ -97,14 +97,14 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(comparison, tmp_pa
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["seeds"] == [0, 1]
     assert record["claims"][0]["difference"] == pytest.approx(-0.5)
-    assert record["claims"][0]["verdict"] == "cannot be told"
+    assert record["claims"][0]["verdict"] == "inconclusive"
     small = record["arms"][0]
     assert [run["heldout"]["loss"]["8"] for run in small["runs"]] == [3.0, 4.0]
     assert small["runs"][0]["seconds"]["evaluation"] == 1.0
     assert record["environments"][0]["runs"] == 4
     assert len(record["long_documents"]) == 4
     text = page.read_text()
-    assert "small is better: CANNOT BE TOLD" in text
+    assert "small is better: INCONCLUSIVE" in text
     assert (tmp_path / "out" / "long_documents.png").exists()
 
 

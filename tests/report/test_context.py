@@ -5,7 +5,7 @@ import pytest
 
 from glray.data.targets import HeldoutTargets
 from glray.report.context import context_remarks, context_tables, loss_by_context
-from glray.training.scoring import Scores, ScoringProtocol
+from glray.train.scoring import Scores, ScoringProtocol
 
 from .test_table import rendered, rows_of
 

@@ -110,7 +110,7 @@ def test_from_three_seeds_on_their_paired_differences_decide(tmp_path, third, is
 
 
 def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
-    options = {"budget_seconds": None, "charged": False}
+    options = {"budget_seconds": None, "calibrated": False}
     write_run(tmp_path / "toy", "grow", [(4, 5), (8, 5)], {8: 4.5}, **options)
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.4}, **options)
 
@@ -125,7 +125,7 @@ def test_a_single_arm_is_not_compared(tmp_path):
 
     sentences = headline(load_runs([tmp_path / "toy"]))
 
-    sentence_with(sentences, "grow", "4.45 ± 0.05", "20.0 s charged")
+    sentence_with(sentences, "grow", "4.45 ± 0.05", "20.0 s calibrated")
     assert "lowest" not in " ".join(sentences)
 
 

@@ -106,16 +106,16 @@ def test_no_runs_are_refused(tmp_path):
         write_report([], tmp_path)
 
 
-def test_the_page_says_what_each_edge_did(pipeline, tmp_path):
+def test_the_page_says_what_each_boundary_did(pipeline, tmp_path):
     page = page_of(tmp_path / "out", [pipeline])
 
-    # Documents fall by 0.1 and 0.3; the gradient is twice the median right after the edge.
+    # Documents fall by 0.1 and 0.3; the gradient is twice the median right after the boundary.
     old, new = (["5.500", "5.300", "-0.200 ± 0.100"], ["5.000", "4.800", "-0.200 ± 0.100"])
     assert ["grow", "4→8", "10", *old, *new, "× 2.00"] in page.rows
     assert ["grow", "4→8", "10", "-0.500", "+0.000", "-0.750", "+0.250"] in page.rows
 
 
-def test_a_page_without_an_edge_does_not_speak_of_them(tmp_path):
+def test_a_page_without_a_boundary_does_not_speak_of_them(tmp_path):
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.69})
 
-    assert "At the edges" not in page_of(tmp_path / "out", [tmp_path / "toy"]).text
+    assert "At the boundaries" not in page_of(tmp_path / "out", [tmp_path / "toy"]).text

@@ -54,7 +54,7 @@ def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
         "loss_over_tokens.png",
         "loss_by_length.png",
         "loss_by_position.png",
-        "around_edges.png",
+        "around_boundaries.png",
     ]
     assert sorted(paths) == sorted((tmp_path / "out").iterdir())
     assert all(path.read_bytes().startswith(PNG) for path in paths)
@@ -76,7 +76,7 @@ def test_the_time_plot_marks_a_stage_where_it_starts(pipeline):
 
 
 def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_path):
-    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, charged=False, slowdown=3.0)
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False, slowdown=3.0)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.6}, slowdown=2.0)
 
     axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from glray.errors import UserError
-from glray.profile import (
+from glray.report.plan_table import plan_tables
+from glray.report.profile_plot import write_profile_plot
+from glray.report.profile_table import profile_tables, saved_share
+from glray.run.profile import (
     LengthCost,
     Profile,
     Setting,
@@ -15,9 +18,6 @@ from glray.profile import (
     settings_of,
     write_profile,
 )
-from glray.report.plan_table import plan_tables
-from glray.report.profile_plot import write_profile_plot
-from glray.report.profile_table import profile_tables, saved_share
 
 from ..tiny import tiny_spec
 from .test_table import rendered, rows_of
@@ -64,7 +64,7 @@ def test_savings_by_hand(tmp_path):
     assert saved_share(COSTS, spec, grow) == pytest.approx(1 - 7 / 12)
     assert saved_share(COSTS, spec, fixed) is None
     # A third of the time at each: 1 + 1/2 + 1/4 steps take 3 seconds, fixed 4 × 1.75.
-    by_seconds = spec.with_fields(ratios_share="seconds", budget={"seconds": 9})
+    by_seconds = spec.with_fields(ratios_in="seconds", budget={"seconds": 9})
     assert saved_share(COSTS, by_seconds, grow) == pytest.approx(1 - 3 / 7)
     short = SettingCosts(OWN, COSTS.lengths[1:])
     assert saved_share(short, spec, grow) is None
@@ -80,7 +80,7 @@ def test_a_plan_is_priced(tmp_path):
 
 
 def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
-    spec = tiny_spec(tmp_path, ratios_share="seconds", budget={"seconds": 12})
+    spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 12})
     assert "after calibration" in rendered([plan_tables(spec)])
     text = rendered([plan_tables(spec, PROFILE)])
     assert "after calibration" not in text
@@ -105,7 +105,7 @@ def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_coun
 
 
 def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path):
-    spec = tiny_spec(tmp_path, ratios_share="seconds", budget={"seconds": 4.5})
+    spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 4.5})
     assert "after calibration" in rendered([plan_tables(spec, PROFILE)])
 
 

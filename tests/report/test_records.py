@@ -17,9 +17,9 @@ def test_a_finished_run_is_read_with_its_figures(pipeline):
         (8, 4, 5),
     ]
     assert run.tokens == 15 * 32
-    assert run.charged_seconds == 10 * 1.0 + 5 * 2.0
+    assert run.calibrated_seconds == 10 * 1.0 + 5 * 2.0
     assert run.measured_seconds == 20.0
-    assert run.log.charged_seconds[[0, 9, 10, 14]].tolist() == [1.0, 10.0, 12.0, 20.0]
+    assert run.log.calibrated_seconds[[0, 9, 10, 14]].tolist() == [1.0, 10.0, 12.0, 20.0]
     assert [evaluation.step for evaluation in run.evaluations] == [10, 15]
     assert run.latest.at(8).loss == 4.45
     assert run.latest.at(32) is None
@@ -34,7 +34,7 @@ def test_a_run_in_progress_is_read_as_far_as_it_got(tmp_path):
 
     assert not run.is_finished
     assert run.steps_done == 12
-    assert run.charged_seconds == 10 * 1.0 + 2 * 2.0
+    assert run.calibrated_seconds == 10 * 1.0 + 2 * 2.0
     assert run.measured_seconds == 14.0
     assert [run.steps_in(stage) for stage in run.stages] == [10, 2]
     assert run.latest.step == 10
@@ -49,11 +49,11 @@ def test_a_run_that_has_not_trained_a_step_is_read(tmp_path):
     assert (run.steps_done, run.tokens, run.measured_seconds, run.latest) == (0, 0, 0.0, None)
 
 
-def test_a_run_without_calibration_has_no_charged_seconds(tmp_path):
-    run = load_run(write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, charged=False))
+def test_a_run_without_calibration_has_no_calibrated_seconds(tmp_path):
+    run = load_run(write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False))
 
-    assert run.charged_seconds is None
-    assert run.log.charged_seconds is None
+    assert run.calibrated_seconds is None
+    assert run.log.calibrated_seconds is None
     assert run.measured_seconds == 10.0
 
 

@@ -11,10 +11,14 @@ from tests.report.conftest import write_run
 
 
 def scored_at(run, step, loss, seconds):
-    """One more evaluation of a run, between its stage edges."""
+    """One more evaluation of a run, between its stage boundaries."""
     last = json.loads(max((run / "evaluations").iterdir()).read_text())
     (length,) = last["lengths"]
-    record = last | {"step": step, "charged_seconds": seconds, "lengths": [length | {"loss": loss}]}
+    record = last | {
+        "step": step,
+        "calibrated_seconds": seconds,
+        "lengths": [length | {"loss": loss}],
+    }
     (run / "evaluations" / f"step-{step:08d}.json").write_text(json.dumps(record))
 
 
@@ -52,7 +56,7 @@ def test_an_arm_that_never_has_it_is_said_to(toy):
     assert "fixed4 does not reach fixed8's final loss at 8 tokens." in said
 
 
-def test_stage_edges_alone_say_too_little(tmp_path):
+def test_stage_boundaries_alone_say_too_little(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.5})
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 5.5})
     assert "reaches" not in " ".join(headline(load_runs([tmp_path / "toy"])))

@@ -43,22 +43,22 @@ def test_a_claim_holds_where_the_interval_excludes_zero(tmp_path):
     # -0.19, -0.2, -0.21: half 4.303 × 0.01 / √3 = 0.025.
     arms = arms_of(tmp_path / "b", (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
     judgement = judged(LOWER, arms)
-    assert judgement.verdict is Verdict.HELD
+    assert judgement.verdict is Verdict.SUPPORTED
     assert judgement.sentence == (
-        "Growing is better: HELD. grow 4.800, fixed8 5.000 nats at 8 tokens: -0.200 (95% over 3 "
-        "seeds, paired: -0.225 to -0.175)."
+        "Growing is better: SUPPORTED. grow 4.800, fixed8 5.000 nats at 8 tokens: -0.200 (95% over "
+        "3 seeds, paired: -0.225 to -0.175)."
     )
 
 
 def test_a_claim_does_not_hold_where_the_other_is_lower(tmp_path):
     arms = arms_of(tmp_path, (5.19, 5.2, 5.21), (5.0, 5.0, 5.0))
-    assert judged(LOWER, arms).verdict is Verdict.DID_NOT_HOLD
+    assert judged(LOWER, arms).verdict is Verdict.NOT_SUPPORTED
 
 
 def test_two_seeds_tell_nothing(tmp_path):
     arms = arms_of(tmp_path, (4.0, 4.01), (5.0, 5.0))
     judgement = judged(LOWER, arms)
-    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "takes 3 seeds, here 2" in judgement.sentence
     assert "-0.995" in judgement.sentence  # the figure is said all the same
 
@@ -67,10 +67,10 @@ def test_two_seeds_tell_nothing(tmp_path):
 def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path, gain):
     arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0), context_gain=gain)
     judgement = judged(LOWER, arms)
-    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8 does not use its context" in judgement.reason
     seconds = LOWER.model_copy(update={"measure": "seconds"})
-    assert judged(seconds, arms).verdict is not Verdict.CANNOT_BE_TOLD
+    assert judged(seconds, arms).verdict is not Verdict.INCONCLUSIVE
 
 
 def test_losses_on_other_targets_do_not_compare(tmp_path):
@@ -81,20 +81,20 @@ def test_losses_on_other_targets_do_not_compare(tmp_path):
 def test_a_diverged_arm_is_no_evidence(tmp_path):
     arms = arms_of(tmp_path, (4.8, float("nan"), 4.8), (5.0, 5.0, 5.0))
     judgement = judged(LOWER, arms)
-    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "grow is unfinished, not scored or diverged" in judgement.sentence
 
 
 def test_a_baseline_that_diverged_or_is_not_scored_proves_nothing(tmp_path):
     arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
-    assert judged(LOWER, arms).verdict is Verdict.HELD
+    assert judged(LOWER, arms).verdict is Verdict.SUPPORTED
     longer = [replace(run.stages[0], seq_len=16) for run in arms["fixed8"]]
     arms["fixed16"] = [  # the longest fixed arm, and it has no loss at 16
         replace(run, label="fixed16", stages=(stage,))
         for run, stage in zip(arms["fixed8"], longer, strict=True)
     ]
     judgement = judged(LOWER.model_copy(update={"at": 8}), arms)
-    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed16, the baseline, is not scored at 4 and 16, or diverged" in judgement.reason
 
 
@@ -120,7 +120,7 @@ def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
         }
 
     (same,) = judge([claim], arms, scored({"grow": "a", "fixed8": "a"}))
-    assert same.verdict is Verdict.HELD
+    assert same.verdict is Verdict.SUPPORTED
     (other,) = judge([claim], arms, scored({"grow": "a", "fixed8": "b"}))
     assert "same tokens of the long documents" in other.reason
 
@@ -128,10 +128,10 @@ def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "verdict"),
     [
-        ((5.005, 5.0, 4.995), Verdict.HELD),  # 0 ± 0.012
+        ((5.005, 5.0, 4.995), Verdict.SUPPORTED),  # 0 ± 0.012
         ((5.02, 5.0, 4.98), Verdict.WITHIN_NOISE),  # 0 ± 0.05
-        ((5.105, 5.1, 5.095), Verdict.DID_NOT_HOLD),  # 0.1 ± 0.012
-        ((4.905, 4.9, 4.895), Verdict.DID_NOT_HOLD),
+        ((5.105, 5.1, 5.095), Verdict.NOT_SUPPORTED),  # 0.1 ± 0.012
+        ((4.905, 4.9, 4.895), Verdict.NOT_SUPPORTED),
     ],
 )
 def test_the_same_within_a_margin(tmp_path, losses, verdict):
@@ -140,15 +140,15 @@ def test_the_same_within_a_margin(tmp_path, losses, verdict):
 
 
 def test_seconds_count_as_a_share_of_the_others(tmp_path):
-    # Both train 20 charged seconds; fixed8 takes a quarter longer.
+    # Both train 20 calibrated seconds; fixed8 takes a quarter longer.
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
     judgement = judged(LOWER.model_copy(update={"measure": "seconds"}), arms)
     assert judgement.difference == pytest.approx(-0.2)
     assert "grow 20.0 s, fixed8 25.0 s measured: -20.0%" in judgement.sentence
 
 
-def test_an_arm_without_edges_has_no_jump(tmp_path):
+def test_an_arm_without_boundaries_has_no_jump(tmp_path):
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0))
     judgement = judged(LOWER.model_copy(update={"measure": "jump"}), arms)
-    assert judgement.verdict is Verdict.CANNOT_BE_TOLD
+    assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8" in judgement.reason

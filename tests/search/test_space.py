@@ -15,7 +15,7 @@ def searched(**fields):
     return tiny_spec(
         "unused",
         budget={"seconds": 60},
-        ratios_share="seconds",
+        ratios_in="seconds",
         calibration=CalibrationSpec(step_microseconds={8: 1000, 16: 1100, 32: 1300}),
         search=SearchSpec(arm="grow", **fields),
     )
@@ -52,5 +52,5 @@ def test_ladders_are_chosen_from_and_keep_the_chunk():
     assert {trial.chunk_tokens for trial in trials} == {32}
     for trial in trials:
         plan = make_plan(trial, trial.arms[0])
-        left = 60_000_000 - plan.charged_microseconds(plan.num_steps)
-        assert 0 <= left < 1300  # equal charged seconds, to less than a step
+        left = 60_000_000 - plan.calibrated_microseconds(plan.num_steps)
+        assert 0 <= left < 1300  # equal calibrated seconds, to less than a step

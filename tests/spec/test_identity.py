@@ -76,7 +76,7 @@ FIELDS = {
     "only": ("neither", ("arm",)),
     "budget.tokens": ("training", 123_456),
     "budget.seconds": ("training", 7.0),
-    "ratios_share": ("training", "tokens"),
+    "ratios_in": ("training", "tokens"),
     "tokens_per_batch": ("training", 2048),
     "chunk_len": ("training", 512),
     "optimizer.lr": ("training", 0.5),
@@ -189,7 +189,7 @@ def base(path: str) -> dict:
             ),
         ),
         budget=BudgetSpec(tokens=10**6) if path == "budget.tokens" else BudgetSpec(seconds=60),
-        ratios_share="seconds",
+        ratios_in="seconds",
         tokens_per_batch=4096,
         chunk_len=256,
         optimizer=OptimizerSpec(
@@ -293,7 +293,7 @@ def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_leng
     assert fingerprints(more) == fingerprints(declared)
     for spec in (declared, more):
         spec["budget"] = {"tokens": 10**6}
-        spec["ratios_share"] = "tokens"
+        spec["ratios_in"] = "tokens"
     more["calibration"] = None
     assert fingerprints(more) == fingerprints(declared)
 

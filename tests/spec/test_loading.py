@@ -39,7 +39,7 @@ def test_overrides_by_path_by_index_and_by_name():
             "arms.growlength.stages.1.ratio=2.5",
             "arms.1.name=fixed",
             "budget={tokens: 8192}",
-            "ratios_share=tokens",
+            "ratios_in=tokens",
         ],
     )
     assert spec.budget.tokens == 8192

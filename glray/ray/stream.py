@@ -1,0 +1,132 @@
+"""The token stream of one worker, through Ray Data.
+
+Each segment of a stage becomes one small dataset: a plan of reads (where windows start) goes in,
+a few tasks of ``num_cpus=0`` read those windows from the token blocks, and Arrow tables of
+``offset`` and ``tokens`` (a fixed-shape tensor column) come out in order, which reach numpy
+without a copy. The next segment is opened, and its first batch fetched, while this one drains, so
+that a stage boundary is only a segment border.
+
+``streaming_split`` is not used: it drops rows and has no order to resume. The position is ours: the
+step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one would wait for ever.)
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.exceptions
+
+from glray.data.blocks import read_block
+from glray.data.corpus import BlockRefs, PreparedCorpus
+from glray.data.windows import Batch, StageReads, read_windows
+
+READ_TOKENS = 2**22
+"""One read task's tokens; Ray's cost is per task (about 50 ms), not per window."""
+READ_TASKS = 2
+"""Read tasks at once of one worker."""
+STORE_BYTES = 256 * 2**20
+"""Object store that one worker's segment may fill ahead of the loop."""
+
+
+def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    """The batches of ``segments`` in order, read through Ray Data one segment ahead."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+
+        def open_next() -> Iterator[Batch] | None:
+            reads = next(segments, None)  # its order is worked out here, beside the loop, too
+            return None if reads is None else _opened(corpus, reads)
+
+        opening = pool.submit(open_next)
+        while (batches := opening.result()) is not None:
+            opening = pool.submit(open_next)
+            yield from batches
+
+
+def start_reader() -> None:
+    """Have Ray start the process that will read first, and import there what reading takes.
+
+    That lasts some 4 s of a core; meanwhile the caller goes on, to import the model's code.
+    """
+    ray.remote(num_cpus=0)(_ready).remote()
+
+
+def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
+    """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
+    num_steps, rows = reads.offsets.shape
+    steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
+    plan = [
+        pa.table({"offset": reads.offsets[start : start + steps_per_read].ravel()})
+        for start in range(0, num_steps, steps_per_read)
+    ]
+    dataset = ray.data.from_blocks(plan).map_batches(
+        partial(_read, blocks=corpus.block_refs(reads.offsets), seq_len=reads.seq_len),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(plan))),
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
+        object_store_memory=STORE_BYTES
+    )
+    return dataset
+
+
+def _opened(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
+    """The segment's batches, the first already fetched."""
+    batches = _segment_batches(corpus, reads)
+    first = next(batches)
+    return chain([first], batches)
+
+
+def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
+    num_steps, rows = reads.offsets.shape
+    if rows == 0:
+        nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.dtype)
+        for index in range(num_steps):
+            yield Batch(reads.first_step + index, reads.seq_len, reads.offsets[index], nothing)
+        return
+    step = reads.first_step
+    for table in _segment_tables(corpus, reads):
+        offsets = table.column("offset").to_numpy().reshape(-1, rows)
+        tokens = table.column("tokens").combine_chunks()
+        if isinstance(tokens, pa.ChunkedArray):
+            tokens = tokens.chunk(0)
+        windows = tokens.to_numpy_ndarray().reshape(-1, rows, reads.seq_len + 1)
+        for index in range(len(windows)):
+            yield Batch(step, reads.seq_len, offsets[index], windows[index])
+            step += 1
+
+
+def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Table]:
+    """Whole results of read tasks: Ray's own batches would cost 0.7 ms each.
+
+    Raises UserError for a damaged block.
+    """
+    tables = segment_dataset(corpus, reads).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=1
+    )
+    try:
+        yield from tables
+    except ray.exceptions.RayTaskError:
+        # What a task raised comes as Ray's text around it: if a block is damaged, say that alone.
+        for path, sha256 in corpus.block_refs(reads.offsets).values():
+            read_block(Path(path), sha256)
+        raise
+
+
+def _ready() -> None:
+    """Nothing: to be run is to have this module imported."""
+
+
+def _read(table: pa.Table, blocks: BlockRefs, seq_len: int) -> pa.Table:
+    windows = read_windows(blocks, table.column("offset").to_numpy(), seq_len)
+    tokens = pa.FixedShapeTensorArray.from_numpy_ndarray(windows)
+    return pa.table({"offset": table.column("offset"), "tokens": tokens})

@@ -1,0 +1,155 @@
+"""The Ray Tune boundary: trials of a search, each through the same Ray Train path as ``glray
+run``."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from rich import box
+from rich.table import Table
+
+from glray.data.corpus import PreparedCorpus, open_corpus
+from glray.errors import UserError
+from glray.files import read_record, write_text
+from glray.ray.train import calibrate_in_group, fit
+from glray.run.run import pipeline_directory, recorded_calibration, settle
+from glray.search.space import check_search, ranking_seq_len, trial_spec
+from glray.spec.loading import to_yaml, validate
+from glray.spec.pipeline import PipelineSpec
+
+TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+"""What a trial's own process asks for: a byte, as Tune refuses an empty request and a share of a
+CPU would be missing when its workers ask for all of them."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One schedule that was trained, and its held-out loss."""
+
+    number: int
+    spec: PipelineSpec
+    loss: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """All finished trials, best first, and where the winner was written."""
+
+    trials: tuple[Trial, ...]
+    seq_len: int
+    best_yaml: Path
+
+    def table(self) -> Table:
+        """Trials by held-out loss."""
+        table = Table(box=box.SIMPLE_HEAD, title=f"held-out loss at {self.seq_len}, best first")
+        for column in ("trial", "stages: seq_len × ratio", "loss", "± over documents"):
+            table.add_column(column, justify="right")
+        for trial in self.trials:
+            stages = "  ".join(f"{s.seq_len}×{s.ratio:g}" for s in trial.spec.arms[0].stages)
+            error = "" if trial.standard_error is None else f"{trial.standard_error:.4f}"
+            table.add_row(str(trial.number), stages, f"{trial.loss:.4f}", error)
+        return table
+
+
+def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult:
+    """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
+
+    All lengths are calibrated once; then each trial trains its whole schedule at the same
+    calibrated seconds. A trial that has finished is not trained again, so the same call resumes.
+    Raises UserError if the spec declares no search or no budget in seconds.
+    """
+    check_search(spec)
+    assert spec.search is not None
+    seq_len = ranking_seq_len(spec)
+    directory = pipeline_directory(spec) / "tune"
+    searched = _calibrated(_stored_in(spec, directory), corpus)
+    say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} calibrated seconds each")
+    specs = [trial_spec(searched, number) for number in range(spec.search.num_trials)]
+    for trial in specs:
+        settle(trial, corpus)  # what is wrong with any is said before one is trained
+    _train_trials(specs, corpus, directory)
+    trials = sorted(
+        (_finished(number, trial, corpus) for number, trial in enumerate(specs)),
+        key=lambda trial: (trial.loss, trial.number),
+    )
+    best_yaml = pipeline_directory(spec) / "best.yaml"
+    winner = _stored_in(trials[0].spec, Path(spec.compute.storage))
+    write_text(best_yaml, to_yaml(winner.with_fields(name=f"{spec.name}-best")))
+    return SearchResult(tuple(trials), seq_len, best_yaml)
+
+
+def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
+    return spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(storage)})
+
+
+def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
+    """The spec with a calibration of every length of the search: its own, or one that an earlier
+    trial of this search has started with, or one measured now."""
+    if spec.calibration is not None:
+        return spec
+    directory = Path(spec.compute.storage)
+    recorded = directory / "calibration.json"
+    if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
+        calibrate_in_group(spec, corpus, recorded)
+    return spec.with_fields(calibration={"step_microseconds": recorded_calibration(recorded)})
+
+
+def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
+    compute = specs[0].compute
+    free_cpus = ray.cluster_resources().get("CPU", 1)
+    at_once = max(1, int(free_cpus // (compute.most_workers * compute.cpus_per_worker)))
+    if compute.use_gpu:
+        gpus = ray.cluster_resources().get("GPU", 1)
+        at_once = min(at_once, max(1, int(gpus // compute.most_workers)))
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(_train_trial, TRIAL_RESOURCES),
+        param_space={
+            "spec": ray.tune.grid_search(
+                [json.dumps(spec.model_dump(mode="json")) for spec in specs]
+            ),
+            "tokens": json.dumps(corpus.directories),
+        },
+        tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
+        run_config=ray.tune.RunConfig(
+            name="trials", storage_path=str(directory / ".ray-tune"), verbose=0
+        ),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its own boxes even when silent
+        results = tuner.fit()
+    if results.errors:
+        raise results.errors[0]
+
+
+def _train_trial(config: dict[str, str]) -> None:
+    """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
+    spec = validate(json.loads(config["spec"]), "the trial's spec")
+    corpus = open_corpus(spec, json.loads(config["tokens"]))
+    runs = settle(spec, corpus)
+    assert runs is not None, "a trial's spec has its calibration"
+    if not runs[0].is_finished:
+        fit(spec, corpus, callbacks=[TuneReportCallback()])
+    ray.tune.report({"loss": _finished(0, spec, corpus).loss})
+
+
+def _finished(number: int, spec: PipelineSpec, corpus: PreparedCorpus) -> Trial:
+    """A trained trial and its held-out loss at the longest trained length of the search."""
+    runs = settle(spec, corpus)
+    assert runs is not None
+    run = runs[0]
+    path = run.evaluation_path(run.plan.num_steps)
+    scored = {entry["seq_len"]: entry for entry in read_record(path, "lengths")["lengths"]}
+    seq_len = ranking_seq_len(spec)
+    if seq_len not in scored:
+        raise UserError(
+            f"{path}: scored at {', '.join(map(str, scored))}, not at {seq_len}: the trials do not "
+            "compare; delete it, and the same command scores anew"
+        )
+    entry = scored[seq_len]
+    return Trial(number, spec, entry["loss"], entry["standard_error"])

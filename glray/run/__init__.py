@@ -1,0 +1,1 @@
+"""One run: what was declared, planned and recorded. No torch, no Ray."""

@@ -1,0 +1,154 @@
+"""Held-out loss by window length, on one fixed set of target tokens."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from glray.data.order import row_range
+from glray.data.targets import HeldoutTargets
+from glray.model.loss import NextTokenLoss
+from glray.spec.model import Precision
+from glray.train.context import WorkerContext, sum_over_ranks
+from glray.train.parallel import evaluating
+
+
+def score(
+    model: NextTokenLoss,
+    targets: HeldoutTargets,
+    seq_len: int,
+    ctx: WorkerContext,
+    *,
+    rows: int,
+    precision: Precision,
+    stride: int | None = None,
+) -> "Scored":
+    """The targets in windows of ``seq_len`` tokens, ``rows`` of them through the model at once. The
+    same on every rank.
+
+    Without a ``stride`` each sequence is cut into windows, so that a target's context is what its
+    window has before it. With one, windows begin ``stride`` tokens apart and score what the one
+    before has not (Press et al. 2021, arXiv:2108.12409, appendix B; YaRN, arXiv:2309.00071, section
+    4.3.1): all but the first window's targets have ``seq_len`` - ``stride`` tokens or more.
+    """
+    windows = Windows.over(targets.longest, seq_len, stride or seq_len)
+    with evaluating(model):
+        return _scored(model, targets, windows, ctx, rows, precision)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of ``seq_len`` tokens that score each target of a sequence once."""
+
+    seq_len: int
+    starts: np.ndarray
+    """int64[windows]: where each begins in the sequence."""
+    num_new: np.ndarray
+    """int64[windows]: how many targets at the end of each the one before has not scored."""
+
+    @classmethod
+    def over(cls, longest: int, seq_len: int, stride: int) -> "Windows":
+        """Over a sequence of ``longest`` targets; the last window is whole, it starts earlier."""
+        starts = [0]
+        while starts[-1] + seq_len < longest:
+            starts.append(min(starts[-1] + min(stride, seq_len), longest - seq_len))
+        new = [seq_len, *(later - earlier for earlier, later in pairwise(starts))]
+        return cls(seq_len, np.array(starts), np.array(new))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64[longest]: at which position of its window each target of a sequence is scored."""
+        return np.arange(self.num_new.sum()) - np.repeat(self.starts, self.num_new)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The targets' losses in windows of one length, over all ranks."""
+
+    targets: HeldoutTargets
+    windows: Windows
+    by_sequence: np.ndarray
+    """float64[sequences]: summed, in nats."""
+    by_place: np.ndarray
+    """float64[longest]: at each place of a sequence, summed over the sequences."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.by_sequence.sum() / self.targets.num_targets)
+
+    @property
+    def document_losses(self) -> np.ndarray:
+        """float64[documents]: nats per token of each."""
+        losses = np.bincount(self.targets.documents, weights=self.by_sequence)
+        return losses / np.array(self.targets.document_tokens)
+
+    def record(self) -> dict[str, Any]:
+        """Loss in nats per token, its standard error over documents, the mean loss of each document
+        and at each position of the window, bits per byte."""
+        positions = self.windows.positions
+        scored_at = np.bincount(positions) * len(self.targets.tokens)
+        by_position = np.bincount(positions, weights=self.by_place) / scored_at
+        counts = np.array(self.targets.document_tokens)
+        # By document, so that two runs compare on the same documents: a paired difference is far
+        # surer than two losses that share the documents' difficulty.
+        return {
+            "seq_len": self.windows.seq_len,
+            "loss": self.loss,
+            "standard_error": _standard_error(self.document_losses * counts, counts, self.loss),
+            "document_losses": self.document_losses.tolist(),
+            "bits_per_byte": float(self.by_sequence.sum() / np.log(2) / self.targets.num_bytes),
+            "loss_by_position": by_position.tolist(),
+        }
+
+
+def _scored(
+    model: NextTokenLoss,
+    targets: HeldoutTargets,
+    windows: Windows,
+    ctx: WorkerContext,
+    rows: int,
+    precision: Precision,
+) -> Scored:
+    """Every rank makes as many passes as the one with most windows, as a sharded model needs all of
+    them; what is left over is padding."""
+    seq_len, per_sequence = windows.seq_len, len(windows.starts)
+    num_sequences = len(targets.tokens)
+    first, last = row_range(num_sequences, ctx.rank, ctx.world_size)
+    mine = torch.from_numpy(targets.tokens[first:last])
+    starts, num_new = torch.from_numpy(windows.starts), torch.from_numpy(windows.num_new)
+    positions = torch.arange(seq_len + 1)
+    num_windows = len(mine) * per_sequence
+    padding = mine.new_zeros((1, seq_len))
+    by_sequence = torch.zeros(num_sequences, dtype=torch.float64)
+    by_place = torch.zeros(targets.longest, dtype=torch.float64)
+    with (
+        torch.no_grad(),
+        torch.autocast(ctx.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        for start in range(0, -(-num_sequences // ctx.world_size) * per_sequence, rows):
+            if start >= num_windows:
+                model(padding.to(ctx.device), padding.to(ctx.device))
+                continue
+            window = torch.arange(start, min(start + rows, num_windows))
+            sequence, index = window // per_sequence, window % per_sequence
+            places = starts[index, None] + positions
+            tokens = mine[sequence[:, None], places]
+            losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
+            is_new = positions[:-1] >= seq_len - num_new[index, None]
+            losses = losses.double().cpu() * is_new
+            by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))
+            by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
+    both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
+    return Scored(targets, windows, both[:num_sequences], both[num_sequences:])
+
+
+def _standard_error(losses: np.ndarray, counts: np.ndarray, mean: float) -> float | None:
+    """Of a ratio of sums over documents (Cochran 1977, section 6.4); None for one document."""
+    n = len(losses)
+    if n < 2:
+        return None
+    residuals = losses - mean * counts
+    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum())

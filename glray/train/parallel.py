@@ -1,0 +1,101 @@
+"""The model as a group of workers trains it: compiled, recomputed, replicated or sharded."""
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from glray.model.loss import NextTokenLoss
+from glray.spec.compute import ComputeSpec
+from glray.train.context import WorkerContext
+
+
+def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext) -> None:
+    """Compile, recompute and shard ``model`` as the spec says, in place, before its optimizer.
+
+    Decoder blocks are compiled and sharded one by one: all are alike, so one of them is compiled
+    and each is gathered only while it computes.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if compute.activation_checkpointing:
+        model.network.gradient_checkpointing_enable({"use_reentrant": False})
+    if compute.compile:
+        # One graph a length, and one more where a rank's last micro-batch is shorter.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for block in blocks:
+            block.compile(dynamic=False)
+    if compute.parallelism == "fsdp" and ctx.world_size > 1:
+        mesh = init_device_mesh(ctx.device.type, (ctx.world_size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+
+def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
+    """What to call in training: under DDP a wrapper of ``model``, else ``model`` itself.
+
+    A restart must not change the order of float sums. DDP regroups the gradients after its first
+    step by when each was ready, so a fresh wrapper sums in another order than one that has gone on
+    (seen to change bits at 3 and 4 workers); while it looks for unused parameters it does not.
+    """
+    if ctx.world_size == 1 or isinstance(model, FSDPModule):
+        return model
+    with warnings.catch_warnings():
+        # Its new name does not exist in PyTorch 2.11. There is nothing to broadcast.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+@contextlib.contextmanager
+def summing_over_ranks(model: torch.nn.Module, *, now: bool) -> Iterator[None]:
+    """Within the block a backward pass sums gradients over ranks only if ``now``."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+        yield
+    elif isinstance(model, DistributedDataParallel) and not now:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the model is in ``eval()`` mode, after it in the mode before, and sharded
+    again: as no backward pass follows, FSDP2 leaves the outermost weights whole."""
+    was_training = model.training
+    model.eval()
+    yield
+    model.train(was_training)
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, torch.Tensor]:
+    """The network's weights on rank 0's CPU, gathered where they are sharded; all ranks call it.
+
+    A tied weight is there once, under its first name.
+    """
+    weights = {}
+    for name, parameter in network.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if ctx.rank == 0:
+            weights[name] = whole.detach().cpu()
+    return weights
+
+
+def release_models() -> None:
+    """Give back what models that are no longer used hold of memory, and their compiled graphs: a
+    compiled or sharded model refers to itself, so that only the collector frees it."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,125 @@
+"""Where a run is watched from outside: TensorBoard always, Weights & Biases where it is asked for.
+
+Rank 0 alone writes, at the flushes of the metrics and at the boundaries. What cannot be written
+is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what was asked for.
+"""
+
+import socket
+import struct
+import time
+from typing import Any, Protocol
+
+from glray.files import naming
+from glray.run.run import Run
+from glray.spec.identity import fingerprint
+from glray.train.context import WorkerContext
+
+
+class Tracker(Protocol):
+    """One place that shows scalars by step."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Show ``scalars`` at ``step``: the steps trained so far."""
+
+    def flush(self) -> None:
+        """See that all of it is written."""
+
+    def close(self) -> None:
+        """Flush for the last time; the run goes no further in this process."""
+
+
+def open_trackers(run: Run, ctx: WorkerContext, step: int) -> list[Tracker]:
+    """The run's trackers, which goes on after ``step`` steps; none on other ranks than 0."""
+    if ctx.rank != 0:
+        return []
+    trackers: list[Tracker] = [TensorBoard(run, step)]
+    if run.spec.compute.wandb_project is not None:
+        trackers.append(WeightsAndBiases(run))
+    return trackers
+
+
+class TensorBoard:
+    """An event file under ``tensorboard/`` for each start of the run.
+
+    Its records are written here, in this thread: tensorboardX's ``SummaryWriter`` has a thread that
+    a full disk ends without a word, after which its queue blocks training for ever.
+    """
+
+    def __init__(self, run: Run, step: int) -> None:
+        # Imported here, as it takes long: it imports boto3 where that is installed.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        directory = run.directory / "tensorboard"
+        directory.mkdir(exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._path = directory / name
+        self._file = self._path.open("xb")
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # Hides what earlier files have from the next step on: it is trained again.
+        restart = SessionLog(status=SessionLog.START)
+        self._append(Event(wall_time=time.time(), step=step + 1, session_log=restart))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """See Tracker."""
+        event = self._event(wall_time=time.time(), step=step)
+        for tag, value in scalars.items():
+            event.summary.value.add(tag=tag, simple_value=value)
+        self._append(event)
+
+    def flush(self) -> None:
+        """See Tracker."""
+        with naming(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        """See Tracker."""
+        with naming(self._path):
+            self._file.close()
+
+    def _append(self, event: Any) -> None:
+        """One TFRecord: length and data, each followed by its masked CRC-32C.
+
+        https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+        """
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        with naming(self._path):
+            for part in (length, data):
+                self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+
+
+class WeightsAndBiases:
+    """A run of ``compute.wandb_project``, the same one whenever this run is resumed.
+
+    Its service drops steps that it has: what is trained again shows once.
+    """
+
+    def __init__(self, run: Run) -> None:
+        import wandb
+
+        name = f"{run.spec.name}-{run.name}"
+        self._run = wandb.init(
+            project=run.spec.compute.wandb_project,
+            # With its name: the copy of a pipeline under another one has the same identity.
+            id=fingerprint({"name": name, "identity": run.identity}),
+            name=name,
+            group=run.spec.name,
+            resume="allow",
+            dir=str(run.directory),
+            config=run.identity,
+        )
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """See Tracker."""
+        self._run.log(scalars, step=step)
+
+    def flush(self) -> None:
+        """See Tracker: a process of its own sends what it is given."""
+
+    def close(self) -> None:
+        """See Tracker."""
+        self._run.finish()

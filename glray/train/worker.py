@@ -1,0 +1,154 @@
+"""A worker's program: calibrate once if seconds decide, then train run after run."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
+from glray.files import sole_writer, write_json, write_text
+from glray.run.run import Run, pipeline_directory, settle, write_run
+from glray.spec.loading import load_pipeline, to_yaml
+from glray.spec.pipeline import PipelineSpec
+from glray.train.announcer import Announcer
+from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.environment import environment
+from glray.train.execution import Execution, execution
+from glray.train.loop import Ending, train
+from glray.train.parallel import release_models
+from glray.train.probe.calibration import calibrate
+from glray.train.probe.micro_batches import micro_batches
+from glray.train.probe.peak import matmul_peak
+from glray.train.session import latest_step
+
+ORPHAN_SECONDS = 120.0
+"""How long a run is waited for that a group whose driver was killed still trains: its workers were
+seen to go on for some seconds, and two groups would write the same files."""
+PROBE_SECONDS = 900.0
+"""How long a group waits for another that probes what fits in memory."""
+
+
+def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
+    """Train the unfinished runs of the pipeline, in the order of its seeds and arms; of several
+    worker groups each trains those that it claims.
+
+    Returns early if asked to stop; where its guard stops a run, the others go on. Every rank of a
+    group calls it.
+    """
+    directory = pipeline_directory(spec)
+    announcer = Announcer(directory, ctx)
+    directory.mkdir(parents=True, exist_ok=True)
+    executed = _execution(spec, corpus, ctx)
+    runs = settle(spec, corpus)
+    # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
+    if from_rank_zero(ctx, int(runs is None)):
+        runs = _calibrated_runs(spec, corpus, ctx, executed, announcer)
+    runs = runs or settle(spec, corpus)
+    assert runs is not None, "rank 0 found a calibration"
+    if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
+        _write_spec(runs[0].spec, directory / "spec.yaml")
+    if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
+        return
+    peak = matmul_peak(ctx, spec.precision)
+    machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
+    for run in runs:
+        with _claimed(run, ctx) as is_ours:
+            if not is_ours:
+                continue
+            release_models()
+            step = latest_step(run, ctx)
+            if ctx.rank == 0:
+                changes = write_run(run, machine, executed, step)
+                if changes:
+                    announcer.event(
+                        f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
+                    )
+            if train(run, ctx, executed, peak.measured * ctx.world_size) is Ending.STOPPED:
+                return
+    if ctx.group.count > 1:
+        announcer.progress(phase="no run is left for this worker group")
+
+
+def _write_spec(spec: PipelineSpec, path: Path) -> None:
+    """The spec of all runs in the pipeline's directory: also of seeds and arms of earlier calls."""
+    try:
+        seeds = (*load_pipeline(path).seeds, *spec.seeds)
+    except UserError:  # the first call, or of another version
+        seeds = spec.seeds
+    write_text(path, to_yaml(spec.with_fields(only=None, seeds=tuple(dict.fromkeys(seeds)))))
+
+
+@contextmanager
+def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
+    """Whether the run is this group's to train, on every rank; then nobody else writes it within
+    the block. A group whose driver was killed may be at it still and is waited for."""
+    with ExitStack() as held:
+        is_ours = ctx.rank == 0 and not run.is_finished and ctx.group.claims(run.name)
+        if is_ours:
+            held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
+            is_ours = not run.is_finished
+        yield bool(from_rank_zero(ctx, int(is_ours)))
+
+
+def calibrate_alone(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
+) -> None:
+    """Calibrate as a search does before its trials, and leave ``path``."""
+    _write_calibration(spec, corpus, ctx, _execution(spec, corpus, ctx), path)
+
+
+def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
+    """How this group executes the spec; where it must be probed, as the first group found it."""
+    directory = pipeline_directory(spec)
+    with ExitStack() as held:
+        if spec.compute.micro_batch_tokens == "auto":
+            Announcer(directory, ctx).progress(phase="probing what fits in memory at once")
+            if ctx.rank == 0:
+                probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
+                held.enter_context(probing)
+            from_rank_zero(ctx, 0)  # what another group has probed is there for every rank
+        probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
+    return execution(spec, ctx, probed)
+
+
+def _write_calibration(
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    executed: Execution,
+    path: Path,
+) -> dict[int, int]:
+    """Measure microseconds of a step by sequence length, all groups at once as they will train, and
+    leave the mean in ``path`` (rank 0 of one of them)."""
+    group, told = ctx.group, None
+    if ctx.rank == 0:
+        group.meet()
+        told = group.settled()
+    if from_rank_zero(ctx, int(told is None)):
+        costs = calibrate(spec, corpus, ctx, executed)
+        if ctx.rank == 0:
+            mean = group.mean_of_all(costs)
+            if group.claims("calibration"):
+                write_json(path, {"step_microseconds": mean, "environment": environment(ctx)})
+                group.settle_on(mean)
+            told = group.wait_until_settled() or mean
+    return {
+        length: from_rank_zero(ctx, told[length] if told else 0) for length in spec.all_seq_lens
+    }
+
+
+def _calibrated_runs(
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    executed: Execution,
+    announcer: Announcer,
+) -> list[Run] | None:
+    announcer.progress(phase="calibrating: steps of every length, interleaved")
+    path = pipeline_directory(spec) / "calibration.json"
+    costs = _write_calibration(spec, corpus, ctx, executed, path)
+    if ctx.rank == 0 and ctx.group.claims("calibration"):
+        shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
+        announcer.event(f"calibration: a step takes {shown}")
+    return settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)

@@ -1,0 +1,227 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from glray.errors import UserError
+from glray.ray import cluster
+from glray.ray.cluster import (
+    connect,
+    groups_with_room,
+    require_workers,
+    wait_for_room,
+    worker_resources,
+    workers_with_room,
+)
+from glray.spec import ComputeSpec
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def silent(line: str) -> None:
+    """A ``say`` that says nothing."""
+
+
+def test_room_counts_whole_workers_on_single_nodes():
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 8.0}, {"memory": 1e9}]
+    two_cpus = worker_resources(ComputeSpec(cpus_per_worker=2))
+    assert workers_with_room(two_cpus, nodes) == 2 + 1 + 0 + 0
+    with_gpu = worker_resources(ComputeSpec(cpus_per_worker=1, use_gpu=True))
+    assert workers_with_room(with_gpu, nodes) == 1 + 0 + 1 + 0
+
+
+def test_room_for_groups_is_room_for_all_of_their_workers(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 4.0}, {"CPU": 3.0}])
+    free = {"a": {"CPU": 1.0}, "b": {"CPU": 2.0}}
+    monkeypatch.setattr(cluster, "available_resources_per_node", lambda: free)
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2)) == 3
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2, num_workers=2)) == 1
+    assert groups_with_room(ComputeSpec(cpus_per_worker=1, num_workers=2)) == 3
+    assert groups_with_room(ComputeSpec(cpus_per_worker=1, use_gpu=True)) == 0
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # others may hold the rest
+    assert groups_with_room(ComputeSpec(cpus_per_worker=2)) == 1
+
+
+def test_waiting_ends_when_there_is_room():
+    room = iter([0, 1, 3])
+    said: list[str] = []
+    assert wait_for_room(2, lambda: next(room), said.append, wait_seconds=60, poll_seconds=0) == 3
+    assert len(said) == 1
+    assert "2 workers" in said[0]
+    assert "room for 0" in said[0]
+
+
+def test_waiting_ends_when_the_time_is_over():
+    said: list[str] = []
+    room = wait_for_room(
+        4, lambda: 1, said.append, wait_seconds=0.2, say_seconds=0.05, poll_seconds=0.01
+    )
+    assert room == 1
+    assert 2 <= len(said) <= 4
+
+
+@pytest.mark.ray
+def test_more_workers_than_this_machine_has_is_refused(ray_local, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    compute = ComputeSpec(num_workers=1000, cpus_per_worker=1)
+    with pytest.raises(UserError, match=r"1000 of 1 CPUs.*--set compute\.num_workers=\d"):
+        require_workers(compute, silent)
+    require_workers(ComputeSpec(num_workers=1, cpus_per_worker=1), silent)
+
+
+@pytest.mark.ray
+def test_a_joined_cluster_is_waited_for(ray_local, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # connected already: it only says that we joined
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"1000 of 1 CPUs.*after 1 s"):
+        require_workers(ComputeSpec(num_workers=1000, wait_seconds=1), said.append)
+    assert "1000 workers" in said[0]
+
+
+def test_an_address_where_nothing_listens_is_refused(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=address):
+            connect(ComputeSpec(), silent)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001", "head"])
+def test_an_address_that_is_no_cluster_head_is_refused(monkeypatch, address):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=address):
+        connect(ComputeSpec(), silent)
+
+
+OWN_CLUSTER = """
+import json, os, socket
+import ray, ray.data
+from glray.ray.cluster import connect
+from glray.spec import ComputeSpec
+
+connect(ComputeSpec(), print)
+connect(ComputeSpec(), print)  # the second call does nothing
+ray.data.range(10).materialize()
+host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    probe.connect(("203.0.113.1", 9))  # sends nothing; asks which of our addresses would be used
+    outward = probe.getsockname()[0]
+with socket.socket() as client:
+    client.settimeout(5)
+    outside = client.connect_ex((outward, int(port)))
+with socket.socket() as client:
+    inside = client.connect_ex(("127.0.0.1", int(port)))
+print(json.dumps({
+    "nodes": [node["NodeManagerAddress"] for node in ray.nodes()],
+    "outward": outward, "outside": outside, "inside": inside,
+    "poll": ray.get(ray.remote(lambda: os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]).remote()),
+}))
+"""
+
+
+@pytest.mark.ray
+def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_CLUSTER],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)  # and so nothing else was printed
+    assert done.stderr == ""
+    assert seen["nodes"] == ["127.0.0.1"]
+    assert seen["inside"] == 0
+    if not seen["outward"].startswith("127."):
+        assert seen["outside"] != 0
+    assert seen["poll"] == "0.25"  # the person's own value, where Ray Train reads it
+    assert not (tmp_path / ".ray").exists()  # no token left behind
+
+
+def validate_for_launcher(config: dict) -> None:
+    """Ray's own reading of a cluster launcher file."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+
+
+def launcher_config() -> dict:
+    return yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+
+
+def test_the_cluster_launcher_takes_cluster_yaml():
+    validate_for_launcher(launcher_config())
+
+
+@pytest.mark.parametrize("place", [(), ("available_node_types", "gpu_worker")])
+def test_the_cluster_launcher_refuses_an_unknown_key(place):
+    from jsonschema import ValidationError
+
+    config = node = launcher_config()
+    for key in place:
+        node = node[key]
+    node["max_wrokers"] = 3
+    with pytest.raises(ValidationError, match="max_wrokers"):
+        validate_for_launcher(config)
+
+
+def test_the_launched_nodes_install_this_checkout():
+    config = launcher_config()
+    (command,) = config["setup_commands"]
+    assert "glray" in command
+    assert (REPOSITORY / "constraints.txt").is_file()
+    assert set(config["rsync_exclude"]) >= {".venv", ".git", "runs"}
+
+
+def test_the_rayjob_runs_a_pipeline_with_shared_storage(monkeypatch):
+    manifest = yaml.safe_load((REPOSITORY / "kuberay" / "rayjob.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    python, module, glray, command, *arguments = manifest["spec"]["entrypoint"].split()
+    assert (python, module, glray, command) == ("python", "-m", "glray", "run")
+
+    # The same arguments, taken by the command that only prints.
+    from glray.cli import app
+
+    monkeypatch.chdir(REPOSITORY)
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "compute.storage=/mnt/glray" in arguments
+
+    groups = [
+        manifest["spec"]["rayClusterSpec"]["headGroupSpec"],
+        *manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"],
+    ]
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/mnt/glray"]
+        assert [volume["name"] for volume in pod["volumes"]] == ["storage"]
+
+
+def test_the_rayjob_has_room_for_the_workers_it_asks_for():
+    manifest = yaml.safe_load((REPOSITORY / "kuberay" / "rayjob.yaml").read_text())
+    words = manifest["spec"]["entrypoint"].split()
+    asked = dict(word.removeprefix("compute.").split("=") for word in words if "=" in word)
+    (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    node = {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])}
+    compute = ComputeSpec(
+        num_workers=int(asked["num_workers"]),
+        cpus_per_worker=int(asked["cpus_per_worker"]),
+        use_gpu=asked["use_gpu"] == "true",
+    )
+    nodes = [node] * group["minReplicas"]
+    assert workers_with_room(worker_resources(compute), nodes) >= compute.num_workers

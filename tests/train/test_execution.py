@@ -1,0 +1,152 @@
+"""How a run is executed: compiled, recomputed, in micro-batches that fit; and what it says."""
+
+import multiprocessing
+import resource
+import signal
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from glray.errors import UserError
+from glray.files import read_json
+from glray.run.run import settle
+from glray.train import loop
+from glray.train.checkpoint import committed_checkpoints, step_of
+from glray.train.context import LocalContext
+from glray.train.probe.warm_up import warm_up
+from glray.train.worker import train_all
+
+from ..tiny import tiny_spec
+from ..weights import same_weights, weights_of
+from .test_loop import metrics
+
+
+def spec_with(storage, **compute):
+    spec = tiny_spec(storage)
+    return spec.with_fields(compute=spec.compute.model_dump() | compute)
+
+
+def trained(storage, corpus, **compute):
+    spec = spec_with(storage, **compute)
+    train_all(spec, corpus, LocalContext())
+    return settle(spec, corpus)[0]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, corpus):
+    torch.set_num_threads(1)
+    return trained(tmp_path_factory.mktemp("plain"), corpus)
+
+
+def test_recomputing_activations_changes_no_bit(plain, tmp_path, corpus):
+    assert same_weights(trained(tmp_path, corpus, activation_checkpointing=True), plain)
+
+
+def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpus, monkeypatch):
+    graphs = []
+
+    def watched(session):
+        warm_up(session)
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(loop, "warm_up", watched)
+    monkeypatch.setattr(  # an evaluation compiles too, off the clock
+        "glray.train.loop.score_stage", lambda session: None
+    )
+    counters.clear()
+    arms = [{"name": "grow", "stages": [{"seq_len": 16}, {"seq_len": 32}]}]
+    spec = spec_with(tmp_path / "one", compile=True).with_fields(arms=arms)
+    train_all(spec, corpus, LocalContext())
+    assert graphs == [counters["stats"]["unique_graphs"]]
+    assert graphs[0] >= 2
+    (run,) = settle(spec, corpus)
+    losses = [line["loss"] for line in metrics(run)]
+    # The first step's loss is that of any length's first windows but for their context.
+    assert losses[0] == pytest.approx(metrics(plain)[0]["loss"], rel=1e-2)
+    assert losses[-1] < losses[0]
+
+    # Stopped inside a stage and gone on, it ends with the same bits.
+    again = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "two")})
+    asked = iter([False, False, True])
+    train_all(again, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(again, corpus, LocalContext())
+    assert same_weights(settle(again, corpus)[0], run)
+
+
+def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
+    run = trained(tmp_path, corpus, micro_batch_tokens="auto")
+    path = tmp_path / "tiny" / "micro_batches.json"
+    probed = read_json(path)["micro_batch_tokens"]
+    assert probed == {"8": 64, "16": 64, "32": 64}  # a whole batch fits
+    (executed,) = read_json(run.directory / "run.json")["executions"]
+    assert executed["micro_batch_tokens"] == probed
+    written = path.stat().st_mtime_ns
+    more = spec_with(tmp_path, micro_batch_tokens="auto").with_fields(seeds=(0, 1))
+    train_all(more, corpus, LocalContext())
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
+    spec = spec_with(tmp_path)
+    asked = iter([False, False, True])
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    step = step_of(committed_checkpoints(settle(spec, corpus)[0].checkpoints)[-1])
+    other = spec.with_fields(compute=spec.compute.model_dump() | {"micro_batch_tokens": 64})
+    train_all(other, corpus, LocalContext())
+    events = (tmp_path / "tiny" / "events.log").read_text()
+    assert f"bit-identity ends at step {step}: micro_batch_tokens {{'8': 32" in events
+    assert events.count("bit-identity") == 1
+    executions = read_json(tmp_path / "tiny" / "grow-seed0" / "run.json")["executions"]
+    assert [entry["first_step"] for entry in executions] == [0, step]
+
+
+def fill_the_disk(spec, corpus, answer):
+    """Train where no file can grow beyond 20,000 bytes, as on a full disk."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        train_all(spec, corpus, LocalContext())
+    except UserError as error:
+        answer.put(str(error))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, corpus):
+    spec = spec_with(tmp_path)
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    process = context.Process(target=fill_the_disk, args=(spec, corpus, answer))
+    process.start()
+    process.join(60)
+    run = settle(spec, corpus)[0]
+    said = answer.get()
+    assert f"{run.checkpoints}: the checkpoint of step 3 cannot be written: File too large" in said
+    assert list(run.checkpoints.iterdir()) == []
+    train_all(spec, corpus, LocalContext())
+    assert same_weights(run, plain)
+
+
+def test_the_random_state_and_the_moments_come_back(plain):
+    tensors = weights_of(plain)
+    names = {name.split(".", 1)[0] for name in tensors}
+    assert names == {"model", "exp_avg", "exp_avg_sq"}
+    assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "bias" not in name)
+
+
+def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(tmp_path, corpus):
+    alone = tiny_spec(tmp_path, only=("fixed32",))
+    train_all(alone, corpus, LocalContext())
+    directory = tmp_path / "tiny"
+    assert [path.parent.name for path in directory.glob("*/result.json")] == ["fixed32-seed0"]
+    assert "only: null" in (directory / "spec.yaml").read_text()
+    fixed = (directory / "fixed32-seed0" / "result.json").read_bytes()
+
+    train_all(tiny_spec(tmp_path), corpus, LocalContext())
+    assert (directory / "fixed32-seed0" / "result.json").read_bytes() == fixed
+    train_all(tiny_spec(tmp_path / "b"), corpus, LocalContext())
+    joined, together = (
+        read_json(storage / "tiny" / "grow-seed0" / "run.json")["fingerprint"]
+        for storage in (tmp_path, tmp_path / "b")
+    )
+    assert joined == together

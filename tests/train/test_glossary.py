@@ -1,0 +1,65 @@
+"""docs/metrics.md has every logged name, and no other."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from glray.files import read_json
+from glray.run.run import settle
+from glray.train.announcer import Announcer
+from glray.train.context import LocalContext
+from glray.train.worker import train_all
+
+from ..tiny import tiny_spec
+
+GLOSSARY = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def glossary() -> dict[str, list[str]]:
+    """{heading of a file or list: the names in the first column under it}."""
+    sections: dict[str, list[str]] = {}
+    heading = ""
+    for line in GLOSSARY.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ").strip("`")
+        elif name := re.match(r"\| `(\w+)` \|", line):
+            sections.setdefault(heading, []).append(name[1])
+    return sections
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
+    """{heading of the glossary: the names of that file}, after a tiny pipeline."""
+    progress: set[str] = set()
+    spec = tiny_spec(tmp_path_factory.mktemp("logged"))
+    with pytest.MonkeyPatch.context() as patch:
+        # What is written, for the file keeps the last and not all reach it.
+        patch.setattr(Announcer, "progress", lambda self, **values: progress.update(values))
+        train_all(spec, corpus, LocalContext())
+    run = settle(spec, corpus)[0]
+    lines = [
+        json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()
+    ]
+    evaluation = read_json(run.evaluation_path(run.plan.num_steps))
+    boundary = read_json(run.boundary_path(run.plan.stage_ends[0]))
+    return {
+        "metrics.jsonl": set().union(*lines),
+        "progress.json": progress,
+        "evaluations/step-*.json": set(evaluation),
+        "lengths": set().union(*evaluation["lengths"]),
+        "boundaries/step-*.json": set(boundary),
+        "jump": set(boundary["jump"]),
+        "result.json": set(read_json(run.directory / "result.json")),
+    }
+
+
+def test_the_glossary_has_a_section_for_each_file(logged):
+    assert set(glossary()) == set(logged)
+
+
+def test_each_logged_name_is_defined_once(logged):
+    defined = glossary()
+    for file, names in logged.items():
+        assert sorted(defined[file]) == sorted(names)

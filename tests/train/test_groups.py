@@ -1,0 +1,177 @@
+"""Worker groups side by side, without Ray: each run is one group's, and they calibrate together."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
+from glray.files import read_json, sole_writer, write_text
+from glray.ray import train as ray_train
+from glray.run.run import settle
+from glray.spec import PipelineSpec
+from glray.train import groups, worker
+from glray.train.context import LocalContext
+from glray.train.groups import WorkerGroup, launch
+from glray.train.worker import train_all
+
+from ..group import join_group, start_group, train
+from ..killing import same_run
+from ..tiny import tiny_spec
+
+
+def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path):
+    with launch(tmp_path, 2) as (first, second):
+        assert second.claims("grow-seed0")
+        assert not first.claims("grow-seed0")
+        assert first.claims("grow-seed1")
+        again = replace(second)  # as Ray starts it anew
+        assert again.claims("grow-seed0")
+        assert not again.claims("grow-seed1")
+        assert second.claimed() == ["grow-seed0"]
+
+
+def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
+    names = [f"run-{number}" for number in range(200)]
+    with launch(tmp_path, 4) as all_groups, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda group: [group.claims(name) for name in names], all_groups))
+        claimed = [name for group in all_groups for name in group.claimed()]
+    assert sorted(claimed) == sorted(names)
+
+
+def test_a_group_whose_driver_was_killed_claims_nothing_more(tmp_path):
+    killed = launch(tmp_path, 1)
+    (orphan,) = killed.__enter__()
+    assert orphan.claims("grow-seed0")
+    write_text(tmp_path / "progress-1.json", "{}")
+    with launch(tmp_path, 1) as (new,):
+        assert not orphan.claims("grow-seed1")
+        assert not orphan.claims("grow-seed0")
+        assert new.claims("grow-seed0")
+        assert not (tmp_path / "progress-1.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def train_as(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, group: WorkerGroup
+) -> None:
+    train_all(spec, corpus, replace(ctx, group=group))
+
+
+def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corpus):
+    alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
+    assert join_group(start_group(train, 2, alone, corpus))
+    spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
+    directory = tmp_path / "beside" / "tiny"
+    with launch(directory, 2) as both:
+        started = [start_group(train_as, 2, spec, corpus, group) for group in both]
+        assert all(join_group(processes) for processes in started)
+        claimed = [[name for name in group.claimed() if "seed" in name] for group in both]
+    runs = settle(spec, corpus)
+    assert sorted(claimed[0] + claimed[1]) == sorted(run.name for run in runs)
+    events = (directory / "events.log").read_text()
+    for run, expected in zip(runs, settle(alone, corpus), strict=True):
+        assert events.count(f"{run.name}: starts") == 1
+        assert run.is_finished
+        assert same_run(run, expected)
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monkeypatch):
+    spec = tiny_spec(tmp_path)
+    run = settle(spec, corpus)[0]
+    monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
+    with sole_writer(run.directory), pytest.raises(UserError, match="another glray is at work"):
+        train_all(spec, corpus, LocalContext())
+    assert not (run.directory / "metrics.jsonl").exists()
+
+    monkeypatch.setattr(worker, "ORPHAN_SECONDS", 60.0)
+    held, release = threading.Event(), threading.Event()
+
+    def orphan() -> None:
+        with sole_writer(run.directory):
+            held.set()
+            release.wait()
+
+    thread = threading.Thread(target=orphan)
+    thread.start()
+    held.wait()
+    threading.Timer(0.5, release.set).start()
+    train_all(spec, corpus, LocalContext())
+    assert release.is_set()
+    assert all(run.is_finished for run in settle(spec, corpus))
+    thread.join()
+
+
+def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corpus, monkeypatch):
+    spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
+    measured = {0: {8: 1000, 16: 1100, 32: 1201}, 1: {8: 3000, 16: 1300, 32: 1202}}
+    together = threading.Barrier(2, timeout=30)
+
+    def calibrate(spec, corpus, ctx, executed) -> dict[int, int]:
+        together.wait()  # breaks if one measures while the other does not
+        return measured[ctx.group.index]
+
+    monkeypatch.setattr(worker, "calibrate", calibrate)
+    path = tmp_path / "tiny" / "calibration.json"
+
+    def costs_of(group: WorkerGroup) -> dict[int, int]:
+        return worker._write_calibration(spec, corpus, LocalContext(group=group), None, path)
+
+    mean = {8: 2000, 16: 1200, 32: 1202}
+    with launch(tmp_path / "tiny", 2) as both:
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(costs_of, both)) == [mean, mean]
+        assert costs_of(both[1]) == mean  # started anew it does not measure
+    recorded = read_json(path)["step_microseconds"]
+    assert recorded == {str(length): cost for length, cost in mean.items()}
+
+
+def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(groups, "MEETING_SECONDS", 0.2)
+    monkeypatch.setattr(worker, "calibrate", lambda *_: {8: 1000, 16: 1100, 32: 1201})
+    spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
+    path = tmp_path / "tiny" / "calibration.json"
+    with launch(tmp_path / "tiny", 2) as (first, second):
+        ctx = LocalContext(group=first)
+        costs = worker._write_calibration(spec, corpus, ctx, None, path)
+        assert costs == {8: 1000, 16: 1100, 32: 1201}
+        monkeypatch.setattr(worker, "calibrate", lambda *_: pytest.fail("measured anew"))
+        late = LocalContext(group=second)
+        assert worker._write_calibration(spec, corpus, late, None, path) == costs
+
+
+def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
+    spec = tiny_spec(tmp_path)
+    room = 5
+    monkeypatch.setattr(ray_train, "groups_with_room", lambda compute: room)
+    assert ray_train.groups_at_once(spec, 3) == 3
+    assert ray_train.groups_at_once(spec, 9) == 5
+    elastic = spec.with_fields(compute=spec.compute.model_dump() | {"num_workers": (1, 2)})
+    assert ray_train.groups_at_once(elastic, 9) == 1
+    room = 0  # a joined cluster that is busy: the group is waited for
+    assert ray_train.groups_at_once(spec, 9) == 1
+
+
+def test_what_a_group_raised_first_is_raised_when_all_have_ended(tmp_path, corpus, monkeypatch):
+    failed, ended = threading.Event(), []
+
+    def run_group(work, spec, group, config, callbacks) -> None:
+        if group.index == 2:
+            failed.set()
+            raise UserError("the disk is full")
+        failed.wait()
+        time.sleep(0.2)
+        ended.append(group.index)
+        if group.index == 1:
+            raise RuntimeError("later")
+
+    monkeypatch.setattr(ray_train, "groups_with_room", lambda compute: 3)
+    monkeypatch.setattr(ray_train, "_run_group", run_group)
+    with pytest.raises(UserError, match="the disk is full"):
+        ray_train.fit(tiny_spec(tmp_path, seeds=(0, 1)), corpus)
+    assert sorted(ended) == [0, 1]
+    events = (tmp_path / "tiny" / "events.log").read_text()
+    assert "3 worker groups side by side, 4 runs to train" in events

@@ -1,0 +1,189 @@
+"""Each choice of positions through training: placed stage by stage, resumed, exported, scored."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from glray.data.windows import Batch
+from glray.errors import UserError
+from glray.files import read_json
+from glray.run.run import settle
+from glray.spec import (
+    ArmSpec,
+    BaseFrequencies,
+    Extrapolation,
+    GPTNeoXModel,
+    Interpolation,
+    NtkAware,
+    StageSpec,
+    Yarn,
+)
+from glray.train.checkpoint import committed_checkpoints, step_of
+from glray.train.context import LocalContext
+from glray.train.export import latest_model
+from glray.train.scoring import ScoringProtocol, score_model
+from glray.train.worker import train_all
+
+from ..group import start_group
+from ..tiny import tiny_spec
+from ..weights import same_weights
+
+KINDS = {
+    "extrapolation": Extrapolation(),
+    "interpolation": Interpolation(),
+    "previous": Interpolation(relative_to="previous"),
+    "ntk": NtkAware(),
+    "theta": BaseFrequencies(thetas=(100.0, 200.0, 400.0)),
+    "yarn": Yarn(),
+}
+MODEL = GPTNeoXModel(
+    num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, rotary_fraction=1
+)
+
+
+def spec_of(storage, kind):
+    """12 steps through 8, 16 and 32 tokens, boundaries after 4 and 8, borders every 2 and every
+    3."""
+    stages = tuple(StageSpec(seq_len=n) for n in (8, 16, 32))
+    arms = (ArmSpec(name="grow", stages=stages, positions=KINDS[kind]),)
+    return tiny_spec(storage, model=MODEL, arms=arms)
+
+
+def trained(spec, corpus, stop=lambda: False):
+    train_all(spec, corpus, LocalContext(stop=stop))
+    return settle(spec, corpus)[0]
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, corpus, kind):
+    return trained(spec_of(tmp_path_factory.mktemp("undisturbed"), kind), corpus)
+
+
+def test_a_run_that_stops_before_on_and_after_a_boundary_ends_with_the_same_bits(
+    undisturbed, tmp_path, corpus, kind
+):
+    spec = spec_of(tmp_path, kind)
+    for step, borders in ((3, 2), (4, 1), (6, 1)):  # a boundary is after 4; borders as they come
+        asked = iter([False] * (borders - 1) + [True])
+        stopped = trained(spec, corpus, stop=lambda asked=asked: next(asked))
+        assert latest_model(stopped, torch.device("cpu"))[1].step == step
+    assert_ends_as(undisturbed, trained(spec, corpus))
+
+
+@dataclass
+class Mortal(LocalContext):
+    """Killed as it asks for the tokens of a step, so after as many steps."""
+
+    dies_after: int = 0
+
+    def batches(self, corpus, segments) -> Iterator[Batch]:
+        for batch in super().batches(corpus, segments):
+            if batch.step == self.dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def train_until(spec, corpus, ctx, num_steps):
+    train_all(spec, corpus, Mortal(ctx.rank, ctx.world_size, dies_after=num_steps))
+
+
+@pytest.mark.soak
+def test_a_run_killed_around_its_boundaries_ends_with_the_same_bits(
+    undisturbed, tmp_path, corpus, kind
+):
+    spec = spec_of(tmp_path, kind)
+    boundaries_alone = {"checkpoint_every_tokens": 10**6}
+    spec = spec.with_fields(compute=spec.compute.model_dump() | boundaries_alone)
+    for num_steps in (3, 4, 5, 7, 8, 9):  # the boundaries are after 4 and 8
+        (life,) = start_group(train_until, 1, spec, corpus, num_steps)
+        life.join()
+        assert life.exitcode == -signal.SIGKILL
+        (run,) = settle(spec, corpus)
+        kept = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
+        assert kept == [boundary for boundary in (4, 8) if boundary <= num_steps]
+    assert_ends_as(undisturbed, trained(spec, corpus))
+
+
+def assert_ends_as(expected, run):
+    """The same weights, scores and boundaries."""
+    assert same_weights(run, expected)
+    for step in (4, 8, 12):
+        scored, wanted = (read_json(r.evaluation_path(step))["lengths"] for r in (run, expected))
+        assert scored == wanted
+    for step in (4, 8):
+        assert read_json(run.boundary_path(step)) == read_json(expected.boundary_path(step))
+
+
+def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corpus):
+    runs = [trained(spec_of(tmp_path / name, name), corpus) for name in KINDS]
+    for index, run in enumerate(runs):
+        assert not any(same_weights(run, other) for other in runs[:index])
+    checksums = {read_json(run.directory / "result.json")["checksum"] for run in runs}
+    assert len(checksums) == 1
+
+
+def test_the_exported_model_scores_as_the_run_does(undisturbed):
+    exported = AutoModelForCausalLM.from_pretrained(undisturbed.directory / "model").eval()
+    last = read_json(undisturbed.evaluation_path(12))["lengths"]
+    scores = score_model(undisturbed.directory, ScoringProtocol(seq_lens=(8, 32, 64)))
+    assert scores.own
+    assert losses(scores) == {entry["seq_len"]: entry["loss"] for entry in last}
+    windows = torch.from_numpy(scores.targets.tokens)
+    for seq_len, scored in losses(scores).items():
+        rows, labels = (part.reshape(-1, seq_len) for part in (windows[:, :-1], windows[:, 1:]))
+        with torch.no_grad():
+            logits = exported(rows).logits
+        loss = torch.nn.functional.cross_entropy(logits.mT, labels)
+        assert loss.item() == pytest.approx(scored, rel=1e-5)
+
+
+# ---- glray eval --positions
+
+
+def losses(scores, positions="as trained"):
+    return {entry["seq_len"]: entry["loss"] for entry in scores.by_positions[positions]}
+
+
+def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corpus):
+    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+    choices = ("as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=500")
+    scores = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64), positions=choices))
+    plain, same, *others = (losses(scores, name) for name in choices)
+    assert same == plain
+    for other in others:
+        assert (other[8], other[32]) == (plain[8], plain[32])
+        assert other[64] != plain[64]
+    assert len({other[64] for other in others}) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "theta", "theta=1", "theta=x", "theta=nan", "theta=inf"]
+)
+def test_a_choice_that_does_not_exist_is_refused(tmp_path, corpus, name):
+    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+    with pytest.raises(
+        UserError, match="not one of as trained, extrapolation, interpolation, ntk, yarn"
+    ):
+        score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
+
+
+def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
+    run = trained(spec_of(tmp_path, "yarn"), corpus)
+    with pytest.raises(UserError, match="trained with positions scaled by yarn"):
+        score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
+
+
+def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
+    model = MODEL.model_dump() | {"rotary_fraction": 0.25}
+    with pytest.raises(UserError, match="heads turn 2 dimensions"):
+        settle(spec_of(tmp_path, "ntk").with_fields(model=model), corpus)

@@ -1,0 +1,106 @@
+"""A profile of a tiny model, really measured: what fits, what does not, and what memory says."""
+
+import pytest
+import torch
+
+from glray.errors import UserError
+from glray.run.profile import Setting, own_setting
+from glray.spec import GPTNeoXModel
+from glray.train.context import LocalContext
+from glray.train.probe import calibration
+from glray.train.probe import measure as measuring
+from glray.train.probe.memory import MemoryOfSteps, in_a_process
+from glray.train.probe.profile import measure
+from glray.train.probe.scratch import profiled_config
+
+from ..tiny import tiny_spec
+
+FUSED = Setting("sdpa", False, "float32")
+EAGER = Setting("eager", False, "float32")
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """Few rounds: what is measured is not the speed."""
+    monkeypatch.setattr(calibration, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "MIN_ROUNDS", 2)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def spec_of(tmp_path, **fields):
+    model = GPTNeoXModel(num_layers=2, hidden_size=64, num_heads=4, intermediate_size=128)
+    compute = {"storage": str(tmp_path), "micro_batch_tokens": 4096}
+    return tiny_spec(tmp_path, model=model, tokens_per_batch=4096, compute=compute, **fields)
+
+
+def test_every_length_has_time_memory_and_largest_batch(tmp_path):
+    said = []
+    profile = measure(spec_of(tmp_path), (64, 1024), [FUSED, EAGER], 2.0, said.append)
+    assert profile.budget_bytes == 2 * GIB
+    fused, eager = profile.settings
+    for costs in (fused, eager):
+        assert [cost.seq_len for cost in costs.lengths] == [64, 1024]
+        for cost in costs.lengths:
+            assert cost.seconds > 0
+            assert sum(cost.phase_shares.values()) == pytest.approx(1)
+            assert 0 < cost.peak_bytes < 2 * GIB
+            assert cost.largest_batch_tokens % cost.seq_len == 0
+    # Scores in memory: 2 layers × 4 heads × 4,096 × 1,024 × 4 bytes are 128 MiB, several times.
+    assert eager.at(1024).peak_bytes > fused.at(1024).peak_bytes + 128 * 2**20
+    assert eager.at(1024).largest_batch_tokens < fused.at(1024).largest_batch_tokens
+    assert "eager, not compiled, float32: memory at 1,024" in said
+
+
+def test_the_largest_batch_is_about_what_fits(tmp_path):
+    spec = spec_of(tmp_path)
+    config = profiled_config(spec, 1024)
+    memory = MemoryOfSteps(spec, EAGER, config, LocalContext(), GIB)
+    tokens = memory.largest_batch(1024)
+    peak = memory.peak(1024, tokens // 2 // 1024 * 1024)
+    assert 0.35 * GIB < peak < 0.65 * GIB
+
+
+def test_a_step_that_does_not_fit_is_no_failure(tmp_path):
+    profile = measure(spec_of(tmp_path), (64, 4096), [EAGER], 0.4, lambda _: None)
+    short, long = profile.settings[0].lengths
+    assert short.fits
+    assert not long.fits
+    assert (long.peak_bytes, long.largest_batch_tokens, long.phase_shares) == (None, 0, None)
+
+
+def dies():
+    raise SystemExit(1)
+
+
+def test_a_process_that_the_system_ends_has_no_answer():
+    assert in_a_process(dies) is None
+
+
+def fails():
+    raise ValueError("a bug")
+
+
+def test_another_failure_of_the_process_is_no_lack_of_memory():
+    with pytest.raises(ValueError, match="a bug"):
+        in_a_process(fails)
+
+
+@pytest.mark.parametrize(
+    ("seq_lens", "fields", "setting", "words"),
+    [
+        ((8, 12), {}, FUSED, "12 does not divide a token block"),
+        ((0,), {}, FUSED, "0 is no window"),
+        ((8192,), {}, FUSED, "--set tokens_per_batch=8192"),
+        ((8,), {"attention": "document"}, EAGER, "add --set attention=window"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path, seq_lens, fields, setting, words):
+    with pytest.raises(UserError, match=words):
+        measure(spec_of(tmp_path, **fields), seq_lens, [setting], None, print)
+
+
+def test_the_pipelines_own_setting_is_what_it_trains_in(tmp_path):
+    assert own_setting(spec_of(tmp_path)) == FUSED

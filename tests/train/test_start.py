@@ -1,0 +1,170 @@
+"""Runs that start from a folder, and Llama-shaped ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from glray.cli.app import load_spec
+from glray.errors import UserError
+from glray.files import read_json
+from glray.model.config import model_config
+from glray.model.decoder import build_model
+from glray.run.run import find_run, settle
+from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
+from glray.train.context import LocalContext
+from glray.train.execution import execution
+from glray.train.export import export_run, latest_model
+from glray.train.probe.micro_batches import declared_micro_batches
+from glray.train.scoring import ScoringProtocol, score_model
+from glray.train.session import open_session
+from glray.train.worker import train_all
+
+from ..tiny import tiny_spec
+
+SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
+MODELS = {
+    "gpt_neox": GPTNeoXModel(**SHAPE),
+    "llama": LlamaModel(**SHAPE, num_kv_heads=1),
+    "tied llama": LlamaModel(**SHAPE, tie_embeddings=True),
+}
+CPU = torch.device("cpu")
+
+
+def save_model(path, declared, seed=7, vocab_size=300):
+    config = model_config(declared, vocab_size=vocab_size, eos_id=0, max_seq_len=16)
+    build_model(config, seed, CPU).save_pretrained(path)
+
+
+@pytest.fixture(params=["gpt_neox", "llama"])
+def folder(tmp_path, request):
+    path = tmp_path / "start"
+    save_model(path, MODELS[request.param])
+    return path
+
+
+def spec_from(folder, storage, **fields):
+    return tiny_spec(storage, model=None, init=str(folder), **fields)
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
+    start = weights(folder)
+    runs = settle(spec_from(folder, tmp_path, seeds=(0, 1)), corpus)
+    assert len(runs) == 4
+    for run in runs:
+        run.directory.mkdir(parents=True)
+        ctx = LocalContext()
+        executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
+        assert_same(open_session(run, ctx, executed).model.network.state_dict(), start)
+
+
+def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):
+    spec = spec_from(folder, tmp_path / "undisturbed")
+    train_all(spec, corpus, LocalContext())
+    undisturbed = settle(spec, corpus)
+    stopped = spec_from(folder, tmp_path / "stopped")
+    asked = iter([False, False, True])
+    train_all(stopped, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(stopped, corpus, LocalContext())
+    for run, expected in zip(settle(stopped, corpus), undisturbed, strict=True):
+        assert run.is_finished
+        assert_same(weights(run.directory / "model"), weights(expected.directory / "model"))
+        assert sorted(file.name for file in (run.directory / "model").iterdir()) == sorted(
+            file.name for file in (expected.directory / "model").iterdir()
+        )
+        for name in ("config.json", "generation_config.json"):
+            ours, theirs = (r.directory / "model" / name for r in (run, expected))
+            assert ours.read_text() == theirs.read_text()
+            assert str(folder) not in ours.read_text()
+
+    shutil.rmtree(folder)
+    run = undisturbed[0]
+    again = find_run(run.directory)
+    assert again.identity == run.identity
+    assert again.model_config.to_dict() == run.model_config.to_dict()
+    recorded = read_json(run.evaluation_path(12))["lengths"]
+    scored = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64))).by_positions[
+        "as trained"
+    ]
+    assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]
+    export_run(run.directory, tmp_path / "exported")
+    assert_same(weights(tmp_path / "exported"), weights(run.directory / "model"))
+    with pytest.raises(UserError, match=r"start/config\.json does not exist"):
+        settle(spec, corpus)
+
+
+def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
+    folder = tmp_path / "start"
+    save_model(folder, MODELS["llama"])
+    spec = spec_from(folder, tmp_path)
+    asked = iter([False, True])
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    before = settle(spec, corpus)[0].init_sha256
+    save_model(folder, MODELS["llama"], seed=8)
+    with pytest.raises(
+        UserError, match=rf'grow-seed0: holds run .*\(init: "{before}" → "'
+    ) as error:
+        train_all(spec, corpus, LocalContext())
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_path, corpus):
+    ids = corpus.vocab_size
+    small = MODELS["llama"].model_copy(update={"vocab_size": ids - 1})
+    save_model(tmp_path / "small", small, vocab_size=ids - 1)
+    with pytest.raises(UserError, match=f"{ids - 1} rows, less than the tokenizer's {ids} ids"):
+        settle(spec_from(tmp_path / "small", tmp_path), corpus)
+
+
+def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
+    folder = tmp_path / "start"
+    save_model(folder, MODELS["llama"])
+    spec = spec_from(folder, tmp_path, budget={"seconds": 0.05}, ratios_in="seconds")
+    train_all(spec, corpus, LocalContext())
+    assert all(run.is_finished for run in settle(spec, corpus))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "tied llama"],
+)
+def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
+    spec = tiny_spec(tmp_path, model=MODELS[kind])
+    train_all(spec, corpus, LocalContext())
+    for run in settle(spec, corpus):
+        assert run.is_finished
+        exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
+        assert exported.config.model_type == "llama"
+        trained, _ = latest_model(run, CPU)
+        assert_same(exported.state_dict(), trained.network.state_dict())
+        embedding, output = exported.get_input_embeddings(), exported.get_output_embeddings()
+        assert (embedding.weight is output.weight) == (kind == "tied llama")
+
+
+def test_the_command_makes_the_folders_path_absolute(tmp_path, monkeypatch):
+    pipeline = tmp_path / "spec.yaml"
+    pipeline.write_text(to_yaml(spec_from("start", tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    assert load_spec(pipeline, None).init == str(tmp_path / "start")
+
+
+def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):
+    save_model(tmp_path / "start", MODELS["llama"])
+    config = tmp_path / "start" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
+    spec = spec_from(tmp_path / "start", tmp_path / "runs")
+    train_all(spec, corpus, LocalContext())
+    run = settle(spec, corpus)[0]
+    assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == 64

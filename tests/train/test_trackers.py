@@ -1,0 +1,185 @@
+"""What TensorBoard and Weights & Biases are shown, read back from their files."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+from glray.errors import UserError
+from glray.files import read_json
+from glray.run import run as run_directory
+from glray.run.run import settle
+from glray.train.context import LocalContext
+from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
+from glray.train.trackers import TensorBoard
+from glray.train.worker import train_all
+
+from ..tiny import tiny_spec
+
+CPU = torch.device("cpu")
+
+
+def events(path):
+    """The events of one file, as TensorBoard reads them: framed, each part with its checksum."""
+    with path.open("rb") as file:
+
+        def part(size):
+            content, checksum = file.read(size), file.read(4)
+            assert struct.unpack("<I", checksum) == (masked_crc32c(content),)
+            return content
+
+        while file.peek(1):
+            (length,) = struct.unpack("<Q", part(8))
+            yield Event.FromString(part(length))
+
+
+def shown(run):
+    """{tag: {step: value}} after all files of the run, restarts hiding what they repeat."""
+    scalars = {}
+    for path in sorted((run.directory / "tensorboard").iterdir()):
+        for event in events(path):
+            if event.session_log.status == SessionLog.START:
+                scalars = {
+                    tag: {step: value for step, value in values.items() if step < event.step}
+                    for tag, values in scalars.items()
+                }
+            for value in event.summary.value:
+                steps = scalars.setdefault(value.tag, {})
+                assert event.step not in steps, f"{value.tag} twice at {event.step}"
+                steps[event.step] = value.simple_value
+    return scalars
+
+
+def metrics(run):
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def one_arm(storage, **compute):
+    spec = tiny_spec(storage)
+    return spec.with_fields(arms=spec.arms[:1], compute=spec.compute.model_dump() | compute)
+
+
+class Killed(Exception):
+    """Stands for a death between two steps."""
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory, corpus):
+    """Killed at step 8, when 6 was committed and 7 and 8 were logged; then trained to the end."""
+    torch.set_num_threads(1)
+    spec = one_arm(tmp_path_factory.mktemp("seen"))
+    asked = iter([False] * 4)  # after steps 2, 3, 4 and 6
+
+    def die():
+        if next(asked, True):
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        train_all(spec, corpus, LocalContext(stop=die))
+    (run,) = settle(spec, corpus)
+    assert metrics(run)[-1]["step"] == 8
+    train_all(spec, corpus, LocalContext())
+    return run
+
+
+def test_tensorboard_shows_each_step_once_as_metrics_has_it(killed_and_resumed):
+    run = killed_and_resumed
+    assert len(list((run.directory / "tensorboard").iterdir())) == 2
+    scalars = shown(run)
+    assert {tag for tag in scalars if tag.startswith("train/")} == {
+        f"train/{name}"
+        for name, value in metrics(run)[0].items()
+        if name != "step" and isinstance(value, int | float)
+    }
+    for name in ("loss", "mfu", "seq_len"):
+        values = scalars[f"train/{name}"]
+        assert sorted(values) == list(range(1, 13))
+        for line in metrics(run):
+            assert math.isclose(values[line["step"]], line[name], rel_tol=1e-6)
+
+
+def test_tensorboard_shows_the_heldout_losses_of_every_boundary(killed_and_resumed):
+    run = killed_and_resumed
+    scalars = shown(run)
+    for step in run.plan.stage_ends:
+        for entry in read_json(run.evaluation_path(step))["lengths"]:
+            value = scalars[f"heldout/loss/{entry['seq_len']}"][step]
+            assert math.isclose(value, entry["loss"], rel_tol=1e-6)
+
+
+def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed):
+    run = killed_and_resumed
+    peak = read_json(run.directory / "run.json")["environment"]["matmul_flops_per_second"]
+    assert peak["nominal"] is None
+    lines = {line["step"]: line for line in metrics(run)}
+    for last in (2, 6, 8, 12):  # flushed with the step before, which has the same length
+        pair = [lines[last - 1], lines[last]]
+        assert pair[0]["mfu"] == pair[1]["mfu"] > 0
+        assert pair[0]["tokens_per_second"] == pair[1]["tokens_per_second"]
+        flops_per_token = run.stage_flops_per_token[pair[0]["stage"]]
+        if last > 6:  # since the resumption, whose peak run.json has
+            assert pair[0]["mfu"] == pytest.approx(
+                pair[0]["tokens_per_second"] * flops_per_token / peak["measured"]
+            )
+        assert pair[0]["memory_bytes"] > 10 * 2**20
+    seconds = sum(64 / line["tokens_per_second"] for line in lines.values())
+    assert 0 < seconds <= read_json(run.directory / "result.json")["measured_seconds"]
+
+
+def test_model_flops_count_each_stage_at_its_length(killed_and_resumed):
+    run = killed_and_resumed
+    first, second, third = (64 * flops for flops in run.stage_flops_per_token)
+    assert first < second < third
+    assert run.model_flops(0) == 0
+    assert run.model_flops(5) == 4 * first + second
+    assert run.model_flops(12) == 4 * (first + second + third)
+
+
+def test_the_measured_peak_is_one_that_training_cannot_reach(killed_and_resumed):
+    assert all(line["mfu"] < 1 for line in metrics(killed_and_resumed))
+    assert measured_peak(CPU, torch.float32) > 1e8
+    assert matmul_peak(LocalContext(), "float32").nominal is None
+
+
+def test_the_nominal_peak_is_known_by_the_whole_name():
+    assert nominal_peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert nominal_peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16") is None
+
+
+def test_a_full_disk_is_an_error(tmp_path, corpus):
+    run = settle(one_arm(tmp_path), corpus)[0]
+    run.directory.mkdir(parents=True)
+    tracker = TensorBoard(run, step=0)
+    tracker.close()
+    with (
+        Path("/dev/full").open("wb", buffering=0) as tracker._file,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        tracker.write(1, {"train/loss": 1.0})
+
+
+def test_a_missing_wandb_is_said_before_training(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(run_directory, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'glray\[wandb\]'"):
+        settle(one_arm(tmp_path, wandb_project="glray"), corpus)
+
+
+def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    spec = one_arm(tmp_path, wandb_project="glray")
+    asked = iter([False, True])
+    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, LocalContext())
+    (run,) = settle(spec, corpus)
+    folders = list((run.directory / "wandb").glob("offline-run-*"))
+    ids = {folder.name.rpartition("-")[2] for folder in folders}
+    assert len(ids) == 1
+    assert all(list(folder.glob("*.wandb")) for folder in folders)

@@ -1,0 +1,174 @@
+"""Several workers train as one does: same tokens, same gradient, also where rows do not divide."""
+
+import json
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from glray.data.corpus import PreparedCorpus, PreparedSource
+from glray.data.windows import local_batches, stage_reads
+from glray.files import read_json
+from glray.model.config import model_config
+from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
+from glray.plan import make_plan
+from glray.run.run import settle
+from glray.spec import PipelineSpec
+from glray.train.context import LocalContext
+from glray.train.execution import execution
+from glray.train.parallel import prepare_model, replicated
+from glray.train.probe.micro_batches import declared_micro_batches
+from glray.train.step import accumulate_gradients
+from glray.train.worker import train_all
+
+from ..group import Work, join_group, start_group, train
+from ..tiny import tiny_spec
+from ..tokens import write_tokens
+
+
+def in_a_group(work: Work, world_size: int, spec: PipelineSpec, *arguments: object) -> None:
+    assert join_group(start_group(work, world_size, spec, *arguments))
+
+
+def train_until(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, stop_after: int
+) -> None:
+    """Train, and stop when the ``stop_after``-th time is asked."""
+    asked = count(1)
+    train_all(spec, corpus, replace(ctx, stop=lambda: next(asked) >= stop_after))
+
+
+def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, parallelism: str = "ddp"):
+    spec = tiny_spec(storage, budget={"tokens": 6 * 64})
+    compute = spec.compute.model_dump() | {"parallelism": parallelism}
+    spec = spec.with_fields(compute=compute)
+    if world_size == 1:
+        train_all(spec, corpus, LocalContext())
+    else:
+        in_a_group(train, world_size, spec, corpus)
+    return settle(spec, corpus)
+
+
+def records(run):
+    return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, corpus):
+    torch.set_num_threads(1)
+    return train_with(1, tmp_path_factory.mktemp("alone"), corpus)
+
+
+# At seq_len 32 a batch has 2 rows: of 3 ranks one has none, of 4 two.
+@pytest.mark.parametrize(
+    ("world_size", "parallelism"), [(2, "ddp"), (3, "ddp"), (4, "ddp"), (3, "fsdp")]
+)
+def test_workers_together_are_one_worker(alone, tmp_path, corpus, world_size, parallelism):
+    together = train_with(world_size, tmp_path, corpus, parallelism)
+    for run, expected in zip(together, alone, strict=True):
+        ours, theirs = records(run), records(expected)
+        assert [r["checksum"] for r in ours] == [r["checksum"] for r in theirs]
+        for key in ("loss", "grad_norm"):
+            np.testing.assert_allclose(
+                [r[key] for r in ours], [r[key] for r in theirs], rtol=2e-5, err_msg=key
+            )
+        last = f"evaluations/step-{run.plan.num_steps:08d}.json"
+        for a, b in zip(
+            json.loads((run.directory / last).read_text())["lengths"],
+            json.loads((expected.directory / last).read_text())["lengths"],
+            strict=True,
+        ):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+            np.testing.assert_allclose(a["loss_by_position"], b["loss_by_position"], rtol=1e-3)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def save_gradients(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, out: str) -> None:
+    """The gradient of one step of each stage, all at the initial weights."""
+    config = model_config(
+        spec.model, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=32
+    )
+    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
+    prepare_model(model, spec.compute, ctx)
+    replicas = replicated(model, ctx)
+    executed = execution(spec, ctx, declared_micro_batches(spec))
+    plan = make_plan(spec, spec.arms[0])
+    segments = stage_reads(
+        corpus.order(plan.chunk_len, seed=0),
+        plan,
+        first_step=0,
+        steps_per_segment=100,
+        rank=ctx.rank,
+        world_size=ctx.world_size,
+    )
+    gradients = {}
+    for batch in local_batches(corpus, segments):
+        if batch.step in (0, *plan.stage_ends):
+            accumulate_gradients(replicas, batch, spec, ctx, executed)
+            gradients[batch.seq_len] = [whole(p.grad).clone() for p in model.parameters()]
+            model.zero_grad(set_to_none=True)
+    if ctx.rank == 0:
+        torch.save(gradients, out)
+
+
+def test_the_gradient_of_several_workers_is_that_of_one(tmp_path, corpus):
+    gradients = {}
+    for world_size, parallelism in ((1, "ddp"), (2, "ddp"), (3, "ddp"), (4, "ddp"), (3, "fsdp")):
+        spec = tiny_spec(tmp_path)
+        spec = spec.with_fields(compute=spec.compute.model_dump() | {"parallelism": parallelism})
+        out = str(tmp_path / f"{world_size}-{parallelism}.pt")
+        in_a_group(save_gradients, world_size, spec, corpus, out)
+        gradients[world_size, parallelism] = torch.load(out, weights_only=True)
+    alone = gradients.pop((1, "ddp"))
+    for seq_len in (8, 16, 32):
+        one = torch.cat([g.double().ravel() for g in alone[seq_len]])
+        for together in gradients.values():
+            other = torch.cat([g.double().ravel() for g in together[seq_len]])
+            assert (other - one).norm() / one.norm() < 1e-6  # float32 has 6e-8
+
+
+def test_workers_that_come_and_go_go_on_at_the_cursor(tmp_path, corpus):
+    # Two sources, so that the cursor is arithmetic over both; 24 steps of 2 chunks each.
+    rng = np.random.default_rng(1)
+    other = write_tokens(
+        tmp_path / "tokens", rng.integers(1, 300, size=777), [rng.integers(1, 300, size=200)], "o"
+    )
+    (source,) = corpus.sources
+    both = PreparedCorpus((source, PreparedSource("other", 2, other)))
+    sources = [
+        {"name": name, "weight": weight, "corpus": {"kind": "stdlib"}}
+        for name, weight in (("stdlib", 1), ("other", 2))
+    ]
+    mixture = {"corpus": {"kind": "mixture", "sources": sources}, "budget": {"tokens": 24 * 64}}
+    alone = tiny_spec(tmp_path / "alone", **mixture)
+    train_all(alone, both, LocalContext())
+
+    spec = tiny_spec(tmp_path / "elastic", **mixture)
+    for world_size, parallelism, stop_after in (
+        (2, "ddp", 2),
+        (3, "fsdp", 3),
+        (1, "ddp", 2),
+        (4, "fsdp", 4),
+        (3, "ddp", 1000),
+    ):
+        spec = spec.with_fields(compute=spec.compute.model_dump() | {"parallelism": parallelism})
+        in_a_group(train_until, world_size, spec, both, stop_after)
+    for run, expected in zip(settle(spec, both), settle(alone, both), strict=True):
+        ours, theirs = records(run), records(expected)
+        assert [r["step"] for r in ours] == list(range(1, 25))
+        assert [r["checksum"] for r in ours] == [r["checksum"] for r in theirs]
+        results = [read_json(r.directory / "result.json") for r in (run, expected)]
+        assert results[0]["checksum"] == results[1]["checksum"]
+        assert results[0]["tokens_by_seq_len"] == results[1]["tokens_by_seq_len"]
+    executions = read_json(tmp_path / "elastic" / "tiny" / "grow-seed0" / "run.json")["executions"]
+    assert [entry["num_workers"] for entry in executions] == [2, 3, 1, 4, 3]
+    events = (tmp_path / "elastic" / "tiny" / "events.log").read_text()
+    assert "bit-identity ends at step 3: num_workers 2 → 3; parallelism ddp → fsdp" in events

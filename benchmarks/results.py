@@ -52,8 +52,8 @@ def page() -> str:
     parts = [
         "# Results",
         "Rendered by `python benchmarks/results.py` from `benchmarks/results/*.json`; do not edit. "
-        "What is not supported, or inconclusive, stands beside what is supported. Losses are nats per token "
-        "on held-out text, lower is better.",
+        "What is not supported, or inconclusive, stands beside what is supported. Losses are nats "
+        "per token on held-out text, lower is better.",
         *_verdicts(found),
     ]
     for scale, title in SCALES.items():

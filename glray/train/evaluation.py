@@ -12,7 +12,7 @@ from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, sum_over_ranks
-from glray.train.parallel import evaluating
+from glray.train.parallel import autocast, evaluating
 
 
 def score(
@@ -124,10 +124,7 @@ def _scored(
     padding = mine.new_zeros((1, seq_len))
     by_sequence = torch.zeros(num_sequences, dtype=torch.float64)
     by_place = torch.zeros(targets.longest, dtype=torch.float64)
-    with (
-        torch.no_grad(),
-        torch.autocast(ctx.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
+    with torch.no_grad(), autocast(ctx.device, precision):
         for start in range(0, -(-num_sequences // ctx.world_size) * per_sequence, rows):
             if start >= num_windows:
                 model(padding.to(ctx.device), padding.to(ctx.device))

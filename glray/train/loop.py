@@ -17,10 +17,8 @@ from glray.run.run import Run
 from glray.train.boundaries import rescore_boundary, score_stage
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.metrics import Interval, MetricsLog, PendingStep
-from glray.train.optimizer import set_learning_rate, update_norm
-from glray.train.probe.warm_up import warm_up
+from glray.train.optimizer import update_norm
 from glray.train.session import RunSession, open_session
-from glray.train.step import accumulate_gradients, apply_gradients
 
 SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
@@ -55,11 +53,13 @@ def train(run: Run, ctx: WorkerContext, execution: Execution, peak: float) -> En
 def _train_steps(session: RunSession, peak: float) -> Ending:
     """All steps from the state's on."""
     run, ctx, state = session.run, session.ctx, session.state
-    plan, optimizer_spec = run.plan, run.spec.optimizer
+    plan = run.plan
     every_steps = max(1, run.spec.compute.checkpoint_every_tokens // plan.tokens_per_batch)
-    model, optimizer = session.replicas, session.optimizer
+    trainee = session.trainee
     start = time.perf_counter()
-    warm_up(session)
+    if trainee.has_to_warm_up:
+        session.announcer.progress(run=run.name, phase="warming up every length")
+        trainee.warm_up({stage.seq_len for stage in plan.stages if stage.end_step > state.step})
     state.warm_up_seconds += time.perf_counter() - start
     log = MetricsLog(run, ctx, session.trackers, peak)
     log.rewind(state.step, state.measured_seconds)
@@ -80,13 +80,12 @@ def _train_steps(session: RunSession, peak: float) -> Ending:
     clock = time.perf_counter() - state.measured_seconds
     while True:
         # ---- one step
-        lr = learning_rate(optimizer_spec, plan, batch.step)
-        set_learning_rate(optimizer, lr)
+        lr = learning_rate(run.spec.optimizer, plan, batch.step)
         session.enter_stage(plan.stage_index(batch.step))
-        sums = accumulate_gradients(model, batch, run.spec, ctx, session.execution)
-        norms = {"grad_norm": apply_gradients(model, optimizer, optimizer_spec.max_grad_norm)}
+        sums = trainee.step(batch, lr)
+        norms = {"grad_norm": sums.grad_norm}
         if plan.is_watched(batch.step):
-            norms["update_norm"] = update_norm(optimizer, lr)
+            norms["update_norm"] = update_norm(trainee.optimizer, lr)
         assert batch.step == state.step, "the stream is not where the state is"
         state.step += 1
         ledger = state.tokens_by_seq_len

@@ -19,8 +19,8 @@ from glray.errors import UserError
 from glray.files import naming, write_text
 from glray.run.run import Run
 from glray.train.context import WorkerContext, sum_over_ranks
-from glray.train.step import StepSums
 from glray.train.trackers import Tracker
+from glray.train.trainee import StepSums
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glray.model.loss import NextTokenLoss
 from glray.spec.compute import ComputeSpec
+from glray.spec.model import Precision
 from glray.train.context import WorkerContext
 
 
@@ -52,6 +53,11 @@ def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
         # Its new name does not exist in PyTorch 2.11. There is nothing to broadcast.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Within the block a forward pass computes in ``precision``; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextlib.contextmanager

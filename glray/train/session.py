@@ -11,7 +11,6 @@ from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.files import write_json
 from glray.model.decoder import build_model, load_pretrained, place_positions
-from glray.model.loss import NextTokenLoss
 from glray.model.pretrained import check_unchanged, read_pretrained
 from glray.plan import MICROSECONDS
 from glray.run.records import Execution
@@ -27,23 +26,18 @@ from glray.train.checkpoint import (
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.evaluation import Scored, score
 from glray.train.export import export_model
-from glray.train.optimizer import build_optimizer
-from glray.train.parallel import prepare_model, replicated, whole_weights
+from glray.train.parallel import whole_weights
 from glray.train.trackers import Tracker, open_trackers
+from glray.train.trainee import Trainee
 
 
 @dataclass
 class RunSession:
-    """One worker's model, optimizer and state of a run."""
+    """One worker's trainee and state of a run."""
 
     run: Run
     ctx: WorkerContext
-    execution: Execution
-    model: NextTokenLoss
-    """To score and save; sharded under FSDP2."""
-    replicas: torch.nn.Module
-    """To train: the model, under DDP wrapped."""
-    optimizer: torch.optim.AdamW
+    trainee: Trainee
     state: TrainState
     targets: HeldoutTargets
     announcer: Announcer
@@ -60,9 +54,11 @@ class RunSession:
         start = time.perf_counter()
         self._count_wall_seconds()
         self.state.calibrated_seconds = self.calibrated_seconds
-        directory = self.run.checkpoints
+        directory, trainee = self.run.checkpoints, self.trainee
         try:
-            save_checkpoint(directory, self.state, self.model.network, self.optimizer, self.ctx)
+            save_checkpoint(
+                directory, self.state, trainee.model.network, trainee.optimizer, self.ctx
+            )
         except OSError as error:
             raise UserError(
                 f"{directory}: the checkpoint of step {self.state.step:,} cannot be written: "
@@ -75,7 +71,7 @@ class RunSession:
     def enter_stage(self, stage: int) -> None:
         """Place positions as the stage does."""
         if stage != self._stage:
-            place_positions(self.model.network, self.run.rope_parameters(stage))
+            place_positions(self.trainee.model.network, self.run.rope_parameters(stage))
             self._stage = stage
 
     def newly_preempted(self) -> bool:
@@ -90,11 +86,11 @@ class RunSession:
     def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
         """The held-out targets under the positions in force; see ``evaluation.score``."""
         return score(
-            self.model,
+            self.trainee.model,
             self.targets,
             seq_len,
             self.ctx,
-            rows=self.execution.rows_at_once(seq_len),
+            rows=self.trainee.execution.rows_at_once(seq_len),
             precision=self.run.spec.precision,
             stride=stride,
         )
@@ -120,7 +116,7 @@ class RunSession:
         All ranks call it: the weights of a sharded model are gathered.
         """
         self._count_wall_seconds()
-        network, run, state = self.model.network, self.run, self.state
+        network, run, state = self.trainee.model.network, self.run, self.state
         self.enter_stage(run.plan.stage_index(state.step - 1))
         weights = whole_weights(network, self.ctx)
         if self.ctx.rank != 0:
@@ -167,23 +163,18 @@ def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSessi
     spec = run.spec
     announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
-    model = NextTokenLoss(_network_at(step, run, ctx.device), spec.attention)
-    prepare_model(model, spec.compute, ctx)
-    optimizer = build_optimizer(model.network, spec.optimizer)
+    trainee = Trainee(_network_at(step, run, ctx.device), spec, ctx, execution)
     state = TrainState()
     if step:
         path = run.checkpoints / f"step-{step:08d}"
-        state = load_checkpoint(path, model.network, optimizer, ctx)
+        state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     targets = heldout_targets(run.corpus, spec.evaluation)
-    replicas = replicated(model, ctx)
     trackers = open_trackers(run, ctx, state.step)
-    return RunSession(
-        run, ctx, execution, model, replicas, optimizer, state, targets, announcer, trackers
-    )
+    return RunSession(run, ctx, trainee, state, targets, announcer, trackers)
 
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:

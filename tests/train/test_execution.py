@@ -11,10 +11,9 @@ from torch._dynamo.utils import counters
 from glray.errors import UserError
 from glray.files import read_json
 from glray.run.run import settle
-from glray.train import loop
 from glray.train.checkpoint import committed_checkpoints, step_of
 from glray.train.context import LocalContext
-from glray.train.probe.warm_up import warm_up
+from glray.train.trainee import Trainee
 from glray.train.worker import train_all
 
 from ..tiny import tiny_spec
@@ -46,11 +45,13 @@ def test_recomputing_activations_changes_no_bit(plain, tmp_path, corpus):
 def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpus, monkeypatch):
     graphs = []
 
-    def watched(session):
-        warm_up(session)
+    warm_up = Trainee.warm_up
+
+    def watched(trainee, seq_lens):
+        warm_up(trainee, seq_lens)
         graphs.append(counters["stats"]["unique_graphs"])
 
-    monkeypatch.setattr(loop, "warm_up", watched)
+    monkeypatch.setattr(Trainee, "warm_up", watched)
     monkeypatch.setattr(  # an evaluation compiles too, off the clock
         "glray.train.loop.score_stage", lambda session: None
     )

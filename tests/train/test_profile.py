@@ -8,7 +8,7 @@ from glray.run.profile import Setting, own_setting
 from glray.spec import GPTNeoXModel
 from glray.train.context import LocalContext
 from glray.train.probe import calibration
-from glray.train.probe import measure as measuring
+from glray.train.probe import profile as measuring
 from glray.train.probe.memory import MemoryOfSteps, in_a_process
 from glray.train.probe.profile import measure
 from glray.train.probe.scratch import profiled_config

@@ -67,7 +67,7 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
         run.directory.mkdir(parents=True)
         ctx = LocalContext()
         executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
-        assert_same(open_session(run, ctx, executed).model.network.state_dict(), start)
+        assert_same(open_session(run, ctx, executed).trainee.model.network.state_dict(), start)
 
 
 def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):

@@ -14,16 +14,13 @@ from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import local_batches, stage_reads
 from glray.files import read_json
 from glray.model.config import model_config
-from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
 from glray.plan import make_plan
 from glray.run.run import settle
 from glray.spec import PipelineSpec
 from glray.train.context import LocalContext
 from glray.train.execution import execution
-from glray.train.parallel import prepare_model, replicated
 from glray.train.probe.micro_batches import declared_micro_batches
-from glray.train.step import accumulate_gradients
+from glray.train.trainee import Trainee
 from glray.train.worker import train_all
 
 from ..group import Work, join_group, start_group, train
@@ -96,10 +93,8 @@ def save_gradients(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext
     config = model_config(
         spec.model, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=32
     )
-    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device))
-    prepare_model(model, spec.compute, ctx)
-    replicas = replicated(model, ctx)
     executed = execution(spec, ctx, declared_micro_batches(spec))
+    trainee = Trainee.scratch(config, spec, ctx, executed)
     plan = make_plan(spec, spec.arms[0])
     segments = stage_reads(
         corpus.order(plan.chunk_len, seed=0),
@@ -112,9 +107,9 @@ def save_gradients(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext
     gradients = {}
     for batch in local_batches(corpus, segments):
         if batch.step in (0, *plan.stage_ends):
-            accumulate_gradients(replicas, batch, spec, ctx, executed)
-            gradients[batch.seq_len] = [whole(p.grad).clone() for p in model.parameters()]
-            model.zero_grad(set_to_none=True)
+            trainee.gradients(batch)
+            gradients[batch.seq_len] = [whole(p.grad).clone() for p in trainee.model.parameters()]
+            trainee.model.zero_grad(set_to_none=True)
     if ctx.rank == 0:
         torch.save(gradients, out)
 

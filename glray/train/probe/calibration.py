@@ -10,21 +10,16 @@ The cost of a length is the median over its turns (of two the faster), of the sl
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from glray.data.corpus import PreparedCorpus
 from glray.model.config import longest_config
-from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import WorkerContext, from_rank_zero, synchronize
-from glray.train.optimizer import build_optimizer
-from glray.train.parallel import prepare_model, replicated
-from glray.train.probe.warm_up import random_batch
-from glray.train.step import accumulate_gradients, apply_gradients
+from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.trainee import Trainee
 
 BURST = 3
 """Steps of one turn, the first not counted."""
@@ -38,51 +33,28 @@ def calibrate(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
 ) -> dict[int, int]:
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
-    lengths = list(spec.all_seq_lens)
     config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
-    scratch = NextTokenLoss(build_model(config, seed=0, device=ctx.device), spec.attention)
-    prepare_model(scratch, spec.compute, ctx)
-    optimizer = build_optimizer(scratch.network, spec.optimizer)
-    model = replicated(scratch, ctx)
-    batches = {
-        length: random_batch(length, spec.tokens_per_batch // length, corpus.vocab_size, ctx)
-        for length in lengths
-    }
-
-    def step_seconds(seq_len: int) -> float:
-        synchronize(ctx.device)
-        start = time.perf_counter()
-        accumulate_gradients(model, batches[seq_len], spec, ctx, execution)
-        apply_gradients(model, optimizer, spec.optimizer.max_grad_norm)
-        synchronize(ctx.device)
-        return time.perf_counter() - start
-
-    if spec.compute.compile:
-        for length in lengths:
-            step_seconds(length)
-    seconds = interleaved_steps(lengths, step_seconds, ctx)
+    trainee = Trainee.scratch(config, spec, ctx, execution)
+    if trainee.has_to_warm_up:
+        trainee.warm_up(spec.all_seq_lens)
+    seconds = interleaved_steps(trainee, spec.all_seq_lens)
     return {length: _slowest_median(values, ctx) for length, values in seconds.items()}
 
 
 def interleaved_steps(
-    lengths: Sequence[int],
-    step_seconds: Callable[[int], float],
-    ctx: WorkerContext,
-    *,
-    min_rounds: int = MIN_ROUNDS,
+    trainee: Trainee, lengths: Sequence[int], *, min_rounds: int = MIN_ROUNDS
 ) -> dict[int, list[float]]:
-    """Seconds of a step of each length's turns, as the module says, in the order they were taken.
-
-    ``step_seconds`` takes a step of a length; every rank goes through as many turns.
-    """
+    """Seconds of a step of each length's turns, as the module says, in the order they were taken;
+    every rank goes through as many turns."""
+    batches = {length: trainee.random_batch(length) for length in lengths}
     seconds: dict[int, list[float]] = {length: [] for length in lengths}
     start = time.perf_counter()
     for round_number in range(MAX_ROUNDS):
         for length in lengths if round_number % 2 == 0 else reversed(lengths):
-            burst = [step_seconds(length) for _ in range(BURST)]
+            burst = [trainee.step_seconds(batches[length]) for _ in range(BURST)]
             seconds[length].append(min(burst[1:]))
         enough = time.perf_counter() - start > ENOUGH_SECONDS and round_number + 1 >= min_rounds
-        if from_rank_zero(ctx, int(enough)):
+        if from_rank_zero(trainee.ctx, int(enough)):
             break
     return seconds
 

@@ -18,18 +18,11 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_record, write_json
 from glray.model.config import longest_config
-from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
 from glray.train.execution import execution
-from glray.train.optimizer import build_optimizer
-from glray.train.parallel import (
-    prepare_model,
-    release_models,
-    replicated,
-    summing_over_ranks,
-)
+from glray.train.parallel import release_models
+from glray.train.trainee import Trainee
 
 GPU_SHARE = 0.92
 """Of a GPU's memory that a micro-batch may reserve: the rest is for what varies."""
@@ -150,19 +143,10 @@ def _forward_and_backward(
     """Two micro-batches of a scratch model with what training holds beside them: moments, gradients
     (under FSDP2 whole until the step's last micro-batch) and DDP's buffers. Nothing is summed over
     ranks, as one may run out of memory where others do not."""
-    model = NextTokenLoss(build_model(config, seed=0, device=ctx.device), spec.attention)
-    prepare_model(model, spec.compute, ctx)
-    optimizer = build_optimizer(model.network, spec.optimizer)
-    replicas = replicated(model, ctx)
+    trainee = Trainee.scratch(config, spec, ctx, execution(spec, ctx, {}))
     tokens = torch.zeros((rows, seq_len), dtype=torch.int64, device=ctx.device)
     for _ in range(2):
-        with (
-            summing_over_ranks(replicas, now=False),
-            torch.autocast(ctx.device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"),
-        ):
-            total = replicas(tokens, tokens)
-        total.backward()
-    del optimizer
+        trainee.micro_batch(tokens, tokens, weight=1.0, is_last=False)
 
 
 def peak_bytes(work: Callable[[], None]) -> int | None:

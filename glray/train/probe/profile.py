@@ -110,7 +110,7 @@ def _timed(
     model = ScratchModel(spec, setting, config, ctx)
     for seq_len in seq_lens:
         model.step(seq_len)  # compiled, and the allocator warm
-    steps = interleaved_steps(seq_lens, model.step, ctx, min_rounds=MIN_ROUNDS)
+    steps = interleaved_steps(model._trainee, seq_lens, min_rounds=MIN_ROUNDS)
     found = {}
     for seq_len in seq_lens:
         rounds = [model.phases(seq_len) for _ in range(PHASE_ROUNDS + 1)][1:]

@@ -1,7 +1,5 @@
 """A model that is trained for nothing: a run's optimizer steps, on random tokens."""
 
-import time
-
 import torch
 from transformers import PreTrainedConfig
 
@@ -9,17 +7,13 @@ from glray.data.tokenizer import load_tokenizer, vocab_size
 from glray.data.windows import Batch
 from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model
-from glray.model.loss import NextTokenLoss
 from glray.run.profile import Setting
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import LocalContext, synchronize
+from glray.train.context import LocalContext
 from glray.train.execution import execution
-from glray.train.optimizer import build_optimizer
-from glray.train.parallel import prepare_model
 from glray.train.probe.micro_batches import declared_micro_batches, declared_tokens_at_once
-from glray.train.probe.warm_up import random_batch
-from glray.train.step import accumulate_gradients, apply_gradients
+from glray.train.trainee import Trainee
 
 
 def at_length(
@@ -56,12 +50,13 @@ class ScratchModel:
     ) -> None:
         self._setting, self._config, self._ctx = setting, config, ctx
         self._spec = spec
-        self._model = NextTokenLoss(build_model(config, 0, ctx.device), spec.attention)
+        network = build_model(config, 0, ctx.device)
         if setting.kernel == "eager":
-            self._model.network.set_attn_implementation("eager")
+            network.set_attn_implementation("eager")
         compute = spec.compute.model_copy(update={"compile": setting.compile})
-        prepare_model(self._model, compute, ctx)
-        self._optimizer = build_optimizer(self._model.network, spec.optimizer)
+        under = spec.model_copy(update={"compute": compute, "precision": setting.precision})
+        executed = execution(under, ctx, declared_micro_batches(under))
+        self._trainee = Trainee(network, under, ctx, executed)
 
     def step(self, seq_len: int, tokens: int | None = None) -> float:
         """Seconds of an optimizer step of the pipeline's batch in its micro-batches, or of one of
@@ -73,11 +68,9 @@ class ScratchModel:
         """Seconds of an optimizer step of ``batch``, in micro-batches of so many tokens."""
         seq_len, tokens = batch.seq_len, len(batch.tokens) * batch.seq_len
         spec = at_length(self._spec, self._setting, seq_len, tokens, tokens_at_once)
-        executed = execution(spec, self._ctx, declared_micro_batches(spec))
-        start = self._now()
-        accumulate_gradients(self._model, batch, spec, self._ctx, executed)
-        self._apply_gradients()
-        return self._now() - start
+        self._trainee.spec = spec
+        self._trainee.execution = execution(spec, self._ctx, declared_micro_batches(spec))
+        return self._trainee.step_seconds(batch)
 
     def phases(self, seq_len: int) -> dict[str, float]:
         """Seconds of ``forward`` (the loss and its gradient by the logits), ``backward`` and
@@ -86,27 +79,17 @@ class ScratchModel:
         seconds = {"forward": 0.0, "backward": 0.0}
         rows_at_once = max(1, declared_tokens_at_once(self._spec) // seq_len)
         for rows in tokens.to(self._ctx.device).split(rows_at_once):
-            start = self._now()
-            with torch.autocast(
-                self._ctx.device.type,
-                torch.bfloat16,
-                enabled=self._setting.precision == "bfloat16",
-            ):
-                total = self._model(rows[:, :-1], rows[:, 1:])
-            middle = self._now()
+            start = self._trainee.now()
+            total = self._trainee.forward(rows[:, :-1], rows[:, 1:])
+            middle = self._trainee.now()
             (total / self._spec.tokens_per_batch).backward()
             seconds["forward"] += middle - start
-            seconds["backward"] += self._now() - middle
-        start = self._now()
-        self._apply_gradients()
-        return seconds | {"optimizer": self._now() - start}
-
-    def _apply_gradients(self) -> None:
-        apply_gradients(self._model, self._optimizer, self._spec.optimizer.max_grad_norm)
+            seconds["backward"] += self._trainee.now() - middle
+        start = self._trainee.now()
+        self._trainee.update(self._spec.optimizer.lr)
+        return seconds | {"optimizer": self._trainee.now() - start}
 
     def _batch(self, seq_len: int, tokens: int) -> Batch:
-        return random_batch(seq_len, tokens // seq_len, self._config.vocab_size, self._ctx)
-
-    def _now(self) -> float:
-        synchronize(self._ctx.device)
-        return time.perf_counter()
+        spec = self._spec.model_copy(update={"tokens_per_batch": tokens})
+        self._trainee.spec = spec
+        return self._trainee.random_batch(seq_len)

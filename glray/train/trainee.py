@@ -1,0 +1,183 @@
+"""What a worker trains: a model and its optimizer, step by step.
+
+A run, its warm-up, the calibration, the probe for micro-batches and a profile all build and step a
+model in this one way.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from glray.data.checksum import token_checksum
+from glray.data.order import row_range
+from glray.data.windows import Batch
+from glray.errors import UserError
+from glray.model.decoder import build_model
+from glray.model.loss import NextTokenLoss
+from glray.run.records import Execution
+from glray.spec.pipeline import PipelineSpec
+from glray.train.context import WorkerContext, synchronize
+from glray.train.optimizer import build_optimizer, set_learning_rate
+from glray.train.parallel import autocast, prepare_model, replicated, summing_over_ranks
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What a step leaves on the device: scalars that no host has waited for."""
+
+    loss: torch.Tensor
+    """Σ losses of this rank's targets / ``tokens_per_batch``, float64: a step's is the sum over
+    ranks."""
+    checksum: torch.Tensor
+    """Token checksum of this rank's tensors that went through forward, int64, summed likewise."""
+    grad_norm: torch.Tensor
+    """L2 norm of the whole gradient before clipping, the same on every rank."""
+
+
+class Trainee:
+    """A model and its optimizer as one worker of its group trains them."""
+
+    model: NextTokenLoss
+    """To score and save; sharded under FSDP2."""
+    replicas: torch.nn.Module
+    """To train: the model, under DDP wrapped."""
+    optimizer: torch.optim.AdamW
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        spec: PipelineSpec,
+        ctx: WorkerContext,
+        execution: Execution,
+    ) -> None:
+        self.spec, self.ctx, self.execution = spec, ctx, execution
+        self.model = NextTokenLoss(network, spec.attention)
+        prepare_model(self.model, spec.compute, ctx)
+        self.optimizer = build_optimizer(network, spec.optimizer)
+        self.replicas = replicated(self.model, ctx)
+
+    @classmethod
+    def scratch(
+        cls, config: PreTrainedConfig, spec: PipelineSpec, ctx: WorkerContext, execution: Execution
+    ) -> "Trainee":
+        """One with fresh weights that is trained for nothing, to see what that takes."""
+        return cls(build_model(config, seed=0, device=ctx.device), spec, ctx, execution)
+
+    def step(self, batch: Batch, lr: float) -> StepSums:
+        """One optimizer step on this rank's windows of a batch."""
+        loss, checksum = self.gradients(batch)
+        return StepSums(loss, checksum, self.update(lr))
+
+    def gradients(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward over this rank's windows: loss and checksum, as ``StepSums`` has
+        them.
+
+        Every rank runs the same number of micro-batches, as many as the one with most rows needs,
+        all of the same size but for the last; a short rank runs rows of zero weight. Losses are
+        summed and divided by ``tokens_per_batch``, so the gradient after the mean over ranks
+        (undone by × world size) is that of one worker. Ranks sum their gradients once, in the last
+        micro-batch.
+        """
+        ctx, seq_len, batch_tokens = self.ctx, batch.seq_len, self.spec.tokens_per_batch
+        most_rows = -(-(batch_tokens // seq_len) // ctx.world_size)
+        num_micro = -(-most_rows // self.execution.rows_at_once(seq_len))
+        rows_per_micro = -(-most_rows // num_micro)
+        tokens = _to_device(batch.tokens, ctx.device)
+        offsets = _to_device(batch.offsets, ctx.device)
+        loss = torch.zeros((), dtype=torch.float64, device=ctx.device)
+        checksum = torch.zeros((), dtype=torch.int64, device=ctx.device)
+        for micro in range(num_micro):
+            rows = slice(micro * rows_per_micro, (micro + 1) * rows_per_micro)
+            inputs, targets = tokens[rows, :-1], tokens[rows, 1:]
+            weight = ctx.world_size / batch_tokens
+            if len(inputs) == 0:
+                inputs = targets = tokens.new_zeros((1, seq_len))
+                weight = 0.0
+            total = self.micro_batch(inputs, targets, weight, is_last=micro == num_micro - 1)
+            if weight:
+                loss += total.double() / batch_tokens
+                checksum += token_checksum(inputs, targets, offsets[rows])
+        return loss, checksum
+
+    def micro_batch(
+        self, inputs: torch.Tensor, targets: torch.Tensor, weight: float, *, is_last: bool
+    ) -> torch.Tensor:
+        """Add ``weight`` times the gradient of the targets' summed loss, which is returned; only
+        the last micro-batch of a step sums gradients over ranks. Both are int64[rows, seq_len]."""
+        with summing_over_ranks(self.replicas, now=is_last):
+            total = self.forward(inputs, targets)
+            (total * weight).backward()
+        return total.detach()
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The targets' summed loss, float32, in the spec's precision."""
+        with autocast(self.ctx.device, self.spec.precision):
+            return self.replicas(inputs, targets)
+
+    def update(self, lr: float) -> torch.Tensor:
+        """Clip, update, clear. Returns the gradient's L2 norm before clipping, on the device."""
+        set_learning_rate(self.optimizer, lr)
+        max_norm = self.spec.optimizer.max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.replicas.parameters(), max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return (grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm).detach()
+
+    @property
+    def has_to_warm_up(self) -> bool:
+        """Whether there is anything to find out in a warm-up: not on a CPU without compilation."""
+        return self.ctx.device.type != "cpu" or self.spec.compute.compile
+
+    def warm_up(self, seq_lens: Iterable[int]) -> None:
+        """Compile every length and try its memory, before a clock starts; no weight changes.
+
+        What a stage needs first at its boundary, hours into a run, is so found out before step 0: a
+        kernel that has to be compiled, or a device that is too small. All ranks do it together, so
+        that none races ahead of one that still compiles. Raises UserError if the device's memory
+        does not hold a length.
+        """
+        for seq_len in sorted(seq_lens, reverse=True):  # what needs most memory first
+            try:
+                self.gradients(self.random_batch(seq_len))
+            except torch.OutOfMemoryError as error:
+                tokens = self.execution.rows_at_once(seq_len) * seq_len
+                raise UserError(
+                    f"compute.micro_batch_tokens: {tokens:,} tokens at seq_len {seq_len} do not "
+                    f"fit in the memory of {self.execution.device}: training would end at that "
+                    f"length; set a lower one ({str(error).splitlines()[0]})"
+                ) from None
+            self.optimizer.zero_grad(set_to_none=True)
+        synchronize(self.ctx.device)  # a clock starts when the device is done
+
+    def step_seconds(self, batch: Batch) -> float:
+        """Seconds of a step, from and to where the device has done all that it was given."""
+        start = self.now()
+        self.step(batch, self.spec.optimizer.lr)
+        return self.now() - start
+
+    def now(self) -> float:
+        """The clock once the device has done all that it was given, in seconds."""
+        synchronize(self.ctx.device)
+        return time.perf_counter()
+
+    def random_batch(self, seq_len: int) -> Batch:
+        """This rank's share of a batch of random tokens."""
+        rows = self.spec.tokens_per_batch // seq_len
+        first, last = row_range(rows, self.ctx.rank, self.ctx.world_size)
+        vocab_size = self.model.network.config.vocab_size
+        shape = (last - first, seq_len + 1)
+        tokens = np.random.default_rng(0).integers(vocab_size, size=shape, dtype=np.int64)
+        return Batch(step=0, seq_len=seq_len, offsets=np.arange(first, last), tokens=tokens)
+
+
+def _to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """As int64. From pinned memory, else the host would wait until the device comes to it."""
+    tensor = torch.from_numpy(values.astype("int64"))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

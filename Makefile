@@ -15,7 +15,7 @@ paper-mini: .venv/installed  ## the paper's tables and figures on two cores; SEE
 	$(BIN)/python benchmarks/paper.py $(if $(SEEDS),--seeds $(SEEDS))
 
 test: .venv/installed-dev  ## everything but the soak tests
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not soak"
 
 soak: .venv/installed-dev  ## the long randomized tests
 	$(BIN)/python -m pytest -m soak

@@ -11,9 +11,45 @@ from glray.data.corpus import PreparedCorpus
 
 from .tokens import periodic_corpus
 
+# One thread for each process that computes: small tensors, and two processes on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Speed is measured in benchmarks/, never asserted here.
 hypothesis.settings.register_profile("glray", deadline=None)
 hypothesis.settings.load_profile("glray")
+
+
+TOGETHER = {
+    "test_cluster.py": "ray_local",
+    "test_mixture.py": "ray_local",
+    "test_prepare.py": "ray_local",
+    "test_prepare_processes.py": "ray_local",
+    "test_ray.py": "ray_local",
+    "test_groups.py": "start_group",
+    "test_profile.py": "start_group",
+    "test_survival.py": "start_group",
+    "test_workers.py": "start_group",
+}
+"""Files that share one Ray, or one server that forks workers, which first imports for seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Under ``pytest -n``, files are dealt out whole, and those of ``TOGETHER`` together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER.get(file.rpartition("/")[2], file)
+
+    return LoadTogether(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under ``pytest -n``, the tests that start Ray, which take longest, come first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")

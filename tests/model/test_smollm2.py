@@ -12,6 +12,8 @@ from benchmarks.smollm2 import smollm2_folder
 from glray.spec import TextCorpus
 from glray.train.scoring import ScoringProtocol, score_model
 
+pytestmark = pytest.mark.download
+
 ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
 PLACED = {  # beyond 256 tokens in windows of 512
     "extrapolation": ROPE,

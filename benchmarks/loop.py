@@ -226,8 +226,8 @@ def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, An
 
 def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """Seconds of one checkpoint of a Pythia-70M with its optimizer, and its gigabytes."""
-    model = PYTHIA_70M.model_copy(update={"vocab_size": 50_304})
-    spec = pipeline(work, 128, 4).with_fields(model=model)
+    model = PYTHIA_70M.derive(vocab_size=50_304)
+    spec = pipeline(work, 128, 4).derive(model=model)
     (run,) = settle(spec, corpus) or []
     network = build_model(run.model_config, 0, torch.device("cpu"))
     optimizer = build_optimizer(network, spec.optimizer)
@@ -293,7 +293,7 @@ def restart_seconds(work: Path) -> dict[str, float]:
     for document in range(60):
         words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(500))
         (text / f"{document:02d}.txt").write_text(words)
-    spec = pipeline(work / "runs", 1024, 100_000).with_fields(
+    spec = pipeline(work / "runs", 1024, 100_000).derive(
         name="restarted",
         corpus={"kind": "text", "paths": [str(text)]},
         tokenizer={"kind": "bpe", "vocab_size": 300},

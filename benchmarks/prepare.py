@@ -40,7 +40,6 @@ from glray.spec import (
     JsonlCorpus,
     OptimizerSpec,
     PipelineSpec,
-    StageSpec,
     StdlibCorpus,
     TokenizerFile,
 )
@@ -84,7 +83,7 @@ def pipeline(work: Path, corpus: Path, storage: str) -> PipelineSpec:
         corpus=JsonlCorpus(paths=(str(corpus),)),
         tokenizer=TokenizerFile(path=str(work / "tokenizer.json"), eos_token="<|endoftext|>"),
         model=GPTNeoXModel(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
-        arms=(ArmSpec(name="only", stages=(StageSpec(seq_len=128),)),),
+        arms=(ArmSpec(name="only", stages=(128,)),),
         budget=BudgetSpec(tokens=128),
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-3),

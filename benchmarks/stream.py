@@ -48,7 +48,6 @@ from glray.spec import (
     GPTNeoXModel,
     OptimizerSpec,
     PipelineSpec,
-    StageSpec,
     StdlibCorpus,
 )
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -221,13 +220,12 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
 
     The run's first step is left out: its wait is start-up, which the loop does not count either.
     """
-    stages = tuple(StageSpec(seq_len=seq_len) for seq_len in SEQ_LENS[:2] + SEQ_LENS[:1])
     spec = PipelineSpec(
         name=f"attached-{time.time_ns()}",
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=512),
         model=GPTNeoXModel(num_layers=4, hidden_size=64, num_heads=4, intermediate_size=256),
-        arms=(ArmSpec(name="loop", stages=stages),),
+        arms=(ArmSpec(name="loop", stages=SEQ_LENS[:2] + SEQ_LENS[:1]),),
         budget=BudgetSpec(tokens=60 * BATCH_TOKENS),
         tokens_per_batch=BATCH_TOKENS,
         chunk_len=CHUNK_LEN,

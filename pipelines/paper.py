@@ -30,7 +30,6 @@ from glray.spec import (
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
-    StageSpec,
     StdlibCorpus,
     TokenizerFile,
 )
@@ -98,7 +97,7 @@ class Paper:
             _arm("growlength", 128, 256, 512, 1024),
         )
         spec = self._pipeline("equal-tokens", self._base, arms)
-        return spec.with_fields(
+        return spec.derive(
             budget=BudgetSpec(tokens=self.tokens), ratios_in="tokens", compute=self.alone
         )
 
@@ -112,12 +111,12 @@ class Paper:
         lengths = [128 * 2**power for power in range((longest // 128).bit_length())]
         arms = (_arm(f"llm{longest}", longest), _arm(f"growlength{longest}", *lengths))
         spec = self._pipeline(f"long{longest}", self._base, arms)
-        return spec.with_fields(tokens_per_batch=max(self.tokens_per_batch, longest))
+        return spec.derive(tokens_per_batch=max(self.tokens_per_batch, longest))
 
     def tables(self) -> PipelineSpec:
         """For ``glray profile``: Tables 1 to 3."""
         spec = self._pipeline("tables", self._base, (_arm("growlength", 128, 256, 512, 1024),))
-        return spec.with_fields(tokens_per_batch=self.tables_batch)
+        return spec.derive(tokens_per_batch=self.tables_batch)
 
     # ---- comparisons: what is made of it
 
@@ -303,7 +302,7 @@ class Paper:
 
 
 def _arm(name: str, *seq_lens: int) -> ArmSpec:
-    return ArmSpec(name=name, stages=tuple(StageSpec(seq_len=seq_len) for seq_len in seq_lens))
+    return ArmSpec(name=name, stages=seq_lens)
 
 
 def _all_of(pipeline: PipelineSpec, *arms: str) -> tuple[ComparedArm, ...]:
@@ -360,7 +359,7 @@ mini = Paper(
     every_tokens=500_000,
     precision="float32",
     compute=_on_one_core,
-    alone=_on_one_core.model_copy(update={"groups": 1, "cpus_per_worker": 2}),
+    alone=_on_one_core.derive(groups=1, cpus_per_worker=2),
     long_documents=None,
     long_tokens=32_768,
     long_stride=1024,
@@ -388,7 +387,7 @@ full = Paper(
     every_tokens=30_000_000,
     precision="bfloat16",
     compute=_on_one_gpu,
-    alone=_on_one_gpu.model_copy(update={"groups": 1}),
+    alone=_on_one_gpu.derive(groups=1),
     long_documents=ParquetCorpus(paths=("long-documents.parquet",)),
     long_tokens=524_288,
     long_stride=256,

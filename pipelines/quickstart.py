@@ -14,7 +14,6 @@ from glray.spec import (
     OptimizerSpec,
     PipelineSpec,
     SearchSpec,
-    StageSpec,
     StdlibCorpus,
 )
 
@@ -29,10 +28,10 @@ def pipeline() -> PipelineSpec:
         arms=(
             ArmSpec(
                 name="growlength",
-                stages=tuple(StageSpec(seq_len=seq_len) for seq_len in (128, 256, 512, 1024)),
+                stages=(128, 256, 512, 1024),
             ),
-            ArmSpec(name="llm1024", stages=(StageSpec(seq_len=1024),)),
-            ArmSpec(name="llm128", stages=(StageSpec(seq_len=128),)),
+            ArmSpec(name="llm1024", stages=(1024,)),
+            ArmSpec(name="llm128", stages=(128,)),
         ),
         budget=BudgetSpec(seconds=160),
         ratios_in="seconds",

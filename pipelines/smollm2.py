@@ -11,7 +11,6 @@ from glray.spec import (
     EvaluationSpec,
     OptimizerSpec,
     PipelineSpec,
-    StageSpec,
     StdlibCorpus,
     TokenizerFile,
 )
@@ -24,7 +23,7 @@ def pipeline() -> PipelineSpec:
         corpus=StdlibCorpus(),
         tokenizer=TokenizerFile(path="smollm2/model/tokenizer.json"),
         init="smollm2/model",
-        arms=(ArmSpec(name="grow", stages=tuple(StageSpec(seq_len=n) for n in (512, 1024, 2048))),),
+        arms=(ArmSpec(name="grow", stages=(512, 1024, 2048)),),
         budget=BudgetSpec(tokens=18 * 4096),
         tokens_per_batch=4096,
         optimizer=OptimizerSpec(lr=1e-4),

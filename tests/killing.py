@@ -28,7 +28,7 @@ def killed_spec(storage: Path, parallelism: str) -> PipelineSpec:
     """120 steps of each arm through 8, 16 and 32 tokens, a checkpoint every 6."""
     spec = tiny_spec(storage, budget={"tokens": 120 * 64})
     compute = {"parallelism": parallelism, "checkpoint_every_tokens": 6 * 64}
-    return spec.with_fields(compute=spec.compute.model_dump() | compute)
+    return spec.derive(compute=compute)
 
 
 def train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext) -> None:
@@ -122,4 +122,4 @@ def same_run(run: Run, expected: Run) -> bool:
 
 def _stored(spec: PipelineSpec, folder: str) -> PipelineSpec:
     storage = str(Path(spec.compute.storage) / folder)
-    return spec.with_fields(compute=spec.compute.model_dump() | {"storage": storage})
+    return spec.derive(compute={"storage": storage})

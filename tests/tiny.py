@@ -11,7 +11,6 @@ from glray.spec import (
     GPTNeoXModel,
     OptimizerSpec,
     PipelineSpec,
-    StageSpec,
     StdlibCorpus,
 )
 
@@ -24,8 +23,8 @@ def tiny_spec(storage: Path, **fields) -> PipelineSpec:
         "tokenizer": BpeTokenizer(vocab_size=300),
         "model": GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         "arms": (
-            ArmSpec(name="grow", stages=tuple(StageSpec(seq_len=n) for n in (8, 16, 32))),
-            ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),
+            ArmSpec(name="grow", stages=(8, 16, 32)),
+            ArmSpec(name="fixed32", stages=(32,)),
         ),
         "budget": BudgetSpec(tokens=12 * 64),
         "tokens_per_batch": 64,

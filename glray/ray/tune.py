@@ -81,12 +81,12 @@ def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult
     )
     best_yaml = pipeline_directory(spec) / "best.yaml"
     winner = _stored_in(trials[0].spec, Path(spec.compute.storage))
-    write_text(best_yaml, to_yaml(winner.with_fields(name=f"{spec.name}-best")))
+    write_text(best_yaml, to_yaml(winner.derive(name=f"{spec.name}-best")))
     return SearchResult(tuple(trials), seq_len, best_yaml)
 
 
 def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
-    return spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(storage)})
+    return spec.derive(compute={"storage": str(storage)})
 
 
 def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
@@ -98,7 +98,7 @@ def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
     recorded = directory / "calibration.json"
     if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
         calibrate_in_group(spec, corpus, recorded)
-    return spec.with_fields(calibration={"step_microseconds": recorded_calibration(recorded)})
+    return spec.derive(calibration={"step_microseconds": recorded_calibration(recorded)})
 
 
 def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:

@@ -46,7 +46,7 @@ def plan_tables(spec: PipelineSpec, profile: Profile | None = None) -> Renderabl
 
 def _priced_plan(spec: PipelineSpec, arm: ArmSpec, costs: SettingCosts) -> Plan | None:
     """What a calibration would give that found these prices; None if it could not be planned."""
-    calibrated = spec.with_fields(calibration={"step_microseconds": costs.step_microseconds})
+    calibrated = spec.derive(calibration={"step_microseconds": costs.step_microseconds})
     try:
         return make_plan(calibrated, arm)
     except UserError:  # a run's own calibration decides

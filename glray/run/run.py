@@ -158,7 +158,7 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     costs = recorded_calibration(directory / "calibration.json")
     if costs is None or not any(directory.glob("*/run.json")):
         return spec
-    return spec.with_fields(calibration=CalibrationSpec(step_microseconds=costs))
+    return spec.derive(calibration=CalibrationSpec(step_microseconds=costs))
 
 
 def recorded_calibration(path: Path) -> dict[int, int] | None:
@@ -244,7 +244,7 @@ def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: 
         }
         for stage in plan.stages
     ]
-    own = run.spec.with_fields(
+    own = run.spec.derive(
         arms=[run.arm], only=None, seeds=[run.seed], search=None, chunk_len=plan.chunk_len
     )
     write_text(run.directory / "spec.yaml", to_yaml(own))

@@ -44,7 +44,7 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
     ladder = rng.choice(search.ladders) if search.ladders else searched.seq_lens
     stages = tuple(draw_stages(search, ladder, rng))
     arm = ArmSpec(name=searched.name, stages=stages, positions=searched.positions)
-    return spec.with_fields(
+    return spec.derive(
         name=f"{spec.name}-trial{number:03d}",
         arms=[arm],
         only=None,

@@ -34,7 +34,7 @@ from glray.spec.positions import (
     PositionsSpec,
     Yarn,
 )
-from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec
+from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, fixed, grow
 from glray.spec.search import SearchSpec
 from glray.spec.training import (
     CosineSchedule,
@@ -85,6 +85,8 @@ __all__ = [
     "TextCorpus",
     "TokenizerFile",
     "Yarn",
+    "fixed",
+    "grow",
     "load_comparison",
     "load_pipeline",
     "to_yaml",

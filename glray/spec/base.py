@@ -1,16 +1,58 @@
 """What every spec shares: frozen, no unknown keys, fields documented where they stand."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 """A name that is also a directory's name: letters, digits, dot, underscore and dash."""
 
 
+def _read_power_of_ten(value: object) -> object:
+    """The number in ``"1e9"``: YAML 1.1 reads a power of ten without a dot and a sign as text."""
+    if isinstance(value, str) and "e" in value.lower():
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_read_power_of_ten)]
+"""A whole number as people write it: ``360_000_000``, ``1e9``, ``0.36e9``."""
+
+
 class Spec(BaseModel):
-    """Base of all specs: a frozen value that refuses keys it does not know."""
+    """Base of all specs: a frozen value that rejects keys it does not know."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def derive(self, **changes: object) -> Self:
+        """A validated copy with ``changes``: mappings merge into the specs they name, at every
+        depth; anything else replaces the field.
+
+            spec.derive(compute={"groups": 1}, budget={"tokens": 5, "seconds": None})
+
+        A spec given as a value replaces the one that was there, and so does a mapping with another
+        ``kind``. Fields that were never set take their defaults again. Raises
+        ``pydantic.ValidationError``.
+        """
+        return type(self).model_validate(self._merged(changes))
+
+    def _merged(self, changes: Mapping[str, object]) -> dict[str, object]:
+        """The fields that were set, with the changes."""
+        declared: dict[str, Any] = {
+            name: value
+            for name, value in self
+            if name in self.model_fields_set or name == "kind"  # what tells a union's specs apart
+        }
+        for name, change in changes.items():
+            current = getattr(self, name, None)
+            if isinstance(current, Spec) and isinstance(change, Mapping):
+                kind = getattr(current, "kind", None)
+                if change.get("kind", kind) == kind:
+                    change = current._merged(change)
+            declared[name] = change
+        return declared

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Name, Spec
+from glray.spec.base import Integer, Name, Spec
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.training import check_scorable
@@ -38,7 +38,7 @@ class ClaimSpec(Spec):
     """Label of the arm that it is measured against."""
     measure: Measure = "loss"
     """What is lower. A seconds' difference counts as a share of ``against``'s."""
-    at: int | None = Field(default=None, ge=1)
+    at: Integer | None = Field(default=None, ge=1)
     """Window length of a loss in tokens. None: the longest that any compared arm is trained on."""
     within: float | None = Field(default=None, gt=0)
     """Instead of lower: the two differ by no more than this (nats per token)."""
@@ -47,11 +47,11 @@ class ClaimSpec(Spec):
 class ContextSpec(Spec):
     """Every compared model scored on long documents, in windows beyond its training."""
 
-    seq_lens: tuple[int, ...] = Field(min_length=1)
+    seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths in tokens."""
-    num_tokens: int = Field(ge=1)
+    num_tokens: Integer = Field(ge=1)
     """Target tokens, the same at every length."""
-    stride: int = Field(ge=1)
+    stride: Integer = Field(ge=1)
     """Tokens by which the sliding windows move; whole windows are scored as well."""
     documents: SourceCorpus | None = None
     """What is scored. None: each run's own held-out documents."""
@@ -89,7 +89,7 @@ class ComparisonSpec(Spec):
         for compared in self.arms:
             wanted.setdefault(compared.pipeline.name, compared.pipeline)
         return tuple(
-            pipeline.with_fields(only=self._arms_of(pipeline.name)) for pipeline in wanted.values()
+            pipeline.derive(only=self._arms_of(pipeline.name)) for pipeline in wanted.values()
         )
 
     @property

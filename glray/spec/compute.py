@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Spec
+from glray.spec.base import Integer, Spec
 
-_Count = Annotated[int, Field(ge=1)]
+_Count = Annotated[Integer, Field(ge=1)]
 
 
 class ComputeSpec(Spec):
@@ -18,7 +18,7 @@ class ComputeSpec(Spec):
     groups: _Count | None = None
     """Worker groups side by side at most, each with a run of its own. None: as many as there is
     room for."""
-    cpus_per_worker: int = Field(default=1, ge=1)
+    cpus_per_worker: Integer = Field(default=1, ge=1)
     """CPU cores of each worker, and its number of compute threads."""
     use_gpu: bool = False
     """One GPU for each worker."""
@@ -33,13 +33,13 @@ class ComputeSpec(Spec):
     micro_batch_tokens: _Count | Literal["auto"] = 16_384
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
-    checkpoint_every_tokens: int = Field(default=50_000_000, ge=1)
+    checkpoint_every_tokens: Integer = Field(default=50_000_000, ge=1)
     """A checkpoint this often, and at every stage boundary."""
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: Integer = Field(default=10, ge=1)
     """Metrics are brought from the device and written this often."""
     wandb_project: str | None = Field(default=None, min_length=1)
     """Weights & Biases project that is shown the metrics as well; needs ``glray[wandb]``."""
-    wait_seconds: int = Field(default=600, ge=0)
+    wait_seconds: Integer = Field(default=600, ge=0)
     """How long to wait for a joined cluster to have the workers asked for."""
 
     @property

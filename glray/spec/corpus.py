@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Name, Spec
+from glray.spec.base import Integer, Name, Spec
 
 
 class StdlibCorpus(Spec):
@@ -61,7 +61,7 @@ class SourceSpec(Spec):
 
     name: Name
     """Names the source in records and tables."""
-    weight: int = Field(ge=1, le=1000)
+    weight: Integer = Field(ge=1, le=1000)
     """Chunks of it in a cycle of the order: weights 3 and 1 give three chunks to one. A new weight
     is a new order of the same token blocks."""
     corpus: SourceCorpus
@@ -97,9 +97,9 @@ class BpeTokenizer(Spec):
     """A byte-level BPE trained on the corpus itself."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(ge=257, le=1_000_000)
+    vocab_size: Integer = Field(ge=257, le=1_000_000)
     """Entries of the vocabulary, the end-of-document token included (257 is bytes alone)."""
-    train_megabytes: int = Field(default=64, ge=1)
+    train_megabytes: Integer = Field(default=64, ge=1)
     """The tokenizer learns from the first this many megabytes (10^6 bytes) of text that is not
     drawn for the held-out set, in equal parts from each source."""
 

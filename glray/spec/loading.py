@@ -97,7 +97,8 @@ def describe(error: ValidationError) -> str:
         place = ".".join(
             str(part)
             for index, part in enumerate(problem["loc"])
-            if not (index > 0 and part in kinds)  # the tag of a union, which nobody wrote
+            # Neither the tag of a union nor the name of one's branch, which nobody wrote.
+            if not (index > 0 and part in kinds) and (isinstance(part, int) or part.isidentifier())
         )
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":

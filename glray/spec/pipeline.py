@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Name, Spec
+from glray.spec.base import Integer, Name, Spec
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
@@ -44,16 +44,16 @@ class PipelineSpec(Spec):
     """How much each arm trains."""
     ratios_in: Unit = "tokens"
     """What the stages' ratios share out: the budget's tokens or its calibrated training seconds."""
-    tokens_per_batch: int = Field(ge=1)
+    tokens_per_batch: Integer = Field(ge=1)
     """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
-    chunk_len: int | None = Field(default=None, ge=1)
+    chunk_len: Integer | None = Field(default=None, ge=1)
     """Tokens of the unit that is shuffled. None: the longest ``seq_len`` of any arm or search
     ladder. A power of two that divides 2^20."""
     optimizer: OptimizerSpec
     """Optimizer and learning rate."""
     precision: Precision = "float32"
     """Of the forward and backward pass; weights and optimizer stay in float32."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Integer, ...] = Field(default=(0,), min_length=1)
     """Every arm runs once for each seed; a seed draws the order and, of a declared model,
     the initial weights."""
     evaluation: EvaluationSpec
@@ -104,11 +104,7 @@ class PipelineSpec(Spec):
 
     def resolved(self) -> "PipelineSpec":
         """The same pipeline with ``chunk_len`` written out."""
-        return self.with_fields(chunk_len=self.chunk_tokens)
-
-    def with_fields(self, **fields: object) -> "PipelineSpec":
-        """A copy with some top-level fields replaced, validated (``model_copy`` does not)."""
-        return PipelineSpec.model_validate(self.model_dump() | fields)
+        return self.derive(chunk_len=self.chunk_tokens)
 
     @model_validator(mode="after")
     def _starts_from_one_model(self) -> "PipelineSpec":

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from glray.spec.base import Spec
+from glray.spec.base import Integer, Spec
 
-Reference = Literal["first", "previous"] | Annotated[int, Field(ge=1)]
+Reference = Literal["first", "previous"] | Annotated[Integer, Field(ge=1)]
 """The length that a stage's positions are squeezed into: the arm's first stage's, the stage's
 before it, or so many tokens (those that a folder of ``init`` was trained at)."""
 

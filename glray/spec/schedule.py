@@ -1,20 +1,39 @@
 """Stages, arms, budgets, and what a step of each length costs."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from glray.spec.base import Name, Spec
+from glray.spec.base import Integer, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
+
+EXTRAPOLATION = Extrapolation()
 
 
 class StageSpec(Spec):
     """A part of training at one sequence length."""
 
-    seq_len: int = Field(ge=1)
+    seq_len: Integer = Field(ge=1)
     """Length of a window in tokens; must divide ``chunk_len``."""
     ratio: float = Field(default=1.0, gt=0)
     """Share of the budget, relative to the other stages of the arm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_length(cls, declared: Any) -> Any:
+        return {"seq_len": declared} if isinstance(declared, int | float | str) else declared
+
+
+def _stages_of_ratios(declared: object) -> object:
+    """The stages of ``{128: 3, 1024: 1}``, ratios by length."""
+    if isinstance(declared, Mapping):
+        return [{"seq_len": length, "ratio": ratio} for length, ratio in declared.items()]
+    return declared
+
+
+Stages = Annotated[tuple[StageSpec, ...], BeforeValidator(_stages_of_ratios)]
+"""Stages in the order of training: ``(128, 256, 512)``, ``{128: 3, 1024: 1}`` or specs."""
 
 
 class ArmSpec(Spec):
@@ -22,9 +41,10 @@ class ArmSpec(Spec):
 
     name: Name
     """The arm's name, as shown in tables: ``growlength``, ``llm1024``."""
-    stages: tuple[StageSpec, ...] = Field(min_length=1)
-    """Stages in the order of training."""
-    positions: PositionsSpec = Extrapolation()
+    stages: Stages = Field(min_length=1)
+    """Stages in the order of training: lengths that share the budget equally,
+    ``(128, 256, 512)``, ratios by length, ``{128: 3, 1024: 1}``, or stages."""
+    positions: PositionsSpec = EXTRAPOLATION
     """How positions are placed when the length grows."""
 
     @property
@@ -44,10 +64,23 @@ class ArmSpec(Spec):
         return self
 
 
+def fixed(seq_len: int, *, name: str | None = None) -> ArmSpec:
+    """An arm of one length throughout, ``llm1024``."""
+    return ArmSpec(name=name or f"llm{seq_len}", stages=(StageSpec(seq_len=seq_len),))
+
+
+def grow(
+    *seq_lens: int, name: str = "growlength", positions: PositionsSpec = EXTRAPOLATION
+) -> ArmSpec:
+    """An arm that grows through ``seq_lens`` in equal shares of the budget."""
+    stages = tuple(StageSpec(seq_len=seq_len) for seq_len in seq_lens)
+    return ArmSpec(name=name, stages=stages, positions=positions)
+
+
 class BudgetSpec(Spec):
     """How much one arm trains: tokens, or calibrated training seconds."""
 
-    tokens: int | None = Field(default=None, ge=1)
+    tokens: Integer | None = Field(default=None, ge=1)
     """Training tokens of each arm; rounded down to whole batches."""
     seconds: float | None = Field(default=None, gt=0)
     """Calibrated training seconds of each arm (calibrated cost of the steps; evaluation,
@@ -66,7 +99,7 @@ class BudgetSpec(Spec):
 class CalibrationSpec(Spec):
     """What one optimizer step costs at each length, measured once before step 0."""
 
-    step_microseconds: dict[int, int] = Field(min_length=1)
+    step_microseconds: dict[Integer, Integer] = Field(min_length=1)
     """Microseconds of one step (``tokens_per_batch`` tokens), by sequence length."""
 
     @model_validator(mode="after")

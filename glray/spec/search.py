@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from glray.spec.base import Name, Spec
+from glray.spec.base import Integer, Name, Spec
 
 
 class SearchSpec(Spec):
@@ -17,9 +17,9 @@ class SearchSpec(Spec):
     of the budget at which the length grows, uniform and sorted."""
     ratio_range: tuple[float, float] = (0.1, 1.0)
     """Least and greatest ratio of a stage (``vary: ratios``)."""
-    ladders: tuple[tuple[int, ...], ...] = ()
+    ladders: tuple[tuple[Integer, ...], ...] = ()
     """Lists of sequence lengths to choose from. Empty: the arm's own."""
-    num_trials: int = Field(default=8, ge=1)
+    num_trials: Integer = Field(default=8, ge=1)
     """Schedules to try."""
-    seed: int = 0
+    seed: Integer = 0
     """Seed of the sampling."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Spec
+from glray.spec.base import Integer, Spec
 
 
 class _Schedule(Spec):
@@ -63,7 +63,7 @@ class OptimizerSpec(Spec):
     """Gradients are scaled down to this global L2 norm."""
     schedule: ScheduleSpec = CosineSchedule()
     """The learning rate over the budget: over calibrated seconds or tokens, whichever it is in."""
-    rewarm_steps: int = Field(default=0, ge=0)
+    rewarm_steps: Integer = Field(default=0, ge=0)
     """Steps after each stage boundary over which the rate rises to the schedule's again."""
 
     @model_validator(mode="after")
@@ -76,11 +76,11 @@ class OptimizerSpec(Spec):
 class EvaluationSpec(Spec):
     """Held-out loss of one fixed set of target tokens, by window length."""
 
-    seq_lens: tuple[int, ...] = Field(min_length=1)
+    seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths; the longest may exceed what was trained. Each must divide the longest."""
-    num_tokens: int = Field(ge=1)
+    num_tokens: Integer = Field(ge=1)
     """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
-    every_tokens: int | None = Field(default=None, ge=1)
+    every_tokens: Integer | None = Field(default=None, ge=1)
     """Also score so often, to whole steps; None: at stage boundaries and the end alone."""
     max_rise: float | None = Field(default=None, ge=0)
     """Nats per token by which the loss at the length before a stage boundary may rise until 16

@@ -76,7 +76,7 @@ def _write_spec(spec: PipelineSpec, path: Path) -> None:
         seeds = (*load_pipeline(path).seeds, *spec.seeds)
     except UserError:  # the first call, or of another version
         seeds = spec.seeds
-    write_text(path, to_yaml(spec.with_fields(only=None, seeds=tuple(dict.fromkeys(seeds)))))
+    write_text(path, to_yaml(spec.derive(only=None, seeds=tuple(dict.fromkeys(seeds)))))
 
 
 @contextmanager
@@ -151,4 +151,4 @@ def _calibrated_runs(
     if ctx.rank == 0 and ctx.group.claims("calibration"):
         shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
         announcer.event(f"calibration: a step takes {shown}")
-    return settle(spec.with_fields(calibration={"step_microseconds": costs}), corpus)
+    return settle(spec.derive(calibration={"step_microseconds": costs}), corpus)

@@ -20,7 +20,6 @@ from glray.spec import (
     GPTNeoXModel,
     OptimizerSpec,
     PipelineSpec,
-    StageSpec,
     TextCorpus,
 )
 
@@ -39,7 +38,7 @@ def pipeline(storage: Path, **fields: object) -> PipelineSpec:
         "heldout_fraction": HELDOUT,
         "tokenizer": BpeTokenizer(vocab_size=300),
         "model": GPTNeoXModel(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
-        "arms": (ArmSpec(name="only", stages=(StageSpec(seq_len=8),)),),
+        "arms": (ArmSpec(name="only", stages=(8,)),),
         "budget": BudgetSpec(tokens=64),
         "tokens_per_batch": 8,
         "optimizer": OptimizerSpec(lr=1e-3),

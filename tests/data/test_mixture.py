@@ -97,7 +97,7 @@ def test_a_new_weight_tokenizes_nothing(
 
 
 def test_a_new_source_tokenizes_itself_alone(mixture: PipelineSpec) -> None:
-    alone = mixture.with_fields(corpus=mixture.sources[0].corpus)
+    alone = mixture.derive(corpus=mixture.sources[0].corpus)
     blocks = prepared(alone)
     changed = blocks.block_path(0).stat().st_mtime_ns
     corpus = prepare(mixture, lambda line: None)
@@ -106,7 +106,7 @@ def test_a_new_source_tokenizes_itself_alone(mixture: PipelineSpec) -> None:
 
 
 def test_a_trained_tokenizer_learns_equally_from_each_source(mixture: PipelineSpec) -> None:
-    spec = mixture.with_fields(tokenizer={"kind": "bpe", "vocab_size": 300})
+    spec = mixture.derive(tokenizer={"kind": "bpe", "vocab_size": 300})
     lines: list[str] = []
     corpus = prepare(spec, lines.append)
     both = [text(n) for n in [*range(60), *range(5), *range(100, 115)] if not drawn(text(n))]

@@ -32,8 +32,8 @@ def pipeline():
         tokenizer=BpeTokenizer(vocab_size=300),
         model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         arms=(
-            ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),
-            ArmSpec(name="fixed32", stages=(StageSpec(seq_len=32),)),
+            ArmSpec(name="grow", stages=(16, 32)),
+            ArmSpec(name="fixed32", stages=(32,)),
         ),
         budget=BudgetSpec(seconds=0.3),
         ratios_in="seconds",

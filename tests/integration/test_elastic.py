@@ -83,10 +83,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
 
     # Not the bits of one worker, whose sums have another order, but its tokens, all of them once.
     elastic = find_run(run.run)
-    alone = elastic.spec.with_fields(
-        compute=elastic.spec.compute.model_dump()
-        | {"storage": str(tmp_path / "alone"), "num_workers": 1}
-    )
+    alone = elastic.spec.derive(compute={"storage": str(tmp_path / "alone"), "num_workers": 1})
     train_all(alone, elastic.corpus, LocalContext())
     expected = find_run(tmp_path / "alone" / "tiny" / "grow-seed0")
     results = [read_json(r.directory / "result.json") for r in (elastic, expected)]

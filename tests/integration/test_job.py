@@ -24,7 +24,7 @@ from pathlib import Path
 
 from glray.spec import (
     ArmSpec, BpeTokenizer, BudgetSpec, ComputeSpec, EvaluationSpec, GPTNeoXModel, OptimizerSpec,
-    PipelineSpec, StageSpec, TextCorpus,
+    PipelineSpec, TextCorpus,
 )
 
 
@@ -34,7 +34,7 @@ def pipeline():
         corpus=TextCorpus(paths=(str(Path(__file__).parent / "text"),)),
         tokenizer=BpeTokenizer(vocab_size=257),
         model=GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64),
-        arms=(ArmSpec(name="grow", stages=(StageSpec(seq_len=32), StageSpec(seq_len=64))),),
+        arms=(ArmSpec(name="grow", stages=(32, 64)),),
         budget=BudgetSpec(tokens=2000 * 256),
         tokens_per_batch=256,
         optimizer=OptimizerSpec(lr=1e-3),

@@ -82,7 +82,7 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
     content[3000] ^= 1
     path.write_bytes(content)
     spec = tiny_spec(tmp_path)
-    spec = spec.with_fields(arms=spec.arms[:1])  # one group, which is quicker to start
+    spec = spec.derive(arms=spec.arms[:1])  # one group, which is quicker to start
     with pytest.raises(UserError, match=rf"^{path}: block 0 is damaged, [^\n]*$"):
         fit(spec, damaged)
 
@@ -91,7 +91,7 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, t
     alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
     train_all(alone, corpus, LocalContext())
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
-    spec = spec.with_fields(compute=spec.compute.model_dump() | {"cpus_per_worker": 2})
+    spec = spec.derive(compute={"cpus_per_worker": 2})
     fit(spec, corpus)  # on 4 CPUs
 
     directory = tmp_path / "beside" / "tiny"

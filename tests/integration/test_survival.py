@@ -30,7 +30,7 @@ def pipeline():
         heldout_fraction=0.2,
         tokenizer=BpeTokenizer(vocab_size=300),
         model=GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
-        arms=(ArmSpec(name="grow", stages=(StageSpec(seq_len=16), StageSpec(seq_len=32))),),
+        arms=(ArmSpec(name="grow", stages=(16, 32)),),
         budget=BudgetSpec(tokens={num_steps} * 128),
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-2),
@@ -148,7 +148,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
 
     killed = find_run(last.run)
     spec = load_pipeline(folder / "runs" / "tiny" / "spec.yaml")
-    alone = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(folder / "alone")})
+    alone = spec.derive(compute={"storage": str(folder / "alone")})
     assert join_group(start_group(train, 2, alone, killed.corpus))
     undisturbed = find_run(folder / "alone" / "tiny" / "grow-seed0")
     assert same_weights(killed, undisturbed)

@@ -61,9 +61,7 @@ def test_a_llama_has_the_published_number_of_parameters(shape, vocab_size, total
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
 def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
-    declared = LLAMA.model_copy(
-        update={"tie_embeddings": tie_embeddings, "rope_theta": 500.0, "vocab_size": 128}
-    )
+    declared = LLAMA.derive(tie_embeddings=tie_embeddings, rope_theta=500.0, vocab_size=128)
     config = model_config(declared, vocab_size=100, eos_id=0, max_seq_len=32)
     model = build_model(config, 0, CPU)
     own = LlamaForCausalLM(
@@ -88,7 +86,7 @@ def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
-    small = specs.GPTNeoXModel(**(TINY.model_dump() | {"vocab_size": 299}))
+    small = TINY.derive(vocab_size=299)
     with pytest.raises(UserError, match="299 is less than the tokenizer's 300"):
         embedding_rows(small, 300)
     assert embedding_rows(TINY, 300) == 384

@@ -28,7 +28,7 @@ def comparison(tmp_path):
         "search": None,
     }
     pipelines = [
-        load_pipeline("pipelines/quickstart.py").with_fields(name=name, **fields)
+        load_pipeline("pipelines/quickstart.py").derive(name=name, **fields)
         for name in ("small", "large")
     ]
     claim = ClaimSpec(says="small is better", arm="small-grow", against="large-grow")

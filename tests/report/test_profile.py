@@ -64,7 +64,7 @@ def test_savings_by_hand(tmp_path):
     assert saved_share(COSTS, spec, grow) == pytest.approx(1 - 7 / 12)
     assert saved_share(COSTS, spec, fixed) is None
     # A third of the time at each: 1 + 1/2 + 1/4 steps take 3 seconds, fixed 4 × 1.75.
-    by_seconds = spec.with_fields(ratios_in="seconds", budget={"seconds": 9})
+    by_seconds = spec.derive(ratios_in="seconds", budget={"seconds": 9, "tokens": None})
     assert saved_share(COSTS, by_seconds, grow) == pytest.approx(1 - 3 / 7)
     short = SettingCosts(OWN, COSTS.lengths[1:])
     assert saved_share(short, spec, grow) is None
@@ -130,8 +130,8 @@ def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path):
 def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
     spec = tiny_spec(tmp_path)
     write_profile(PROFILE, profile_path(spec))
-    assert read_profile(profile_path(spec.with_fields(name="other", seeds=(3,)))) == PROFILE
-    assert read_profile(profile_path(spec.with_fields(tokens_per_batch=128))) is None
+    assert read_profile(profile_path(spec.derive(name="other", seeds=(3,)))) == PROFILE
+    assert read_profile(profile_path(spec.derive(tokens_per_batch=128))) is None
     for damaged in ("{}", "[]", '{"settings": [{"setting": {}}]}'):
         profile_path(spec).write_text(damaged)
         with pytest.raises(UserError, match=r"damaged.*run glray profile again"):

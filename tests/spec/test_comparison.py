@@ -14,7 +14,7 @@ PAPER = Path(__file__).parents[2] / "pipelines" / "paper.py"
 
 
 def compared(arm="growlength", label=None, **fields):
-    pipeline = load_pipeline(QUICKSTART).with_fields(**fields)
+    pipeline = load_pipeline(QUICKSTART).derive(**fields)
     return ComparedArm(pipeline=pipeline, arm=arm, label=label or arm)
 
 

@@ -19,7 +19,6 @@ from glray.spec import (
     Interpolation,
     LinearSchedule,
     OptimizerSpec,
-    StageSpec,
 )
 from glray.train.boundaries import split_jump
 from glray.train.checkpoint import committed_checkpoints, step_of
@@ -38,8 +37,7 @@ WILD = OptimizerSpec(lr=0.5, schedule=LinearSchedule(warmup=0.99))
 def grown(storage, **fields):
     """12 steps through 8, 16 and 32 tokens: boundaries at 4 and 8, scored again at 8 and 12."""
     positions = {"positions": fields.pop("positions")} if "positions" in fields else {}
-    stages = tuple(StageSpec(seq_len=n) for n in (8, 16, 32))
-    arm = ArmSpec(name="grow", stages=stages, **positions)
+    arm = ArmSpec(name="grow", stages=(8, 16, 32), **positions)
     return tiny_spec(storage, arms=(arm,), **fields)
 
 
@@ -144,7 +142,7 @@ def test_a_rise_beyond_the_guard_stops_with_a_checkpoint(tmp_path, corpus, capsy
     assert "grow-seed0: held-out loss at 8 rose by" in said
     assert "evaluation.max_rise is 0; with a higher one, or null, the same command goes on" in said
 
-    free = guarded.with_fields(evaluation=EvaluationSpec(**scored))
+    free = guarded.derive(evaluation=EvaluationSpec(**scored))
     alone = grown(tmp_path / "alone", optimizer=WILD)
     assert same_weights(trained(free, corpus), trained(alone, corpus))
 
@@ -165,9 +163,7 @@ def test_a_guard_passes_over_boundaries_that_were_scored_at_other_lengths(tmp_pa
     asked = iter([False] * 5 + [True])  # at a border after the second boundary
     spec = grown(tmp_path, optimizer=WILD, evaluation={"seq_lens": (12,), "num_tokens": 96})
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    later = spec.with_fields(
-        evaluation={"seq_lens": (8, 32, 64), "num_tokens": 128, "max_rise": 0.0}
-    )
+    later = spec.derive(evaluation={"seq_lens": (8, 32, 64), "num_tokens": 128, "max_rise": 0.0})
     assert trained(later, corpus).is_finished
 
 

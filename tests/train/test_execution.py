@@ -23,7 +23,7 @@ from .test_loop import metrics
 
 def spec_with(storage, **compute):
     spec = tiny_spec(storage)
-    return spec.with_fields(compute=spec.compute.model_dump() | compute)
+    return spec.derive(compute=compute)
 
 
 def trained(storage, corpus, **compute):
@@ -57,7 +57,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     )
     counters.clear()
     arms = [{"name": "grow", "stages": [{"seq_len": 16}, {"seq_len": 32}]}]
-    spec = spec_with(tmp_path / "one", compile=True).with_fields(arms=arms)
+    spec = spec_with(tmp_path / "one", compile=True).derive(arms=arms)
     train_all(spec, corpus, LocalContext())
     assert graphs == [counters["stats"]["unique_graphs"]]
     assert graphs[0] >= 2
@@ -68,7 +68,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     assert losses[-1] < losses[0]
 
     # Stopped inside a stage and gone on, it ends with the same bits.
-    again = spec.with_fields(compute=spec.compute.model_dump() | {"storage": str(tmp_path / "two")})
+    again = spec.derive(compute={"storage": str(tmp_path / "two")})
     asked = iter([False, False, True])
     train_all(again, corpus, LocalContext(stop=lambda: next(asked)))
     train_all(again, corpus, LocalContext())
@@ -83,7 +83,7 @@ def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
     (executed,) = read_json(run.directory / "run.json")["executions"]
     assert executed["micro_batch_tokens"] == probed
     written = path.stat().st_mtime_ns
-    more = spec_with(tmp_path, micro_batch_tokens="auto").with_fields(seeds=(0, 1))
+    more = spec_with(tmp_path, micro_batch_tokens="auto").derive(seeds=(0, 1))
     train_all(more, corpus, LocalContext())
     assert path.stat().st_mtime_ns == written
 
@@ -93,7 +93,7 @@ def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
     asked = iter([False, False, True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
     step = step_of(committed_checkpoints(settle(spec, corpus)[0].checkpoints)[-1])
-    other = spec.with_fields(compute=spec.compute.model_dump() | {"micro_batch_tokens": 64})
+    other = spec.derive(compute={"micro_batch_tokens": 64})
     train_all(other, corpus, LocalContext())
     events = (tmp_path / "tiny" / "events.log").read_text()
     assert f"bit-identity ends at step {step}: micro_batch_tokens {{'8': 32" in events

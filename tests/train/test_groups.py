@@ -149,7 +149,7 @@ def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_train, "groups_with_room", lambda compute: room)
     assert ray_train.groups_at_once(spec, 3) == 3
     assert ray_train.groups_at_once(spec, 9) == 5
-    elastic = spec.with_fields(compute=spec.compute.model_dump() | {"num_workers": (1, 2)})
+    elastic = spec.derive(compute={"num_workers": (1, 2)})
     assert ray_train.groups_at_once(elastic, 9) == 1
     room = 0  # a joined cluster that is busy: the group is waited for
     assert ray_train.groups_at_once(spec, 9) == 1

@@ -14,7 +14,6 @@ from glray.files import read_json
 from glray.report.headline import headline
 from glray.report.records import load_runs
 from glray.run.run import find_run, settle
-from glray.spec import PipelineSpec
 from glray.train.checkpoint import TENSORS, committed_checkpoints
 from glray.train.context import LocalContext
 from glray.train.export import export_run, latest_model
@@ -183,11 +182,11 @@ def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
 
 
 def test_another_identity_in_the_directory_is_refused(finished, corpus):
-    spec = finished[0].spec.with_fields(budget={"tokens": 64 * 24})
+    spec = finished[0].spec.derive(budget={"tokens": 64 * 24})
     with pytest.raises(UserError, match=r"grow-seed0.*budget.tokens: 768 → 1536"):
         settle(spec, corpus)
-    relaxed = finished[0].spec.with_fields(
-        compute=finished[0].spec.compute.model_dump() | {"micro_batch_tokens": 8},
+    relaxed = finished[0].spec.derive(
+        compute={"micro_batch_tokens": 8},
         evaluation={"seq_lens": (16,), "num_tokens": 16},
     )
     assert settle(relaxed, corpus)
@@ -272,9 +271,9 @@ def test_damaged_records_are_one_line(calibrated, corpus, name, text):
 
 def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     # The evaluation may change between two calls; then the report must not rank across it.
-    declared = finished[0].spec.model_dump() | {"seeds": (0, 1)}
-    declared["evaluation"] = {"seq_lens": (8, 32), "num_tokens": 128}
-    train_all(PipelineSpec.model_validate(declared), corpus, LocalContext())
+    evaluation = {"seq_lens": (8, 32), "num_tokens": 128}
+    spec = finished[0].spec.derive(seeds=(0, 1), evaluation=evaluation)
+    train_all(spec, corpus, LocalContext())
     runs = load_runs([finished[0].directory.parent])
     assert len(runs) == 4
     assert "do not compare" in headline(runs)[0]

@@ -20,7 +20,6 @@ from glray.spec import (
     GPTNeoXModel,
     Interpolation,
     NtkAware,
-    StageSpec,
     Yarn,
 )
 from glray.train.checkpoint import committed_checkpoints, step_of
@@ -49,8 +48,7 @@ MODEL = GPTNeoXModel(
 def spec_of(storage, kind):
     """12 steps through 8, 16 and 32 tokens, boundaries after 4 and 8, borders every 2 and every
     3."""
-    stages = tuple(StageSpec(seq_len=n) for n in (8, 16, 32))
-    arms = (ArmSpec(name="grow", stages=stages, positions=KINDS[kind]),)
+    arms = (ArmSpec(name="grow", stages=(8, 16, 32), positions=KINDS[kind]),)
     return tiny_spec(storage, model=MODEL, arms=arms)
 
 
@@ -103,7 +101,7 @@ def test_a_run_killed_around_its_boundaries_ends_with_the_same_bits(
 ):
     spec = spec_of(tmp_path, kind)
     boundaries_alone = {"checkpoint_every_tokens": 10**6}
-    spec = spec.with_fields(compute=spec.compute.model_dump() | boundaries_alone)
+    spec = spec.derive(compute=boundaries_alone)
     for num_steps in (3, 4, 5, 7, 8, 9):  # the boundaries are after 4 and 8
         (life,) = start_group(train_until, 1, spec, corpus, num_steps)
         life.join()
@@ -184,6 +182,5 @@ def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
 
 
 def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
-    model = MODEL.model_dump() | {"rotary_fraction": 0.25}
     with pytest.raises(UserError, match="heads turn 2 dimensions"):
-        settle(spec_of(tmp_path, "ntk").with_fields(model=model), corpus)
+        settle(spec_of(tmp_path, "ntk").derive(model={"rotary_fraction": 0.25}), corpus)

@@ -19,7 +19,6 @@ from glray.spec import (
     Interpolation,
     JsonlCorpus,
     ParquetCorpus,
-    StageSpec,
     TextCorpus,
 )
 from glray.train.context import LocalContext
@@ -218,9 +217,8 @@ def test_a_damaged_record_of_the_run_is_refused(run, wrong):
 def test_only_what_was_trained_with_the_positions_in_force_counts_as_trained(
     tmp_path, corpus, seq_lens, trained_len
 ):
-    stages = tuple(StageSpec(seq_len=n) for n in seq_lens)
     positions = Interpolation(relative_to="previous")
-    arms = (ArmSpec(name="grow", stages=stages, positions=positions),)
+    arms = (ArmSpec(name="grow", stages=seq_lens, positions=positions),)
     spec = tiny_spec(tmp_path, arms=arms)
     train_all(spec, corpus, LocalContext())
     (run,) = settle(spec, corpus)

@@ -7,7 +7,7 @@ import pytest
 from glray.data.sources import corpus_of
 from glray.errors import UserError
 from glray.run.run import settle
-from glray.spec import ArmSpec, GPTNeoXModel, StageSpec, Yarn
+from glray.spec import ArmSpec, GPTNeoXModel, Yarn
 from glray.train.context import LocalContext
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
@@ -50,8 +50,7 @@ def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(tmp_path, cor
     model = GPTNeoXModel(
         num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, rotary_fraction=1
     )
-    stages = tuple(StageSpec(seq_len=n) for n in (8, 16, 32))
-    arms = (ArmSpec(name="grow", stages=stages, positions=Yarn()),)
+    arms = (ArmSpec(name="grow", stages=(8, 16, 32), positions=Yarn()),)
     run = trained(tmp_path, corpus, model=model, arms=arms)
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192)
     of_run, of_folder = (

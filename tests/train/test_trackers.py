@@ -62,7 +62,7 @@ def metrics(run):
 
 def one_arm(storage, **compute):
     spec = tiny_spec(storage)
-    return spec.with_fields(arms=spec.arms[:1], compute=spec.compute.model_dump() | compute)
+    return spec.derive(arms=spec.arms[:1], compute=compute)
 
 
 class Killed(Exception):

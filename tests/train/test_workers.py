@@ -42,8 +42,7 @@ def train_until(
 
 def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, parallelism: str = "ddp"):
     spec = tiny_spec(storage, budget={"tokens": 6 * 64})
-    compute = spec.compute.model_dump() | {"parallelism": parallelism}
-    spec = spec.with_fields(compute=compute)
+    spec = spec.derive(compute={"parallelism": parallelism})
     if world_size == 1:
         train_all(spec, corpus, LocalContext())
     else:
@@ -118,7 +117,7 @@ def test_the_gradient_of_several_workers_is_that_of_one(tmp_path, corpus):
     gradients = {}
     for world_size, parallelism in ((1, "ddp"), (2, "ddp"), (3, "ddp"), (4, "ddp"), (3, "fsdp")):
         spec = tiny_spec(tmp_path)
-        spec = spec.with_fields(compute=spec.compute.model_dump() | {"parallelism": parallelism})
+        spec = spec.derive(compute={"parallelism": parallelism})
         out = str(tmp_path / f"{world_size}-{parallelism}.pt")
         in_a_group(save_gradients, world_size, spec, corpus, out)
         gradients[world_size, parallelism] = torch.load(out, weights_only=True)
@@ -154,7 +153,7 @@ def test_workers_that_come_and_go_go_on_at_the_cursor(tmp_path, corpus):
         (4, "fsdp", 4),
         (3, "ddp", 1000),
     ):
-        spec = spec.with_fields(compute=spec.compute.model_dump() | {"parallelism": parallelism})
+        spec = spec.derive(compute={"parallelism": parallelism})
         in_a_group(train_until, world_size, spec, both, stop_after)
     for run, expected in zip(settle(spec, both), settle(alone, both), strict=True):
         ours, theirs = records(run), records(expected)

@@ -21,14 +21,14 @@ def at_length(
 ) -> PipelineSpec:
     """The pipeline as it would train batches of ``tokens`` tokens at ``seq_len`` alone."""
     compute = {"compile": setting.compile, "micro_batch_tokens": tokens_at_once}
-    return spec.with_fields(
+    return spec.derive(
         arms=[{"name": "fixed", "stages": [{"seq_len": seq_len}]}],
         search=None,
         calibration=None,
         chunk_len=seq_len,
         tokens_per_batch=tokens,
         precision=setting.precision,
-        compute=spec.compute.model_dump() | compute,
+        compute=compute,
     )
 
 
@@ -53,8 +53,7 @@ class ScratchModel:
         network = build_model(config, 0, ctx.device)
         if setting.kernel == "eager":
             network.set_attn_implementation("eager")
-        compute = spec.compute.model_copy(update={"compile": setting.compile})
-        under = spec.model_copy(update={"compute": compute, "precision": setting.precision})
+        under = spec.derive(compute={"compile": setting.compile}, precision=setting.precision)
         executed = execution(under, ctx, declared_micro_batches(under))
         self._trainee = Trainee(network, under, ctx, executed)
 

@@ -25,9 +25,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from glray.report.interval import mean_interval
 from glray.report.records import load_runs
 from glray.report.run_record import BoundaryRecord, RunRecord
+from glray.run.statistics import mean_interval
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "boundaries.py"
 

@@ -14,9 +14,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from glray.report.interval import mean_interval
+
 from glray.files import read_json, write_text
 from glray.report.formats import plus_minus, seconds_text, tokens_text
-from glray.report.interval import mean_interval
 from glray.run.profile import SettingCosts, setting_costs
 
 RESULTS = Path(__file__).parent / "results"

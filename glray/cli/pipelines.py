@@ -24,10 +24,11 @@ from glray.run.profile import profile_path, read_profile
 @app.command()
 def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Print each arm's stages in steps and tokens. Touches nothing."""
-    from glray.report.plan_table import plan_tables
+    from glray.report.plan_sheets import plan_sheets
+    from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
-    Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
+    Console(highlight=False).print(terminal(*plan_sheets(spec, read_profile(profile_path(spec)))))
 
 
 @app.command()
@@ -64,7 +65,8 @@ def profile(
     combination is measured. glray plan prices the pipeline by what was measured.
     """
     from glray.report.profile_plot import write_profile_plot
-    from glray.report.profile_table import profile_tables
+    from glray.report.profile_sheets import profile_sheets
+    from glray.report.render import terminal
     from glray.run.profile import own_setting, settings_of, write_profile
     from glray.train.probe.profile import measure
 
@@ -76,7 +78,7 @@ def profile(
         memory_gib,
         lambda phase: console.print(phase, style="dim"),
     )
-    Console(highlight=False).print(profile_tables(measured, spec))
+    Console(highlight=False).print(terminal(*profile_sheets(measured, spec)))
     path = profile_path(spec)
     write_profile(measured, path)
     console.print(f"profile: {path}\nplot: {write_profile_plot(measured, out)}")
@@ -100,15 +102,16 @@ def data(
 ) -> None:
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
     from glray.data.inspection import shown_windows, source_stats
-    from glray.report.data_tables import lengths_table, sources_table, windows_text
+    from glray.report.corpus_sheets import document_lengths, sources, windows_text
+    from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
     windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
-    ledgers = source_stats(corpus)
-    out = Console(highlight=False)
-    out.print(sources_table(ledgers), lengths_table(ledgers), windows_text(windows, step, length))
+    stats = source_stats(corpus)
+    shown = sources(stats), document_lengths(stats), windows_text(windows, step, length)
+    Console(highlight=False).print(terminal(*shown))
 
 
 @app.command()

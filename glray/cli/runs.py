@@ -76,7 +76,8 @@ def evaluate(
 ) -> None:
     """Score a model at any window lengths, on its run's held-out text or other documents."""
     from glray.data.sources import corpus_of
-    from glray.report.context import context_remarks, context_tables, write_context
+    from glray.report.context import context_sheets, write_context
+    from glray.report.render import terminal
     from glray.train.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
@@ -99,9 +100,7 @@ def evaluate(
         num_tokens=num_tokens,
     )
     scores = score_model(model, chosen)
-    Console(highlight=False).print(*context_tables(scores, chosen), sep="\n")
-    for line in context_remarks(scores, chosen):
-        console.print(line)
+    Console(highlight=False).print(terminal(*context_sheets(scores, chosen)))
     if out is not None:
         about = {"model": str(model), "documents": documents}
         paths = write_context(scores, chosen, about, out)

@@ -24,12 +24,13 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     Exits where it was stopped or its guard stopped a run. Raises UserError.
     """
     from glray.model.config import starting_model
-    from glray.report.plan_table import plan_tables
+    from glray.report.plan_sheets import plan_sheets
+    from glray.report.render import terminal
     from glray.run.guard import excessive_rise
     from glray.run.run import settle, with_calibration
 
     spec = with_calibration(spec)
-    Console(highlight=False).print(plan_tables(spec, read_profile(profile_path(spec))))
+    Console(highlight=False).print(terminal(*plan_sheets(spec, read_profile(profile_path(spec)))))
     starting_model(spec)  # what is wrong with its folder is said before the corpus is prepared
     corpus = prepared_corpus(spec)
     runs = settle(spec, corpus)

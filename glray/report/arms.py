@@ -1,6 +1,6 @@
 """Runs gathered into arms: one label, and so one colour and one row, for all seeds of an arm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from glray.report.run_record import RunRecord
@@ -12,19 +12,6 @@ class Arm:
 
     label: str
     runs: tuple[RunRecord, ...]
-
-    @property
-    def stages(self) -> str:
-        """``128-256-512-1024``; the ends and the count of a long list."""
-        lengths = [str(stage.seq_len) for stage in self.runs[0].stages]
-        if len(lengths) > 4:
-            return f"{lengths[0]}-...-{lengths[-1]} ({len(lengths)})"
-        return "-".join(lengths)
-
-    @property
-    def seq_lens(self) -> tuple[int, ...]:
-        """Training lengths in order."""
-        return tuple(stage.seq_len for stage in self.runs[0].stages)
 
     def run_label(self, run: RunRecord) -> str:
         """The arm's label, with the seed if there are several."""
@@ -53,6 +40,13 @@ def by_arm(runs: Sequence[RunRecord]) -> list[Arm]:
             label = f"{run.directory.parent}/{run.arm}"
         grouped.setdefault(label, []).append(run)
     return [Arm(label, tuple(members)) for label, members in grouped.items()]
+
+
+def labelled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, RunRecord]]:
+    """Each run with its label, arm by arm."""
+    for arm in by_arm(runs):
+        for run in arm.runs:
+            yield arm.run_label(run), run
 
 
 def eval_seq_lens(runs: Sequence[RunRecord]) -> list[int]:

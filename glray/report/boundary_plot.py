@@ -1,13 +1,14 @@
 """What training does around the boundaries between stages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from glray.plan import WATCHED_STEPS
 from glray.report.arms import by_arm
-from glray.report.figure import bare_axes, blank_figure, line_styles
+from glray.report.figure import GREY, LINES, Style, add_legend, arm_styles, new_figure, styled
 from glray.report.run_record import RunRecord
 
 PANELS = {
@@ -18,40 +19,37 @@ PANELS = {
 }
 
 
+@styled
 def around_boundaries(runs: Sequence[RunRecord]) -> Figure:
     """Loss, gradient norm, update norm and learning rate of the steps before and after each
-    boundary, of its two stages alone; a line an arm and boundary, the mean over its seeds."""
-    lines: dict[str, list[tuple[RunRecord, slice, int]]] = {}
-    for arm in by_arm(runs):
+    boundary, within its two stages; a line an arm and boundary, the mean over its seeds."""
+    arms = by_arm(runs)
+    styles = arm_styles(arms)
+    lines: dict[str, Style] = {}
+    sides: dict[str, list[tuple[RunRecord, slice, int]]] = {}
+    for arm in arms:
         for run in arm.runs:
-            borders = [0, *(boundary.step for boundary in run.boundaries), run.num_steps]
-            for boundary, first, end in zip(run.boundaries, borders, borders[2:], strict=False):
+            ends = [0, *(boundary.step for boundary in run.boundaries), run.num_steps]
+            for index, boundary in enumerate(run.boundaries):
                 name = f"{arm.label} {boundary.from_seq_len:,}→{boundary.to_seq_len:,}"
-                lines.setdefault(name, []).append((run, slice(first, end), boundary.step))
-    styles = line_styles(list(lines))
-    figure = blank_figure(8, 6.6)
+                line = LINES[index % len(LINES)]
+                lines[name] = replace(styles[arm.label], line=line, marker="")
+                both = slice(ends[index], ends[index + 2])
+                sides.setdefault(name, []).append((run, both, boundary.step))
+    figure = new_figure(8, 6.6)
     offsets = np.arange(-WATCHED_STEPS, WATCHED_STEPS)
-    for axes, (column, label) in zip(
-        figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True
-    ):
-        bare_axes(axes, "", label)
-        axes.axvline(-0.5, color="#595959", linewidth=0.8, linestyle=":")
-        for name, boundaries in lines.items():
+    panels = zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True)
+    for axes, (column, label) in panels:
+        axes.set_ylabel(label)
+        axes.axvline(-0.5, color=GREY, linewidth=0.8, linestyle=":")
+        for name, style in lines.items():
             values = np.array(
-                [_around(run, column, stages, step, offsets) for run, stages, step in boundaries]
+                [_around(run, column, both, step, offsets) for run, both, step in sides[name]]
             )
             known = np.isfinite(values).all(axis=0)
-            axes.plot(
-                offsets[known],
-                values[:, known].mean(axis=0),
-                color=styles[name].colour,
-                linestyle=styles[name].line,
-                linewidth=1.3,
-                label=name,
-            )
-    figure.supxlabel("steps from the first of the longer stage", fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9.5)
+            style.draw(axes, offsets[known], values[:, known].mean(axis=0))
+    figure.supxlabel("steps from the first of the stage after the boundary")
+    add_legend(figure, lines)
     return figure
 
 

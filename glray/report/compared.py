@@ -1,19 +1,17 @@
-"""What is made of a comparison: labelled runs, verdicts, one page and one JSON that lasts."""
+"""Outputs of a comparison: labelled runs, verdicts, an HTML page and ``comparison.json``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from glray.files import write_json
 from glray.report.headline import headline
-from glray.report.long_losses import LongLosses, long_table
+from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.page import write_report
 from glray.report.records import load_run
 from glray.report.run_record import RunRecord
-from glray.report.table import summary
+from glray.report.sheets import Sheet, summary
 from glray.report.verdict import Judgement, judge
 from glray.spec.comparison import ComparisonSpec
 
@@ -31,13 +29,13 @@ class Compared:
     long_losses: LongLosses
     judgements: list[Judgement]
 
-    def tables(self) -> list[Table]:
+    def sheets(self) -> list[Sheet]:
         """What each run took, its held-out loss and that on long documents."""
-        tables = summary(self.runs)
-        return [*tables, long_table(self.runs, self.long_losses)] if self.long_losses else tables
+        sheets = summary(self.runs)
+        return [*sheets, long_sheet(self.runs, self.long_losses)] if self.long_losses else sheets
 
     def sentences(self) -> list[str]:
-        """The verdicts, and what else the figures say."""
+        """The verdicts, and what else the numbers say."""
         return [*self.verdicts(), *headline(self.runs)]
 
     def verdicts(self) -> list[str]:
@@ -121,11 +119,10 @@ def _run(run: RunRecord) -> dict[str, Any]:
             "targets_sha256": latest.targets_sha256,
             "num_target_tokens": latest.num_target_tokens,
             "num_documents": latest.num_documents,
-            "loss": {str(score.seq_len): score.loss for score in latest.lengths},
-            "standard_error": {
-                str(score.seq_len): score.standard_error for score in latest.lengths
+            **{
+                name: {str(score.seq_len): getattr(score, name) for score in latest.lengths}
+                for name in ("loss", "standard_error", "bits_per_byte")
             },
-            "bits_per_byte": {str(score.seq_len): score.bits_per_byte for score in latest.lengths},
         },
         "boundaries": [
             {
@@ -140,18 +137,16 @@ def _run(run: RunRecord) -> dict[str, Any]:
 
 def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
     """By arm, seed and protocol, without the losses of each document and position."""
-    kept = ("seq_len", "loss", "standard_error")
+    of_record = ("stride", "targets_sha256", "num_documents", "num_target_tokens")
+    of_length = ("seq_len", "loss", "standard_error")
     return [
         {
             "label": run.label,
             "seed": run.seed,
             "protocol": protocol,
-            "stride": record["stride"],
-            "targets_sha256": record["targets_sha256"],
-            "num_documents": record["num_documents"],
-            "num_target_tokens": record["num_target_tokens"],
+            **{key: record[key] for key in of_record},
             "positions": {
-                scaling: [{key: length[key] for key in kept} for length in lengths]
+                scaling: [{key: length[key] for key in of_length} for length in lengths]
                 for scaling, lengths in record["positions"].items()
             },
         }
@@ -165,11 +160,8 @@ def _environments(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Each machine and set of versions that runs were trained on, once, with how many they are."""
     counted: dict[str, dict[str, Any]] = {}
     for run in runs:
-        described = {
-            key: value
-            for key, value in run.environment.items()
-            if key not in ("matmul_flops_per_second",)  # measured at each start
-        }
+        described = {**run.environment}
+        described.pop("matmul_flops_per_second", None)  # measured at each start
         entry = counted.setdefault(repr(described), {**described, "runs": 0})
         entry["runs"] += 1
     return list(counted.values())

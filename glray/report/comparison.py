@@ -7,11 +7,13 @@ seeds an arm's loss is the mean over the seeds that every arm has finished.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
 from glray.report.run_record import Evaluation, LengthLoss, RunRecord
+from glray.run.statistics import standard_error
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class ArmScore:
     @property
     def tokens(self) -> float:
         """Tokens trained, mean over seeds."""
-        return _mean([run.tokens for run in self.runs])
+        return fmean([run.tokens for run in self.runs])
 
     @property
     def measured_seconds(self) -> float:
         """Training seconds measured, mean over seeds."""
-        return _mean([run.measured_seconds for run in self.runs])
+        return fmean([run.measured_seconds for run in self.runs])
 
 
 @dataclass(frozen=True)
@@ -91,24 +93,12 @@ def compare(runs: Sequence[RunRecord]) -> Comparison | None:
 def paired_error(first: ArmScore, second: ArmScore) -> float | None:
     """The standard error over documents of the difference of two losses on the same documents.
 
-    Each document's difference counts by its tokens (a ratio of sums, Cochran 1977, section 6.4).
     What makes a document hard for both cancels. None for one document, or targets that differ.
     """
     tokens = _latest(first.runs[0]).document_tokens
     if first.document_losses is None or second.document_losses is None:
         return None
-    return difference_error(tokens, first.document_losses - second.document_losses)
-
-
-def difference_error(document_tokens: np.ndarray, differences: np.ndarray) -> float | None:
-    """The standard error of the mean of the documents' ``differences`` by their tokens; None for
-    one document."""
-    num_documents = len(document_tokens)
-    if num_documents < 2:
-        return None
-    weights = document_tokens / document_tokens.sum()
-    deviations = weights * (differences - (weights * differences).sum())
-    return float(np.sqrt(num_documents / (num_documents - 1) * (deviations**2).sum()))
+    return standard_error(tokens, first.document_losses - second.document_losses)
 
 
 def share_targets(runs: Sequence[RunRecord]) -> bool:
@@ -129,13 +119,13 @@ def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
     return ArmScore(
         label=arm.label,
         runs=runs,
-        loss=_mean([score.loss for score in scores]),
-        standard_error=_mean(errors) if len(errors) == len(scores) else None,
+        loss=fmean([score.loss for score in scores]),
+        standard_error=fmean(errors) if len(errors) == len(scores) else None,
         seed_losses=tuple(score.loss for score in scores),
         document_losses=np.mean([score.document_losses for score in scores], axis=0)
         if share_targets(runs)
         else None,
-        bits_per_byte=_mean([score.bits_per_byte for score in scores]),
+        bits_per_byte=fmean([score.bits_per_byte for score in scores]),
     )
 
 
@@ -146,7 +136,3 @@ def _score(run: RunRecord, seq_len: int) -> LengthLoss | None:
 def _latest(run: RunRecord) -> Evaluation:
     assert run.latest is not None
     return run.latest
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

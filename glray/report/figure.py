@@ -1,13 +1,17 @@
-"""The look shared by all plots: palette, axes, legend, and how a figure is saved.
+"""The look shared by all plots: an arm's colour by its name, its line, axes and the legend.
 
-Figures are matplotlib's objects with the Agg canvas; nothing touches pyplot's global state.
+Figures are matplotlib's objects with the Agg canvas; pyplot is never touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from zlib import crc32
 
+import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,79 +21,121 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from glray.files import committed
 from glray.report.arms import Arm
 
+styled = matplotlib.style.context(Path(__file__).with_name("glray.mplstyle"))
+"""Decorates what draws a figure."""
+
+GREY = "#595959"
 # Okabe & Ito's palette, told apart under the common colour blindnesses, yellow left out (too
 # light for a line). Markers say the same once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
-_GREY = "#595959"
-_UNSEEN = "#F0F0F0"
+Line = Literal["-", "--", "-.", ":"]
+LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+_WELL_KNOWN = {
+    "growlength": 0,
+    "llm1024": 1,
+    "llm128": 2,
+    "growlength-1": 0,
+    "growlength-2": 5,
+    "128-512-1024": 3,
+    "128-1024": 4,
+    "llm4096": 1,
+    "llm8192": 1,
+}
+"""Colours of the arms of the paper and of the quickstart, on every page."""
 
 
 @dataclass(frozen=True)
-class ArmStyle:
+class Style:
     """How one arm looks in every plot."""
 
     colour: str
     marker: str
-    line: Literal["-", "--", "-.", ":"]
+    line: Line
+
+    def draw(
+        self,
+        axes: Axes,
+        x: Sequence[float] | np.ndarray,
+        y: Sequence[float] | np.ndarray,
+        *,
+        errors: Any = None,
+        seen: np.ndarray | bool | None = None,
+        **look: Any,
+    ) -> None:
+        """One line, with bars of ``errors`` if they are given, and marks unless ``seen`` is None:
+        filled where it is true, open elsewhere."""
+        x, y = np.asarray(x), np.asarray(y)
+        look = {"color": self.colour, "linestyle": self.line} | look
+        if errors is None:
+            axes.plot(x, y, **look)
+        else:
+            axes.errorbar(x, y, errors, **look)
+        if seen is None:
+            return
+        filled = np.broadcast_to(seen, x.shape)
+        for mask, face in ((filled, self.colour), (~filled, "white")):
+            if mask.any():
+                marks = look | {"linestyle": "none", "marker": self.marker}
+                axes.plot(x[mask], y[mask], **marks | {"markerfacecolor": face})
 
 
-def arm_styles(arms: list[Arm]) -> dict[str, ArmStyle]:
-    """A style for each arm's label."""
-    return line_styles([arm.label for arm in arms])
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """A style for each of all the names on a page, by the name alone where that is possible.
+
+    An arm of the paper has its own colour; another takes the one that its name hashes to, the next
+    if that is taken. No two share a colour while one is left; beyond seven, lines differ.
+    """
+
+    def arm(name: str) -> str:
+        return name.rpartition("/")[2]  # of PIPELINE/ARM
+
+    def place(name: str) -> tuple[int, str]:
+        known = list(_WELL_KNOWN)
+        return known.index(arm(name)) if arm(name) in known else len(known), name
+
+    styles: dict[str, Style] = {}
+    taken: set[int] = set()
+    for name in sorted(set(names), key=place):
+        wanted = _WELL_KNOWN.get(arm(name), crc32(name.encode()))
+        places = (7 * turn + (wanted + step) % 7 for turn in count() for step in range(7))
+        index = next(index for index in places if index not in taken)
+        taken.add(index)
+        line = LINES[index // 7 % len(LINES)]
+        styles[name] = Style(_COLOURS[index % 7], _MARKERS[index % 7], line)
+    return styles
 
 
-def line_styles(labels: list[str]) -> dict[str, ArmStyle]:
-    """A style for each label; beyond seven colours repeat under another line style."""
-    return {
-        label: ArmStyle(
-            _COLOURS[index % len(_COLOURS)],
-            _MARKERS[index % len(_MARKERS)],
-            _LINES[index // len(_COLOURS) % len(_LINES)],
-        )
-        for index, label in enumerate(labels)
-    }
+def arm_styles(arms: Sequence[Arm]) -> dict[str, Style]:
+    """A style for each arm's label; ``arms`` are all those of a page, so that its plots agree."""
+    return styles_of(arm.label for arm in arms)
 
 
-def blank_figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float = 8, height_inches: float = 4.7) -> Figure:
     """A figure without axes."""
-    figure = Figure(figsize=(width_inches, height_inches), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width_inches, height_inches))
     FigureCanvasAgg(figure)
     return figure
 
 
-def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """A figure of 8 × 4.7 inches with one bare set of axes."""
-    figure = blank_figure(8, 4.7)
-    axes = figure.add_subplot()
-    bare_axes(axes, x_label, y_label)
-    return figure, axes
-
-
-def bare_axes(axes: Axes, x_label: str, y_label: str) -> None:
-    """Label axes and take away all but their lines to the left and below."""
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.tick_params(color=_GREY, labelsize=9.5)
-    axes.grid(axis="y", color="#E3E3E3", linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def length_axis(axes: Axes, lengths: list[int]) -> None:
-    """A logarithmic x axis whose ticks are exactly ``lengths``."""
+def length_axis(axes: Axes, lengths: Sequence[int], trained_len: float = np.inf) -> None:
+    """A logarithmic x axis whose ticks are exactly ``lengths``, shaded from between the last that
+    is not longer than ``trained_len`` and the first that is."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{length:,}" for length in lengths])
+    left, right = lengths[0] / 2**0.3, lengths[-1] * 2**0.3
+    axes.set_xlim(left, right)
+    seen = [length for length in lengths if length <= trained_len]
+    if len(seen) < len(lengths):
+        start = (seen[-1] * lengths[len(seen)]) ** 0.5 if seen else left
+        shade_unseen(axes, start, right)
 
 
 def shade_unseen(axes: Axes, start: float, end: float) -> None:
     """Shade the lengths from ``start`` to ``end``, longer than any arm was trained on."""
-    axes.set_xlim(right=end)
-    axes.axvspan(start, end, color=_UNSEEN, zorder=0)
+    axes.axvspan(start, end, color="#F0F0F0", zorder=0)
     axes.annotate(
         "longer than any trained",
         (end, 1.0),
@@ -98,72 +144,46 @@ def shade_unseen(axes: Axes, start: float, end: float) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=8.5,
-        color=_GREY,
+        color=GREY,
     )
 
 
-def add_legend(
-    figure: Figure, arms: list[Arm], styles: dict[str, ArmStyle], marks: list[Line2D]
+def shifted(lengths: Sequence[int] | np.ndarray, index: int, num_lines: int) -> np.ndarray:
+    """Lengths moved by a few hundredths of a doubling, so that error bars stand side by side."""
+    shift = 0.05 * (index - (num_lines - 1) / 2) / max(1, num_lines / 4)
+    return np.array(lengths) * 2.0**shift
+
+
+def add_legend(figure: Figure, styles: dict[str, Style], marks: Sequence[Line2D] = ()) -> None:
+    """Above the axes, where it covers no data: each label in its style to the left, and to the
+    right what ``marks`` mean."""
+    lines = [
+        Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker, label=label)
+        for label, style in styles.items()
+    ]
+    inches = figure.get_figwidth() - (3 if marks else 0)
+    widest = max(map(len, styles))
+    columns = max(1, int(inches / (0.6 + 0.075 * widest)))  # of a letter and a handle
+    figure.legend(handles=lines, loc="outside upper left", ncols=min(columns, len(lines)))
+    if marks:
+        figure.legend(handles=marks, loc="outside upper right")
+
+
+def arms_legend(
+    figure: Figure, arms: Sequence[Arm], styles: dict[str, Style], *marks: Line2D
 ) -> None:
-    """One legend above the axes, where it covers no data: rows of arms, then ``marks``."""
-    handles = [_style_handle(styles[arm.label], _legend_label(arm)) for arm in arms]
-    together = len(handles) + len(marks)
-    widest = max(len(str(handle.get_label())) for handle in handles)
-    most = 4 if widest <= 14 else 3  # as many as the figure is wide
-    num_columns = together if together <= most else min(most, max(len(handles), len(marks)))
-    blank = [grey_handle("", linestyle="none")]
-    cells = handles if together <= most else handles + blank * (-len(handles) % num_columns)
-    cells = cells + marks + blank * (-(len(cells) + len(marks)) % num_columns)
-    figure.legend(
-        # matplotlib fills a legend column by column
-        handles=[cell for column in range(num_columns) for cell in cells[column::num_columns]],
-        loc="outside upper left",
-        ncols=num_columns,
-        frameon=False,
-        fontsize=9.5,
-        handlelength=2.2,
-        columnspacing=1.6,
-    )
+    """The legend of ``arms``, with what is unfinished of each."""
+    labels = {}
+    for arm in arms:
+        unfinished = sum(not run.is_finished for run in arm.runs)
+        share = "" if len(arm.runs) == 1 else f"{unfinished} of {len(arm.runs)} "
+        labels[f"{arm.label} ({share}unfinished)" if unfinished else arm.label] = styles[arm.label]
+    add_legend(figure, labels, marks)
 
 
-def style_legend(
-    figure: Figure, styles: dict[str, ArmStyle], columns: int, marks: Sequence[Line2D] = ()
-) -> None:
-    """One legend above the axes: each label in its style, then ``marks``."""
-    handles = [*(_style_handle(style, label) for label, style in styles.items()), *marks]
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=min(columns, len(handles)),
-        frameon=False,
-        fontsize=9.5,
-    )
-
-
-def _style_handle(style: ArmStyle, label: str) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        linestyle=style.line,
-        marker=style.marker,
-        markersize=5.5,
-        label=label,
-    )
-
-
-def _legend_label(arm: Arm) -> str:
-    unfinished = sum(not run.is_finished for run in arm.runs)
-    if not unfinished:
-        return arm.label
-    if len(arm.runs) == 1:
-        return f"{arm.label} (unfinished)"
-    return f"{arm.label} ({unfinished} of {len(arm.runs)} unfinished)"
-
-
-def grey_handle(label: str, **style: object) -> Line2D:
+def grey_handle(label: str, **look: Any) -> Line2D:
     """A legend entry for what a mark means whatever its arm."""
-    return Line2D([], [], color=_GREY, label=label, **style)  # type: ignore[arg-type]
+    return Line2D([], [], color=GREY, label=label, **{"linestyle": "none"} | look)
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -1,20 +1,26 @@
-"""How figures are written, the same in the terminal, the headline and the page."""
+"""How numbers are written, the same in the terminal, the headline and the page."""
+
+import math
 
 
-def loss_text(loss: float, decimals: int = 3) -> str:
-    """``4.452``, or ``nan`` for a loss that is none."""
-    return f"{loss:.{decimals}f}"
+def number(value: float | None, form: str = ".3f") -> str:
+    """``4.452``; a dash for None, ``nan`` for a loss that is not a number."""
+    return "-" if value is None else format(value, form)
 
 
-def plus_minus(loss: float, standard_error: float | None, decimals: int = 3) -> str:
-    """``4.452 ± 0.051``; without the error where there is none."""
-    if standard_error is None:
-        return loss_text(loss, decimals)
-    return f"{loss:.{decimals}f} ± {standard_error:.{decimals}f}"
+def plus_minus(value: float, error: float | None, decimals: int = 3) -> str:
+    """``4.452 ± 0.051``; without the error where it is None."""
+    text = f"{value:.{decimals}f}"
+    return text if error is None else f"{text} ± {error:.{decimals}f}"
+
+
+def mean_text(mean: float, half: float | None) -> str:
+    """``4.452 ± 0.051``; a dash for a mean that is not a number."""
+    return plus_minus(mean, half) if math.isfinite(mean) else "-"
 
 
 def tokens_text(num_tokens: int) -> str:
-    """``1.27 M``: three significant figures."""
+    """``1.27 M``: three significant digits."""
     for factor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if num_tokens >= factor:
             value = num_tokens / factor
@@ -24,6 +30,4 @@ def tokens_text(num_tokens: int) -> str:
 
 def seconds_text(seconds: float | None) -> str:
     """``149.8``, ``12,345``; a dash for None."""
-    if seconds is None:
-        return "-"
-    return f"{seconds:,.1f}" if seconds < 1000 else f"{seconds:,.0f}"
+    return number(seconds, ",.0f" if seconds is not None and seconds >= 1000 else ",.1f")

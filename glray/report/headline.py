@@ -1,6 +1,7 @@
-"""What the figures say, in a few plain sentences: the result, its noise, and what it rests on."""
+"""What the numbers say, in a few plain sentences: the result, its noise, and what it rests on."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from glray.report.comparison import (
     ArmScore,
@@ -11,9 +12,10 @@ from glray.report.comparison import (
     share_targets,
 )
 from glray.report.formats import plus_minus, seconds_text, tokens_text
-from glray.report.interval import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.report.run_record import RunRecord
 from glray.report.time_to_loss import time_to_loss
+from glray.report.verdict import Verdict, verdict_of
+from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
@@ -60,19 +62,15 @@ def _result(comparison: Comparison) -> list[str]:
         f"{_equal_budget(comparison.runs)}, held-out loss at {seq_len} tokens is "
         f"{_losses(shown, seq_len, decimals)}"
     )
-    sentence += f": {_verdict(ordered, decimals)}." if len(ordered) > 1 else "."
+    sentence += f": {_lead(ordered, decimals)}." if len(ordered) > 1 else "."
     if diverged:
         sentence += f" {', '.join(diverged)} diverged: the loss is not a number."
     return [sentence, *_other_differences(comparison.runs)]
 
 
 def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
-    calibrated = [
-        run.calibrated_seconds for run in score.runs if run.calibrated_seconds is not None
-    ]
-    clock = (
-        f"{seconds_text(sum(calibrated) / len(calibrated))} s calibrated and " if calibrated else ""
-    )
+    known = [run.calibrated_seconds for run in score.runs if run.calibrated_seconds is not None]
+    clock = f"{seconds_text(fmean(known))} s calibrated and " if known else ""
     return (
         f"{score.label}: held-out loss at {seq_len} tokens is "
         f"{plus_minus(score.loss, score.standard_error, decimals)} nats "
@@ -81,50 +79,41 @@ def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
     )
 
 
-def _verdict(ordered: list[ArmScore], decimals: int) -> str:
+def _lead(ordered: list[ArmScore], decimals: int) -> str:
+    """How far the lowest arm is below the next: over seeds where there are enough of them for an
+    interval, else over documents."""
     best, following = ordered[0], ordered[1]
-    difference = following.loss - best.loss
-    if len(best.seed_losses) >= SEEDS_FOR_A_VERDICT:  # then theirs is the spread that decides
-        return _verdict_over_seeds(ordered, decimals)
-    error = paired_error(best, following)
-    verdict = (
-        f"{best.label} is lowest, {plus_minus(difference, error, decimals)} nats below "
-        f"{following.label}"
-    )
-    if len(ordered) > 2:
-        verdict += ", the next"
-    if error is not None:
-        verdict += " (paired by document)"
-        if difference <= NOISE_ERRORS * error:
-            return f"{verdict}: less than {NOISE_ERRORS} standard errors, so within noise"
-    if max(best.seed_losses) >= min(following.seed_losses):
-        return f"{verdict}: less than the spread over seeds, so within noise"
-    return verdict
-
-
-def _verdict_over_seeds(ordered: list[ArmScore], decimals: int) -> str:
-    """By the differences of the two lowest arms under each seed."""
-    best, following = ordered[0], ordered[1]
+    next_label = f"{following.label}{', the next' if len(ordered) > 2 else ''}"
     pairs = zip(following.seed_losses, best.seed_losses, strict=True)
     difference, half = mean_interval([theirs - ours for theirs, ours in pairs])
-    assert half is not None, "an interval takes two seeds"
-    verdict = (
-        f"{best.label} is lowest, {difference:.{decimals}f} nats below {following.label}"
-        f"{', the next' if len(ordered) > 2 else ''} (95% interval over {len(best.seed_losses)} "
-        f"seeds, paired: {difference - half:.{decimals}f} to {difference + half:.{decimals}f})"
-    )
-    return verdict if difference > half else f"{verdict}, so within noise"
+    num_seeds = len(best.seed_losses)
+    if num_seeds >= SEEDS_FOR_A_VERDICT and half is not None:
+        low, high = difference - half, difference + half
+        lead = (
+            f"{best.label} is lowest, {difference:.{decimals}f} nats below {next_label} (95% "
+            f"interval over {num_seeds} seeds, paired: {low:.{decimals}f} to {high:.{decimals}f})"
+        )
+        is_noise = verdict_of(-difference, half) is Verdict.WITHIN_NOISE
+        return f"{lead}, so within noise" if is_noise else lead
+    error = paired_error(best, following)
+    shown = plus_minus(difference, error, decimals)
+    lead = f"{best.label} is lowest, {shown} nats below {next_label}"
+    if error is not None:
+        lead += " (paired by document)"
+        if verdict_of(-difference, NOISE_ERRORS * error) is Verdict.WITHIN_NOISE:
+            return f"{lead}: less than {NOISE_ERRORS} standard errors, so within noise"
+    if max(best.seed_losses) >= min(following.seed_losses):
+        return f"{lead}: less than the spread over seeds, so within noise"
+    return lead
 
 
 def _losses(scores: Sequence[ArmScore], seq_len: int, decimals: int) -> str:
     parts = []
-    for score in scores[:MOST_LISTED]:
+    for score in scores:
         text = f"{score.label} {plus_minus(score.loss, score.standard_error, decimals)}"
         longest = score.runs[0].longest_seq_len
         parts.append(text + (f" (trained up to {longest})" if longest < seq_len else ""))
-    if len(scores) > MOST_LISTED:
-        parts.append(f"and {len(scores) - MOST_LISTED} more")
-    return ", ".join(parts)
+    return _listed(parts)
 
 
 def _equal_budget(runs: Sequence[RunRecord]) -> str:
@@ -162,7 +151,7 @@ def _tokens(comparison: Comparison) -> list[str]:
 
 
 def _one_model(comparison: Comparison) -> bool:
-    """Whether one arm's time and tokens say anything of another's."""
+    """Whether one arm's time and tokens say anything about another's."""
     first = comparison.runs[0].identity.get("model")
     return all(run.identity.get("model") == first for run in comparison.runs)
 
@@ -184,25 +173,24 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _drift(comparison: Comparison) -> list[str]:
-    drifting = [run for run in comparison.runs if abs(clock_drift(run)) > DRIFT_LIMIT]
-    if not drifting:
-        return []
-    shown = ", ".join(
+    drifting = [
         f"{run.name} {seconds_text(run.measured_seconds)} s measured for "
         f"{seconds_text(run.calibrated_seconds)} s calibrated ({clock_drift(run):+.0%})"
-        for run in drifting[:MOST_LISTED]
-    )
-    more = f", and {len(drifting) - MOST_LISTED} more" if len(drifting) > MOST_LISTED else ""
+        for run in comparison.runs
+        if abs(clock_drift(run)) > DRIFT_LIMIT
+    ]
+    if not drifting:
+        return []
     by_time = any(run.budget_seconds is not None for run in comparison.runs)
     concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
     return [
         f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
-        f"{shown}{more}; {concerned} off by that much."
+        f"{_listed(drifting)}; {concerned} off by that much."
     ]
 
 
 def _predictions(comparison: Comparison) -> list[str]:
-    """How well a profile has foretold the training time, where there was one."""
+    """How well a profile predicted the training time, where there was one."""
     parts = [
         f"{run.name} {seconds_text(run.predicted_seconds)} s, measured "
         f"{seconds_text(run.measured_seconds)} "
@@ -210,10 +198,7 @@ def _predictions(comparison: Comparison) -> list[str]:
         for run in comparison.runs
         if run.predicted_seconds
     ]
-    if not parts:
-        return []
-    more = f", and {len(parts) - MOST_LISTED} more" if len(parts) > MOST_LISTED else ""
-    return [f"The profile had predicted {'; '.join(parts[:MOST_LISTED])}{more}."]
+    return [f"The profile had predicted {_listed(parts, '; ')}."] if parts else []
 
 
 def _other_differences(runs: Sequence[RunRecord]) -> list[str]:
@@ -224,21 +209,22 @@ def _other_differences(runs: Sequence[RunRecord]) -> list[str]:
         change.partition(":")[0] for run in runs[1:] for change in differences(first, run.identity)
     }
     others = sorted(field for field in fields if field.partition(".")[0] not in expected)
-    if not others:
-        return []
-    return [f"Besides their stages, the runs differ in {', '.join(others)}."]
+    return [f"Besides their stages, the runs differ in {', '.join(others)}."] if others else []
 
 
 def _unfinished(runs: Sequence[RunRecord]) -> list[str]:
-    unfinished = [run for run in runs if not run.is_finished]
-    if not unfinished:
-        return []
-    shown = ", ".join(
+    parts = [
         f"{run.name} ({run.steps_done:,} of {run.num_steps:,} steps)"
-        for run in unfinished[:MOST_LISTED]
-    )
-    more = f", and {len(unfinished) - MOST_LISTED} more" if len(unfinished) > MOST_LISTED else ""
-    return [f"Unfinished and not compared: {shown}{more}."]
+        for run in runs
+        if not run.is_finished
+    ]
+    return [f"Unfinished and not compared: {_listed(parts)}."] if parts else []
+
+
+def _listed(parts: Sequence[str], separator: str = ", ") -> str:
+    """The first of the parts, and how many more there are."""
+    more = f", and {len(parts) - MOST_LISTED} more" if len(parts) > MOST_LISTED else ""
+    return separator.join(parts[:MOST_LISTED]) + more
 
 
 def _lengths(score: ArmScore) -> tuple[int, ...]:

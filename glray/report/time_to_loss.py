@@ -1,11 +1,11 @@
-"""How much sooner an arm reaches what the longest fixed arm ends with."""
+"""Time to target loss: the target is the final loss of the longest fixed-length arm."""
 
 from statistics import fmean
 
 from glray.report.comparison import ArmScore, Comparison, share_targets
 from glray.report.formats import seconds_text
-from glray.report.interval import mean_interval
 from glray.report.run_record import Evaluation, RunRecord
+from glray.run.statistics import mean_interval
 
 
 def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:

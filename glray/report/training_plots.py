@@ -7,13 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from glray.report.arms import Arm, by_arm
-from glray.report.figure import (
-    ArmStyle,
-    add_legend,
-    arm_styles,
-    grey_handle,
-    new_figure,
-)
+from glray.report.figure import Style, arm_styles, arms_legend, grey_handle, new_figure, styled
 from glray.report.run_record import RunRecord
 
 START_SHARE = 0.12
@@ -36,7 +30,7 @@ def loss_over_tokens(runs: Sequence[RunRecord]) -> Figure:
 def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
     """Mean of each step and the ``num_steps - 1`` before it (fewer at the start).
 
-    Steps whose loss is no number are left out of the means.
+    Steps whose loss is not a number are left out of the means.
     """
     finite = np.isfinite(loss)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, loss, 0.0))])
@@ -48,39 +42,36 @@ def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / counted
 
 
+@styled
 def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: str) -> Figure:
     steps = max(1, max(run.num_steps for run in runs) // 50)
     mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
-    figure, axes = new_figure(x_label, f"loss (nats per token)\ntraining: {mean}")
+    figure = new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel=x_label, ylabel=f"loss (nats per token)\ntraining: {mean}")
     arms = by_arm(runs)
     styles = arm_styles(arms)
     late: list[float] = []  # what sets the y axis
     right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
     for arm in arms:
         style = styles[arm.label]
-        for runs_at_once in _seeds_together(arm):
-            x = np.mean([getattr(run.log, column) for run in runs_at_once], axis=0) / scale
-            y = np.array([smoothed(run.log.loss, steps) for run in runs_at_once])
-            axes.plot(x, y.mean(axis=0), color=style.colour, linestyle=style.line, linewidth=1.5)
-            if len(runs_at_once) > 1:
+        for together in _seeds_together(arm):
+            x = np.mean([getattr(run.log, column) for run in together], axis=0) / scale
+            y = np.array([smoothed(run.log.loss, steps) for run in together])
+            style.draw(axes, x, y.mean(axis=0))
+            if len(together) > 1:
                 band = (y.min(axis=0), y.max(axis=0))
                 axes.fill_between(x, *band, color=style.colour, alpha=0.18, linewidth=0)
             late += y[:, x > START_SHARE * right].ravel().tolist()
-            late += _plot_evaluations(axes, runs_at_once, x, style)
+            late += _draw_evaluations(axes, together, x, style)
     finite = [value for value in late if np.isfinite(value)]
     if finite and min(finite) < max(finite):
         margin = 0.06 * (max(finite) - min(finite))
         axes.set_ylim(min(finite) - margin, max(finite) + margin)
     axes.set_xlim(0, right * 1.02)
-    _mark_stages(axes, arms, styles, column, scale, right)
-    heldout = grey_handle(
-        "held-out, at the length in training",
-        linestyle="none",
-        marker="o",
-        markersize=6.5,
-        markerfacecolor="white",
-    )
-    add_legend(figure, arms, styles, [heldout])
+    _mark_stages(axes, arms, styles, column, scale)
+    mark = grey_handle("held-out, at the length in training", marker="o", markerfacecolor="white")
+    arms_legend(figure, arms, styles, mark)
     return figure
 
 
@@ -91,8 +82,8 @@ def _seeds_together(arm: Arm) -> list[list[RunRecord]]:
     return [[run] for run in arm.runs]
 
 
-def _plot_evaluations(
-    axes: Axes, runs: Sequence[RunRecord], x: np.ndarray, style: ArmStyle
+def _draw_evaluations(
+    axes: Axes, runs: Sequence[RunRecord], x: np.ndarray, style: Style
 ) -> list[float]:
     """Held-out loss at each evaluation, at the length just trained; returns the losses drawn.
 
@@ -106,18 +97,18 @@ def _plot_evaluations(
         if len(losses) < len(runs) or place >= len(x):
             continue
         mean = float(np.mean(losses))
-        errors: list[list[float]] | float = [[mean - min(losses)], [max(losses) - mean]]
+        errors = [[mean - min(losses)], [max(losses) - mean]]
         if len(runs) == 1 and scores[0] is not None:
-            errors = scores[0].standard_error or 0.0
-        axes.errorbar(
-            x[place],
-            mean,
-            yerr=errors,
-            color=style.colour,
+            errors = [[scores[0].standard_error or 0.0]] * 2
+        style.draw(
+            axes,
+            [x[place]],
+            [mean],
+            errors=errors,
             marker=style.marker,
             markersize=6.5,
             markerfacecolor="white",
-            markeredgewidth=1.4,
+            capsize=0,
             elinewidth=1.2,
             clip_on=False,
             zorder=4,
@@ -127,16 +118,11 @@ def _plot_evaluations(
 
 
 def _mark_stages(
-    axes: Axes,
-    arms: list[Arm],
-    styles: dict[str, ArmStyle],
-    column: str,
-    scale: float,
-    right: float,
+    axes: Axes, arms: list[Arm], styles: dict[str, Style], column: str, scale: float
 ) -> None:
     """A dotted line where a stage of the arm's first run starts, its length above the axes; arms
     whose stages start together share their labels."""
-    row = 0
+    row, right = 0, axes.get_xlim()[1]
     labelled: set[tuple[int, ...]] = set()
     for arm in arms:
         run = arm.runs[0]

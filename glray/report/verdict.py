@@ -1,10 +1,9 @@
-"""Whether a claim held, computed from the runs' records: paired by seed, with a 95% interval.
+"""Verdicts on claims, computed from the runs' records: paired by seed, with a 95% interval.
 
-A verdict takes three seeds and, where losses compare, a baseline that uses its context: it must
-score the same targets better in windows of its own length than in the shortest. That is the longest
-fixed length among the compared arms of the pipeline that the arm measured against is of; where none
-is compared, the claim's own arm. Otherwise the claim cannot be told, whatever the figures look
-like.
+A verdict takes three seeds. Where losses compare it also takes a baseline that uses its context:
+the longest fixed-length arm among the compared arms of ``against``'s pipeline, or the claim's own
+arm if there is none. It must have lower loss in windows of its own length than in the shortest
+evaluated ones; otherwise the verdict is INCONCLUSIVE.
 """
 
 import math
@@ -15,9 +14,9 @@ from statistics import fmean
 
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
-from glray.report.interval import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.report.long_losses import LongLosses, long_loss, share_long_targets
 from glray.report.run_record import RunRecord
+from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.comparison import ClaimSpec
 
 
@@ -30,18 +29,32 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+def verdict_of(difference: float, half: float, within: float | None = None) -> Verdict:
+    """Whether an arm is lower than another by where the interval of their ``difference``, ±
+    ``half``, lies: below 0. With ``within``, whether both are the same: inside ± that."""
+    low, high = difference - half, difference + half
+    if within is not None:
+        if -within <= low and high <= within:
+            return Verdict.SUPPORTED
+        outside = low > within or high < -within
+        return Verdict.NOT_SUPPORTED if outside else Verdict.WITHIN_NOISE
+    if high < 0:
+        return Verdict.SUPPORTED
+    return Verdict.NOT_SUPPORTED if low > 0 else Verdict.WITHIN_NOISE
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """A claim and what the figures say of it."""
+    """A claim, its verdict and the numbers behind it."""
 
     claim: ClaimSpec
     verdict: Verdict
     reason: str
-    """Why it cannot be told; empty with any other verdict."""
+    """Why it is inconclusive; empty with any other verdict."""
     at: int | None
     """Window length of the losses, in tokens."""
-    figures: tuple[float, float] | None
-    """Of the arm and of what it is measured against, means over seeds: nats, or seconds."""
+    means: tuple[float, float] | None
+    """Of the arm and of what it is measured against, over seeds: nats, or seconds."""
     difference: float | None
     """The arm's less the other's, mean over seeds: nats, or a share of the other's seconds."""
     half: float | None
@@ -50,9 +63,9 @@ class Judgement:
 
     @property
     def sentence(self) -> str:
-        """The claim, its verdict and the figures."""
+        """The claim, its verdict and the numbers."""
         why = f" ({self.reason})" if self.reason else ""
-        return f"{self.claim.says}: {self.verdict.upper()}{why}. {self._figures()}".rstrip()
+        return f"{self.claim.says}: {self.verdict.upper()}{why}. {self._numbers()}".rstrip()
 
     def record(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -60,35 +73,34 @@ class Judgement:
             "verdict": self.verdict.value,
             "reason": self.reason,
             "at": self.at,
-            "figures": self.figures,
+            "figures": self.means,
             "difference": self.difference,
             "half_of_95_percent_interval": self.half,
             "num_seeds": self.num_seeds,
             "sentence": self.sentence,
         }
 
-    def _figures(self) -> str:
-        if self.figures is None or self.difference is None:
+    def _numbers(self) -> str:
+        if self.means is None or self.difference is None:
             return ""
-        claim, (ours, theirs) = self.claim, self.figures
+        claim, (ours, theirs) = self.claim, self.means
         if claim.measure == "seconds":
-            compared = (
-                f"{claim.arm} {seconds_text(ours)} s, {claim.against} {seconds_text(theirs)} s "
-                "measured"
-            )
-            text, unit = f"{self.difference:+.1%}", "%"
+            form, unit = "+.1%", "measured"
+            ours_text, theirs_text = f"{seconds_text(ours)} s", f"{seconds_text(theirs)} s"
         else:
-            where = "at a stage boundary" if claim.measure == "jump" else f"at {self.at:,} tokens"
-            sign = "+" if claim.measure == "jump" else ""
-            compared = (
-                f"{claim.arm} {ours:{sign}.3f}, {claim.against} {theirs:{sign}.3f} nats {where}"
-            )
-            text, unit = f"{self.difference:+.3f}", ""
+            is_jump = claim.measure == "jump"
+            form = "+.3f"
+            unit = f"nats {'at a stage boundary' if is_jump else f'at {self.at:,} tokens'}"
+            ours_text, theirs_text = (f"{loss:{'+' if is_jump else ''}.3f}" for loss in self.means)
+        text = (
+            f"{claim.arm} {ours_text}, {claim.against} {theirs_text} {unit}: "
+            f"{self.difference:{form}}"
+        )
         if self.half is None:
-            return f"{compared}: {text}."
+            return f"{text}."
         low, high = self.difference - self.half, self.difference + self.half
-        interval = f"{low:+.1%} to {high:+.1%}" if unit else f"{low:+.3f} to {high:+.3f}"
-        return f"{compared}: {text} (95% over {self.num_seeds} seeds, paired: {interval})."
+        interval = f"{low:{form}} to {high:{form}}"
+        return f"{text} (95% over {self.num_seeds} seeds, paired: {interval})."
 
 
 def judge(
@@ -107,43 +119,27 @@ def _judged(
     long_losses: LongLosses,
     seq_len: int,
 ) -> Judgement:
-    ours, theirs = (
-        [_figure(claim, run, seq_len, long_losses) for run in arms[label]]
+    measured = {
+        label: [_measured(claim, run, seq_len, long_losses) for run in arms[label]]
         for label in (claim.arm, claim.against)
-    )
+    }
+    ours, theirs = measured[claim.arm], measured[claim.against]
     at = None if claim.measure in ("seconds", "jump") else seq_len
-    missing = [
-        label
-        for label, figures in ((claim.arm, ours), (claim.against, theirs))
-        if not all(math.isfinite(figure) for figure in figures)
-    ]
+    missing = [label for label, values in measured.items() if not all(map(math.isfinite, values))]
     if missing:
         reason = f"{' and '.join(missing)} is unfinished, not scored or diverged"
         return Judgement(claim, Verdict.INCONCLUSIVE, reason, at, None, None, None, len(ours))
-    scale = [figure if claim.measure == "seconds" else 1.0 for figure in theirs]
+    scale = theirs if claim.measure == "seconds" else [1.0] * len(theirs)
     difference, half = mean_interval(
         [(own - other) / by for own, other, by in zip(ours, theirs, scale, strict=True)]
     )
-    reason = _why_not(claim, arms, long_losses, half)
-    verdict = Verdict.INCONCLUSIVE if reason else _verdict(claim, difference, half or 0.0)
-    figures = (fmean(ours), fmean(theirs))
-    return Judgement(claim, verdict, reason, at, figures, difference, half, len(ours))
+    reason = _why_not(claim, arms, long_losses)
+    verdict = Verdict.INCONCLUSIVE if reason else verdict_of(difference, half or 0.0, claim.within)
+    means = (fmean(ours), fmean(theirs))
+    return Judgement(claim, verdict, reason, at, means, difference, half, len(ours))
 
 
-def _verdict(claim: ClaimSpec, difference: float, half: float) -> Verdict:
-    """By where the interval lies."""
-    low, high = difference - half, difference + half
-    if claim.within is not None:
-        if -claim.within <= low and high <= claim.within:
-            return Verdict.SUPPORTED
-        outside = low > claim.within or high < -claim.within
-        return Verdict.NOT_SUPPORTED if outside else Verdict.WITHIN_NOISE
-    if high < 0:
-        return Verdict.SUPPORTED
-    return Verdict.NOT_SUPPORTED if low > 0 else Verdict.WITHIN_NOISE
-
-
-def _figure(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLosses) -> float:
+def _measured(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLosses) -> float:
     """What the claim compares of one run; NaN if it is not there."""
     if not run.is_finished:
         return math.nan
@@ -165,15 +161,12 @@ def _heldout(run: RunRecord, seq_len: int) -> float:
 
 
 def _why_not(
-    claim: ClaimSpec,
-    arms: Mapping[str, Sequence[RunRecord]],
-    long_losses: LongLosses,
-    half: float | None,
+    claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]], long_losses: LongLosses
 ) -> str:
     """Why no verdict can be given; empty if one can."""
     compared = [*arms[claim.arm], *arms[claim.against]]
     seeds = len(arms[claim.arm])
-    if half is None or seeds < SEEDS_FOR_A_VERDICT:
+    if seeds < SEEDS_FOR_A_VERDICT:
         return f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {seeds}"
     if claim.measure in ("seconds", "jump"):
         return ""
@@ -190,17 +183,15 @@ def _baseline(
     """The longest fixed length among the compared arms of ``against``'s pipeline; where none is
     longer than the shortest length scored, the claim's own arm."""
     directory = arms[claim.against][0].directory.parent
-    fixed = {
-        label: runs
+    fixed = [
+        (label, runs)
         for label, runs in arms.items()
         if runs[0].directory.parent == directory
         and len(runs[0].stages) == 1
         and runs[0].longest_seq_len > _shortest(runs[0])
-    }
-    if not fixed:
-        return claim.arm, arms[claim.arm]
-    label = max(fixed, key=lambda name: fixed[name][0].longest_seq_len)
-    return label, fixed[label]
+    ]
+    own = (claim.arm, arms[claim.arm])
+    return max(fixed, key=lambda arm: arm[1][0].longest_seq_len, default=own)
 
 
 def _unused_context(label: str, runs: Sequence[RunRecord]) -> str:
@@ -212,7 +203,7 @@ def _unused_context(label: str, runs: Sequence[RunRecord]) -> str:
     gain, half = mean_interval([_heldout(run, shortest) - _heldout(run, longest) for run in runs])
     if not math.isfinite(gain):
         return f"{label}, the baseline, is not scored at {shortest:,} and {longest:,}, or diverged"
-    if half is not None and gain - half > 0:
+    if half is not None and verdict_of(-gain, half) is Verdict.SUPPORTED:
         return ""
     return (
         f"at this scale {label} does not use its context: its loss at {longest:,} tokens is "

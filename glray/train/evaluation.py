@@ -10,6 +10,7 @@ import torch
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
+from glray.run.statistics import standard_error
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, sum_over_ranks
 from glray.train.parallel import autocast, evaluating
@@ -97,7 +98,7 @@ class Scored:
         return {
             "seq_len": self.windows.seq_len,
             "loss": self.loss,
-            "standard_error": _standard_error(self.document_losses * counts, counts, self.loss),
+            "standard_error": standard_error(counts, self.document_losses),
             "document_losses": self.document_losses.tolist(),
             "bits_per_byte": float(self.by_sequence.sum() / np.log(2) / self.targets.num_bytes),
             "loss_by_position": by_position.tolist(),
@@ -140,12 +141,3 @@ def _scored(
             by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
     both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
     return Scored(targets, windows, both[:num_sequences], both[num_sequences:])
-
-
-def _standard_error(losses: np.ndarray, counts: np.ndarray, mean: float) -> float | None:
-    """Of a ratio of sums over documents (Cochran 1977, section 6.4); None for one document."""
-    n = len(losses)
-    if n < 2:
-        return None
-    residuals = losses - mean * counts
-    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / counts.sum())

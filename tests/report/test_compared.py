@@ -4,12 +4,13 @@ import json
 import math
 
 import pytest
-from rich.console import Console
 
 from glray.report.compared import compared, labelled_runs, write_comparison
-from glray.report.long_losses import long_loss, long_table
+from glray.report.long_losses import long_loss, long_sheet
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline
 from tests.report.conftest import write_run
+
+from .test_table import rendered, rows_of
 
 
 def length(seq_len, loss):
@@ -81,14 +82,8 @@ def test_long_losses_by_protocol_and_placing(comparison):
 
 
 def test_the_table_of_long_losses_has_means_over_seeds(comparison):
-    console = Console(width=80, record=True, file=None)
-    with console.capture() as captured:
-        console.print(long_table(comparison.runs, comparison.long_losses))
-    (row,) = [
-        line.split()
-        for line in captured.get().splitlines()
-        if line.startswith("small-grow") and "whole" in line and "interp" in line
-    ]
+    text = rendered([long_sheet(comparison.runs, comparison.long_losses)])
+    (row,) = [row for row in rows_of(text, "small-grow") if row[1:3] == ["whole", "interpolation"]]
     assert row == ["small-grow", "whole", "interpolation", "2.500", "3.000"]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glray.data.targets import HeldoutTargets
-from glray.report.context import context_remarks, context_tables, loss_by_context
+from glray.report.context import context_sheets, loss_by_context
 from glray.train.scoring import Scores, ScoringProtocol
 
 from .test_table import rendered, rows_of
@@ -23,7 +23,7 @@ def scores(*names, **fields):
 
 def test_one_placing_is_named_with_its_windows_and_has_bits_per_byte():
     protocol = ScoringProtocol((128, 256), stride=64, positions=("yarn",))
-    text = rendered(context_tables(scores("yarn"), protocol))
+    text = rendered(context_sheets(scores("yarn"), protocol))
     assert "windows sliding by 64, positions yarn" in text
     assert rows_of(text, "128") == [["128", "4.500", "±", "0.050", "1.900"]]
     assert rows_of(text, "256") == [["256", "4.250", "1.800"]]
@@ -31,7 +31,7 @@ def test_one_placing_is_named_with_its_windows_and_has_bits_per_byte():
 
 def test_many_placings_are_several_tables_within_80_columns():
     names = ["as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=123456789.5"]
-    text = rendered(context_tables(scores(*names), ScoringProtocol((128, 256))))
+    text = rendered(context_sheets(scores(*names), ScoringProtocol((128, 256))))
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert "…" not in text
     assert text.count("4.500 ± 0.050") == len(names)
@@ -39,8 +39,8 @@ def test_many_placings_are_several_tables_within_80_columns():
 
 
 def test_what_was_left_out_is_said():
-    said = context_remarks(scores("yarn"), ScoringProtocol((128,)))
-    assert said == [
+    (sheet,) = context_sheets(scores("yarn"), ScoringProtocol((128,)))
+    assert sheet.notes == [
         "± is the standard error over documents.",
         "512 targets of 2 held-out documents; trained up to 128, step 7",
         "3 documents are left out: empty or not UTF-8",

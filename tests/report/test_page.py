@@ -54,7 +54,8 @@ def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
 def test_the_page_holds_the_figures_of_each_run(pipeline, tmp_path):
     page = page_of(tmp_path / "out", [pipeline])
 
-    assert ["grow", "4.600 ± 0.050", "4.450 ± 0.050", "* 4.500 ± 0.050"] in page.rows
+    losses = ["4.600\n±0.050", "4.450\n±0.050", "4.500*\n±0.050"]
+    assert ["grow", *losses, "1.150", "1.113", "1.125"] in page.rows
     assert ["grow", "4", "8", "10", "320", "10.0", "1,000.0", "1,000.0"] in page.rows
     assert ["grow", "8", "4", "5", "160", "10.0", "2,000.0", "2,000.0"] in page.rows
     assert ["grow", "4", "10", "320", "10.0", "10.0", "5.600", "5.450", "5.500"] in page.rows
@@ -80,7 +81,7 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path):
 
     page = page_of(tmp_path / "out", [tmp_path / "toy"])
 
-    assert any(row[:3] == ["grow", "4-8", "12 of 15"] for row in page.rows)
+    assert any(row[:3] == ["grow", "4-8", "12/15"] for row in page.rows)
     assert "unfinished" in page.text
 
 
@@ -89,7 +90,7 @@ def test_a_run_without_a_step_still_makes_a_page(tmp_path):
 
     page = page_of(tmp_path / "out", [tmp_path / "toy"])
 
-    assert any(row[:3] == ["grow", "4", "0 of 10"] for row in page.rows)
+    assert any(row[:3] == ["grow", "4", "0/10"] for row in page.rows)
     assert not [tag for tag, _ in page.seen if tag == "img"]
 
 

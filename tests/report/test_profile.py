@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from glray.errors import UserError
-from glray.report.plan_table import plan_tables
+from glray.report.plan_sheets import plan_sheets
 from glray.report.profile_plot import write_profile_plot
-from glray.report.profile_table import profile_tables, saved_share
+from glray.report.profile_sheets import profile_sheets, saved_share
 from glray.run.profile import (
     LengthCost,
     Profile,
@@ -36,7 +36,7 @@ PROFILE = Profile("tiny", 64, 2**33, {"gpu": None, "processor": "an abacus"}, (C
 
 
 def test_each_length_stands_beside_the_longest(tmp_path):
-    text = rendered([profile_tables(PROFILE, tiny_spec(tmp_path))])
+    text = rendered(profile_sheets(PROFILE, tiny_spec(tmp_path)))
     assert rows_of(text, "8")[0] == (
         ["8", "1,000", "5%", "25%", "40/59/1", "1.00", "25%", "4,096", "400%"]
     )
@@ -50,7 +50,7 @@ def test_each_length_stands_beside_the_longest(tmp_path):
 def test_what_does_not_fit_is_said(tmp_path):
     costs = SettingCosts(OWN, (COSTS.lengths[0], LengthCost(16384, None, 0)))
     profile = Profile("tiny", 64, 2**33, PROFILE.environment, (costs,))
-    text = rendered([profile_tables(profile, tiny_spec(tmp_path))])
+    text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
     assert "does not fit" in text
     assert "there is nothing to grow" in text
     assert "100%" in text  # of itself: the longest that fits
@@ -71,7 +71,7 @@ def test_savings_by_hand(tmp_path):
 
 
 def test_a_plan_is_priced(tmp_path):
-    text = rendered([plan_tables(tiny_spec(tmp_path), PROFILE)])
+    text = rendered(plan_sheets(tiny_spec(tmp_path), PROFILE))
     # 4 steps at each length, and 12 at 32
     assert "predicted on one worker: 28.0 s, 4.00 GiB at most" in text
     assert "predicted on one worker: 48.0 s, 4.00 GiB at most" in text
@@ -81,16 +81,16 @@ def test_a_plan_is_priced(tmp_path):
 
 def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
     spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 12})
-    assert "after calibration" in rendered([plan_tables(spec)])
-    text = rendered([plan_tables(spec, PROFILE)])
+    assert "after calibration" in rendered(plan_sheets(spec))
+    text = rendered(plan_sheets(spec, PROFILE))
     assert "after calibration" not in text
     assert rows_of(text, "8")[0][:3] == ["8", "8", "4"]  # 4 s of 1 s each
-    assert "so a run calibrates anew" in " ".join(text.split())
+    assert "so a run calibrates again" in " ".join(text.split())
 
 
 def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path):
     compute = {"compile": True}
-    text = rendered([plan_tables(tiny_spec(tmp_path, compute=compute), PROFILE)])
+    text = rendered(plan_sheets(tiny_spec(tmp_path, compute=compute), PROFILE))
     assert "predicted" not in text
     assert "not priced" in text
 
@@ -98,21 +98,21 @@ def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path):
 def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_counted(tmp_path):
     uncounted = tuple(replace(cost, peak_bytes=None) for cost in COSTS.lengths)
     profile = replace(PROFILE, settings=(SettingCosts(OWN, uncounted),))
-    text = rendered([plan_tables(tiny_spec(tmp_path), profile)])
+    text = rendered(plan_sheets(tiny_spec(tmp_path), profile))
     assert "28.0 s" in text
     assert "GiB" not in text
-    assert "calibrates anew" not in text
+    assert "calibrates again" not in text
 
 
 def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path):
     spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 4.5})
-    assert "after calibration" in rendered([plan_tables(spec, PROFILE)])
+    assert "after calibration" in rendered(plan_sheets(spec, PROFILE))
 
 
 def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
     slow_start = (replace(COSTS.lengths[0], step_seconds=(3.0,)), *COSTS.lengths[1:])
     profile = replace(PROFILE, settings=(SettingCosts(OWN, slow_start),))
-    text = rendered([profile_tables(profile, tiny_spec(tmp_path))])
+    text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
     assert "more than 50% of fixed 32's time, which 16 alone does" in " ".join(text.split())
     nothing = tuple(replace(cost, largest_batch_tokens=0) for cost in slow_start)
     profile = replace(PROFILE, settings=(SettingCosts(OWN, nothing),))

@@ -1,13 +1,14 @@
 from rich.console import Console
 
 from glray.report.records import load_runs
-from glray.report.table import summary
+from glray.report.render import terminal
+from glray.report.sheets import summary
 from tests.report.conftest import write_run
 
 
-def rendered(tables) -> str:
+def rendered(parts) -> str:
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(*tables)
+    console.print(terminal(*parts))
     return console.export_text()
 
 

@@ -8,9 +8,10 @@ import torch
 
 from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
+from glray.run.statistics import standard_error
 from glray.spec import EvaluationSpec
 from glray.train.context import LocalContext
-from glray.train.evaluation import _standard_error, score
+from glray.train.evaluation import score
 
 
 class NextToken(torch.nn.Module):
@@ -44,10 +45,10 @@ def test_losses_by_length_and_position():
 
 
 def test_standard_error_of_equal_documents_is_that_of_their_means():
-    losses, counts = np.array([10.0, 20.0, 30.0]), np.array([10, 10, 10])
-    # Means 1, 2, 3: standard deviation 1, over √3.
-    assert _standard_error(losses, counts, 2.0) == pytest.approx(1 / math.sqrt(3))
-    assert _standard_error(np.array([5.0]), np.array([5]), 1.0) is None
+    losses, counts = np.array([1.0, 2.0, 3.0]), np.array([10, 10, 10])
+    # Standard deviation 1, over √3.
+    assert standard_error(counts, losses) == pytest.approx(1 / math.sqrt(3))
+    assert standard_error(np.array([5]), np.array([1.0])) is None
 
 
 def test_stretches_are_dealt_round_after_round(corpus):

@@ -1,0 +1,138 @@
+"""The plan as a person reads it: every product with its factors."""
+
+from glray.errors import UserError
+from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
+from glray.report.profile_sheets import GIB, saved_share
+from glray.report.sheets import Sheet
+from glray.run.profile import Profile, SettingCosts, prices_of
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
+
+
+def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
+    """What ``glray plan`` prints: the pipeline's constants, then each arm's stages.
+
+    With a ``profile`` of the pipeline's model each stage has its price; where seconds decide, and
+    nothing has been calibrated yet, its steps are those that the prices give.
+    """
+    costs = prices_of(profile, spec, spec.all_seq_lens)
+    by_prices = costs is not None and spec.needs_calibration and spec.calibration is None
+    budget = (
+        f"{spec.budget.tokens:,} tokens"
+        if spec.budget.tokens is not None
+        else f"{spec.budget.seconds:g} calibrated seconds"
+    )
+    seeds = f"seed {spec.seeds[0]}" if len(spec.seeds) == 1 else f"seeds {spec.seeds}"
+    parts: list[Sheet | str] = [
+        f"{spec.name}: {len(spec.trained_arms)} arms × {seeds}, {budget} each, shared by "
+        f"{spec.ratios_in}\n"
+        f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
+        f"chunks × {spec.chunk_tokens:,} tokens",
+    ]
+    for arm in spec.trained_arms:
+        plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
+        parts.append(_unplanned(spec, arm) if plan is None else _planned(spec, arm, plan, costs))
+    return parts if profile is None else [*parts, _origin(profile, costs is not None, by_prices)]
+
+
+def _priced_plan(spec: PipelineSpec, arm: ArmSpec, costs: SettingCosts) -> Plan | None:
+    """What a calibration would give that found these prices; None if it could not be planned."""
+    calibrated = spec.derive(calibration={"step_microseconds": costs.step_microseconds})
+    try:
+        return make_plan(calibrated, arm)
+    except UserError:  # a run's own calibration decides
+        return None
+
+
+def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
+    """The shares of an arm whose steps a calibration decides."""
+    whole = sum(stage.ratio for stage in arm.stages)
+    rows = [
+        [
+            f"{stage.seq_len:,}",
+            f"{spec.tokens_per_batch // stage.seq_len:,}",
+            f"{stage.ratio / whole:.1%} of {spec.ratios_in}",
+            "after calibration",
+        ]
+        for stage in arm.stages
+    ]
+    return Sheet(_title(arm), ("seq_len", "rows", "share", "steps"), rows, left=())
+
+
+def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
+    has_time = plan.stages[0].step_microseconds is not None
+    timed = ["ms/step", "seconds"] if has_time else []
+    rows = []
+    for stage in plan.stages:
+        cost = stage.step_microseconds
+        seconds = None if cost is None else stage.num_steps * cost / MICROSECONDS
+        rows.append(
+            [
+                f"{stage.seq_len:,}",
+                f"{stage.rows:,}",
+                f"{stage.num_steps:,}",
+                f"{stage.num_steps * plan.tokens_per_batch:,}",
+                f"{stage.num_steps / plan.num_steps:.1%}",
+                *([] if cost is None else [f"{cost / 1000:,.0f}", f"{seconds:,.1f}"]),
+                _rates(spec, plan, stage),
+            ]
+        )
+    columns = ["seq_len", "rows", "steps", "tokens", "share", *timed, "learning rate"]
+    notes = [*_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
+    return Sheet(_title(arm), columns, rows, notes, left=())
+
+
+def _title(arm: ArmSpec) -> str:
+    declared = arm.positions.model_dump()
+    if declared.pop("kind") == "extrapolation":
+        return arm.name
+    said = ", ".join(f"{name} {value}" for name, value in declared.items())
+    return f"{arm.name}, positions: {arm.positions.kind} ({said})"
+
+
+def _rates(spec: PipelineSpec, plan: Plan, stage: StagePlan) -> str:
+    """``1.0e-2→8.4e-3``: of the stage's first and last step."""
+    rates = (
+        learning_rate(spec.optimizer, plan, step) for step in (stage.first_step, stage.end_step - 1)
+    )
+    parts = (f"{rate:.1e}".split("e") for rate in rates)
+    return "→".join(f"{mantissa}e{int(exponent)}" for mantissa, exponent in parts)
+
+
+def _totals(plan: Plan) -> list[str]:
+    """Steps and tokens of all stages, and what is left of the budget."""
+    total = f"{plan.num_steps:,} steps × {plan.tokens_per_batch:,} = {plan.num_tokens:,} tokens"
+    if plan.budget_tokens is not None:
+        rest = plan.budget_tokens - plan.num_tokens
+        return [total, f"{rest:,} tokens of the budget are less than a batch: not trained"]
+    calibrated = plan.calibrated_microseconds(plan.num_steps)
+    assert plan.budget_microseconds is not None
+    assert calibrated is not None
+    seconds = (plan.budget_microseconds - calibrated) / MICROSECONDS
+    return [total, f"{seconds:.3f} s of the budget are less than a step: not used"]
+
+
+def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) -> list[str]:
+    """Seconds and memory of an arm on one worker, and what it saves; GPU-hours if on one."""
+    prices = {stage: price for stage in plan.stages if (price := costs.at(stage.seq_len))}
+    seconds = sum(stage.num_steps * price.seconds for stage, price in prices.items())
+    peaks = [price.peak_bytes for price in prices.values() if price.peak_bytes is not None]
+    hours = f" = {seconds / 3600:.2f} GPU-hours" if spec.compute.use_gpu else ""
+    memory = f", {max(peaks) / GIB:.2f} GiB at most" if peaks else ""
+    lines = [f"predicted on one worker: {seconds:,.1f} s{hours}{memory}"]
+    saved = saved_share(costs, spec, arm)
+    if saved is not None:
+        longest = f"fixed {max(arm.seq_lens):,}"
+        lines.append(f"saves {saved:.0%} of {longest}'s time on as many tokens")
+    return lines
+
+
+def _origin(profile: Profile, priced: bool, by_prices: bool) -> str:
+    if not priced:
+        return (
+            "\nnot priced: the profile here lacks a length of the pipeline, or how it computes; "
+            "glray profile measures them"
+        )
+    machine = profile.environment["gpu"] or profile.environment["processor"]
+    steps = "; seconds decide here, so a run calibrates again" if by_prices else ""
+    return f"\npriced by glray profile on {machine}{steps}"

@@ -1,0 +1,258 @@
+"""The tables of a report as plain cells. ``render`` shows them in a terminal, HTML or Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from glray.plan import RESCORE_STEPS, WATCHED_STEPS
+from glray.report.arms import eval_seq_lens, labelled, longest_trained
+from glray.report.formats import number, plus_minus, seconds_text, tokens_text
+from glray.report.run_record import BoundaryLoss, BoundaryRecord, Evaluation, RunRecord
+from glray.run.statistics import standard_error
+
+MOST_LENGTHS = 6
+"""Window lengths side by side in a terminal; more go into a further table."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table: a title, plain text in cells, and what is said below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    left: Sequence[int] = (0,)
+    """Columns of words, flush left; the others are numbers."""
+
+    def first(self, num_columns: int) -> "Sheet":
+        """The same with its first columns alone."""
+        rows = [row[:num_columns] for row in self.rows]
+        return replace(self, columns=self.columns[:num_columns], rows=rows)
+
+
+def summary(runs: Sequence[RunRecord]) -> list[Sheet]:
+    """For a terminal: what each run took, and its held-out loss at each window length."""
+    seq_lens = eval_seq_lens(runs)
+    parts = [seq_lens[i : i + MOST_LENGTHS] for i in range(0, len(seq_lens), MOST_LENGTHS)]
+    longest = longest_trained(runs)
+    return [
+        training(runs).first(6),
+        *(
+            heldout(runs, part, [max((n for n in part if n <= longest), default=part[0])])
+            for part in parts
+        ),
+    ]
+
+
+def training(runs: Sequence[RunRecord]) -> Sheet:
+    """What each run took: steps, tokens and every clock; in a terminal the first six columns."""
+    rows = []
+    for label, run in labelled(runs):
+        result = run.result
+        clocks = ("warm_up_seconds", "eval_seconds", "checkpoint_seconds", "wall_seconds")
+        steps = f"{run.steps_done:,}"
+        rows.append(
+            [
+                label,
+                _stages_text(run),
+                steps if result else f"{steps}/{run.num_steps:,}",
+                tokens_text(run.tokens),
+                seconds_text(run.calibrated_seconds),
+                seconds_text(run.measured_seconds),
+                seconds_text(float(run.log.data_wait_seconds.sum())),
+                *(seconds_text(getattr(result, clock) if result else None) for clock in clocks),
+            ]
+        )
+    columns = ["run", "stages", "steps", "tokens", "calibrated s", "measured s"]
+    columns += ["waited for data s", "warm-up s", "eval s", "saving s", "wall s"]
+    unfinished = not all(run.is_finished for run in runs)
+    notes = ["steps/planned: the run is unfinished."] if unfinished else []
+    return Sheet("Training", columns, rows, notes, left=(0, 1))
+
+
+def heldout(runs: Sequence[RunRecord], seq_lens: Sequence[int], byte_lens: Sequence[int]) -> Sheet:
+    """Held-out loss of the latest evaluations at each of ``seq_lens`` over its standard error, and
+    bits per byte at each of ``byte_lens``."""
+    rows = []
+    for label, run in labelled(runs):
+        latest = run.latest
+        if latest is None:
+            continue
+        cells = [label if run.is_finished else f"{label}\n(step {latest.step:,})"]
+        for seq_len in seq_lens:
+            score = latest.at(seq_len)
+            error = score.standard_error if score else None
+            unseen = "*" if score and seq_len > run.longest_seq_len else ""
+            below = "" if error is None else f"\n±{error:.3f}"
+            cells.append(f"{number(score.loss if score else None)}{unseen}{below}")
+        scores = [latest.at(seq_len) for seq_len in byte_lens]
+        rows.append([*cells, *(number(score.bits_per_byte if score else None) for score in scores)])
+    columns = ["run", *map(str, seq_lens), *(f"bits/byte\nat {seq_len}" for seq_len in byte_lens)]
+    documents = sorted({run.latest.num_documents for run in runs if run.latest is not None})
+    counts = " or ".join(f"{count:,}" for count in documents)
+    note = f"± standard error over {counts} documents.  * longer than trained on."
+    return Sheet("Held-out loss (nats per token) by window length", columns, rows, [note])
+
+
+def stage_ends(runs: Sequence[RunRecord]) -> Sheet:
+    """Held-out loss at the end of each stage."""
+    seq_lens = eval_seq_lens(runs)
+    rows = [
+        [
+            label,
+            f"{evaluation.trained_seq_len:,}",
+            f"{evaluation.step:,}",
+            tokens_text(evaluation.tokens),
+            seconds_text(evaluation.calibrated_seconds),
+            seconds_text(evaluation.measured_seconds),
+            *(number(_loss(evaluation, seq_len)) for seq_len in seq_lens),
+        ]
+        for label, run in labelled(runs)
+        for evaluation in run.evaluations
+        if evaluation.step in {stage.end_step for stage in run.stages}
+    ]
+    columns = ["run", "after length", "step", "tokens", "calibrated s", "measured s"]
+    columns += [f"loss at {seq_len:,}" for seq_len in seq_lens]
+    return Sheet("At the end of each stage", columns, rows)
+
+
+def stages(runs: Sequence[RunRecord]) -> Sheet:
+    """What each stage trained, and what its steps cost."""
+    rows = []
+    for label, run in labelled(runs):
+        for index, stage in enumerate(run.stages):
+            steps = run.steps_in(stage)
+            cost = stage.step_microseconds
+            rows.append(
+                [
+                    label,
+                    f"{stage.seq_len:,}",
+                    f"{stage.rows:,}",
+                    f"{steps:,}{'' if steps == stage.num_steps else f'/{stage.num_steps:,}'}",
+                    tokens_text(steps * run.tokens_per_batch),
+                    seconds_text(None if cost is None else steps * cost / 1e6),
+                    number(None if cost is None else cost / 1e3, ",.1f"),
+                    number(_measured_step_milliseconds(run, index), ",.1f"),
+                ]
+            )
+    columns = ["run", "length", "rows", "steps", "tokens", "calibrated s", "calibrated ms a step"]
+    batches = " or ".join(f"{n:,}" for n in sorted({run.tokens_per_batch for run in runs}))
+    note = f"A step trains {batches} tokens at every length: rows × length."
+    return Sheet("Stages", [*columns, "measured ms a step"], rows, [note])
+
+
+def boundaries(runs: Sequence[RunRecord]) -> Sheet:
+    """Held-out loss at both lengths before and after each boundary between two stages."""
+    rows = [
+        [
+            *_name(label, boundary),
+            *_change(boundary, boundary.from_seq_len),
+            *_change(boundary, boundary.to_seq_len),
+            "-" if (rise := run.gradient_rise(boundary)) is None else f"× {rise:.2f}",
+        ]
+        for label, run in labelled(runs)
+        for boundary in run.boundaries
+    ]
+    columns = ["run", "boundary", "step"]
+    for length in ("old", "new"):
+        columns += [f"{length} length: before", "after", "change"]
+    note = (
+        "Held-out loss at the lengths before and after a boundary: when the stage before has "
+        f"ended, and {RESCORE_STEPS} steps later (at the end of a shorter stage). ± is one "
+        "standard error over documents of the change. Gradient: the largest norm of the "
+        f"{RESCORE_STEPS} steps after the boundary over the median of the {WATCHED_STEPS} before."
+    )
+    title = "At the boundaries between stages"
+    return Sheet(title, [*columns, "gradient"], rows, [note], left=(0, 1))
+
+
+def jumps(runs: Sequence[RunRecord]) -> Sheet:
+    """The jump of the held-out loss at each boundary where the length grows, and its parts."""
+    parts = ("jump", "rescaled_positions", "longer_context", "unseen_positions")
+    rows = [
+        [*_name(label, boundary), *(f"{getattr(boundary.jump, part):+.3f}" for part in parts)]
+        for label, run in labelled(runs)
+        for boundary in run.boundaries
+        if boundary.jump
+    ]
+    note = (
+        "The same weights from the old length to the new: the jump, and the parts that sum to it. "
+        "Rescaled positions: at positions that the old window has too, where RoPE is scaled. "
+        "Longer context: what half an old window or more before each of the other targets gives, "
+        "at trained positions. Unseen positions: what the new window makes of it on top."
+    )
+    columns = ["run", "boundary", "step", *(part.replace("_", " ") for part in parts)]
+    return Sheet("The jump at each boundary", columns, rows, [note], left=(0, 1))
+
+
+def identities(runs: Sequence[RunRecord]) -> Sheet:
+    """Fingerprints and checksums; machine, versions and commit, each once with its runs."""
+    environments: dict[str, list[str]] = {}
+    rows = []
+    for label, run in labelled(runs):
+        described = ", ".join(
+            f"{key.replace('_', ' ')} {'none' if value is None else value}"
+            for key, value in run.environment.items()
+            if key != "matmul_flops_per_second"  # measured, so it differs at each start
+        )
+        environments.setdefault(described, []).append(label)
+        checksum = run.result.checksum if run.result else "unfinished"
+        peak = _matmul_peak(run)
+        rows.append([label, run.pipeline, str(run.seed), run.fingerprint, checksum, peak])
+    notes = [
+        described if len(environments) == 1 else f"{', '.join(labels)}: {described}"
+        for described, labels in environments.items()
+    ]
+    columns = ["run", "pipeline", "seed", "training fingerprint", "token checksum"]
+    title = "Machine, versions and identity"
+    return Sheet(title, [*columns, "matmul TFLOP/s"], rows, notes, left=range(5))
+
+
+def _stages_text(run: RunRecord) -> str:
+    """``128-256-512-1024``; the ends and the count of a long list."""
+    lengths = [str(stage.seq_len) for stage in run.stages]
+    if len(lengths) > 4:
+        return f"{lengths[0]}-...-{lengths[-1]} ({len(lengths)})"
+    return "-".join(lengths)
+
+
+def _loss(evaluation: Evaluation, seq_len: int) -> float | None:
+    score = evaluation.at(seq_len)
+    return None if score is None else score.loss
+
+
+def _measured_step_milliseconds(run: RunRecord, index: int) -> float | None:
+    """From the clocks of the evaluations at the stage's boundaries, where the host has waited for
+    the device; None until the stage's end is evaluated."""
+    stage = run.stages[index]
+    clocks = {0: 0.0} | {scored.step: scored.measured_seconds for scored in run.evaluations}
+    if stage.first_step not in clocks or stage.end_step not in clocks:
+        return None
+    return 1e3 * (clocks[stage.end_step] - clocks[stage.first_step]) / stage.num_steps
+
+
+def _name(label: str, boundary: BoundaryRecord) -> list[str]:
+    return [label, f"{boundary.from_seq_len:,}→{boundary.to_seq_len:,}", f"{boundary.step:,}"]
+
+
+def _change(boundary: BoundaryRecord, seq_len: int) -> list[str]:
+    """Loss before, loss after, and their difference."""
+    before, after = boundary.before.get(seq_len), boundary.after.get(seq_len)
+    cells = [number(scored.loss if scored else None) for scored in (before, after)]
+    return [*cells, _difference(boundary, before, after) if before and after else "-"]
+
+
+def _difference(boundary: BoundaryRecord, before: BoundaryLoss, after: BoundaryLoss) -> str:
+    losses = after.document_losses - before.document_losses
+    error = standard_error(boundary.document_tokens, losses)
+    sign = "+" if after.loss >= before.loss else ""
+    return sign + plus_minus(after.loss - before.loss, error)
+
+
+def _matmul_peak(run: RunRecord) -> str:
+    """``0.101``, of one worker as measured, or ``742 (nominal 989)``; empty in older records."""
+    peak = run.environment.get("matmul_flops_per_second")
+    if peak is None:
+        return ""
+    nominal = "" if peak["nominal"] is None else f" (nominal {peak['nominal'] / 1e12:.3g})"
+    return f"{peak['measured'] / 1e12:.3g}{nominal}"

@@ -3,7 +3,8 @@
 import json
 import re
 
-from benchmarks.results import PAGE, RESULTS, _arms_table, page
+from benchmarks.results import PAGE, RESULTS, arms_sheet, page
+from glray.report.render import markdown
 
 
 def test_the_page_is_rendered_from_the_results():
@@ -29,9 +30,6 @@ def test_each_result_says_where_it_comes_from():
         assert {"commit", "processor", "torch"} <= set(result["environment"])
 
 
-CLOCKS = ("calibrated", "measured", "warm_up", "evaluation", "checkpoints")
-
-
 def test_a_diverged_run_and_missing_jumps_are_dashes():
     """Of three seeds one has no number: no mean is made of the others."""
     run = {
@@ -47,6 +45,6 @@ def test_a_diverged_run_and_missing_jumps_are_dashes():
         {"label": "tame", "stages": [128, 1024], "runs": [run, run, run]},
         {"label": "wild", "stages": [128, 1024], "runs": [run, wild, run]},
     ]
-    tame, lost = _arms_table(arms).splitlines()[2:]
+    tame, lost = markdown(arms_sheet(arms)).splitlines()[2:]
     assert "| 4.000 ± 0.000 | 3.500 ± 0.000 | +0.250 |" in tame
     assert lost.endswith("| - | - | - |")

@@ -90,7 +90,7 @@ def loss_by_context(
         errors = [record["standard_error"] or 0.0 for record in records]
         x = shifted(seq_lens, index, len(by_positions))
         styles[name].draw(axes, x, losses, errors=errors, seen=True)
-    add_legend(figure, {name: styles[name] for name in by_positions})
+    add_legend(figure, styles)
     return figure
 
 

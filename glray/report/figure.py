@@ -3,7 +3,7 @@
 Figures are matplotlib's objects with the Agg canvas; pyplot is never touched.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -80,7 +80,7 @@ class Style:
                 axes.plot(x[mask], y[mask], **marks | {"markerfacecolor": face})
 
 
-def styles_of(names: Iterable[str]) -> dict[str, Style]:
+def styles_of(names: Collection[str]) -> dict[str, Style]:
     """A style for each of all the names on a page, by the name alone where that is possible.
 
     An arm of the paper has its own colour; another takes the one that its name hashes to, the next
@@ -103,12 +103,12 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
         taken.add(index)
         line = LINES[index // 7 % len(LINES)]
         styles[name] = Style(_COLOURS[index % 7], _MARKERS[index % 7], line)
-    return styles
+    return {name: styles[name] for name in names}
 
 
 def arm_styles(arms: Sequence[Arm]) -> dict[str, Style]:
     """A style for each arm's label; ``arms`` are all those of a page, so that its plots agree."""
-    return styles_of(arm.label for arm in arms)
+    return styles_of([arm.label for arm in arms])
 
 
 def new_figure(width_inches: float = 8, height_inches: float = 4.7) -> Figure:

@@ -17,7 +17,7 @@ def write_profile_plot(profile: Profile, path: Path) -> Path:
     """Three panels over the length, the paper's Tables 1 to 3: each value over that of the longest
     length that the setting fits; a line a setting."""
     figure = new_figure(11, 3.9)
-    styles = styles_of(costs.setting.name for costs in profile.settings)
+    styles = styles_of([costs.setting.name for costs in profile.settings])
     lengths = [cost.seq_len for cost in profile.settings[0].lengths]
     for axes, (title, field) in zip(figure.subplots(1, 3), PANELS, strict=True):
         axes.set(xlabel="sequence length (tokens)", title=f"{title}, of the longest's")

@@ -21,7 +21,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
         return math.nan, None
     from scipy.special import stdtrit  # half a second, which training need not wait for
 
-    t = float(stdtrit(len(values) - 1, 0.975))
+    # Three decimals, as printed tables have it: kept results stay as they were to the last digit.
+    t = round(float(stdtrit(len(values) - 1, 0.975)), 3)
     return mean(values), t * stdev(values) / len(values) ** 0.5
 
 

@@ -1,18 +1,17 @@
 """Writing so that nothing is ever half there: a temporary name, then a rename."""
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from glray.errors import UserError
@@ -82,27 +81,31 @@ def read_record(path: Path, *keys: str) -> Any:
 
 @contextmanager
 def sole_writer(
-    directory: Path, *, lock: str = ".lock", wait_seconds: float = 0.0
+    directory: Path,
+    *,
+    lock: str = ".lock",
+    wait_seconds: float = 0.0,
+    say_waiting: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Hold ``directory`` for this process; the lock goes with it, however it ends.
+    """Hold ``directory`` for this process; the lock goes with the process, however it ends.
 
-    Raises UserError if another process still holds it after ``wait_seconds``.
+    Raises UserError if another process still holds it after ``wait_seconds``; but with
+    ``say_waiting``, which is called once if another process holds it, waits as long as it takes.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + wait_seconds
-    with (directory / lock).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < end:
-                    time.sleep(0.1)
-                    continue
-                raise UserError(
-                    f"{directory}: another glray is at work there, two would mix their records; "
-                    "wait for it, stop it, or use another name (--set name=…)"
-                ) from None
+    # Without flock it would fall back to a lock that outlives a killed process.
+    file_lock = FileLock(directory / lock, poll_interval=0.1, fallback_to_soft=False)
+    try:
+        held = file_lock.acquire(timeout=wait_seconds)
+    except Timeout:
+        if say_waiting is None:
+            raise UserError(
+                f"{directory}: another glray process is writing there, and their records would be "
+                "mixed; wait for it, stop it, or use another name (--set name=…)"
+            ) from None
+        say_waiting()
+        held = file_lock.acquire(timeout=-1)
+    with held:
         yield
 
 

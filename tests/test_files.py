@@ -1,14 +1,13 @@
 """Files and folders appear whole or not at all."""
 
-import contextlib
 import multiprocessing
-import resource
-import signal
 
 import pytest
 
 from glray.errors import UserError
 from glray.files import new_directory, read_json, sole_writer, write_json, write_text
+
+from .disk import files_of_a_kilobyte
 
 
 def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
@@ -21,22 +20,6 @@ def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
         write_json(path, object())
     assert read_json(path) == {"step": 2}
     assert read_json(tmp_path / "nosuch.json") is None
-
-
-@contextlib.contextmanager
-def files_of_a_kilobyte():
-    """No file can grow beyond 1,000 bytes: a real error of ``write``, as that of a full disk.
-
-    Within the test alone: pytest's own output may well go to a file longer than that.
-    """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
@@ -78,7 +61,7 @@ def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_pat
     first = spawn.Process(target=_held, args=(tmp_path, acquired, release))
     first.start()
     assert acquired.wait(30)
-    with pytest.raises(UserError, match="another glray is at work"), sole_writer(tmp_path):
+    with pytest.raises(UserError, match="another glray process is writing"), sole_writer(tmp_path):
         pass
     first.kill()
     first.join()

@@ -5,7 +5,6 @@ is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what 
 """
 
 import socket
-import struct
 import time
 from typing import Any, Protocol
 
@@ -41,13 +40,14 @@ def open_trackers(run: Run, ctx: WorkerContext, step: int) -> list[Tracker]:
 class TensorBoard:
     """An event file under ``tensorboard/`` for each start of the run.
 
-    Its records are written here, in this thread: tensorboardX's ``SummaryWriter`` has a thread that
-    a full disk ends without a word, after which its queue blocks training for ever.
+    Its records are written in this thread: tensorboardX's ``SummaryWriter`` has one of its own,
+    which a full disk ends without a word; after that its queue blocks training for ever.
     """
 
     def __init__(self, run: Run, step: int) -> None:
         # Imported here, as it takes long: it imports boto3 where that is installed.
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         self._event = Event
         directory = run.directory / "tensorboard"
@@ -55,7 +55,7 @@ class TensorBoard:
         # TensorBoard reads the files of a folder in the order of their names.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._path = directory / name
-        self._file = self._path.open("xb")
+        self._records = RecordWriter(str(self._path))
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # Hides what earlier files have from the next step on: it is trained again.
         restart = SessionLog(status=SessionLog.START)
@@ -71,25 +71,16 @@ class TensorBoard:
     def flush(self) -> None:
         """See Tracker."""
         with naming(self._path):
-            self._file.flush()
+            self._records.flush()
 
     def close(self) -> None:
         """See Tracker."""
         with naming(self._path):
-            self._file.close()
+            self._records.close()
 
     def _append(self, event: Any) -> None:
-        """One TFRecord: length and data, each followed by its masked CRC-32C.
-
-        https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-        """
-        from tensorboardX.record_writer import masked_crc32c
-
-        data = event.SerializeToString()
-        length = struct.pack("<Q", len(data))
         with naming(self._path):
-            for part in (length, data):
-                self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+            self._records.write(event.SerializeToString())
 
 
 class WeightsAndBiases:

@@ -83,7 +83,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monke
     spec = tiny_spec(tmp_path)
     run = settle(spec, corpus)[0]
     monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
-    with sole_writer(run.directory), pytest.raises(UserError, match="another glray is at work"):
+    with sole_writer(run.directory), pytest.raises(UserError, match="another glray process"):
         train_all(spec, corpus, LocalContext())
     assert not (run.directory / "metrics.jsonl").exists()
 

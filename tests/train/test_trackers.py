@@ -1,9 +1,9 @@
 """What TensorBoard and Weights & Biases are shown, read back from their files."""
 
+import errno
 import json
 import math
 import struct
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
 from glray.train.trackers import TensorBoard
 from glray.train.worker import train_all
 
+from ..disk import files_of_a_kilobyte
 from ..tiny import tiny_spec
 
 CPU = torch.device("cpu")
@@ -153,16 +154,19 @@ def test_the_nominal_peak_is_known_by_the_whole_name():
     assert nominal_peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16") is None
 
 
-def test_a_full_disk_is_an_error(tmp_path, corpus):
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, corpus):
     run = settle(one_arm(tmp_path), corpus)[0]
     run.directory.mkdir(parents=True)
     tracker = TensorBoard(run, step=0)
-    tracker.close()
-    with (
-        Path("/dev/full").open("wb", buffering=0) as tracker._file,
-        pytest.raises(OSError, match="No space left"),
-    ):
+
+    def write_and_flush():
         tracker.write(1, {"train/loss": 1.0})
+        tracker.flush()
+
+    write_and_flush()
+    with files_of_a_kilobyte(), pytest.raises(OSError, match=r"tfevents\.") as caught:
+        any(write_and_flush() for _ in range(100))
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_a_missing_wandb_is_said_before_training(tmp_path, corpus, monkeypatch):

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from record import keep
 from tokenizers import Tokenizer
 
-from glray.data.documents import Document, Piece, read_piece
-from glray.data.sources import list_source
-from glray.data.tokenizer import train_bpe
+from glray.data.blocks.tokenizer import train_bpe
+from glray.data.read.documents import Document, FilePart, read_part
+from glray.data.read.sources import list_source
 from glray.ray.cluster import connect
 from glray.ray.prepare import prepare
 from glray.spec import (
@@ -57,7 +57,7 @@ def texts(parquet: list[Path]) -> Iterator[str]:
         return
     corpus = StdlibCorpus()
     for file in list_source(corpus):
-        for item in read_piece(Piece(file), corpus):
+        for item in read_part(FilePart(file), corpus):
             if isinstance(item, Document):
                 yield str(item.content)
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from glray.data.sources import corpus_of
+from glray.data.read.sources import corpus_of_files
 from glray.files import new_directory
 from glray.run.statistics import mean_interval
 from glray.train.scoring import ScoringProtocol, score_model
@@ -78,7 +78,7 @@ def main() -> None:
     protocol = ScoringProtocol(
         seq_lens=SEQ_LENS,
         positions=SCALINGS,
-        documents=corpus_of(options.documents, options.column),
+        documents=corpus_of_files(options.documents, options.column),
         num_tokens=options.num_documents * max(SEQ_LENS),
     )
     scores = score_model(smollm2_folder(options.work), protocol)

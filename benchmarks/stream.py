@@ -31,9 +31,14 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
-from glray.data.blocks import TokenBlocks, open_token_blocks, write_block, write_manifest
+from glray.data.blocks.heldout import heldout_schema
+from glray.data.blocks.token_blocks import (
+    TokenBlocks,
+    open_token_blocks,
+    write_block,
+    write_manifest,
+)
 from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.data.heldout import heldout_schema
 from glray.data.windows import Batch, StageReads
 from glray.files import read_json, write_json
 from glray.ray.cluster import connect
@@ -92,7 +97,7 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
             returned=(),
             blocks=tuple(files),
         )
-        write_manifest(blocks, {})
+        write_manifest(blocks)
     return PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
 
 

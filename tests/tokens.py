@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from glray.data.blocks import TokenBlocks, open_token_blocks, write_block, write_manifest
+from glray.data.blocks.heldout import heldout_schema
+from glray.data.blocks.token_blocks import TokenBlocks, write_block, write_manifest
+from glray.data.blocks.tokenizer import train_bpe
 from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.data.heldout import heldout_schema
-from glray.data.tokenizer import train_bpe
 from glray.spec.pipeline import BLOCK_TOKENS
 
 TEXT = "def grow(seq_len):\n    return 2 * seq_len  # one stage longer\n" * 40
@@ -50,8 +50,7 @@ def write_tokens(
         returned=(),
         blocks=tuple(blocks),
     )
-    write_manifest(prepared, provenance={})
-    return open_token_blocks(directory)
+    return write_manifest(prepared)
 
 
 def periodic_corpus(directory: Path) -> PreparedCorpus:

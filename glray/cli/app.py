@@ -89,7 +89,7 @@ def _absolute(path: str) -> str:
 
 def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
     """The spec's token blocks: found, or made by a Ray Data job."""
-    from glray.data.listing import find_prepared
+    from glray.data.blocks.snapshot import find_prepared
 
     corpus = find_prepared(spec)
     if corpus is not None:

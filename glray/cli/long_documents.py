@@ -81,7 +81,7 @@ def _scored(
 
 def _versions(context: ContextSpec) -> list[dict[str, Any]]:
     """The documents' files as they are now; none of held-out ones, which are the corpus's."""
-    from glray.data.sources import list_source
+    from glray.data.read.sources import list_source
 
     if context.documents is None:
         return []

@@ -101,7 +101,7 @@ def data(
     rows: Annotated[int, typer.Option(min=0, help="How many of them.")] = 3,
 ) -> None:
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
-    from glray.data.inspection import shown_windows, source_stats
+    from glray.data.inspection import shown_windows
     from glray.report.corpus_sheets import document_lengths, sources, windows_text
     from glray.report.render import terminal
 
@@ -109,8 +109,7 @@ def data(
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
     windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
-    stats = source_stats(corpus)
-    shown = sources(stats), document_lengths(stats), windows_text(windows, step, length)
+    shown = sources(corpus), document_lengths(corpus), windows_text(windows, step, length)
     Console(highlight=False).print(terminal(*shown))
 
 

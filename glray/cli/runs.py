@@ -75,7 +75,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model at any window lengths, on its run's held-out text or other documents."""
-    from glray.data.sources import corpus_of
+    from glray.data.read.sources import corpus_of_files
     from glray.report.context import context_sheets, write_context
     from glray.report.render import terminal
     from glray.train.scoring import ScoringProtocol, score_model
@@ -96,7 +96,7 @@ def evaluate(
         seq_lens=lengths,
         stride=stride,
         positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
-        documents=corpus_of(documents, column or "text") if documents else None,
+        documents=corpus_of_files(documents, column or "text") if documents else None,
         num_tokens=num_tokens,
     )
     scores = score_model(model, chosen)

@@ -4,14 +4,15 @@ A token's offset counts from the first source's first token; each source begins 
 a block's number, and with it the source, is ``offset // BLOCK_TOKENS``.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks import TokenBlocks, open_token_blocks
-from glray.data.heldout import HeldoutDocument, read_heldout
+from glray.data.blocks.heldout import HeldoutDocument, read_heldout
+from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder, SourceStream
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 
@@ -111,11 +112,16 @@ class PreparedCorpus:
         ]
 
 
-def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
-    """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
+def corpus_of(spec: PipelineSpec, blocks: Iterable[TokenBlocks]) -> PreparedCorpus:
+    """The spec's corpus, prepared as ``blocks``, one a source."""
     return PreparedCorpus(
         tuple(
-            PreparedSource(source.name, source.weight, open_token_blocks(Path(directory)))
-            for source, directory in zip(spec.sources, directories, strict=True)
+            PreparedSource(source.name, source.weight, prepared)
+            for source, prepared in zip(spec.sources, blocks, strict=True)
         )
     )
+
+
+def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
+    """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
+    return corpus_of(spec, (open_token_blocks(Path(directory)) for directory in directories))

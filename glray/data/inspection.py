@@ -1,79 +1,14 @@
-"""Looking into a prepared corpus: its sources, documents' lengths, windows as text. No Ray."""
+"""Looking into a prepared corpus: the windows of a step as text. No Ray."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from glray.data.blocks import read_manifest
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import read_windows
 from glray.errors import UserError
 from glray.spec.pipeline import PipelineSpec
-
-
-@dataclass(frozen=True)
-class SourceStats:
-    """What was made of one source."""
-
-    name: str
-    weight: int
-    place: str
-    """Where its text came from."""
-    num_files: int
-    num_documents: int
-    num_bytes: int
-    """Of text in UTF-8."""
-    num_training_documents: int
-    num_tokens: int
-    """Of the training stream."""
-    num_heldout_documents: int
-    num_heldout_tokens: int
-    num_skipped: int
-    """Texts that are empty or not UTF-8."""
-    num_blocks: int
-    vocab_size: int
-    """Ids of the tokenizer."""
-    directory: Path
-    """Where its token blocks and their manifest lie."""
-    length_documents: tuple[int, ...]
-    """Training documents of 2^k to 2^(k+1) - 1 tokens, EOS included, by k."""
-    length_tokens: tuple[int, ...]
-    """Their tokens."""
-
-    def at_least(self, num_tokens: int) -> tuple[int, int]:
-        """Training documents of at least ``num_tokens``, a power of two, and their tokens."""
-        power = num_tokens.bit_length() - 1
-        return sum(self.length_documents[power:]), sum(self.length_tokens[power:])
-
-
-def source_stats(corpus: PreparedCorpus) -> list[SourceStats]:
-    """Each source's ledger, from its manifest."""
-    ledgers = []
-    for source in corpus.sources:
-        manifest = read_manifest(source.blocks.directory)
-        ledgers.append(
-            SourceStats(
-                name=source.name,
-                weight=source.weight,
-                place=manifest["source"],
-                num_files=manifest["files"],
-                num_documents=manifest["documents"],
-                num_bytes=manifest["bytes"],
-                num_training_documents=manifest["training_documents"],
-                num_tokens=manifest["num_tokens"],
-                num_heldout_documents=manifest["heldout_documents"],
-                num_heldout_tokens=manifest["heldout_tokens"],
-                num_skipped=manifest["empty_skipped"] + manifest["not_utf8_skipped"],
-                num_blocks=len(source.blocks.blocks),
-                vocab_size=source.blocks.vocab_size,
-                directory=source.blocks.directory,
-                length_documents=tuple(manifest["length_documents"]),
-                length_tokens=tuple(manifest["length_tokens"]),
-            )
-        )
-    return ledgers
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tokenizers import Tokenizer
 
-from glray.data.blocks import token_dtype
+from glray.data.blocks.tokenizer import encode, token_dtype, token_num_bytes, vocab_size
 from glray.data.corpus import PreparedCorpus
-from glray.data.documents import Document, Skipped, read_source
-from glray.data.sources import list_source
-from glray.data.tokenizer import encode, token_num_bytes, vocab_size
+from glray.data.read.documents import Document, Skipped, read_source
+from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import SourceCorpus
 from glray.spec.training import EvaluationSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks import read_block
+from glray.data.blocks.token_blocks import read_block
 from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.order import ChunkOrder
 from glray.plan import Plan

@@ -1,57 +1,55 @@
-"""From a corpus to token blocks, through Ray Data.
+"""From a corpus to token blocks, in Ray tasks: encode, scan, publish.
 
 Each source is read once. Its shards are encoded in parallel, to committed files; the driver then
-reads those in order, which names the tokens (so a source seen before under other names ends here)
-and says which documents are held out; and runs of blocks are cut in parallel. Nothing but small
-records passes through Ray's object store, and the driver holds the hashes of held-out documents,
-never the corpus.
+scans those in order, which names the tokens (so a source seen before under other names ends here)
+and says which documents are held out; and runs of blocks are cut in parallel and published under
+that name. Nothing but small records passes through Ray's object store, and the driver holds the
+hashes of held-out documents, never the corpus.
 
-A call that is killed leaves committed files in ``tokens/work/<listing>``; the next one goes on from
-them and ends with the same bytes, as a shard and a block are functions of the source alone.
+A call that is killed leaves committed files in ``tokens/work/<key of the source>``; the next one
+goes on from them and ends with the same bytes, as a shard and a block are functions of the source
+alone.
 """
 
-import fcntl
-import json
-import logging
-import pickle
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import pyarrow as pa
-import ray.data
+import ray
+from ray.exceptions import RayTaskError
 
-from glray.data.assembly import Survey, cut_blocks, survey, write_heldout
-from glray.data.blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
-from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.data.documents import EMPTY, NOT_UTF8
-from glray.data.encoding import Encoding, NamedEncoding, Say, settle_encoding
-from glray.data.listing import (
-    Listing,
+from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
+from glray.data.blocks.encoding import Encoding, Say, resolve_encoding
+from glray.data.blocks.shards import encode_shard, plan_shards
+from glray.data.blocks.snapshot import (
+    SourceSnapshot,
     find_blocks,
-    list_sources,
     record_prepared,
+    snapshot_sources,
     tokens_directory,
     wait_for_clock_tick,
 )
-from glray.data.shards import Shard, encode_shard, plan_shards
-from glray.data.sources import list_source
+from glray.data.blocks.token_blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
+from glray.data.corpus import PreparedCorpus, corpus_of
+from glray.data.read.sources import list_source
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import sole_writer, write_text
 from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 BLOCKS_PER_TASK = 16
+MAX_WAITING_TASKS = 1024
+"""Tasks that Ray holds at once, running or waiting for a CPU."""
 SAY_SECONDS = 5.0
 """Between two lines of progress."""
 
@@ -61,25 +59,17 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
 
     Ray must be initialised. ``say`` gets a few lines of progress. Raises UserError.
     """
-    listings = list_sources(spec)
-    wait_for_clock_tick(listings)
-    for listing in listings:
+    snapshots = snapshot_sources(spec)
+    wait_for_clock_tick(snapshots)
+    for snapshot in snapshots:
         say(
-            f"prepare: {listing.source.name}: {len(listing.files):,} files, "
-            f"{listing.num_bytes / 1e6:.1f} MB from {_place(listing.source.corpus)}"
+            f"prepare: {snapshot.source.name}: {len(snapshot.files):,} files, "
+            f"{snapshot.num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}"
         )
-    tokenizer = settle_encoding(spec, listings, tokens_directory(spec) / "tokenizers", say)
-    with _quiet_ray_data():
-        corpus = PreparedCorpus(
-            tuple(
-                PreparedSource(
-                    listing.source.name,
-                    listing.source.weight,
-                    _prepare_source(spec, listing, tokenizer, say),
-                )
-                for listing in listings
-            )
-        )
+    encoding = resolve_encoding(spec, snapshots, tokens_directory(spec) / "tokenizers", say)
+    corpus = corpus_of(
+        spec, [_prepare_source(spec, snapshot, encoding, say) for snapshot in snapshots]
+    )
     if not corpus.heldout():
         raise UserError(
             f"corpus: no held-out documents: heldout_fraction {spec.heldout_fraction:g} draws none "
@@ -90,251 +80,206 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
 
 
 def _prepare_source(
-    spec: PipelineSpec, listing: Listing, tokenizer: NamedEncoding, say: Say
+    spec: PipelineSpec, snapshot: SourceSnapshot, encoding: Encoding, say: Say
 ) -> TokenBlocks:
-    """One source's token blocks. Only one process at a time works at a listing."""
-    name = listing.source.name
-    work = tokens_directory(spec) / "work" / listing.key
-    with _alone(work.with_suffix(".lock"), f"prepare: {name}", say):
-        found = find_blocks(spec, listing)
+    """One source's token blocks. Only one process at a time works on a source."""
+    say_of = partial(_say_of, snapshot.source.name, say)
+    work = tokens_directory(spec) / "work" / snapshot.key
+    waiting = partial(say_of, "another glray process prepares the same, waiting for it")
+    with sole_writer(work.parent, lock=f"{work.name}.lock", say_waiting=waiting):
+        found = find_blocks(spec, snapshot)
         if found is not None:
-            say(f"prepare: {name}: token blocks {found.fingerprint} are there, nothing to do")
+            say_of(f"token blocks {found.fingerprint} are there, nothing to do")
             return found
-        shards = _encode(listing, tokenizer.encoding, work / "shards", say)
-        if list_source(listing.source.corpus) != listing.files:
+        shards = _encode(snapshot, encoding, work / "shards", say_of)
+        if list_source(snapshot.source.corpus) != snapshot.files:
             shutil.rmtree(work)
             raise UserError(
-                f"corpus: {_place(listing.source.corpus)} changed while it was read; nothing was "
-                "kept; run again when it is at rest"
+                f"corpus: {_origin(snapshot.source.corpus)} changed while it was read; nothing was "
+                "kept; run again when it no longer changes"
             )
-        surveyed = survey(shards, tokenizer.encoding.dtype, spec.heldout_fraction)
-        _check_training_documents(surveyed, spec.heldout_fraction)
-        _say_skipped(surveyed, name, say)
-        identity = tokens_identity(
-            documents_sha256=surveyed.documents_sha256,
-            heldout_fraction=spec.heldout_fraction,
-            tokenizer_sha256=tokenizer.sha256,
-            eos_id=tokenizer.encoding.eos_id,
-        )
-        target = tokens_directory(spec) / fingerprint(identity)
-        if not target.exists():
-            new = work / target.name
-            _assemble(new, identity, tokenizer.encoding, listing, surveyed)
-            for leftover in new.rglob(".*"):  # of a killed call
-                leftover.unlink()
-            try:
-                new.rename(target)
-            except OSError:
-                if not target.exists():  # else another listing of the same documents was faster
-                    raise
-        shutil.rmtree(work)
-        record_prepared(spec, listing, target.name)
-    blocks = open_token_blocks(target)
-    if surveyed.num_drawn == len(surveyed.split.returned):
-        say(
-            f"prepare: {name}: none of its documents is held out, so no held-out loss will tell "
-            f"of it: heldout_fraction {spec.heldout_fraction:g} drew {surveyed.num_drawn:,}, each "
-            "more than 20% of them"
-        )
-    say(
-        f"prepare: {name}: {blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} "
-        f"blocks, {surveyed.num_documents - surveyed.num_training:,} documents held out, in "
-        f"{target}"
+        scan = scan_shards(shards, encoding.dtype, spec.heldout_fraction)
+        _check_and_say(scan, say_of)
+        blocks = _publish(spec, snapshot, encoding, scan, work)
+        record_prepared(spec, snapshot, blocks.fingerprint)
+    say_of(
+        f"{blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} blocks, "
+        f"{blocks.documents - blocks.training_documents:,} documents held out, in "
+        f"{blocks.directory}"
     )
     return blocks
 
 
-def _encode(listing: Listing, encoding: Encoding, directory: Path, say: Say) -> tuple[Path, ...]:
+def _encode(
+    snapshot: SourceSnapshot, encoding: Encoding, directory: Path, say: Say
+) -> tuple[Path, ...]:
     """Every shard of a source, committed: those that are there already and the others."""
-    shards = plan_shards(listing.files, listing.source.corpus)
+    corpus = snapshot.source.corpus
+    shards = plan_shards(snapshot.files, corpus)
     missing = [shard for shard in shards if not shard.path(directory).exists()]
     if len(missing) < len(shards):
-        say(
-            f"prepare: {listing.source.name}: {len(shards) - len(missing):,} of {len(shards):,} "
-            "shards are there, going on"
-        )
-    encode = partial(
-        _encode_one, corpus=listing.source.corpus, encoding=encoding, directory=directory
-    )
+        say(f"{len(shards) - len(missing):,} of {len(shards):,} shards are there, going on")
+    encode = partial(encode_shard, corpus=corpus, encoding=encoding, directory=directory)
     total = sum(shard.num_bytes for shard in missing)
     done = text_bytes = num_tokens = 0
     start = said = time.monotonic()
-    for shard, result in _in_parallel(encode, missing):
+    for shard, encoded in _in_parallel(encode, missing):
         done += shard.num_bytes
-        text_bytes += result["num_bytes"]
-        num_tokens += result["num_tokens"]
+        text_bytes += encoded.num_bytes
+        num_tokens += encoded.num_tokens
         now = time.monotonic()
         if now - said >= SAY_SECONDS:
             said, seconds = now, now - start
             left = seconds / done * (total - done) if done else 0
             say(
-                f"prepare: {listing.source.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, "
-                f"{text_bytes / seconds / 1e6:.1f} MB/s, {num_tokens / seconds / 1e6:.2f} Mtok/s, "
-                f"about {left:.0f} s left"
+                f"{done / 1e6:.0f} of {total / 1e6:.0f} MB, {text_bytes / seconds / 1e6:.1f} MB/s, "
+                f"{num_tokens / seconds / 1e6:.2f} Mtok/s, about {left:.0f} s left"
             )
     return tuple(shard.path(directory) for shard in shards)
+
+
+def _publish(
+    spec: PipelineSpec,
+    snapshot: SourceSnapshot,
+    encoding: Encoding,
+    scan: ShardScan,
+    work: Path,
+) -> TokenBlocks:
+    """The token blocks under the name that their content gives them; ``work`` is deleted."""
+    identity = tokens_identity(
+        documents_sha256=scan.documents_sha256,
+        heldout_fraction=spec.heldout_fraction,
+        tokenizer_sha256=encoding.sha256,
+        eos_id=encoding.eos_id,
+    )
+    target = tokens_directory(spec) / fingerprint(identity)
+    if not target.exists():
+        new = work / target.name
+        _assemble(new, identity, encoding, snapshot, scan)
+        for leftover in new.rglob(".*"):  # of a killed call
+            leftover.unlink()
+        try:
+            new.rename(target)
+        except OSError:
+            if not target.exists():  # else another source with the same documents was faster
+                raise
+    shutil.rmtree(work)
+    return open_token_blocks(target)
 
 
 def _assemble(
     directory: Path,
     identity: dict[str, object],
     encoding: Encoding,
-    listing: Listing,
-    surveyed: Survey,
+    snapshot: SourceSnapshot,
+    scan: ShardScan,
 ) -> None:
     """Blocks, held-out documents, tokenizer and, last, the manifest in ``directory``."""
     write_text(directory / "tokenizer.json", encoding.tokenizer_json)
-    starts = list(range(0, surveyed.num_blocks, BLOCKS_PER_TASK))
-    cut = partial(_cut_some, surveyed=surveyed, directory=directory / "blocks")
-    runs = {start: result["blocks"] for start, result in _in_parallel(cut, starts)}
-    heldout = write_heldout(surveyed, directory / "heldout.arrow")
-    blocks = TokenBlocks(
-        directory=directory,
-        fingerprint=fingerprint(identity),
-        dtype=surveyed.dtype,
-        num_tokens=surveyed.num_tokens,
-        vocab_size=encoding.vocab_size,
-        eos_id=encoding.eos_id,
-        returned=tuple(sorted(sha256.hex() for sha256 in surveyed.split.returned)),
-        blocks=tuple(BlockFile(**block) for start in starts for block in runs[start]),
+    runs: dict[int, list[BlockFile]] = dict(
+        _in_parallel(
+            partial(_cut_run, scan=scan, directory=directory / "blocks"),
+            range(0, scan.num_blocks, BLOCKS_PER_TASK),
+        )
     )
+    write_heldout(scan, directory / "heldout.arrow")
     write_manifest(
-        blocks,
-        {
-            "identity": identity,
-            "source": _place(listing.source.corpus),
-            "files": len(listing.files),
-            "documents": surveyed.num_documents,
-            "bytes": surveyed.num_bytes,
-            "training_documents": surveyed.num_training,
-            "heldout_documents": heldout.num_documents,
-            "heldout_tokens": heldout.num_tokens,
-            "heldout_duplicates_dropped": heldout.num_duplicates,
-            "empty_skipped": surveyed.skipped.get(EMPTY, 0),
-            "not_utf8_skipped": surveyed.skipped.get(NOT_UTF8, 0),
-            "not_utf8_names": surveyed.skipped_names,
-            "length_documents": surveyed.length_documents,
-            "length_tokens": surveyed.length_tokens,
-            "versions": {
+        TokenBlocks(
+            **scan.stats.model_dump(),
+            directory=directory,
+            fingerprint=fingerprint(identity),
+            dtype=encoding.dtype,
+            num_tokens=scan.num_tokens,
+            vocab_size=encoding.vocab_size,
+            eos_id=encoding.eos_id,
+            returned=tuple(sorted(sha256.hex() for sha256 in scan.split.returned)),
+            identity=identity,
+            source=_origin(snapshot.source.corpus),
+            files=len(snapshot.files),
+            versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
             },
-        },
+            blocks=tuple(block for first in sorted(runs) for block in runs[first]),
+        )
     )
+
+
+def _cut_run(first: int, scan: ShardScan, directory: Path) -> list[BlockFile]:
+    return cut_blocks(scan, first, min(first + BLOCKS_PER_TASK, scan.num_blocks), directory)
 
 
 # ---- tasks
 
 
-def _encode_one(
-    shard: Shard, corpus: SourceCorpus, encoding: Encoding, directory: Path
-) -> dict[str, Any]:
-    return asdict(encode_shard(shard, corpus, encoding, directory))
-
-
-def _cut_some(first: int, surveyed: Survey, directory: Path) -> dict[str, Any]:
-    last = min(first + BLOCKS_PER_TASK, surveyed.num_blocks)
-    return {"blocks": [asdict(block) for block in cut_blocks(surveyed, first, last, directory)]}
-
-
 def _in_parallel(
-    work: Callable[[Item], dict[str, Any]], items: Sequence[Item]
-) -> Iterator[tuple[Item, dict[str, Any]]]:
+    work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
     """Each item and its ``work``, on all CPUs of the cluster, as they finish.
 
-    Raises UserError for a UserError or OSError of a task.
+    Raises UserError for a UserError or OSError of a task, after the others have ended.
     """
-    if not items:
-        return
-    plan = [
-        pa.table({"place": [place], "item": [pickle.dumps(item)]})
-        for place, item in enumerate(items)
-    ]
-    dataset = ray.data.from_blocks(plan).map_batches(
-        partial(_results, work=work), batch_format="pyarrow", batch_size=None, num_cpus=1
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in table.to_pylist():
-            if row["error"] is not None:
-                raise UserError(row["error"])
-            yield items[row["place"]], json.loads(row["result"])
-
-
-def _results(table: pa.Table, work: Callable[[Any], dict[str, Any]]) -> pa.Table:
-    """A task: an error travels as a row, as an exception would come wrapped in Ray's traceback."""
-    rows = []
-    for given in table.to_pylist():
-        row = {"place": given["place"], "result": None, "error": None}
-        try:
-            row["result"] = json.dumps(work(pickle.loads(given["item"])))
-        except UserError as error:
-            row["error"] = str(error)
-        except OSError as error:
-            row["error"] = (
-                f"{error.filename or 'corpus'}: {error.strerror or error}; what is prepared so far "
-                "is kept: mend it and run the same command again"
-            )
-        rows.append(row)
-    schema = pa.schema({"place": pa.int64(), "result": pa.string(), "error": pa.string()})
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-@contextmanager
-def _quiet_ray_data() -> Iterator[None]:
-    """Keep Ray Data's notes on each execution, but not its warnings, off the terminal."""
-    levels = {
-        "ray.data": logging.WARNING,
-        "ray.data._internal.progress": logging.ERROR,  # warns that progress bars are off
-    }
-    before = {name: logging.getLogger(name).level for name in levels}
+    task = ray.remote(num_cpus=1)(_call)
+    shared = ray.put(work)
+    remaining = iter(items)
+    waiting: dict[ray.ObjectRef, Item] = {}
     try:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        yield
+        while True:
+            for item in islice(remaining, MAX_WAITING_TASKS - len(waiting)):
+                waiting[task.remote(shared, item)] = item
+            if not waiting:
+                return
+            (done,), _ = ray.wait(list(waiting))
+            yield waiting.pop(done), ray.get(done)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, OSError):
+            raise UserError(
+                f"{cause.filename or 'corpus'}: {cause.strerror or cause}; what is prepared so far "
+                "is kept: fix that and run the same command again"
+            ) from None
+        raise (UserError(str(cause)) if isinstance(cause, UserError) else error) from None
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        for unfinished in waiting:
+            ray.cancel(unfinished)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting))
 
 
-# ---- around it
+def _call(work: Callable[[Item], Result], item: Item) -> Result:
+    return work(item)
 
 
-@contextmanager
-def _alone(lock: Path, who: str, say: Say) -> Iterator[None]:
-    """Wait until no other process holds ``lock``, and hold it; it goes with this process."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{who}: another glray prepares the same, waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+# ---- what is said
 
 
-def _check_training_documents(surveyed: Survey, fraction: float) -> None:
-    if surveyed.num_training == 0:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in surveyed.skipped.items())
-        raise UserError(
-            f"corpus: no training documents: heldout_fraction {fraction:g} draws "
-            f"{surveyed.num_drawn:,} of {surveyed.num_documents:,} documents (skipped: "
-            f"{counts or 'none'}); lower it or give more documents"
-        )
+def _say_of(name: str, say: Say, line: str) -> None:
+    say(f"prepare: {name}: {line}")
 
 
-def _place(corpus: SourceCorpus) -> str:
+def _origin(corpus: SourceCorpus) -> str:
     if isinstance(corpus, StdlibCorpus):
         return f"the standard library of Python {platform.python_version()}"
     return ", ".join(corpus.paths)
 
 
-def _say_skipped(surveyed: Survey, name: str, say: Say) -> None:
-    not_utf8 = surveyed.skipped.get(NOT_UTF8, 0)
-    if not_utf8:
-        names = ", ".join(surveyed.skipped_names)
-        more = " …" if not_utf8 > len(surveyed.skipped_names) else ""
-        say(f"prepare: {name}: skipped {not_utf8:,} texts that are not UTF-8: {names}{more}")
-    if surveyed.skipped.get(EMPTY):
-        say(f"prepare: {name}: skipped {surveyed.skipped[EMPTY]:,} empty documents")
+def _check_and_say(scan: ShardScan, say: Say) -> None:
+    """Say what of a source is skipped or not held out. Raises UserError if nothing is trained."""
+    stats, fraction = scan.stats, f"heldout_fraction {scan.split.fraction:g}"
+    if stats.training_documents == 0:
+        raise UserError(
+            f"corpus: no training documents: {fraction} draws {scan.num_drawn:,} of "
+            f"{stats.documents:,} documents (skipped: {stats.empty_skipped:,} empty, "
+            f"{stats.not_utf8_skipped:,} not UTF-8); lower it or give more documents"
+        )
+    if stats.not_utf8_skipped:
+        names = ", ".join(stats.not_utf8_names)
+        more = " …" if stats.not_utf8_skipped > len(stats.not_utf8_names) else ""
+        say(f"skipped {stats.not_utf8_skipped:,} texts that are not UTF-8: {names}{more}")
+    if stats.empty_skipped:
+        say(f"skipped {stats.empty_skipped:,} empty documents")
+    if scan.num_drawn == len(scan.split.returned):
+        say(
+            "none of its documents is held out, so evaluation will not cover this source: "
+            f"{fraction} drew {scan.num_drawn:,}, each more than 20% of them"
+        )

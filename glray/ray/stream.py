@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from glray.data.blocks import read_block
+from glray.data.blocks.token_blocks import read_block
 from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
 

@@ -1,6 +1,7 @@
 """A prepared corpus: its sources, its document lengths, and decoded windows."""
 
-from glray.data.inspection import ShownWindow, SourceStats
+from glray.data.corpus import PreparedCorpus
+from glray.data.inspection import ShownWindow
 from glray.report.formats import tokens_text
 from glray.report.sheets import Sheet
 
@@ -11,36 +12,38 @@ TEXT_SHOWN = 400
 """Characters of a window that are printed, half from its start and half from its end."""
 
 
-def sources(all_stats: list[SourceStats]) -> Sheet:
-    """What was made of each source, and where it came from."""
+def sources(corpus: PreparedCorpus) -> Sheet:
+    """What each source holds, and where it came from."""
     rows, places = [], []
-    for stats in all_stats:
-        heldout = f"{stats.num_heldout_documents:,} ({tokens_text(stats.num_heldout_tokens)})"
+    for source in corpus.sources:
+        blocks = source.blocks
+        heldout = f"{blocks.heldout_documents:,} ({tokens_text(blocks.heldout_tokens)})"
         rows.append(
             [
-                stats.name,
-                str(stats.weight),
-                f"{stats.num_documents:,}",
-                f"{stats.num_bytes / 1e6:,.1f}",
-                tokens_text(stats.num_tokens),
+                source.name,
+                str(source.weight),
+                f"{blocks.documents:,}",
+                f"{blocks.bytes / 1e6:,.1f}",
+                tokens_text(blocks.num_tokens),
                 heldout,
             ]
         )
-        skipped = f", {stats.num_skipped:,} texts skipped" if stats.num_skipped else ""
+        num_skipped = blocks.empty_skipped + blocks.not_utf8_skipped
+        skipped = f", {num_skipped:,} texts skipped" if num_skipped else ""
         places.append(
-            f"{stats.name}: {stats.num_files:,} files, {stats.place}{skipped}; "
-            f"{stats.num_blocks:,} blocks of {stats.vocab_size:,} ids in {stats.directory}"
+            f"{source.name}: {blocks.files:,} files, {blocks.source}{skipped}; "
+            f"{len(blocks.blocks):,} blocks of {blocks.vocab_size:,} ids in {blocks.directory}"
         )
     columns = ("source", "weight", "documents", "MB", "tokens", "held out")
     return Sheet("Sources", columns, rows, places)
 
 
-def document_lengths(all_stats: list[SourceStats]) -> Sheet:
+def document_lengths(corpus: PreparedCorpus) -> Sheet:
     """How many training tokens sit in documents of at least each length."""
     rows = []
-    whole = sum(stats.num_tokens for stats in all_stats)
+    whole = sum(source.blocks.num_tokens for source in corpus.sources)
     for length in LENGTHS:
-        counts = [stats.at_least(length) for stats in all_stats]
+        counts = [source.blocks.at_least(length) for source in corpus.sources]
         documents, tokens = (sum(column) for column in zip(*counts, strict=True))
         share = tokens / whole if whole else 0.0
         bar = "█" * round(share * BAR_WIDTH)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig
 
-from glray.data.tokenizer import parse_tokenizer, vocab_size
+from glray.data.blocks.tokenizer import parse_tokenizer, vocab_size
 from glray.errors import UserError
 from glray.model.config import model_config
 from glray.model.decoder import load_pretrained

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks import TokenBlocks, read_block
-from glray.data.heldout import is_drawn
-from glray.data.listing import find_prepared
+from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.snapshot import find_prepared
+from glray.data.blocks.token_blocks import TokenBlocks, read_block
 from glray.ray.prepare import prepare
 from glray.spec import (
     ArmSpec,

@@ -5,15 +5,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from glray.data import assembly, blocks
-from glray.data.assembly import Survey, cut_blocks, survey, write_heldout
-from glray.data.blocks import read_block
-from glray.data.documents import Piece
-from glray.data.encoding import Encoding
-from glray.data.heldout import is_drawn, read_heldout
-from glray.data.shards import Shard, encode_shard
-from glray.data.sources import list_source
-from glray.data.tokenizer import encode, train_bpe, vocab_size
+from glray.data.blocks import assembly, token_blocks
+from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
+from glray.data.blocks.heldout import is_drawn, read_heldout
+from glray.data.blocks.shards import Shard, encode_shard
+from glray.data.blocks.token_blocks import read_block
+from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
+from glray.data.read.documents import FilePart
+from glray.data.read.sources import list_source
 from glray.spec.corpus import TextCorpus
 
 TEXTS = [f"{number}" * (number % 7 + 1) for number in range(40)]
@@ -31,7 +30,7 @@ def shards(tmp_path: Path) -> tuple[Path, ...]:
     files = list_source(corpus)
     paths = []
     for index in range(4):
-        shard = Shard(index, tuple(Piece(f) for f in files[index * 10 : index * 10 + 10]), 0)
+        shard = Shard(index, tuple(FilePart(f) for f in files[index * 10 : index * 10 + 10]), 0)
         encode_shard(shard, corpus, encoding, tmp_path / "shards")
         paths.append(shard.path(tmp_path / "shards"))
     return tuple(paths)
@@ -50,19 +49,20 @@ def stream() -> list[int]:
 
 
 def test_a_survey_counts_every_document_once(shards: tuple[Path, ...]) -> None:
-    found = survey(shards, "uint16", FRACTION)
+    found = scan_shards(shards, "uint16", FRACTION)
     training = [text for text in TEXTS if not drawn(text)]
     hashes = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
-    assert (found.num_documents, found.num_training) == (40, len(training))
-    assert found.num_bytes == sum(len(text) for text in TEXTS)
+    stats = found.stats
+    assert (stats.documents, stats.training_documents) == (40, len(training))
+    assert stats.bytes == sum(len(text) for text in TEXTS)
     assert found.documents_sha256 == hashlib.sha256(b"".join(hashes)).hexdigest()
     assert found.num_tokens == sum(found.shard_tokens) == len(stream())
     # A document of n bytes has n + 1 tokens; of 2 and 3 are those of 1 and 2 bytes, and so on.
     for power, (low, high) in enumerate([(1, 1), (2, 3), (4, 7), (8, 15)]):
         lengths = [len(text) + 1 for text in training if low <= len(text) + 1 <= high]
-        assert found.length_documents[power] == len(lengths)
-        assert found.length_tokens[power] == sum(lengths)
-    assert len(found.length_tokens) == 4
+        assert stats.length_documents[power] == len(lengths)
+        assert stats.length_tokens[power] == sum(lengths)
+    assert len(stats.length_tokens) == 4
 
 
 @pytest.mark.parametrize("block_tokens", [1, 8, 20, 1000])
@@ -75,8 +75,8 @@ def test_blocks_cut_in_any_runs_are_the_stream(
     blocks_per_task: int,
 ) -> None:
     monkeypatch.setattr(assembly, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(blocks, "BLOCK_TOKENS", block_tokens)
-    found = survey(shards, "uint16", FRACTION)
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
+    found = scan_shards(shards, "uint16", FRACTION)
     files = []
     for first in range(0, found.num_blocks, blocks_per_task):
         last = min(first + blocks_per_task, found.num_blocks)
@@ -91,7 +91,7 @@ def test_blocks_cut_in_any_runs_are_the_stream(
 
 
 def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> None:
-    found = survey(shards, "uint16", FRACTION)
+    found = scan_shards(shards, "uint16", FRACTION)
     first = cut_blocks(found, 0, 1, tmp_path / "blocks")
     changed = (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns
     assert cut_blocks(found, 0, 1, tmp_path / "blocks") == first
@@ -101,20 +101,20 @@ def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> 
 def test_held_out_documents_are_whole_and_without_eos(
     shards: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    found = survey((*shards, shards[0]), "uint16", FRACTION)  # the first ten come twice
-    counts = write_heldout(found, tmp_path / "heldout.arrow")
+    found = scan_shards((*shards, shards[0]), "uint16", FRACTION)  # the first ten come twice
+    write_heldout(found, tmp_path / "heldout.arrow")
     texts = [text for text in TEXTS if drawn(text)]
     read = read_heldout(tmp_path / "heldout.arrow")
     tokenizer = train_bpe(["ab"], 257)
     assert [tokenizer.decode(document.tokens.tolist()) for document in read] == texts
     assert [document.num_bytes for document in read] == [len(text) for text in texts]
-    assert counts.num_documents == len(texts)
-    assert counts.num_tokens == sum(len(text) for text in texts)
-    assert counts.num_duplicates == sum(drawn(text) for text in TEXTS[:10])
+    assert found.stats.heldout_documents == len(texts)
+    assert found.stats.heldout_tokens == sum(len(text) for text in texts)
+    assert found.stats.heldout_duplicates_dropped == sum(drawn(text) for text in TEXTS[:10])
 
 
 def test_a_source_without_documents_has_no_tokens(tmp_path: Path) -> None:
-    found: Survey = survey((), "uint16", FRACTION)
-    assert (found.num_documents, found.num_tokens, found.num_blocks) == (0, 0, 0)
+    found: ShardScan = scan_shards((), "uint16", FRACTION)
+    assert (found.stats.documents, found.num_tokens, found.num_blocks) == (0, 0, 0)
     write_heldout(found, tmp_path / "heldout.arrow")
     assert pa.ipc.open_file(str(tmp_path / "heldout.arrow")).num_record_batches == 0

@@ -6,16 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from glray.data.blocks import (
+from glray.data.blocks.token_blocks import (
     TokenBlocks,
     describe_block,
     open_token_blocks,
     read_block,
-    token_dtype,
     write_block,
     write_manifest,
 )
-from glray.data.tokenizer import train_bpe
+from glray.data.blocks.tokenizer import token_dtype, train_bpe
 from glray.errors import UserError
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -26,9 +25,19 @@ def prepared(tmp_path: Path) -> TokenBlocks:
     files = (write_block(directory / "blocks" / "00000.arrow", np.arange(20, dtype=np.uint16)),)
     train_bpe(["ab"], 257).save(str(directory / "tokenizer.json"))
     (directory / "heldout.arrow").write_bytes(b"")
-    blocks = TokenBlocks(directory, "0123456789abcdef", "uint16", 20, 257, 0, ("ab",), files)
-    write_manifest(blocks, {"source": "a test"})
-    return blocks
+    return write_manifest(
+        TokenBlocks(
+            directory=directory,
+            fingerprint="0123456789abcdef",
+            dtype="uint16",
+            num_tokens=20,
+            vocab_size=257,
+            eos_id=0,
+            returned=("ab",),
+            source="a test",
+            blocks=files,
+        )
+    )
 
 
 def test_a_block_is_one_flat_column_that_is_mapped(tmp_path: Path) -> None:
@@ -94,7 +103,7 @@ def test_a_truncated_block_is_refused(prepared: TokenBlocks) -> None:
 
 def test_a_missing_file_is_refused(prepared: TokenBlocks) -> None:
     prepared.tokenizer_path.unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json: it is not there; delete"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: does not exist; delete"):
         open_token_blocks(prepared.directory)
 
 
@@ -113,7 +122,7 @@ def test_a_manifest_that_lacks_a_field_is_refused(prepared: TokenBlocks) -> None
     manifest = json.loads(path.read_text())
     del manifest["dtype"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"manifest\.json: damaged, it has no 'dtype'; delete"):
+    with pytest.raises(UserError, match=r"manifest\.json: damaged, dtype: Field required; delete"):
         open_token_blocks(prepared.directory)
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from glray.data.documents import EMPTY, NOT_UTF8, Document, Skipped, read_piece, split_file
-from glray.data.sources import list_source
+from glray.data.read.documents import EMPTY, NOT_UTF8, Document, Skipped, read_part, split_file
+from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -20,17 +20,17 @@ from glray.spec.corpus import (
 )
 
 
-def read(corpus: SourceCorpus, piece_bytes: int = 2**60) -> list[Document | Skipped]:
+def read(corpus: SourceCorpus, part_bytes: int = 2**60) -> list[Document | Skipped]:
     return [
         item
         for file in list_source(corpus)
-        for piece in split_file(file, corpus, piece_bytes)
-        for item in read_piece(piece, corpus)
+        for part in split_file(file, corpus, part_bytes)
+        for item in read_part(part, corpus)
     ]
 
 
-def num_pieces(corpus: SourceCorpus, piece_bytes: int) -> int:
-    return sum(len(split_file(file, corpus, piece_bytes)) for file in list_source(corpus))
+def num_parts(corpus: SourceCorpus, part_bytes: int) -> int:
+    return sum(len(split_file(file, corpus, part_bytes)) for file in list_source(corpus))
 
 
 # ---- texts
@@ -39,7 +39,7 @@ def num_pieces(corpus: SourceCorpus, piece_bytes: int) -> int:
 def test_a_stdlib_document_is_named_by_its_place_in_the_library() -> None:
     corpus = StdlibCorpus()
     file = next(file for file in list_source(corpus) if file.uri.endswith("json/decoder.py"))
-    (document,) = read_piece(split_file(file, corpus, 1)[0], corpus)
+    (document,) = read_part(split_file(file, corpus, 1)[0], corpus)
     assert isinstance(document, Document)
     assert document.name == "json/decoder.py"
 
@@ -96,15 +96,15 @@ def test_jsonl_documents_are_named_by_the_byte_where_they_begin(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("ending", [b"\n", b""])
-@pytest.mark.parametrize("piece_bytes", [1, 2, 7, 18, 19, 20, 50, 1000])
-def test_each_line_is_in_one_piece(tmp_path: Path, piece_bytes: int, ending: bytes) -> None:
+@pytest.mark.parametrize("part_bytes", [1, 2, 7, 18, 19, 20, 50, 1000])
+def test_each_line_is_in_one_piece(tmp_path: Path, part_bytes: int, ending: bytes) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"text": "x" * number}).encode() for number in (1, 30, 2, 9, 1)]
     path.write_bytes(b"\n".join(lines) + ending)
     corpus = JsonlCorpus(paths=(str(path),))
-    assert read(corpus, piece_bytes) == read(corpus)
+    assert read(corpus, part_bytes) == read(corpus)
     assert len(read(corpus)) == 5
-    assert num_pieces(corpus, piece_bytes) == -(-path.stat().st_size // piece_bytes)
+    assert num_parts(corpus, part_bytes) == -(-path.stat().st_size // part_bytes)
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
@@ -116,7 +116,7 @@ def test_compressed_lines_are_one_piece(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.jsonl.{suffix}"
     path.write_bytes(compressed)
     corpus = JsonlCorpus(paths=(str(tmp_path),))
-    assert read(corpus, piece_bytes=1) == [
+    assert read(corpus, part_bytes=1) == [
         Document(f"{path}@0", "one"),
         Document(f"{path}@16", "two"),
     ]
@@ -134,14 +134,14 @@ def test_compressed_lines_are_one_piece(tmp_path: Path, suffix: str) -> None:
         ('{"body": "x"}', "no column 'text', there are 'body'"),
     ],
 )
-@pytest.mark.parametrize("piece_bytes", [10, 1000])
+@pytest.mark.parametrize("part_bytes", [10, 1000])
 def test_a_wrong_jsonl_line_is_named(
-    tmp_path: Path, line: str, problem: str, piece_bytes: int
+    tmp_path: Path, line: str, problem: str, part_bytes: int
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "one"}) + "\n" + line + "\n")
     with pytest.raises(UserError, match=f"{path}:2: {problem}"):
-        read(JsonlCorpus(paths=(str(path),)), piece_bytes)
+        read(JsonlCorpus(paths=(str(path),)), part_bytes)
 
 
 # ---- tables
@@ -181,14 +181,14 @@ def test_rows_are_documents_named_by_their_number(tmp_path: Path, write, kind) -
 
 
 @WRITERS
-@pytest.mark.parametrize("piece_bytes", [1, 300, 10**6])
-def test_how_a_table_is_cut_does_not_matter(tmp_path: Path, write, piece_bytes: int) -> None:
+@pytest.mark.parametrize("part_bytes", [1, 300, 10**6])
+def test_how_a_table_is_cut_does_not_matter(tmp_path: Path, write, part_bytes: int) -> None:
     texts = [str(number) * number for number in range(1, 50)]
     corpus = write(tmp_path / "a", pa.table({"body": texts}), rows=4)
-    assert read(corpus, piece_bytes) == [
+    assert read(corpus, part_bytes) == [
         Document(f"{tmp_path}/a:{row}", text) for row, text in enumerate(texts)
     ]
-    assert (num_pieces(corpus, piece_bytes) == 1) == (piece_bytes == 10**6)
+    assert (num_parts(corpus, part_bytes) == 1) == (part_bytes == 10**6)
 
 
 @WRITERS

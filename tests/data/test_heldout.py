@@ -6,7 +6,13 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glray.data.heldout import Split, heldout_schema, is_drawn, read_heldout, return_oversized
+from glray.data.blocks.heldout import (
+    Split,
+    heldout_schema,
+    is_drawn,
+    read_heldout,
+    return_oversized,
+)
 
 
 def rows(*sha256: bytes) -> np.ndarray:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from glray.data.inspection import source_stats
-from glray.data.listing import find_prepared
-from glray.data.tokenizer import train_bpe
+from glray.data.blocks.snapshot import find_prepared
+from glray.data.blocks.tokenizer import train_bpe
 from glray.ray import prepare as prepare_module
 from glray.ray.prepare import prepare
 from glray.spec import (
@@ -59,18 +58,18 @@ def weighted(spec: PipelineSpec, *weights: int) -> PipelineSpec:
 
 def test_each_source_has_its_own_blocks_and_ledger(mixture: PipelineSpec) -> None:
     corpus = prepare(mixture, lambda line: None)
-    texts, more = source_stats(corpus)
-    assert [(s.name, s.weight, s.num_documents) for s in (texts, more)] == [
+    texts, more = corpus.sources
+    assert [(s.name, s.weight, s.blocks.documents) for s in (texts, more)] == [
         ("texts", 3, 60),
         ("more", 1, 20),
     ]
-    assert more.num_bytes == sum(
+    assert more.blocks.bytes == sum(
         len(text(number).encode()) for number in [*range(5), *range(100, 115)]
     )
-    assert [ledger.num_tokens for ledger in (texts, more)] == [
+    assert [source.blocks.num_tokens for source in corpus.sources] == [
         len(stream(source.blocks)) for source in corpus.sources
     ]
-    assert more.at_least(1) == (more.num_training_documents, more.num_tokens)
+    assert more.blocks.at_least(1) == (more.blocks.training_documents, more.blocks.num_tokens)
 
 
 def test_a_document_of_two_sources_is_held_out_once(mixture: PipelineSpec) -> None:

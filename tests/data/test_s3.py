@@ -6,8 +6,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from glray.data.documents import Document, read_piece, split_file
-from glray.data.sources import list_source
+from glray.data.read.documents import Document, read_part, split_file
+from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import JsonlCorpus, ParquetCorpus, SourceCorpus, TextCorpus
 
@@ -46,12 +46,12 @@ def uris(*paths: str) -> list[str]:
     return [file.uri for file in list_source(TextCorpus(paths=paths))]
 
 
-def contents(corpus: SourceCorpus, piece_bytes: int = 2**60) -> list[object]:
+def contents(corpus: SourceCorpus, part_bytes: int = 2**60) -> list[object]:
     return [
         item.content
         for file in list_source(corpus)
-        for piece in split_file(file, corpus, piece_bytes)
-        for item in read_piece(piece, corpus)
+        for part in split_file(file, corpus, part_bytes)
+        for item in read_part(part, corpus)
         if isinstance(item, Document)
     ]
 
@@ -98,8 +98,8 @@ def test_lines_and_tables_are_read_in_pieces(bucket, tmp_path) -> None:
     bucket.put_object(Key="a.jsonl", Body=lines.encode())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=10)
     bucket.upload_file(str(tmp_path / "a.parquet"), "a.parquet")
-    assert contents(JsonlCorpus(paths=("s3://texts",)), piece_bytes=700) == texts
-    assert contents(ParquetCorpus(paths=("s3://texts",)), piece_bytes=700) == texts
+    assert contents(JsonlCorpus(paths=("s3://texts",)), part_bytes=700) == texts
+    assert contents(ParquetCorpus(paths=("s3://texts",)), part_bytes=700) == texts
 
 
 def test_a_replaced_object_is_another_version(bucket) -> None:

@@ -6,12 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from glray.data import shards as shards_module
-from glray.data.documents import EMPTY, NOT_UTF8
-from glray.data.encoding import Encoding
-from glray.data.shards import encode_shard, plan_shards, read_documents
-from glray.data.sources import list_source
-from glray.data.tokenizer import encode, train_bpe, vocab_size
+from glray.data.blocks import shards as shards_module
+from glray.data.blocks.shards import encode_shard, plan_shards, read_shard
+from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
+from glray.data.read.documents import EMPTY, NOT_UTF8
+from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import JsonlCorpus, ParquetCorpus, SourceCorpus, TextCorpus
 
@@ -33,7 +32,7 @@ def encoded(corpus: SourceCorpus, encoding: Encoding, directory: Path) -> list[P
 def rows(paths: list[Path]) -> list[tuple[str, bytes, int, list[int]]]:
     found = []
     for path in paths:
-        for documents, _ in read_documents(path):
+        for documents in read_shard(path):
             ends = np.cumsum(documents.num_tokens)
             for index, name in enumerate(documents.names.to_pylist()):
                 start = ends[index] - documents.num_tokens[index]
@@ -64,7 +63,7 @@ def test_what_is_skipped_is_kept_apart(tmp_path: Path, encoding: Encoding) -> No
         ("a", 4),
         ("d", 4),
     ]
-    skipped = [(Path(s.name).stem, s.reason) for _, others in read_documents(path) for s in others]
+    skipped = [(Path(s.name).stem, s.reason) for d in read_shard(path) for s in d.skipped]
     assert skipped == [("b", EMPTY), ("c", NOT_UTF8)]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from glray.data.sources import list_source
+from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import ArrowCorpus, JsonlCorpus, SourceCorpus, StdlibCorpus, TextCorpus
 

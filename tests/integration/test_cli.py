@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from glray.cli import main
-from glray.data.listing import find_prepared
+from glray.data.blocks.snapshot import find_prepared
 from glray.files import read_json
 from glray.spec.loading import load_pipeline
 from glray.train.checkpoint import committed_checkpoints

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from glray.data.blocks import open_token_blocks
+from glray.data.blocks.token_blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import local_batches, read_windows, stage_reads
 from glray.errors import UserError

@@ -9,11 +9,11 @@ import pytest
 import ray
 from tokenizers import Tokenizer
 
-from glray.data import shards as shards_module
-from glray.data.heldout import read_heldout
-from glray.data.listing import find_prepared
-from glray.data.shards import Shard
-from glray.data.tokenizer import encode, train_bpe
+from glray.data.blocks import shards as shards_module
+from glray.data.blocks.heldout import read_heldout
+from glray.data.blocks.shards import Shard
+from glray.data.blocks.snapshot import find_prepared
+from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.errors import UserError
 from glray.ray import prepare as prepare_module
 from glray.ray.prepare import prepare
@@ -81,15 +81,15 @@ def test_the_tokenizer_never_sees_held_out_text(corpus: Path) -> None:
 def test_a_slow_first_task_does_not_change_the_order(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_one = prepare_module._encode_one
+    encode_whole = prepare_module.encode_shard
 
     def slow_first(shard: Shard, **fields: object) -> dict[str, object]:
         time.sleep(2 if shard.index == 0 else 0)
-        return encode_one(shard, **fields)
+        return encode_whole(shard, **fields)
 
     whole = prepared(texts_pipeline(corpus))
     monkeypatch.setattr(shards_module, "MIN_SHARD_BYTES", 3000)  # about ten files a shard
-    monkeypatch.setattr(prepare_module, "_encode_one", slow_first)
+    monkeypatch.setattr(prepare_module, "encode_shard", slow_first)
     elsewhere = ComputeSpec(storage=str(corpus.parent / "elsewhere"))
     cut = prepared(texts_pipeline(corpus, compute=elsewhere))
     assert files_of(cut) == files_of(whole)
@@ -218,16 +218,16 @@ def test_what_is_committed_before_a_failure_is_kept(
     whole = files_of(
         prepared(texts_pipeline(corpus, compute=ComputeSpec(storage=str(corpus.parent / "whole"))))
     )
-    encode_one = prepare_module._encode_one
+    encode_whole = prepare_module.encode_shard
 
     def disk_full(shard: Shard, **fields: object) -> dict[str, object]:
         if shard.index == 4:
             raise OSError(28, "No space left on device", "/disk/00004.arrow")
-        return encode_one(shard, **fields)
+        return encode_whole(shard, **fields)
 
     lines: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_encode_one", disk_full)
+        patch.setattr(prepare_module, "encode_shard", disk_full)
         with pytest.raises(UserError, match=r"/disk/00004.arrow: No space left .* run the same"):
             prepared(texts_pipeline(corpus), lines.append)
     kept = list((corpus.parent / "runs" / "tokens" / "work").glob("*/shards/*.arrow"))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import ray
 
-from glray.data.blocks import read_block
-from glray.data.heldout import is_drawn
-from glray.data.tokenizer import encode, train_bpe
+from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.token_blocks import read_block
+from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.spec import (
     JsonlCorpus,
     PipelineSpec,
@@ -30,7 +30,7 @@ PREPARE = """
 import json, sys, ray
 from ray._private import ray_constants
 from glray.ray.cluster import connect
-from glray.data import shards
+from glray.data.blocks import shards
 from glray.ray import prepare
 from glray.spec.loading import validate
 spec = validate(json.loads(sys.argv[1]), "test")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from glray.data.sources import corpus_of
+from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.run.run import settle
 from glray.spec import (
@@ -100,11 +100,11 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
     if kind == "txt":
         for index, text in enumerate([*texts, "too short"]):
             (tmp_path / f"{index}.txt").write_text(text)
-        documents = corpus_of([f"{tmp_path}/*.txt"], "text")
+        documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
     else:
         lines = [json.dumps({"body": text}) + "\n" for text in [*texts, "too short", ""]]
         (tmp_path / "all.jsonl").write_text("".join(lines))
-        documents = corpus_of([f"{tmp_path}/all.jsonl"], "body")
+        documents = corpus_of_files([f"{tmp_path}/all.jsonl"], "body")
     scores = score_model(
         run.directory, ScoringProtocol(seq_lens=(8, 64), documents=documents, num_tokens=256)
     )
@@ -117,14 +117,14 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
 
 
 def test_the_kind_of_documents_is_told_by_their_names():
-    assert corpus_of(["a.txt", "b.txt.gz"], "text") == TextCorpus(paths=("a.txt", "b.txt.gz"))
-    assert corpus_of(["a.jsonl.zst"], "x") == JsonlCorpus(paths=("a.jsonl.zst",), column="x")
-    assert corpus_of(["s3://b/*.parquet"], "x") == ParquetCorpus(
+    assert corpus_of_files(["a.txt", "b.txt.gz"], "text") == TextCorpus(paths=("a.txt", "b.txt.gz"))
+    assert corpus_of_files(["a.jsonl.zst"], "x") == JsonlCorpus(paths=("a.jsonl.zst",), column="x")
+    assert corpus_of_files(["s3://b/*.parquet"], "x") == ParquetCorpus(
         paths=("s3://b/*.parquet",), column="x"
     )
     for paths in (["a.txt", "b.jsonl"], ["folder"], ["a.csv"]):
         with pytest.raises(UserError, match="not files of one kind"):
-            corpus_of(paths, "text")
+            corpus_of_files(paths, "text")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_protocol_that_cannot_be_is_refused(run, protocol, words):
 def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
     for index, lines in enumerate((60, 5, 5)):
         (tmp_path / f"{index}.txt").write_text("def long(argument): return argument\n" * lines)
-    documents = corpus_of([f"{tmp_path}/*.txt"], "text")
+    documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
     protocol = ScoringProtocol(seq_lens=(8,), documents=documents, num_tokens=320)
     targets = score_model(run.directory, protocol).targets
     assert targets.num_targets == 320
@@ -161,7 +161,7 @@ def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
     run, tmp_path, name, column, words
 ):
     (tmp_path / "a.jsonl").write_text('{"text": "def long(argument): return argument"}\n')
-    documents = corpus_of([str(tmp_path / name)], column)
+    documents = corpus_of_files([str(tmp_path / name)], column)
     with pytest.raises(UserError, match=words) as error:
         score_model(run.directory, ScoringProtocol((8,), documents=documents))
     assert "corpus." not in str(error.value)
@@ -169,7 +169,7 @@ def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
 
 def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):
     (tmp_path / "short.txt").write_text("def short(): pass\n")
-    documents = corpus_of([str(tmp_path / "short.txt")], "text")
+    documents = corpus_of_files([str(tmp_path / "short.txt")], "text")
     with pytest.raises(UserError, match=r"needs a document of 65, the longest of 1 has \d+"):
         score_model(run.directory, ScoringProtocol(seq_lens=(64,), documents=documents))
 
@@ -184,7 +184,7 @@ def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
 
 def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(run, tmp_path):
     (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1") * 99)
-    documents = corpus_of([f"{tmp_path}/*.txt"], "text")
+    documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
     protocol = ScoringProtocol((8,), documents=documents)
     with pytest.raises(UserError, match=r"longest of 0 has 0 \(1 more are empty or not UTF-8\)"):
         score_model(run.directory, protocol)
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number_is_no_figure(run):
     weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(model).items()}
     save_file(weights, model, metadata={"format": "pt"})
     (run.directory / "text.txt").write_text("def long(argument): return argument\n" * 9)
-    documents = corpus_of([str(run.directory / "text.txt")], "text")
+    documents = corpus_of_files([str(run.directory / "text.txt")], "text")
     with pytest.raises(UserError, match="the loss at 8 is nan"):
         score_model(run.directory / "model", ScoringProtocol((8,), documents=documents))
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from glray.data.sources import corpus_of
+from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.run.run import settle
 from glray.spec import ArmSpec, GPTNeoXModel, Yarn
@@ -22,7 +22,7 @@ def documents(tmp_path):
     for index in range(3):
         text = f"def function_{index}(argument):\n    return argument + {index}\n" * 30
         (tmp_path / f"{index}.txt").write_text(text)
-    return corpus_of([f"{tmp_path}/*.txt"], "text")
+    return corpus_of_files([f"{tmp_path}/*.txt"], "text")
 
 
 def trained(tmp_path, corpus, **fields):

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedConfig
 
-from glray.data.tokenizer import load_tokenizer, vocab_size
+from glray.data.blocks.tokenizer import load_tokenizer
 from glray.data.windows import Batch
 from glray.model.config import model_config, starting_model
 from glray.model.decoder import build_model
@@ -38,7 +38,7 @@ def profiled_config(spec: PipelineSpec, max_seq_len: int) -> PreTrainedConfig:
     if isinstance(spec.tokenizer, BpeTokenizer):
         num_ids = spec.tokenizer.vocab_size
     else:
-        num_ids = vocab_size(load_tokenizer(spec.tokenizer).tokenizer)
+        num_ids = load_tokenizer(spec.tokenizer).vocab_size
     return model_config(starting_model(spec), vocab_size=num_ids, eos_id=0, max_seq_len=max_seq_len)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from glray.data.blocks.arrow_files import mapped_batches
+
 MAX_SHARE = 0.2
 """The largest share of the held-out set's bytes that one document may have."""
 
@@ -85,9 +87,6 @@ def heldout_schema(dtype: str) -> pa.Schema:
 
 def read_heldout(path: Path) -> list[HeldoutDocument]:
     """The held-out documents in the corpus's order; their tokens stay memory-mapped."""
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
     return [
         HeldoutDocument(
             name.as_py(),
@@ -95,6 +94,6 @@ def read_heldout(path: Path) -> list[HeldoutDocument]:
             size.as_py(),
             tokens.values.to_numpy(zero_copy_only=True),
         )
-        for batch in batches
+        for batch in mapped_batches(path)
         for name, sha256, size, tokens in zip(*batch.columns, strict=True)
     ]

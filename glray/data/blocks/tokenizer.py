@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,13 +44,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class LoadedTokenizer:
-    """A tokenizer that was given."""
+class Encoding:
+    """How a document becomes tokens."""
 
-    tokenizer: Tokenizer
+    tokenizer_json: str
+    vocab_size: int
     eos_id: int
-    sha256: str
-    """Of its file."""
+    sha256: str = ""
+    """Of the ``tokenizer.json`` file: the tokens are known by it."""
+
+    @property
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """Of the tokens."""
+        return token_dtype(self.vocab_size)
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The smallest type that holds every id below ``vocab_size``."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 def read_tokenizer_json(spec: TokenizerFile) -> bytes:
@@ -60,18 +72,22 @@ def read_tokenizer_json(spec: TokenizerFile) -> bytes:
     return path.read_bytes()
 
 
-def load_tokenizer(spec: TokenizerFile) -> LoadedTokenizer:
-    """The tokenizer of a ``tokenizer.json``. Raises UserError."""
-    content = read_tokenizer_json(spec)
-    tokenizer = parse_tokenizer(content, f"tokenizer.path: {spec.path}")
-    eos_id = tokenizer.token_to_id(spec.eos_token)
+def load_tokenizer(spec: TokenizerFile) -> Encoding:
+    """The encoding of a given ``tokenizer.json``. Raises UserError."""
+    return encoding_of(read_tokenizer_json(spec), spec.eos_token, f"tokenizer.path: {spec.path}")
+
+
+def encoding_of(content: bytes, eos_token: str, where: str) -> Encoding:
+    """The encoding of a ``tokenizer.json``. Raises UserError, which begins with ``where``."""
+    tokenizer = parse_tokenizer(content, where)
+    num_ids, eos_id = vocab_size(tokenizer), tokenizer.token_to_id(eos_token)
     if eos_id is None:
         raise UserError(
-            f"tokenizer.eos_token: {spec.eos_token!r} is none of the "
-            f"{vocab_size(tokenizer):,} tokens of {spec.path}: documents could not be told apart; "
-            "name the token that ends a document"
+            f"{where} has no token {eos_token!r} among its {num_ids:,}: documents could not be "
+            "told apart; set tokenizer.eos_token to the token that ends a document"
         )
-    return LoadedTokenizer(tokenizer, eos_id, hashlib.sha256(content).hexdigest())
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Encoding(tokenizer.to_str(), num_ids, eos_id, sha256)
 
 
 def parse_tokenizer(content: bytes, where: str) -> Tokenizer:

@@ -44,11 +44,11 @@ from glray.spec.corpus import (
 STDLIB_EXCLUDED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__"})
 """Folders left out: installed packages, and tests, which slim images lack."""
 
-SUFFIXES = {
-    "text": (".txt", ".txt.gz", ".txt.zst"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
-    "parquet": (".parquet",),
-    "arrow": (".arrow",),
+SUFFIXES: dict[type[SourceCorpus], tuple[str, ...]] = {
+    TextCorpus: (".txt", ".txt.gz", ".txt.zst"),
+    JsonlCorpus: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    ParquetCorpus: (".parquet",),
+    ArrowCorpus: (".arrow",),
 }
 """What is taken from a folder, by the corpus's kind."""
 
@@ -87,26 +87,24 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
     if isinstance(corpus, StdlibCorpus):
         files = [_local_file(path) for path in _stdlib_modules()]
     else:
-        files = [file for declared in corpus.paths for file in _declared(declared, corpus.kind)]
+        files = [file for declared in corpus.paths for file in _declared(declared, type(corpus))]
     return tuple(sorted(set(files), key=lambda file: file.uri))
 
 
-def corpus_of(paths: list[str], column: str) -> SourceCorpus:
+def corpus_of_files(paths: list[str], column: str) -> SourceCorpus:
     """The corpus of files whose kind their names tell. Raises UserError if they do not."""
     kinds = {
         next((kind for kind, suffixes in SUFFIXES.items() if path.endswith(suffixes)), None)
         for path in paths
     }
-    kind = kinds.pop() if len(kinds) == 1 else None
-    if kind == "text":
-        return TextCorpus(paths=tuple(paths))
-    for corpus in (JsonlCorpus, ParquetCorpus, ArrowCorpus):
-        if kind == corpus.model_fields["kind"].default:
-            return corpus(paths=tuple(paths), column=column)
-    raise UserError(
-        f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or *.arrow, "
-        "of a folder as FOLDER/*.txt"
-    )
+    kind = kinds.pop()
+    if kinds or kind is None:
+        raise UserError(
+            f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or "
+            "*.arrow, of a folder as FOLDER/*.txt"
+        )
+    columns = {} if kind is TextCorpus else {"column": column}
+    return kind.model_validate({"paths": paths, **columns})
 
 
 def open_source(uri: str) -> pa.NativeFile:
@@ -132,7 +130,7 @@ def _stdlib_modules() -> Iterator[Path]:
             yield path
 
 
-def _declared(declared: str, kind: str) -> list[SourceFile]:
+def _declared(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
     """The files that one entry of ``corpus.paths`` stands for."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
@@ -150,19 +148,16 @@ def _declared(declared: str, kind: str) -> list[SourceFile]:
         return _stored(declared, kind)
 
 
-def _local(declared: str, kind: str) -> list[SourceFile]:
+def _local(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
     path = Path(declared).expanduser().absolute()
-    if path.is_file():
-        return [_local_file(path)]
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
         return [_local_file(path / name) for name in _of_kind(kind, str(path), names)]
-    if not glob.has_magic(declared):
-        raise UserError(f"corpus.paths: {declared} does not exist (looked in {Path.cwd()})")
-    matches = map(Path, glob.glob(str(path), recursive=True))
-    files = [_local_file(match) for match in matches if match.is_file()]
+    found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+    files = [_local_file(file) for file in found if file.is_file()]
     if not files:
-        raise UserError(f"corpus.paths: {declared} matches no file (looked in {Path.cwd()})")
+        problem = "matches no file" if glob.has_magic(declared) else "does not exist"
+        raise UserError(f"corpus.paths: {declared} {problem} (looked in {Path.cwd()})")
     return files
 
 
@@ -174,11 +169,14 @@ def _local_file(path: Path) -> SourceFile:
     try:
         stat = path.stat()
     except FileNotFoundError:
-        raise _gone(str(path)) from None
+        raise UserError(
+            f"corpus: {path} disappeared while the corpus was listed; run again when it no longer "
+            "changes"
+        ) from None
     return SourceFile(str(path), stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
-def _stored(declared: str, kind: str) -> list[SourceFile]:
+def _stored(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
     """``_local`` for a URI. Raises OSError too."""
     address, mark, query = declared.partition("?")
     filesystem, path = _locate(declared)
@@ -192,7 +190,10 @@ def _stored(declared: str, kind: str) -> list[SourceFile]:
         raise UserError(
             f"corpus.paths: {declared} does not exist: no such bucket, folder or object"
         )
-    found = _walk(filesystem, _locate(folder + mark + query)[1])
+    root = _locate(folder + mark + query)[1]
+    selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
+    infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
+    found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
     if info.type == pafs.FileType.Directory:
         names = _of_kind(kind, folder + mark + query, list(found))
     else:
@@ -204,13 +205,6 @@ def _stored(declared: str, kind: str) -> list[SourceFile]:
         _stored_file(_inside(folder + mark + query, name), filesystem, found[name])
         for name in names
     ]
-
-
-def _walk(filesystem: pafs.FileSystem, root: str) -> dict[str, pafs.FileInfo]:
-    """All files under a folder by their path from it."""
-    selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
-    files = (info for info in filesystem.get_file_info(selector) if info.is_file)
-    return {info.path.removeprefix(root).lstrip("/"): info for info in files}
 
 
 def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> SourceFile:
@@ -228,10 +222,10 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
-def _of_kind(kind: str, folder: str, names: list[str]) -> list[str]:
+def _of_kind(kind: type[SourceCorpus], folder: str, names: list[str]) -> list[str]:
     """A folder's files of the corpus's kind. Raises OSError too."""
     taken = {name for name in names if name.endswith(SUFFIXES[kind])}
-    for name in names if kind == "arrow" else ():
+    for name in names if kind is ArrowCorpus else ():
         if PurePosixPath(name).name == "dataset_dict.json":
             place = _inside(folder, name).removesuffix("/dataset_dict.json")
             splits = _read_json(folder, name)["splits"]
@@ -311,7 +305,3 @@ def _s3(bucket: str, query: str) -> pafs.S3FileSystem:
         region=region or (None if endpoint else pafs.resolve_s3_region(bucket)),
         request_timeout=REQUEST_SECONDS,
     )
-
-
-def _gone(path: str) -> UserError:
-    return UserError(f"corpus: {path} went away while the corpus was listed; run again at rest")

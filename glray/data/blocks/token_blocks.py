@@ -5,7 +5,7 @@
     tokens/<fingerprint>/
       manifest.json     what these tokens are, and size and SHA-256 of each block
       tokenizer.json
-      heldout.arrow     see glray.data.heldout
+      heldout.arrow     see glray.data.blocks.heldout
       blocks/00000.arrow …
 
 A block is one record batch with one flat column ``tokens``. It holds ``BLOCK_TOKENS`` tokens and
@@ -14,29 +14,26 @@ the stream's last block is shorter and borrows none. Opening costs one ``stat`` 
 first read in a process costs its checksum, a view its pages.
 """
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 
-from glray.data.tokenizer import token_num_bytes
+from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import committed, read_record, sha256_of, write_json
+from glray.files import read_record, sha256_of, write_json
 from glray.spec.identity import FORMAT_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
-MANIFEST_FIELDS = (
-    "fingerprint", "dtype", "num_tokens", "vocab_size", "eos_id", "returned", "checksums", "blocks",
-)  # fmt: skip
-"""What token blocks cannot do without."""
 
-
-@dataclass(frozen=True)
-class BlockFile:
+class BlockFile(BaseModel):
     """One block as the manifest lists it."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     num_tokens: int
@@ -45,20 +42,59 @@ class BlockFile:
     sha256: str
 
 
-@dataclass(frozen=True)
-class TokenBlocks:
-    """A prepared source: its blocks, its tokenizer and its held-out documents."""
+class SourceStats(BaseModel):
+    """What a source's documents are. Documents are counted with their repetitions, held-out ones
+    without."""
 
-    directory: Path
+    model_config = ConfigDict(frozen=True)
+
+    documents: int = 0
+    bytes: int = 0
+    """Of text in UTF-8."""
+    training_documents: int = 0
+    heldout_documents: int = 0
+    heldout_tokens: int = 0
+    """Without EOS."""
+    heldout_duplicates_dropped: int = 0
+    """Held-out documents left out because an equal one is there."""
+    empty_skipped: int = 0
+    not_utf8_skipped: int = 0
+    not_utf8_names: tuple[str, ...] = ()
+    """The first of them."""
+    length_documents: tuple[int, ...] = ()
+    """Training documents of 2^k to 2^(k+1) - 1 tokens, EOS included, by k."""
+    length_tokens: tuple[int, ...] = ()
+    """Their tokens."""
+
+    def at_least(self, num_tokens: int) -> tuple[int, int]:
+        """Training documents of at least ``num_tokens``, a power of two, and their tokens."""
+        power = num_tokens.bit_length() - 1
+        return sum(self.length_documents[power:]), sum(self.length_tokens[power:])
+
+
+class TokenBlocks(SourceStats):
+    """A prepared source as its ``manifest.json`` describes it: its blocks, its tokenizer, its
+    held-out documents, and what they were made from."""
+
+    directory: Path = Field(exclude=True)
+    """Where they lie; they may be moved."""
+    format: int = FORMAT_VERSION
     fingerprint: str
-    dtype: str
-    """``uint16`` or ``uint32``."""
+    identity: dict[str, Any] = {}
+    """What ``fingerprint`` is the hash of."""
+    dtype: Literal["uint16", "uint32"]
     num_tokens: int
     """Tokens of the training stream."""
     vocab_size: int
     eos_id: int
     returned: tuple[str, ...]
     """SHA-256 of documents that were drawn for the held-out set, but trained as too large."""
+    source: str = ""
+    """Where the text came from."""
+    files: int = 0
+    versions: dict[str, str] = {}
+    checksums: dict[str, str] = {}
+    """SHA-256 of ``tokenizer.json`` and ``heldout.arrow``."""
     blocks: tuple[BlockFile, ...]
 
     def block_path(self, index: int) -> Path:
@@ -80,44 +116,12 @@ class TokenBlocks:
         return token_num_bytes(Tokenizer.from_file(str(self.tokenizer_path)))
 
 
-def token_dtype(vocab_size: int) -> str:
-    """The smallest of ``uint16`` and ``uint32`` that holds every id below ``vocab_size``."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
-
-
-def write_manifest(blocks: TokenBlocks, provenance: dict[str, object]) -> None:
-    """Write ``manifest.json``: what ``open_token_blocks`` reads, and where the tokens come from."""
-    fields = asdict(blocks)
-    del fields["directory"]  # it may be moved
-    files = fields.pop("blocks")  # the longest part comes last
-    checksums = {
-        path.name: sha256_of(path) for path in (blocks.tokenizer_path, blocks.heldout_path)
-    }
-    manifest = {
-        "format": FORMAT_VERSION,
-        **fields,
-        **provenance,
-        "checksums": checksums,
-        "blocks": files,
-    }
-    write_json(blocks.directory / "manifest.json", manifest)
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """What ``write_manifest`` wrote. Raises UserError for none and for another format version."""
-    manifest: dict[str, Any] | None = read_record(directory / "manifest.json", "format")
-    again = _again(directory)
-    if manifest is None:
-        raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
-    if manifest["format"] != FORMAT_VERSION:
-        raise UserError(
-            f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
-            f"{FORMAT_VERSION}; {again}"
-        )
-    missing = [field for field in MANIFEST_FIELDS if field not in manifest]
-    if missing:
-        raise UserError(f"{directory}/manifest.json: damaged, it has no {missing[0]!r}; {again}")
-    return manifest
+def write_manifest(blocks: TokenBlocks) -> TokenBlocks:
+    """Write ``manifest.json``; returns what ``open_token_blocks`` reads of it."""
+    files = (blocks.tokenizer_path, blocks.heldout_path)
+    blocks = blocks.model_copy(update={"checksums": {f.name: sha256_of(f) for f in files}})
+    write_json(blocks.directory / "manifest.json", blocks.model_dump(mode="json"))
+    return blocks
 
 
 def open_token_blocks(directory: Path) -> TokenBlocks:
@@ -126,29 +130,35 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
 
     Raises UserError for another format version and for a missing, truncated or damaged file.
     """
-    manifest = read_manifest(directory)
-    blocks = TokenBlocks(
-        directory=directory,
-        fingerprint=manifest["fingerprint"],
-        dtype=manifest["dtype"],
-        num_tokens=manifest["num_tokens"],
-        vocab_size=manifest["vocab_size"],
-        eos_id=manifest["eos_id"],
-        returned=tuple(manifest["returned"]),
-        blocks=tuple(BlockFile(**block) for block in manifest["blocks"]),
-    )
+    manifest = read_record(directory / "manifest.json", "format", "checksums")
+    again = _again(directory)
+    if manifest is None:
+        raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
+    if manifest["format"] != FORMAT_VERSION:
+        raise UserError(
+            f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
+            f"{FORMAT_VERSION}; {again}"
+        )
+    try:
+        blocks = TokenBlocks.model_validate(manifest | {"directory": directory})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"{directory}/manifest.json: damaged, {where}: {problem['msg']}; {again}"
+        ) from None
     for index, block in enumerate(blocks.blocks):
         path = blocks.block_path(index)
         size = path.stat().st_size if path.exists() else 0
         if size != block.num_bytes:
             raise UserError(
                 f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: something is "
-                f"missing; {_again(directory)}"
+                f"missing; {again}"
             )
-    for name, sha256 in manifest["checksums"].items():
+    for name, sha256 in blocks.checksums.items():
         path = directory / name
         if not path.exists():
-            raise UserError(f"{path}: it is not there; {_again(directory)}")
+            raise UserError(f"{path}: does not exist; {again}")
         _check_sha256(path, sha256, directory)
     return blocks
 
@@ -156,17 +166,19 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
 def write_block(path: Path, tokens: np.ndarray) -> BlockFile:
     """Commit one block, uint[n]; beyond ``BLOCK_TOKENS`` there is one borrowed token."""
     batch = pa.record_batch({"tokens": pa.array(tokens)})
-    with committed(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+    with committed_batches(path, batch.schema) as writer:
         writer.write_batch(batch)
     return describe_block(path)
 
 
 def describe_block(path: Path) -> BlockFile:
     """What the manifest says of a committed block."""
-    with pa.memory_map(str(path)) as source:
-        num_tokens = pa.ipc.open_file(source).get_batch(0).num_rows
-    num_bytes = path.stat().st_size
-    return BlockFile(path.name, min(num_tokens, BLOCK_TOKENS), num_bytes, sha256_of(path))
+    return BlockFile(
+        name=path.name,
+        num_tokens=min(mapped_batches(path)[0].num_rows, BLOCK_TOKENS),
+        num_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+    )
 
 
 def read_block(path: Path, sha256: str) -> np.ndarray:
@@ -175,8 +187,7 @@ def read_block(path: Path, sha256: str) -> np.ndarray:
     Raises UserError if the file's checksum is not ``sha256``.
     """
     _check_sha256(path, sha256, path.parent.parent)
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).get_batch(0).column(0).to_numpy(zero_copy_only=True)
+    return mapped_batches(path)[0].column(0).to_numpy(zero_copy_only=True)
 
 
 def _check_sha256(path: Path, sha256: str, directory: Path) -> None:

@@ -1,23 +1,25 @@
-"""The documents in a source's files, a piece of a file at a time.
+"""The documents in a source's files, a part of a file at a time.
 
 Documents come in the order of their rows, so a source, whose files are sorted, is one sequence of
 documents. What is read is the text's UTF-8 bytes, unchanged. A document is named by its place in
-its file, however that was cut into pieces. Files are streamed; only a document is held whole, or a
+its file, however that was cut into parts. Files are streamed; only a document is held whole, or a
 row group's column where Parquet stores it so.
 """
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glray.data.sources import SourceFile, is_uri, open_source, stdlib_directory
+from glray.data.read.sources import SourceFile, is_uri, open_source, stdlib_directory
 from glray.errors import UserError
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -27,6 +29,8 @@ from glray.spec.corpus import (
     StdlibCorpus,
     TextCorpus,
 )
+
+Item = TypeVar("Item")
 
 EMPTY = "empty"
 NOT_UTF8 = "not UTF-8"
@@ -45,6 +49,13 @@ class Document:
     content: str | np.ndarray
     """Its text; or token ids that were given, int64[n], none negative."""
 
+    @property
+    def sha256(self) -> bytes:
+        """The hash that stands for it: of its UTF-8 text, or of its ids as little-endian uint32."""
+        text = self.content
+        encoded = text.encode() if isinstance(text, str) else text.astype("<u4").tobytes()
+        return hashlib.sha256(encoded).digest()
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -55,55 +66,49 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePart:
     """A part of a file that can be read by itself."""
 
     file: SourceFile
     first: int = 0
-    """First byte (lines that begin in the piece are its), row group or record batch."""
+    """First byte (lines that begin in the part are its), row group or record batch."""
     last: int | None = None
     """Past the last one; None: to the end."""
 
 
-def split_file(file: SourceFile, corpus: SourceCorpus, piece_bytes: int) -> list[Piece]:
-    """The file as pieces of about ``piece_bytes`` where its format allows; whole if it is smaller.
+def split_file(file: SourceFile, corpus: SourceCorpus, part_bytes: int) -> list[FilePart]:
+    """The file as parts of about ``part_bytes`` where its format allows; whole if it is smaller.
 
     Raises UserError for a damaged file.
     """
-    if file.num_bytes <= piece_bytes:
-        return [Piece(file)]
+    firsts = [0]
     with _problems_named(file.uri):
-        if isinstance(corpus, JsonlCorpus) and not _compression(file.uri):
-            edges = list(range(0, file.num_bytes, piece_bytes))
+        if file.num_bytes <= part_bytes:
+            pass
+        elif isinstance(corpus, JsonlCorpus) and not _compression(file.uri):
+            firsts = list(range(0, file.num_bytes, part_bytes))
         elif isinstance(corpus, ParquetCorpus):
             with _parquet_file(file.uri) as parquet:
                 groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
-                edges = _edges((group.total_byte_size for group in groups), piece_bytes)
+                firsts = _firsts((group.total_byte_size for group in groups), part_bytes)
         elif isinstance(corpus, ArrowCorpus) and not is_uri(file.uri):
-            edges = _edges((batch.nbytes for batch in _arrow_batches(file.uri)), piece_bytes)
-        else:
-            edges = [0]
-    return [Piece(file, *ends) for ends in zip(edges, [*edges[1:], None], strict=True)]
+            firsts = _firsts((batch.nbytes for batch in _arrow_batches(file.uri)), part_bytes)
+    return [FilePart(file, *ends) for ends in zip(firsts, [*firsts[1:], None], strict=True)]
 
 
 def read_source(files: Iterable[SourceFile], corpus: SourceCorpus) -> Iterator[Document | Skipped]:
-    """What ``read_piece`` finds in whole files, in order. Raises UserError."""
+    """What ``read_part`` finds in whole files, in order. Raises UserError."""
     for file in files:
-        yield from read_piece(Piece(file), corpus)
+        yield from read_part(FilePart(file), corpus)
 
 
-def read_documents(files: Iterable[SourceFile], corpus: SourceCorpus) -> Iterator[Document]:
-    """The documents of whole files, in order, without those that have no text. Raises UserError."""
-    return (item for item in read_source(files, corpus) if isinstance(item, Document))
-
-
-def read_piece(piece: Piece, corpus: SourceCorpus) -> Iterator[Document | Skipped]:
-    """The documents of a piece, in order.
+def read_part(part: FilePart, corpus: SourceCorpus) -> Iterator[Document | Skipped]:
+    """The documents of a part, in order.
 
     A text that is empty or not UTF-8 comes as ``Skipped``. Raises UserError for a missing column,
     for what is not of the corpus's format, and for a file that cannot be read.
     """
-    uri = piece.file.uri
+    uri = part.file.uri
     with _problems_named(uri):
         match corpus:
             case StdlibCorpus():
@@ -111,11 +116,11 @@ def read_piece(piece: Piece, corpus: SourceCorpus) -> Iterator[Document | Skippe
             case TextCorpus():
                 yield _whole_file(uri, uri)
             case JsonlCorpus():
-                yield from _jsonl_documents(piece, corpus.column)
+                yield from _jsonl_documents(part, corpus.column)
             case ParquetCorpus():
-                yield from _parquet_documents(piece, corpus.column)
+                yield from _parquet_documents(part, corpus.column)
             case ArrowCorpus():
-                yield from _arrow_documents(piece, corpus.column)
+                yield from _arrow_documents(part, corpus.column)
 
 
 @contextmanager
@@ -126,9 +131,24 @@ def _problems_named(uri: str) -> Iterator[None]:
     except OSError as error:
         problem = " ".join(str(error.strerror or error).split())
         raise UserError(
-            f"{uri}: cannot be read: {problem}; what is prepared so far is kept: mend that and "
+            f"{uri}: cannot be read: {problem}; what is prepared so far is kept: fix that and "
             "run the same command again"
         ) from None
+
+
+def runs(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+    """The items as runs of consecutive ones, as many as add up to no more than ``limit``; a larger
+    one is a run of its own."""
+    run: list[Item] = []
+    filled = 0
+    for item in items:
+        if run and filled + size(item) > limit:
+            yield run
+            run, filled = [], 0
+        run.append(item)
+        filled += size(item)
+    if run:
+        yield run
 
 
 # ---- texts and lines
@@ -143,9 +163,9 @@ def _whole_file(uri: str, name: str) -> Document | Skipped:
         return Skipped(name, NOT_UTF8)
 
 
-def _jsonl_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
-    uri = piece.file.uri
-    for start, line in _lines(piece):
+def _jsonl_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
+    uri = part.file.uri
+    for start, line in _lines(part):
         if line.isspace():
             continue
         name = f"{uri}@{start}"
@@ -164,7 +184,7 @@ def _jsonl_content(line: str, column: str) -> str | np.ndarray | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}; mend or remove the line") from None
+        raise ValueError(f"not JSON: {error}; fix or remove the line") from None
     if not isinstance(record, dict):
         raise ValueError(f"holds {type(record).__name__}, not a JSON object")
     if column not in record:
@@ -177,15 +197,15 @@ def _jsonl_content(line: str, column: str) -> str | np.ndarray | None:
     return value
 
 
-def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin in the piece, after the byte at which each does."""
-    with io.BufferedReader(_opened(piece.file.uri), BUFFER_BYTES) as stream:
-        start = piece.first
-        if start:  # that byte may lie within a line, which is then the piece before's
+def _lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin in the part, after the byte at which each does."""
+    with io.BufferedReader(_opened(part.file.uri), BUFFER_BYTES) as stream:
+        start = part.first
+        if start:  # that byte may lie within a line, which is then the part before's
             stream.seek(start - 1)
             start += len(stream.readline()) - 1
         for line in stream:
-            if piece.last is not None and start >= piece.last:
+            if part.last is not None and start >= part.last:
                 return
             yield start, line
             start += len(line)
@@ -216,13 +236,12 @@ def _compression(uri: str) -> str | None:
 # ---- tables
 
 
-def _parquet_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
-    uri = piece.file.uri
+def _parquet_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
+    uri = part.file.uri
     with _parquet_file(uri) as file:
         _check_column(uri, file.schema_arrow, column)
-        row = sum(file.metadata.row_group(group).num_rows for group in range(piece.first))
-        last = file.num_row_groups if piece.last is None else piece.last
-        groups = list(range(piece.first, last))
+        row = sum(file.metadata.row_group(group).num_rows for group in range(part.first))
+        groups = list(range(file.num_row_groups))[part.first : part.last]
         for batch in file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[column]):
             yield from _row_documents(uri, row, batch.column(0))
             row += batch.num_rows
@@ -235,12 +254,12 @@ def _parquet_file(uri: str) -> pq.ParquetFile:
         raise UserError(f"{uri}: not a Parquet file: {' '.join(str(error).split())}") from None
 
 
-def _arrow_documents(piece: Piece, column: str) -> Iterator[Document | Skipped]:
-    uri = piece.file.uri
+def _arrow_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
+    uri = part.file.uri
     row = 0
     for index, batch in enumerate(_arrow_batches(uri)):
-        if index >= piece.first:
-            if piece.last is not None and index >= piece.last:
+        if index >= part.first:
+            if part.last is not None and index >= part.last:
                 return
             _check_column(uri, batch.schema, column)
             yield from _row_documents(uri, row, batch.column(column))
@@ -279,11 +298,11 @@ def _row_documents(uri: str, first_row: int, values: pa.Array) -> Iterator[Docum
 
 def _token_ids(name: str, values: pa.Array) -> np.ndarray:
     if values.null_count:
-        raise UserError(f"{name}: {values.null_count:,} of its token ids are null; mend the row")
+        raise UserError(f"{name}: {values.null_count:,} of its token ids are null; fix the row")
     ids = values.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(ids) and ids.min() < 0:  # or beyond 2^63
         wrong = values[int(ids.argmin())].as_py()
-        raise UserError(f"{name}: {wrong:,} is no token id; mend the row")
+        raise UserError(f"{name}: {wrong:,} is no token id; fix the row")
     return ids
 
 
@@ -322,12 +341,7 @@ def _no_column(column: str, present: list[str]) -> str:
     )
 
 
-def _edges(sizes: Iterator[int], piece_bytes: int) -> list[int]:
-    """Where runs of consecutive items begin that are each about ``piece_bytes``."""
-    edges, filled = [0], 0
-    for index, size in enumerate(sizes):
-        if filled and filled + size > piece_bytes:
-            edges.append(index)
-            filled = 0
-        filled += size
-    return edges
+def _firsts(sizes: Iterable[int], part_bytes: int) -> list[int]:
+    """Where runs of consecutive items begin that are each about ``part_bytes``."""
+    starts = [run[0][0] for run in runs(enumerate(sizes), lambda item: item[1], part_bytes)]
+    return starts or [0]

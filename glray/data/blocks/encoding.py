@@ -1,0 +1,81 @@
+"""How a pipeline's documents become tokens: its tokenizer, given or trained on its own sources."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.snapshot import SourceSnapshot
+from glray.data.blocks.tokenizer import (
+    EOS_TOKEN,
+    Encoding,
+    encoding_of,
+    load_tokenizer,
+    train_bpe,
+    vocab_size,
+)
+from glray.data.read.documents import Document, read_source
+from glray.errors import UserError
+from glray.files import write_text
+from glray.spec.corpus import BpeTokenizer
+from glray.spec.pipeline import PipelineSpec
+
+Say = Callable[[str], None]
+
+
+def resolve_encoding(
+    spec: PipelineSpec, snapshots: tuple[SourceSnapshot, ...], directory: Path, say: Say
+) -> Encoding:
+    """The declared tokenizer's, or that of a BPE trained once for these snapshots and kept in
+    ``directory``. Raises UserError."""
+    if not isinstance(spec.tokenizer, BpeTokenizer):
+        return load_tokenizer(spec.tokenizer)
+    path = directory / f"{snapshots[0].tokenizer_key}.json"
+    if not path.exists():
+        write_text(path, _train(spec.tokenizer, spec.heldout_fraction, snapshots, say).to_str())
+    where = f"{path}: damaged; delete it, and the same command trains it again: it"
+    return encoding_of(path.read_bytes(), EOS_TOKEN, where)
+
+
+def _train(
+    declared: BpeTokenizer, fraction: float, snapshots: tuple[SourceSnapshot, ...], say: Say
+) -> Tokenizer:
+    """A BPE trained on the first megabytes that are not drawn, in equal parts from each source."""
+    limit = declared.train_megabytes * 10**6 // len(snapshots)
+    num_bytes = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_bytes
+        for snapshot in snapshots:
+            for text in _undrawn(snapshot, fraction, limit):
+                num_bytes += len(text.encode())
+                yield text
+
+    start = time.monotonic()
+    tokenizer = train_bpe(texts(), declared.vocab_size)
+    say(
+        f"prepare: trained a byte-level BPE of {vocab_size(tokenizer):,} entries on "
+        f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
+    )
+    return tokenizer
+
+
+def _undrawn(snapshot: SourceSnapshot, fraction: float, limit: int) -> Iterator[str]:
+    """A source's first texts that are not drawn, until they are ``limit`` bytes."""
+    num_bytes = 0
+    for item in read_source(snapshot.files, snapshot.source.corpus):
+        if num_bytes >= limit:
+            return
+        if not isinstance(item, Document):
+            continue
+        if not isinstance(item.content, str):
+            raise UserError(
+                f"{item.name}: holds token ids, on which no tokenizer can be trained; declare the "
+                "tokenizer.json that made them, TokenizerFile(path=…)"
+            )
+        if not is_drawn(np.frombuffer(item.sha256, dtype=np.uint8).reshape(1, 32), fraction)[0]:
+            num_bytes += len(item.content.encode())
+            yield item.content

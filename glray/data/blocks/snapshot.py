@@ -1,0 +1,111 @@
+"""Finding prepared token blocks again without reading the corpus.
+
+A snapshot's key stands for all that a source's tokens depend on, with each file's size and version
+(times, or what the store tells) in place of its content; a record under that key says which token
+blocks those gave. Locally the version holds change times too, so a file that is replaced by one of
+the same size and modification time is still seen. No Ray here.
+"""
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
+from glray.data.blocks.tokenizer import read_tokenizer_json
+from glray.data.corpus import PreparedCorpus, corpus_of
+from glray.data.read.sources import SourceFile, is_uri, list_source
+from glray.files import read_record, write_json
+from glray.spec.corpus import BpeTokenizer, SourceSpec
+from glray.spec.identity import FORMAT_VERSION, fingerprint
+from glray.spec.pipeline import PipelineSpec
+from glray.storage import storage_path
+
+CLOCK_TICK_SECONDS = 0.1
+"""File times are coarser than this nowhere that glray runs; most tick every few milliseconds."""
+
+
+@dataclass(frozen=True)
+class SourceSnapshot:
+    """One source's files as they are now, and the keys of what is made from them."""
+
+    source: SourceSpec
+    files: tuple[SourceFile, ...]
+    tokenizer_key: str
+    """Of the tokenizer: of its file's content, or of all that one is trained on."""
+    key: str
+    """Of the encoded documents."""
+    tokens_key: str
+    """Of the token blocks, which depend on the held-out split too."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the files."""
+        return sum(file.num_bytes for file in self.files)
+
+
+def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
+    """Every source of the pipeline as it is now. Raises UserError."""
+    listed = [(source, list_source(source.corpus)) for source in spec.sources]
+    states = [
+        {
+            "format": FORMAT_VERSION,
+            "kind": source.corpus.kind,
+            "column": getattr(source.corpus, "column", None),
+            "files": [[file.uri, file.num_bytes, file.version] for file in files],
+        }
+        for source, files in listed
+    ]
+    fraction = {"heldout_fraction": spec.heldout_fraction}
+    if isinstance(spec.tokenizer, BpeTokenizer):  # never trained on documents that are drawn
+        declared = spec.tokenizer.model_dump(mode="json")
+        tokenizer = fingerprint({"declared": declared, "sources": states, **fraction})
+    else:
+        sha256 = hashlib.sha256(read_tokenizer_json(spec.tokenizer)).hexdigest()
+        tokenizer = fingerprint({"sha256": sha256, "eos_token": spec.tokenizer.eos_token})
+    keys = [fingerprint({"tokenizer": tokenizer, "source": state}) for state in states]
+    return tuple(
+        SourceSnapshot(source, files, tokenizer, key, fingerprint({"key": key, **fraction}))
+        for (source, files), key in zip(listed, keys, strict=True)
+    )
+
+
+def tokens_directory(spec: PipelineSpec) -> Path:
+    """Where the storage keeps token blocks: an absolute path."""
+    return storage_path(spec.compute) / "tokens"
+
+
+def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
+    """The pipeline's prepared corpus, if all of it is there.
+
+    Raises UserError for a corpus or tokenizer that is not there, and for damaged token blocks.
+    """
+    found = [find_blocks(spec, snapshot) for snapshot in snapshot_sources(spec)]
+    blocks = [each for each in found if each is not None]
+    return corpus_of(spec, blocks) if len(blocks) == len(found) else None
+
+
+def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | None:
+    """The token blocks that a source gave when it was as in the snapshot, if there are any."""
+    record = read_record(_path(spec, snapshot), "fingerprint")
+    if record is None or not re.fullmatch("[0-9a-f]{16}", str(record["fingerprint"])):
+        return None
+    directory = tokens_directory(spec) / record["fingerprint"]
+    return open_token_blocks(directory) if directory.exists() else None
+
+
+def record_prepared(spec: PipelineSpec, snapshot: SourceSnapshot, fingerprint: str) -> None:
+    """Remember which token blocks the source, as in the snapshot, gave."""
+    write_json(_path(spec, snapshot), {"fingerprint": fingerprint})
+
+
+def wait_for_clock_tick(snapshots: tuple[SourceSnapshot, ...]) -> None:
+    """Return when whatever is written to local files from now on must change their times."""
+    paths = [file.uri for snapshot in snapshots for file in snapshot.files if not is_uri(file.uri)]
+    newest = max((Path(path).stat().st_ctime for path in paths), default=0)
+    time.sleep(min(max(0.0, newest + CLOCK_TICK_SECONDS - time.time()), CLOCK_TICK_SECONDS))
+
+
+def _path(spec: PipelineSpec, snapshot: SourceSnapshot) -> Path:
+    return tokens_directory(spec) / "listings" / f"{snapshot.tokens_key}.json"

@@ -88,7 +88,7 @@ def _absolute(path: str) -> str:
 
 
 def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
-    """The spec's token blocks: found, or made by a Ray Data job."""
+    """The spec's token blocks: found, or made by Ray tasks."""
     from glray.data.blocks.snapshot import find_prepared
 
     corpus = find_prepared(spec)

@@ -140,16 +140,14 @@ def _dealt(
 ) -> HeldoutTargets:
     """Sequences of ``longest`` targets of documents that are long enough, round after round, up to
     ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]."""
-    wanted = num_tokens // longest
-    sequences: list[np.ndarray] = []
-    sources: list[int] = []
-    start = 0
-    while len(sequences) < wanted and any(len(tokens) > start + longest for tokens in usable):
-        for index, tokens in enumerate(usable):
-            if len(tokens) > start + longest and len(sequences) < wanted:
-                sequences.append(tokens[start : start + longest + 1])
-                sources.append(index)
-        start += longest
+    dealt = sorted(
+        (start, index)
+        for index, tokens in enumerate(usable)
+        for start in range(0, len(tokens) - longest, longest)
+    )[: num_tokens // longest]
+    sequences = [usable[index][start : start + longest + 1] for start, index in dealt]
     tokens = np.stack(sequences).astype(np.int64)
     num_bytes = int(token_num_bytes[tokens[:, 1:]].sum())
-    return HeldoutTargets(tokens, np.array(sources, dtype=np.int64), num_bytes)
+    return HeldoutTargets(
+        tokens, np.array([index for _, index in dealt], dtype=np.int64), num_bytes
+    )

@@ -83,10 +83,15 @@ def _prepare_source(
     spec: PipelineSpec, snapshot: SourceSnapshot, encoding: Encoding, say: Say
 ) -> TokenBlocks:
     """One source's token blocks. Only one process at a time works on a source."""
-    say_of = partial(_say_of, snapshot.source.name, say)
+
+    def say_of(line: str) -> None:
+        say(f"prepare: {snapshot.source.name}: {line}")
+
+    def say_waiting() -> None:
+        say_of("another glray process prepares the same, waiting for it")
+
     work = tokens_directory(spec) / "work" / snapshot.key
-    waiting = partial(say_of, "another glray process prepares the same, waiting for it")
-    with sole_writer(work.parent, lock=f"{work.name}.lock", say_waiting=waiting):
+    with sole_writer(work.parent, lock=f"{work.name}.lock", say_waiting=say_waiting):
         found = find_blocks(spec, snapshot)
         if found is not None:
             say_of(f"token blocks {found.fingerprint} are there, nothing to do")
@@ -219,14 +224,13 @@ def _in_parallel(
 
     Raises UserError for a UserError or OSError of a task, after the others have ended.
     """
-    task = ray.remote(num_cpus=1)(_call)
     shared = ray.put(work)
     remaining = iter(items)
     waiting: dict[ray.ObjectRef, Item] = {}
     try:
         while True:
             for item in islice(remaining, MAX_WAITING_TASKS - len(waiting)):
-                waiting[task.remote(shared, item)] = item
+                waiting[_task.remote(shared, item)] = item
             if not waiting:
                 return
             (done,), _ = ray.wait(list(waiting))
@@ -246,15 +250,12 @@ def _in_parallel(
             ray.wait(list(waiting), num_returns=len(waiting))
 
 
-def _call(work: Callable[[Item], Result], item: Item) -> Result:
+@ray.remote(num_cpus=1)
+def _task(work: Callable[[Item], Result], item: Item) -> Result:
     return work(item)
 
 
 # ---- what is said
-
-
-def _say_of(name: str, say: Say, line: str) -> None:
-    say(f"prepare: {name}: {line}")
 
 
 def _origin(corpus: SourceCorpus) -> str:

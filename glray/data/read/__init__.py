@@ -1,1 +1,1 @@
-"""Reading: which files a source consists of (``sources``), the documents in them (``documents``)."""
+"""Reading: the files that a source consists of (``sources``) and their ``documents``."""

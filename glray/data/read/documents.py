@@ -88,7 +88,7 @@ def split_file(file: SourceFile, corpus: SourceCorpus, part_bytes: int) -> list[
         elif isinstance(corpus, JsonlCorpus) and not _compression(file.uri):
             firsts = list(range(0, file.num_bytes, part_bytes))
         elif isinstance(corpus, ParquetCorpus):
-            with _parquet_file(file.uri) as parquet:
+            with pq.ParquetFile(open_source(file.uri)) as parquet:
                 groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
                 firsts = _firsts((group.total_byte_size for group in groups), part_bytes)
         elif isinstance(corpus, ArrowCorpus) and not is_uri(file.uri):
@@ -128,8 +128,8 @@ def _problems_named(uri: str) -> Iterator[None]:
     """Turns what goes wrong while a file is read into a UserError that names the file."""
     try:
         yield
-    except OSError as error:
-        problem = " ".join(str(error.strerror or error).split())
+    except (OSError, pa.ArrowInvalid) as error:
+        problem = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
             f"{uri}: cannot be read: {problem}; what is prepared so far is kept: fix that and "
             "run the same command again"
@@ -156,11 +156,7 @@ def runs(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iter
 
 def _whole_file(uri: str, name: str) -> Document | Skipped:
     with _opened(uri) as stream:
-        content = stream.read()
-    try:
-        return _document(name, content.decode())
-    except UnicodeDecodeError:
-        return Skipped(name, NOT_UTF8)
+        return _document(name, stream.read())
 
 
 def _jsonl_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
@@ -174,7 +170,9 @@ def _jsonl_documents(part: FilePart, column: str) -> Iterator[Document | Skipped
         except UnicodeDecodeError:
             yield Skipped(name, NOT_UTF8)
         except ValueError as error:
-            raise UserError(f"{uri}:{_line_number(uri, start)}: {error}") from None
+            lines = enumerate(_lines(FilePart(part.file)), start=1)
+            number = next(number for number, (begin, _) in lines if begin == start)
+            raise UserError(f"{uri}:{number}: {error}") from None
         else:
             yield _document(name, content)
 
@@ -211,16 +209,6 @@ def _lines(part: FilePart) -> Iterator[tuple[int, bytes]]:
             start += len(line)
 
 
-def _line_number(uri: str, start: int) -> int:
-    """Of the line that begins at byte ``start``, from 1; counted only when it is asked for."""
-    with io.BufferedReader(_opened(uri), BUFFER_BYTES) as stream:
-        number, position = 1, 0
-        while position < start:
-            position += len(stream.readline())
-            number += 1
-    return number
-
-
 def _opened(uri: str) -> pa.NativeFile:
     """The file as a stream of what it holds, decompressed."""
     source = open_source(uri)
@@ -238,20 +226,13 @@ def _compression(uri: str) -> str | None:
 
 def _parquet_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
     uri = part.file.uri
-    with _parquet_file(uri) as file:
+    with pq.ParquetFile(open_source(uri)) as file:
         _check_column(uri, file.schema_arrow, column)
         row = sum(file.metadata.row_group(group).num_rows for group in range(part.first))
         groups = list(range(file.num_row_groups))[part.first : part.last]
         for batch in file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=[column]):
             yield from _row_documents(uri, row, batch.column(0))
             row += batch.num_rows
-
-
-def _parquet_file(uri: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(open_source(uri))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri}: not a Parquet file: {' '.join(str(error).split())}") from None
 
 
 def _arrow_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
@@ -269,17 +250,13 @@ def _arrow_documents(part: FilePart, column: str) -> Iterator[Document | Skipped
 def _arrow_batches(uri: str) -> Iterator[pa.RecordBatch]:
     """The record batches of an Arrow IPC file or stream; of a local one they are mapped."""
     with open_source(uri) if is_uri(uri) else pa.memory_map(uri) as source:
-        try:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            if is_file:
-                file = pa.ipc.open_file(source)
-                yield from map(file.get_batch, range(file.num_record_batches))
-            else:
-                yield from pa.ipc.open_stream(source)
-        except pa.ArrowInvalid as error:
-            problem = " ".join(str(error).split())
-            raise UserError(f"{uri}: not an Arrow IPC file or stream: {problem}") from None
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if is_file:
+            file = pa.ipc.open_file(source)
+            yield from map(file.get_batch, range(file.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(source)
 
 
 def _row_documents(uri: str, first_row: int, values: pa.Array) -> Iterator[Document | Skipped]:
@@ -290,10 +267,7 @@ def _row_documents(uri: str, first_row: int, values: pa.Array) -> Iterator[Docum
         elif isinstance(value, pa.ListScalar):  # large and fixed-size ones too
             yield _document(name, _token_ids(name, value.values))
         else:
-            try:
-                yield _document(name, value.as_py())
-            except UnicodeDecodeError:
-                yield Skipped(name, NOT_UTF8)
+            yield _document(name, value.as_buffer().to_pybytes())
 
 
 def _token_ids(name: str, values: pa.Array) -> np.ndarray:
@@ -312,25 +286,24 @@ def _check_column(uri: str, schema: pa.Schema, column: str) -> None:
     if schema.names.count(column) > 1:
         raise UserError(f"{uri}: {schema.names.count(column)} columns are named {column!r}")
     kind = schema.field(column).type
-    types = pa.types
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not (is_list and types.is_integer(kind.value_type)):
+    is_list = isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
+    is_ids = is_list and pa.types.is_integer(kind.value_type)
+    if not is_ids and kind not in (pa.string(), pa.large_string(), pa.string_view()):
         raise UserError(f"{uri}: column {column!r} is {kind}, no text and no list of token ids")
 
 
 # ---- documents
 
 
-def _document(name: str, content: str | np.ndarray | None) -> Document | Skipped:
+def _document(name: str, content: str | bytes | np.ndarray | None) -> Document | Skipped:
+    try:
+        content = content.decode() if isinstance(content, bytes) else content
+        if isinstance(content, str):
+            content.encode()  # JSON can escape half of a surrogate pair, which no UTF-8 text holds
+    except UnicodeError:
+        return Skipped(name, NOT_UTF8)
     if content is None or len(content) == 0:
         return Skipped(name, EMPTY)
-    if isinstance(content, str):
-        try:
-            content.encode()  # JSON can escape half of a surrogate pair, which no UTF-8 text holds
-        except UnicodeEncodeError:
-            return Skipped(name, NOT_UTF8)
     return Document(name, content)
 
 

@@ -18,7 +18,6 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -134,18 +133,20 @@ def _declared(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
     """The files that one entry of ``corpus.paths`` stands for."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
-    if not is_uri(declared):
-        try:
-            return _local(declared, kind)
-        except (OSError, RuntimeError) as error:  # the latter of a `~` that is nobody's
-            raise UserError(f"corpus.paths: {declared} cannot be read: {error}") from None
-    if CREDENTIAL.search(declared):
+    if is_uri(declared) and CREDENTIAL.search(declared):
         raise UserError(
             f"corpus.paths: a {declared.partition(':')[0]}:// URI holds a credential, which would "
             "be written into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
         )
-    with _reaching(declared):
-        return _stored(declared, kind)
+    try:
+        return (_stored if is_uri(declared) else _local)(declared, kind)
+    except (OSError, RuntimeError, ImportError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        remedy = "the address, and the credentials in the environment"
+        raise UserError(
+            f"corpus.paths: {declared} cannot be reached: {problem}; check "
+            f"{remedy if is_uri(declared) else 'the path'}"
+        ) from None
 
 
 def _local(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
@@ -257,19 +258,6 @@ def _inside(folder: str, name: str) -> str:
 
 
 # ---- stores
-
-
-@contextmanager
-def _reaching(uri: str) -> Iterator[None]:
-    """Turns a store's own errors into a UserError that names the URI."""
-    try:
-        yield
-    except (OSError, ImportError, ValueError, NotImplementedError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(
-            f"corpus.paths: {uri} cannot be reached: {problem}; check the address, and the "
-            "credentials in the environment"
-        ) from None
 
 
 def _locate(uri: str) -> tuple[pafs.FileSystem, str]:

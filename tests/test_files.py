@@ -67,3 +67,21 @@ def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_pat
     first.join()
     with sole_writer(tmp_path):
         pass
+
+
+def test_a_writer_that_waits_says_so_once_and_then_writes(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    acquired, release = spawn.Event(), spawn.Event()
+    first = spawn.Process(target=_held, args=(tmp_path, acquired, release))
+    first.start()
+    assert acquired.wait(30)
+    said = []
+
+    def say_waiting():
+        said.append("waiting")
+        release.set()
+
+    with sole_writer(tmp_path, say_waiting=say_waiting):
+        first.join(30)
+        assert first.exitcode == 0
+    assert said == ["waiting"]

@@ -1,11 +1,19 @@
-"""The loop's tests run on one thread each."""
+"""The loop's tests run on one thread each, and share what is trained without a break."""
 
 import gc
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from glray.data.corpus import PreparedCorpus
+from glray.run.run import Run, settle
+from glray.train.context import LocalContext
 from glray.train.probe import peak
+from glray.train.worker import train_all
+
+from ..tiny import tiny_spec
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,3 +35,22 @@ def imports_are_no_garbage():
 def short_peak(monkeypatch):
     """The machine's peak is measured for each call: not as long as for a run that counts."""
     monkeypatch.setattr(peak, "ENOUGH_SECONDS", 0.02)
+
+
+@pytest.fixture(scope="session")
+def trained_storage(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> Path:
+    """Where both arms of the tiny pipeline were trained without a break. Not to be written to."""
+    torch.set_num_threads(1)
+    storage = tmp_path_factory.mktemp("trained")
+    train_all(tiny_spec(storage), corpus, LocalContext())
+    return storage
+
+
+@pytest.fixture
+def finished(trained_storage: Path, tmp_path: Path, corpus: PreparedCorpus) -> list[Run]:
+    """Both arms trained without a break, in a copy that is the test's own."""
+    storage = tmp_path / "undisturbed"
+    shutil.copytree(trained_storage, storage)
+    runs = settle(tiny_spec(storage), corpus)
+    assert runs is not None
+    return runs

@@ -33,9 +33,8 @@ def trained(storage, corpus, **compute):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, corpus):
-    torch.set_num_threads(1)
-    return trained(tmp_path_factory.mktemp("plain"), corpus)
+def plain(trained_storage, corpus):
+    return settle(tiny_spec(trained_storage), corpus)[0]
 
 
 def test_recomputing_activations_changes_no_bit(plain, tmp_path, corpus):

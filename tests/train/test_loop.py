@@ -29,14 +29,6 @@ def metrics(run):
     return [json.loads(line) for line in lines]
 
 
-@pytest.fixture
-def finished(tmp_path, corpus):
-    """Both arms trained without a break."""
-    spec = tiny_spec(tmp_path / "undisturbed")
-    train_all(spec, corpus, LocalContext())
-    return settle(spec, corpus)
-
-
 def test_a_run_leaves_its_records(finished):
     grow, fixed = finished
     for run in finished:
@@ -252,7 +244,7 @@ def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, 
 def calibrated(tmp_path_factory, corpus):
     """The spec of a trained pipeline whose budget is in seconds."""
     storage = tmp_path_factory.mktemp("calibrated")
-    spec = tiny_spec(storage, budget={"seconds": 0.05}, ratios_in="seconds")
+    spec = tiny_spec(storage, budget={"seconds": 0.3}, ratios_in="seconds")
     train_all(spec, corpus, LocalContext())
     return spec
 

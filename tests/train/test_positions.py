@@ -148,14 +148,19 @@ def test_the_exported_model_scores_as_the_run_does(undisturbed):
 # ---- glray eval --positions
 
 
+@pytest.fixture(scope="module")
+def extrapolated(tmp_path_factory, corpus):
+    return trained(spec_of(tmp_path_factory.mktemp("extrapolated"), "extrapolation"), corpus)
+
+
 def losses(scores, positions="as trained"):
     return {entry["seq_len"]: entry["loss"] for entry in scores.by_positions[positions]}
 
 
-def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corpus):
-    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+def test_another_choice_changes_the_lengths_beyond_training_alone(extrapolated):
     choices = ("as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=500")
-    scores = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64), positions=choices))
+    protocol = ScoringProtocol(seq_lens=(8, 32, 64), positions=choices)
+    scores = score_model(extrapolated.directory, protocol)
     plain, same, *others = (losses(scores, name) for name in choices)
     assert same == plain
     for other in others:
@@ -167,12 +172,11 @@ def test_another_choice_changes_the_lengths_beyond_training_alone(tmp_path, corp
 @pytest.mark.parametrize(
     "name", ["linear", "theta", "theta=1", "theta=x", "theta=nan", "theta=inf"]
 )
-def test_a_choice_that_does_not_exist_is_refused(tmp_path, corpus, name):
-    run = trained(spec_of(tmp_path, "extrapolation"), corpus)
+def test_a_choice_that_does_not_exist_is_refused(extrapolated, name):
     with pytest.raises(
         UserError, match="not one of as trained, extrapolation, interpolation, ntk, yarn"
     ):
-        score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
+        score_model(extrapolated.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
 
 
 def test_a_scaling_upon_another_is_refused(tmp_path, corpus):

@@ -31,11 +31,9 @@ from ..tiny import tiny_spec
 
 
 @pytest.fixture
-def run(tmp_path, corpus):
+def run(finished):
     """Trained up to 32 tokens."""
-    spec = tiny_spec(tmp_path / "runs")
-    train_all(spec, corpus, LocalContext())
-    return settle(spec, corpus)[0]
+    return finished[0]
 
 
 @given(

@@ -32,8 +32,8 @@ def trained(tmp_path, corpus, **fields):
     return settle(spec, corpus)[0].directory
 
 
-def test_a_folder_scores_as_the_run_that_wrote_it(tmp_path, corpus, documents):
-    run = trained(tmp_path, corpus)
+def test_a_folder_scores_as_the_run_that_wrote_it(finished, documents):
+    run = finished[0].directory
     protocol = ScoringProtocol(
         SEQ_LENS, positions=("as trained", "interpolation"), documents=documents, num_tokens=192
     )
@@ -64,8 +64,8 @@ def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(tmp_path, cor
         )
 
 
-def test_what_a_folder_lacks_is_said(tmp_path, corpus, documents):
-    folder = trained(tmp_path, corpus) / "model"
+def test_what_a_folder_lacks_is_said(finished, documents):
+    folder = finished[0].directory / "model"
     with pytest.raises(UserError, match=r"no held-out text of its own.*add --documents"):
         score_model(folder, ScoringProtocol(SEQ_LENS))
     protocol = ScoringProtocol(SEQ_LENS, documents=documents)

@@ -131,7 +131,7 @@ def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_pa
 def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
     folder = tmp_path / "start"
     save_model(folder, MODELS["llama"])
-    spec = spec_from(folder, tmp_path, budget={"seconds": 0.05}, ratios_in="seconds")
+    spec = spec_from(folder, tmp_path, budget={"seconds": 0.3}, ratios_in="seconds")
     train_all(spec, corpus, LocalContext())
     assert all(run.is_finished for run in settle(spec, corpus))
 

@@ -1,6 +1,6 @@
 """What a person declares: frozen pydantic values, and the files they are read from."""
 
-from glray.spec.comparison import ClaimSpec, ComparedArm, ComparisonSpec, ContextSpec
+from glray.spec.comparison import ClaimSpec, ComparisonSpec, ContextSpec, faster, lower, same
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import (
     ArrowCorpus,
@@ -25,7 +25,7 @@ from glray.spec.model import (
     GPTNeoXModel,
     LlamaModel,
 )
-from glray.spec.pipeline import PipelineSpec
+from glray.spec.pipeline import ComparedArm, PipelineSpec
 from glray.spec.positions import (
     BaseFrequencies,
     Extrapolation,
@@ -85,9 +85,12 @@ __all__ = [
     "TextCorpus",
     "TokenizerFile",
     "Yarn",
+    "faster",
     "fixed",
     "grow",
     "load_comparison",
     "load_pipeline",
+    "lower",
+    "same",
     "to_yaml",
 ]

@@ -1,12 +1,12 @@
-"""A comparison: arms of one or more pipelines side by side, and what they are to show."""
+"""A comparison: arms of one or more pipelines side by side, and the claims that it tests."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from glray.spec.base import Integer, Name, Spec
 from glray.spec.corpus import SourceCorpus
-from glray.spec.pipeline import PipelineSpec
+from glray.spec.pipeline import ComparedArm, PipelineSpec
 from glray.spec.training import check_scorable
 
 Measure = Literal["loss", "seconds", "jump", "long_loss"]
@@ -14,38 +14,82 @@ Measure = Literal["loss", "seconds", "jump", "long_loss"]
 loss at a stage boundary, or the loss on the context's documents in whole windows."""
 
 
-class ComparedArm(Spec):
-    """One arm of a comparison: which of a pipeline's, and what it is called here."""
-
-    pipeline: PipelineSpec
-    """Whose runs it needs. They lie in the pipeline's own directory: what another comparison has
-    trained of it is not trained again."""
-    arm: Name
-    """The arm's name in the pipeline."""
-    label: Name
-    """Its name in this comparison's tables, plots and claims."""
+def _sentence(claim: dict[str, Any]) -> str:
+    """A claim in words: ``growlength has a lower held-out loss than llm1024 at 1,024 tokens``."""
+    arm, against, measure, at, within = (
+        claim[field] for field in ("arm", "against", "measure", "at", "within")
+    )
+    lower, than = ("a lower", "than") if within is None else ("the same", "as")
+    less = lower.replace("a lower", "less")
+    length = f"{at:,} tokens" if at else "the longest training length"
+    says = {
+        "loss": f"{arm} has {lower} held-out loss {than} {against} at {length}",
+        "long_loss": f"{arm} has {lower} loss {than} {against} on long documents at {length}",
+        "seconds": f"{arm} takes {less} training time {than} {against}",
+        "jump": f"{arm} has {lower} jump in held-out loss {than} {against} at stage boundaries",
+    }[measure]
+    if within is None:
+        return says
+    margin = f"{within:.1%}" if measure == "seconds" else f"{within:g} nats per token"
+    return f"{says}, within {margin}"
 
 
 class ClaimSpec(Spec):
-    """That one arm lies below another, or no further from it than a margin: judged from the runs'
-    own figures, paired by seed."""
+    """That one arm is lower than another, or differs by no more than a margin: tested on the runs'
+    own numbers, paired by seed. ``lower``, ``same`` and ``faster`` make one."""
 
-    says: str = Field(min_length=1)
-    """The claim in words, as it is printed before its verdict."""
     arm: Name
-    """Label of the arm that the claim is for."""
+    """Label of the arm that the claim is about."""
     against: Name
-    """Label of the arm that it is measured against."""
+    """Label of the arm that it is compared with."""
     measure: Measure = "loss"
-    """What is lower. A seconds' difference counts as a share of ``against``'s."""
+    """What is compared. A difference in seconds counts as a share of ``against``'s."""
     at: Integer | None = Field(default=None, ge=1)
     """Window length of a loss in tokens. None: the longest that any compared arm is trained on."""
     within: float | None = Field(default=None, gt=0)
-    """Instead of lower: the two differ by no more than this (nats per token)."""
+    """Instead of lower: the two differ by no more than this (nats per token; of seconds, a
+    share)."""
+    says: str = Field(default_factory=_sentence, min_length=1)
+    """The claim in words, printed before its verdict. Default: written from the fields above."""
+
+
+def lower(
+    arm: str,
+    against: str,
+    *,
+    at: int | None = None,
+    measure: Measure = "loss",
+    says: str | None = None,
+) -> ClaimSpec:
+    """The claim that ``arm`` has a lower loss than ``against`` in windows of ``at`` tokens, or a
+    lower ``jump`` or ``long_loss``. ``says`` replaces the sentence that it writes."""
+    return _claim(says, arm=arm, against=against, at=at, measure=measure)
+
+
+def same(
+    arm: str,
+    against: str,
+    *,
+    within: float,
+    at: int | None = None,
+    measure: Measure = "loss",
+    says: str | None = None,
+) -> ClaimSpec:
+    """The claim that two losses differ by at most ``within`` nats per token."""
+    return _claim(says, arm=arm, against=against, within=within, at=at, measure=measure)
+
+
+def faster(arm: str, against: str, *, says: str | None = None) -> ClaimSpec:
+    """The claim that ``arm`` takes less measured training time than ``against``."""
+    return _claim(says, arm=arm, against=against, measure="seconds")
+
+
+def _claim(says: str | None, **fields: Any) -> ClaimSpec:
+    return ClaimSpec(**fields) if says is None else ClaimSpec(says=says, **fields)
 
 
 class ContextSpec(Spec):
-    """Every compared model scored on long documents, in windows beyond its training."""
+    """Long documents on which every compared model is scored, in windows beyond its training."""
 
     seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths in tokens."""
@@ -54,7 +98,7 @@ class ContextSpec(Spec):
     stride: Integer = Field(ge=1)
     """Tokens by which the sliding windows move; whole windows are scored as well."""
     documents: SourceCorpus | None = None
-    """What is scored. None: each run's own held-out documents."""
+    """The documents to score. None: each run's own held-out documents."""
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> Self:
@@ -63,13 +107,13 @@ class ContextSpec(Spec):
         if self.stride > longest:
             raise ValueError(
                 f"context.stride {self.stride} is more than the longest window, {longest}: tokens "
-                "between two would not be scored; lower it"
+                "between two windows would not be scored; lower it"
             )
         return self
 
 
 class ComparisonSpec(Spec):
-    """Arms of one or more pipelines, under the same seeds, and the claims they are to bear out."""
+    """Arms of one or more pipelines, under the same seeds, and the claims to test."""
 
     name: Name
     """Names the comparison's directory, ``<storage>/comparisons/<name>``."""
@@ -78,7 +122,7 @@ class ComparisonSpec(Spec):
     arms: tuple[ComparedArm, ...] = Field(min_length=1)
     """The arms in the order of tables and plots."""
     claims: tuple[ClaimSpec, ...] = ()
-    """What is judged. A verdict takes three seeds."""
+    """The claims to test; a verdict takes three seeds."""
     context: ContextSpec | None = None
     """Also score long documents."""
 
@@ -94,7 +138,7 @@ class ComparisonSpec(Spec):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of every arm."""
+        """The seeds of every arm."""
         return self.arms[0].pipeline.seeds
 
     def _arms_of(self, pipeline: str) -> list[str]:
@@ -108,15 +152,14 @@ class ComparisonSpec(Spec):
         for compared in self.arms:
             if labels.count(compared.label) > 1:
                 raise ValueError(
-                    f"arms: {labels.count(compared.label)} are labelled {compared.label!r}, their "
-                    "figures would be mixed; rename one"
+                    f"arms: {labels.count(compared.label)} arms have the label {compared.label!r}, "
+                    "so their numbers would be mixed; give one another label"
                 )
             names = [arm.name for arm in compared.pipeline.arms]
             if compared.arm not in names:
                 raise ValueError(
-                    f"arms: {compared.label!r} is arm {compared.arm!r} of pipeline "
-                    f"{compared.pipeline.name!r}, whose arms are {', '.join(names)}; name one of "
-                    "those"
+                    f"arms: pipeline {compared.pipeline.name!r} has no arm {compared.arm!r}; "
+                    f"its arms are {', '.join(names)}"
                 )
         return self
 
@@ -127,20 +170,21 @@ class ComparisonSpec(Spec):
             pipeline = compared.pipeline
             if first.setdefault(pipeline.name, pipeline) != pipeline:
                 raise ValueError(
-                    f"arms: two different pipelines are named {pipeline.name!r}, their runs would "
-                    "share directories; rename one"
+                    f"arms: two different pipelines have the name {pipeline.name!r}, so their runs "
+                    "would share directories; rename one"
                 )
             if pipeline.seeds != self.seeds:
                 raise ValueError(
-                    f"arms: pipeline {pipeline.name!r} has seeds {pipeline.seeds}, "
-                    f"{self.arms[0].pipeline.name!r} {self.seeds}: differences are paired by seed; "
-                    "give both the same"
+                    f"arms: pipeline {pipeline.name!r} has seeds {pipeline.seeds} and pipeline "
+                    f"{self.arms[0].pipeline.name!r} has {self.seeds}, but differences are paired "
+                    "by seed; give both the same seeds"
                 )
             if pipeline.compute.storage != self.arms[0].pipeline.compute.storage:
                 raise ValueError(
-                    f"arms: pipeline {pipeline.name!r} has another compute.storage than "
-                    f"{self.arms[0].pipeline.name!r}: the comparison would lie in neither; give "
-                    "both the same"
+                    f"arms: pipeline {pipeline.name!r} has compute.storage "
+                    f"{pipeline.compute.storage!r} and pipeline {self.arms[0].pipeline.name!r} "
+                    f"has {self.arms[0].pipeline.compute.storage!r}, but a comparison is kept in "
+                    "one storage; give both the same"
                 )
         return self
 
@@ -151,34 +195,37 @@ class ComparisonSpec(Spec):
             for label in (claim.arm, claim.against):
                 if label not in labels:
                     raise ValueError(
-                        f"claims: {label!r} is none of the arms {', '.join(labels)}; use a label"
+                        f"claims: no arm has the label {label!r}; the labels are "
+                        f"{', '.join(labels)}"
                     )
             if claim.arm == claim.against:
-                raise ValueError(f"claims: {claim.arm!r} is measured against itself; name another")
+                raise ValueError(f"claims: {claim.arm!r} is compared with itself; name another arm")
             for compared in self.arms:
                 if compared.label in (claim.arm, claim.against):
                     self._check_measured(claim, compared)
         return self
 
     def _check_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
-        """Raises ValueError if the arm will have no such figure."""
-        where = f"claims: {claim.says!r} is of {compared.label!r}"
+        """Raises ValueError if the arm's runs will lack a number that the claim compares."""
+        where = f"claim {claim.says!r}: arm {compared.label!r}"
         arm = compared.pipeline.arm(compared.arm)
-        if claim.measure in ("seconds", "jump") and claim.at is not None:
-            raise ValueError(
-                f"{where}'s {claim.measure}, which has no length; remove at={claim.at}"
-            )
-        if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
-            raise ValueError(f"{where}'s jump, but its length never grows; compare another arm")
-        if claim.measure in ("loss", "long_loss") and claim.at is not None:
-            of_context = claim.measure == "long_loss"
-            lengths = self.context.seq_lens if of_context and self.context else ()
-            scored = lengths if of_context else compared.pipeline.evaluation.seq_lens
-            if claim.at not in scored:
-                field = "context" if of_context else "evaluation"
+        if claim.measure in ("seconds", "jump"):
+            if claim.at is not None:
+                raise ValueError(f"{where}: {claim.measure} has no length; remove at={claim.at}")
+            if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
                 raise ValueError(
-                    f"{where} at {claim.at} tokens, scored are "
-                    f"{', '.join(map(str, scored)) or 'none'}; add it to {field}.seq_lens"
+                    f"{where} never grows, so its loss has no jump; compare another arm"
                 )
-        if claim.measure == "long_loss" and claim.at is None:
-            raise ValueError(f"{where} on long documents at no length; give at=, a window length")
+            return
+        evaluated, field = compared.pipeline.evaluation.seq_lens, "evaluation"
+        if claim.measure == "long_loss":
+            if claim.at is None:
+                raise ValueError(
+                    f"{where} is scored on long documents at several lengths; give at=, one of them"
+                )
+            evaluated, field = self.context.seq_lens if self.context else (), "context"
+        if claim.at is not None and claim.at not in evaluated:
+            raise ValueError(
+                f"{where} is not evaluated at {claim.at} tokens (evaluated: "
+                f"{', '.join(map(str, evaluated)) or 'no length'}); add it to {field}.seq_lens"
+            )

@@ -2,8 +2,8 @@
 
 The *tokens* fingerprint names a source's token blocks. The *training* fingerprint names one arm's
 run under one seed. Whatever is in neither (workers, storage, evaluation, logging, names) may
-change between two calls without starting anything anew. ``tests/spec/test_identity.py`` lists
-every field of the spec with its fingerprint.
+change between two calls without a new run. ``tests/spec/test_identity.py`` lists every field of
+the spec with its fingerprint.
 """
 
 import hashlib
@@ -12,8 +12,11 @@ import json
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 
-FORMAT_VERSION = 2
+TOKENS_VERSION = 2
 """Version of the token blocks on disk and of the order in which they are read."""
+
+RUN_VERSION = 3
+"""Version of a run's directory, its resolved spec, and what its training computes."""
 
 
 def fingerprint(identity: dict[str, object]) -> str:
@@ -31,7 +34,7 @@ def tokens_identity(
     for the ``tokenizer.json``, given or trained: so neither paths nor file formats count.
     """
     return {
-        "format": FORMAT_VERSION,
+        "format": TOKENS_VERSION,
         "documents_sha256": documents_sha256,
         "heldout_fraction": heldout_fraction,
         "tokenizer_sha256": tokenizer_sha256,
@@ -53,6 +56,7 @@ def training_identity(
     ValueError if seconds decide and the spec's calibration lacks a length of the arm.
     """
     identity: dict[str, object] = {
+        "format": RUN_VERSION,
         "tokens": tokens,
         "model": spec.model.model_dump(mode="json") if spec.model else None,
         "init": init_sha256,

@@ -1,9 +1,14 @@
 """Reading a pipeline from a Python file or its resolved YAML, and overriding fields by path."""
 
+import importlib
 import re
 import runpy
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml
@@ -12,6 +17,7 @@ from pydantic import ValidationError
 from glray.errors import UserError
 from glray.spec.base import Spec
 from glray.spec.comparison import ComparisonSpec
+from glray.spec.identity import RUN_VERSION
 from glray.spec.pipeline import PipelineSpec
 
 Declared = TypeVar("Declared", PipelineSpec, ComparisonSpec)
@@ -100,6 +106,8 @@ def describe(error: ValidationError) -> str:
             # Neither the tag of a union nor the name of one's branch, which nobody wrote.
             if not (index > 0 and part in kinds) and (isinstance(part, int) or part.isidentifier())
         )
+        if problem["type"] == "default_factory_not_called":
+            continue  # of a field that is wrong itself, which is another problem
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key; remove it or correct its spelling"
@@ -110,8 +118,9 @@ def describe(error: ValidationError) -> str:
 
 
 def to_yaml(spec: PipelineSpec) -> str:
-    """The resolved spec as YAML, which ``load_pipeline`` reads back to the same value."""
-    declared = spec.resolved().model_dump(mode="json")
+    """The resolved spec as YAML, which ``load_pipeline`` reads back to the same value. Its first
+    line is the format's version."""
+    declared = {"format": RUN_VERSION} | spec.resolved().model_dump(mode="json")
     return yaml.safe_dump(declared, sort_keys=False, allow_unicode=True)
 
 
@@ -124,12 +133,13 @@ def _kinds(spec: type[Spec]) -> set[str]:
 def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     """What the function ``name`` of the file returns, which is a ``kind``."""
     try:
-        function = _named(runpy.run_path(str(path)), name)
-        if not callable(function):
-            raise UserError(
-                f"{path}: defines no function {name}(), which returns a {kind.__name__}"
-            )
-        spec = function()
+        with _importing_from(path.resolve().parent):
+            function = _named(runpy.run_path(str(path)), name)
+            if not callable(function):
+                raise UserError(
+                    f"{path}: defines no function {name}(), which returns a {kind.__name__}"
+                )
+            spec = function()
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
     except SyntaxError as error:
@@ -145,6 +155,42 @@ def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     if not isinstance(spec, kind):
         raise UserError(f"{path}: {name}() returned {type(spec).__name__}, not a {kind.__name__}")
     return spec
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Within the block, imports find the modules in ``folder`` first, as beside a script; after it
+    those are forgotten, so that another pipeline can import its own of the same name."""
+    neighbours = {path.stem for path in folder.glob("*.py")}
+    neighbours |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    others = {
+        name
+        for name in neighbours - sys.stdlib_module_names
+        if name in sys.modules and not _lies_in(sys.modules[name], folder)
+    }
+    hidden = {name: sys.modules.pop(name) for name in _below(others)}
+    modules, path = set(sys.modules), sys.path[:]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        new = {name for name in sys.modules if name not in modules and "." not in name}
+        for name in _below({name for name in new if _lies_in(sys.modules[name], folder)}):
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _below(packages: set[str]) -> list[str]:
+    """Names of the imported modules that are, or lie in, one of the top-level ``packages``."""
+    return [name for name in sys.modules if name.partition(".")[0] in packages]
+
+
+def _lies_in(module: ModuleType | None, folder: Path) -> bool:
+    """Whether the module's file, or the package's folder, lies directly in ``folder``."""
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
+    return any(place and Path(place).resolve().parent == folder for place in places)
 
 
 def _named(module: dict[str, Any], name: str) -> Any:
@@ -163,6 +209,14 @@ def _from_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(declared, dict):
         raise UserError(f"{path}: holds {type(declared).__name__}, not a mapping of spec fields")
+    version = declared.pop("format", None)
+    if version != RUN_VERSION:
+        written = "by glray 0.1 (it has no format)" if version is None else f"in format {version}"
+        raise UserError(
+            f"{path}: written {written}, but this glray reads format {RUN_VERSION}, whose fields "
+            "have other names; load the pipeline's .py file, or rename the fields and begin with "
+            f"the line format: {RUN_VERSION}"
+        )
     return declared
 
 

@@ -102,6 +102,11 @@ class PipelineSpec(Spec):
                 return arm
         raise KeyError(name)
 
+    def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
+        """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""
+        names = (arms,) if isinstance(arms, str) else arms
+        return tuple(ComparedArm(pipeline=self, arm=name) for name in names)
+
     def resolved(self) -> "PipelineSpec":
         """The same pipeline with ``chunk_len`` written out."""
         return self.derive(chunk_len=self.chunk_tokens)
@@ -208,3 +213,15 @@ class PipelineSpec(Spec):
                     f"search.ladders has {ladder}; a ladder lists lengths of at least 1"
                 )
         return self
+
+
+class ComparedArm(Spec):
+    """One arm of a comparison: the pipeline that trains it, and its label there."""
+
+    pipeline: PipelineSpec
+    """The pipeline that trains it. Its runs lie in the pipeline's own directory: those that
+    another comparison has trained are not trained again."""
+    arm: Name
+    """The arm's name in the pipeline."""
+    label: Name = Field(default_factory=lambda fields: fields["arm"])
+    """The arm's name in this comparison's tables, plots and claims. Default: ``arm``."""

@@ -1,6 +1,8 @@
 """Pipelines from files, and what a person gets to read when one is wrong."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -103,7 +105,10 @@ def test_a_wrong_override_is_one_clear_line(override, words):
         ("p.py", "def pipeline():\n    return nosuch\n", ("line 2", "NameError", "nosuch")),
         ("p.yaml", "- 1\n", ("list",)),
         ("p.yaml", "a: [\n", ("not YAML",)),
-        ("p.yaml", "name: x\n", ("corpus: Field required",)),
+        ("p.yaml", "format: 3\nname: x\n", ("corpus: Field required",)),
+        ("p.yaml", "name: x\nratios_share: seconds\n", ("by glray 0.1", "format 3", ".py file")),
+        ("p.yaml", "name: x\n", ("it has no format", "format: 3")),
+        ("p.yaml", "format: 4\nname: x\n", ("in format 4", "reads format 3")),
         ("p.txt", "", (".py or .yaml",)),
     ],
 )
@@ -117,6 +122,79 @@ def test_a_wrong_pipeline_file_is_one_clear_line(tmp_path, name, text, words):
     assert str(path) in message
     for word in words:
         assert word in message, message
+
+
+def test_the_resolved_yaml_begins_with_its_format():
+    assert to_yaml(load_pipeline(QUICKSTART)).startswith("format: 3\nname: quickstart\n")
+
+
+# ---- what lies beside a pipeline's file
+
+BESIDE = f"""
+from common import NAME
+
+def pipeline():
+    from helpers.lengths import BATCH  # a package, and only when it is asked for
+    from glray.spec import load_pipeline
+
+    return load_pipeline({str(QUICKSTART)!r}, [f"name={{NAME}}", f"tokens_per_batch={{BATCH}}"])
+"""
+
+
+def folder_of(path, name, batch):
+    """A pipeline and the modules that it imports."""
+    (path / "helpers").mkdir(parents=True)
+    (path / "p.py").write_text(BESIDE)
+    (path / "common.py").write_text(f"NAME = {name!r}\n")
+    (path / "helpers" / "__init__.py").write_text("")
+    (path / "helpers" / "lengths.py").write_text(f"BATCH = {batch}\n")
+    return path / "p.py"
+
+
+def test_a_pipeline_imports_its_neighbours_from_any_folder(tmp_path, monkeypatch):
+    one = folder_of(tmp_path / "one", "one", 4096)
+    two = folder_of(tmp_path / "two", "two", 8192)
+    path, modules = sys.path[:], set(sys.modules)
+    for file, name, batch in ((one, "one", 4096), (two, "two", 8192), (one, "one", 4096)):
+        spec = load_pipeline(file)
+        assert (spec.name, spec.tokens_per_batch) == (name, batch)
+    monkeypatch.chdir(tmp_path / "two")
+    assert load_pipeline("p.py").name == "two"
+    assert load_pipeline("../one/p.py").name == "one"
+    assert sys.path == path
+    assert not {"common", "helpers", "helpers.lengths"} & set(sys.modules) - modules
+
+
+def test_a_module_of_the_same_name_that_is_imported_already_stays_as_it_was(tmp_path, monkeypatch):
+    file = folder_of(tmp_path / "one", "one", 4096)
+    other = ModuleType("common")
+    other.NAME = "other"
+    monkeypatch.setitem(sys.modules, "common", other)
+    assert load_pipeline(file).name == "one"
+    assert sys.modules["common"] is other
+
+
+def test_a_pipeline_loads_another_that_has_a_neighbour_of_the_same_name(tmp_path):
+    inner = folder_of(tmp_path / "inner", "inner", 4096)
+    outer = folder_of(tmp_path / "outer", "outer", 4096)
+    outer.write_text(
+        "from common import NAME\n"
+        "from glray.spec import load_pipeline\n"
+        "def pipeline():\n"
+        f"    inner = load_pipeline({str(inner)!r})\n"
+        "    import common\n"
+        "    return inner.derive(name=f'{common.NAME}-{NAME}-{inner.name}')\n"
+    )
+    assert load_pipeline(outer).name == "outer-outer-inner"
+
+
+def test_an_error_in_a_neighbour_is_one_clear_line(tmp_path):
+    file = folder_of(tmp_path / "one", "one", 4096)
+    (file.parent / "common.py").write_text("NAME = nosuch\n")
+    with pytest.raises(UserError) as error:
+        load_pipeline(file)
+    assert str(error.value) == f"{file}: line 2: NameError: name 'nosuch' is not defined"
+    assert "common" not in sys.modules
 
 
 def test_a_missing_pipeline_file():

@@ -18,7 +18,7 @@ from glray.data.corpus import PreparedCorpus, corpus_of
 from glray.data.read.sources import SourceFile, is_uri, list_source
 from glray.files import read_record, write_json
 from glray.spec.corpus import BpeTokenizer, SourceSpec
-from glray.spec.identity import FORMAT_VERSION, fingerprint
+from glray.spec.identity import TOKENS_VERSION, fingerprint
 from glray.spec.pipeline import PipelineSpec
 from glray.storage import storage_path
 
@@ -50,7 +50,7 @@ def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     listed = [(source, list_source(source.corpus)) for source in spec.sources]
     states = [
         {
-            "format": FORMAT_VERSION,
+            "format": TOKENS_VERSION,
             "kind": source.corpus.kind,
             "column": getattr(source.corpus, "column", None),
             "files": [[file.uri, file.num_bytes, file.version] for file in files],

@@ -26,7 +26,7 @@ from glray.data.blocks.arrow_files import committed_batches, mapped_batches
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
 from glray.files import read_record, sha256_of, write_json
-from glray.spec.identity import FORMAT_VERSION
+from glray.spec.identity import TOKENS_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
 
@@ -78,7 +78,7 @@ class TokenBlocks(SourceStats):
 
     directory: Path = Field(exclude=True)
     """Where they lie; they may be moved."""
-    format: int = FORMAT_VERSION
+    format: int = TOKENS_VERSION
     fingerprint: str
     identity: dict[str, Any] = {}
     """What ``fingerprint`` is the hash of."""
@@ -134,10 +134,10 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
     again = _again(directory)
     if manifest is None:
         raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
-    if manifest["format"] != FORMAT_VERSION:
+    if manifest["format"] != TOKENS_VERSION:
         raise UserError(
             f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
-            f"{FORMAT_VERSION}; {again}"
+            f"{TOKENS_VERSION}; {again}"
         )
     try:
         blocks = TokenBlocks.model_validate(manifest | {"directory": directory})

@@ -80,7 +80,7 @@ def _scored(
 
 
 def _versions(context: ContextSpec) -> list[dict[str, Any]]:
-    """The documents' files as they are now; none of held-out ones, which are the corpus's."""
+    """The documents' files as they are now; empty for held-out text, which is the corpus's."""
     from glray.data.read.sources import list_source
 
     if context.documents is None:
@@ -89,5 +89,5 @@ def _versions(context: ContextSpec) -> list[dict[str, Any]]:
 
 
 def _diverged(run: RunRecord) -> bool:
-    """Whether the run's last evaluation has a loss that is no number."""
+    """Whether the run's last evaluation has a loss that is not a number."""
     return run.latest is None or not all(math.isfinite(score.loss) for score in run.latest.lengths)

@@ -4,10 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glray.report.heldout_plots import bucketed, loss_by_length
+from glray.report.boundary_plot import around_boundaries
+from glray.report.figure import styles_of
+from glray.report.heldout_plots import bucketed, loss_by_length, loss_by_position
 from glray.report.plots import draw
 from glray.report.records import load_runs
-from glray.report.training_plots import loss_over_time, smoothed
+from glray.report.training_plots import loss_over_time, loss_over_tokens, smoothed
 from tests.report.conftest import write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -118,3 +120,51 @@ def test_seeds_that_have_not_trained_as_far_are_drawn_apart(tmp_path):
     axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
 
     assert [len(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1] == [10, 5]
+
+
+def colours(figure) -> dict[str, str]:
+    """Of each label of a figure's legend."""
+    legend = figure.legends[0]
+    labels = [text.get_text() for text in legend.get_texts()]
+    return dict(zip(labels, (line.get_color() for line in legend.get_lines()), strict=True))
+
+
+def test_an_arm_keeps_its_colour_in_every_picture_and_on_every_page(tmp_path):
+    stages = {"llm128": [(4, 20)], "slow": [(4, 10), (8, 5)], "growlength": [(4, 10), (8, 5)]}
+    for arm, planned in stages.items():
+        write_run(tmp_path / "toy", arm, planned, {4: 4.6, 8: 4.4})
+    all_runs = load_runs([tmp_path / "toy"])
+    arms = colours(loss_over_time(all_runs))
+
+    assert set(arms) == set(stages)
+    assert len(set(arms.values())) == 3
+    for plot in (loss_over_tokens, loss_by_length, loss_by_position):
+        assert colours(plot(all_runs)) == arms
+    boundary = colours(around_boundaries(all_runs))
+    assert boundary == {f"{arm} 4→8": arms[arm] for arm in ("growlength", "slow")}
+    for arm in ("growlength", "llm128"):  # a page of its own, or of several pipelines
+        assert styles_of([arm])[arm].colour == arms[arm]
+        assert styles_of([f"toy/{arm}"])[f"toy/{arm}"].colour == arms[arm]
+
+
+NAMES = st.text(max_size=8) | st.sampled_from(["llm128", "growlength", "growlength-1", "a/llm128"])
+
+
+@given(st.lists(NAMES, unique=True))
+def test_no_two_arms_share_a_colour_while_one_is_left(names):
+    styles = styles_of(names)
+
+    assert list(styles) == names
+    assert len({style.colour for style in styles.values()}) == min(len(names), 7)
+    assert styles == styles_of(names[::-1])  # whatever the order
+    looks = {(style.colour, style.line) for style in styles.values()}
+    assert len(looks) == min(len(names), 28)
+
+
+def test_a_diverged_run_has_its_line_beside_the_others(pipeline):
+    write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
+    axes = loss_by_length(load_runs([pipeline])).axes[0]
+
+    losses = [container.lines[0].get_ydata() for container in axes.containers]
+    assert len(losses) == 4
+    assert np.isnan(losses[-1]).all()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from glray.data.corpus import PreparedCorpus
@@ -43,28 +44,22 @@ def shown_windows(
     if step < 0:
         raise UserError(f"--step {step} is before the first step, which is 0; give 0 or more")
     order = corpus.order(chunk_len, spec.seeds[0])
-    offsets = order.window_offsets(
-        first_step=step,
-        num_steps=1,
-        tokens_per_batch=spec.tokens_per_batch,
-        seq_len=seq_len,
-        rank=0,
-        world_size=1,
-    )[0][:num_rows]
-    if len(offsets) == 0:
-        return
     chunks_per_step = spec.tokens_per_batch // chunk_len
     chunks = order.chunks(step * chunks_per_step, (step + 1) * chunks_per_step)
+    rows = np.arange(min(num_rows, spec.tokens_per_batch // seq_len))
+    places, inside = np.divmod(rows * seq_len, chunk_len)
+    offsets = chunks.offset[places] + inside
+    if len(rows) == 0:
+        return
     windows = read_windows(corpus.block_refs(offsets), offsets, seq_len)
     tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
-    for row, (offset, window) in enumerate(zip(offsets.tolist(), windows, strict=True)):
-        place = row * seq_len // chunk_len
+    for row, place in enumerate(places.tolist()):
         source = int(chunks.source[place])
         yield ShownWindow(
             row=row,
             source=corpus.sources[source].name,
             epoch=int(chunks.epoch[place]),
             chunk=int(chunks.chunk[place]),
-            first_token=offset - order.first_offset(source),
-            text=tokenizer.decode(window[:-1].tolist(), skip_special_tokens=False),
+            first_token=int(offsets[row]) - order.first_offset(source),
+            text=tokenizer.decode(windows[row, :-1].tolist(), skip_special_tokens=False),
         )

@@ -62,9 +62,10 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
     snapshots = snapshot_sources(spec)
     wait_for_clock_tick(snapshots)
     for snapshot in snapshots:
+        num_bytes = sum(file.num_bytes for file in snapshot.files)
         say(
             f"prepare: {snapshot.source.name}: {len(snapshot.files):,} files, "
-            f"{snapshot.num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}"
+            f"{num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}"
         )
     encoding = resolve_encoding(spec, snapshots, tokens_directory(spec) / "tokenizers", say)
     corpus = corpus_of(
@@ -128,10 +129,10 @@ def _encode(
     total = sum(shard.num_bytes for shard in missing)
     done = text_bytes = num_tokens = 0
     start = said = time.monotonic()
-    for shard, encoded in _in_parallel(encode, missing):
+    for shard, (shard_bytes, shard_tokens) in _in_parallel(encode, missing):
         done += shard.num_bytes
-        text_bytes += encoded.num_bytes
-        num_tokens += encoded.num_tokens
+        text_bytes += shard_bytes
+        num_tokens += shard_tokens
         now = time.monotonic()
         if now - said >= SAY_SECONDS:
             said, seconds = now, now - start

@@ -17,6 +17,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.heldout import heldout_schema
 from glray.data.blocks.tokenizer import Encoding, encode, token_num_bytes
 from glray.data.read.documents import Document, FilePart, Skipped, read_part, runs, split_file
 from glray.data.read.sources import SourceFile
@@ -49,15 +50,6 @@ class Shard:
         return directory / f"{self.index:05d}-{held}.arrow"
 
 
-@dataclass(frozen=True)
-class EncodedShard:
-    """What was encoded of a shard."""
-
-    num_bytes: int
-    """Of text, in UTF-8."""
-    num_tokens: int
-
-
 def plan_shards(files: tuple[SourceFile, ...], corpus: SourceCorpus) -> list[Shard]:
     """The shards of a source, in order. Raises UserError for a damaged file."""
     total = sum(file.num_bytes for file in files)
@@ -76,23 +68,16 @@ def plan_shards(files: tuple[SourceFile, ...], corpus: SourceCorpus) -> list[Sha
 
 def encode_shard(
     shard: Shard, corpus: SourceCorpus, encoding: Encoding, directory: Path
-) -> EncodedShard:
-    """Encode a shard's documents and commit its file in ``directory``.
+) -> tuple[int, int]:
+    """Encode a shard's documents and commit its file in ``directory``; returns the bytes of text
+    and the tokens.
 
     A row is a document: ``name``, ``sha256``, ``num_bytes`` and ``tokens``, ended by EOS; or
     says in ``skipped`` why there is none. Raises UserError and OSError.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
     num_bytes = num_tokens = 0
-    schema = pa.schema(
-        {
-            "name": pa.string(),
-            "skipped": pa.string(),
-            "sha256": pa.binary(32),
-            "num_bytes": pa.int64(),
-            "tokens": pa.list_(pa.type_for_alias(encoding.dtype)),
-        }
-    )
+    schema = heldout_schema(encoding.dtype).insert(1, pa.field("skipped", pa.string()))
     items = (item for part in shard.parts for item in read_part(part, corpus))
     with committed_batches(shard.path(directory), schema) as writer:
         for run in runs(items, _num_characters, BATCH_BYTES):
@@ -100,7 +85,7 @@ def encode_shard(
             writer.write_batch(batch)
             num_bytes += batch.column("num_bytes").sum().as_py() or 0
             num_tokens += len(batch.column("tokens").flatten())
-    return EncodedShard(num_bytes, num_tokens)
+    return num_bytes, num_tokens
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,6 @@ class SourceSnapshot:
     tokens_key: str
     """Of the token blocks, which depend on the held-out split too."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the files."""
-        return sum(file.num_bytes for file in self.files)
-
 
 def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     """Every source of the pipeline as it is now. Raises UserError."""

@@ -25,14 +25,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from glray.report.records import load_runs
-from glray.report.run_record import BoundaryRecord, RunRecord
+from glray.run.records import BoundaryRecord
+from glray.run.run import Run, open_runs
 from glray.run.statistics import mean_interval
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "boundaries.py"
 
 
-def figures_of(run: RunRecord, boundary: BoundaryRecord) -> dict[str, float]:
+def figures_of(run: Run, boundary: BoundaryRecord) -> dict[str, float]:
     """The figures of one boundary of one run."""
     old, new, rise = boundary.from_seq_len, boundary.to_seq_len, run.gradient_rise(boundary)
     assert boundary.jump is not None, "the pipeline's lengths grow and are all evaluated"
@@ -45,7 +45,7 @@ def figures_of(run: RunRecord, boundary: BoundaryRecord) -> dict[str, float]:
     }
 
 
-def of_arm(runs: list[RunRecord]) -> dict[str, Any]:
+def of_arm(runs: list[Run]) -> dict[str, Any]:
     """The figures of one arm's runs, each as mean and half of its 95% interval."""
     boundaries = []
     for index, boundary in enumerate(runs[0].boundaries):
@@ -71,8 +71,8 @@ def main() -> None:
     seeds = list(range(options.seeds))
     command = [sys.executable, "-m", "glray", "run", str(PIPELINE), "--set", f"seeds={seeds}"]
     subprocess.run(command, check=True)
-    arms: dict[str, list[RunRecord]] = {}
-    for run in load_runs([Path("runs") / PIPELINE.stem]):
+    arms: dict[str, list[Run]] = {}
+    for run in open_runs([Path("runs") / PIPELINE.stem]):
         if run.seed in seeds:
             arms.setdefault(run.arm, []).append(run)
     figures = {name: of_arm(runs) for name, runs in arms.items()}

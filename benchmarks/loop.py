@@ -38,17 +38,22 @@ from benchmarks.record import keep
 from benchmarks.turns import Turns
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
+from glray.model.config import config_of
 from glray.model.decoder import build_model
 from glray.ray import train as ray_train
 from glray.ray.cluster import connect
-from glray.run.run import Run, settle, write_run
+from glray.run.records import TrainState
+from glray.run.run import Run
+from glray.run.start import record_start
 from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.train.checkpoint import TrainState, save_checkpoint
+from glray.train.checkpoint import save_checkpoint
 from glray.train.context import LocalContext
 from glray.train.execution import execution
+from glray.train.export import run_corpus
 from glray.train.loop import train
 from glray.train.optimizer import build_optimizer
 from glray.train.probe.micro_batches import declared_micro_batches
+from tests.planned import planned
 from tests.tiny import tiny_spec
 from tests.tokens import periodic_corpus
 
@@ -97,14 +102,14 @@ def glray_loop(run: Run, turns: Turns) -> None:
     ctx = BatchesInMemory(turns=turns)
     executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
     run.directory.mkdir(parents=True)
-    write_run(run, {}, executed, 0)
-    train(run, ctx, executed, peak=1e12)
+    record_start(run, {}, executed, 0)
+    train(run, run_corpus(run), ctx, executed, peak=1e12)
 
 
 def tensors_of(run: Run) -> list[torch.Tensor]:
     """The run's batches as int64[rows, seq_len + 1]."""
-    stage = run.plan.stages[0]
-    offsets = run.order.window_offsets(
+    stage, corpus = run.plan.stages[0], run_corpus(run)
+    offsets = corpus.order(run.plan.chunk_len, run.seed).window_offsets(
         first_step=0,
         num_steps=stage.num_steps,
         tokens_per_batch=TOKENS_PER_BATCH,
@@ -113,7 +118,7 @@ def tensors_of(run: Run) -> list[torch.Tensor]:
         world_size=1,
     )
     reads = iter([StageReads(0, stage.seq_len, offsets)])
-    return [torch.from_numpy(b.tokens.astype("int64")) for b in local_batches(run.corpus, reads)]
+    return [torch.from_numpy(b.tokens.astype("int64")) for b in local_batches(corpus, reads)]
 
 
 def bare_loop(run: Run, turns: Turns) -> None:
@@ -170,7 +175,9 @@ def trainer_loop(run: Run, turns: Turns) -> None:
 
 def fresh_model(run: Run) -> torch.nn.Module:
     """The run's model with the attention that ``transformers`` takes by itself."""
-    model = build_model(run.model_config, run.seed, torch.device("cpu"))
+    model = build_model(
+        config_of(run.manifest.architecture, run.name), run.seed, torch.device("cpu")
+    )
     model.set_attn_implementation("sdpa")
     return model.train()
 
@@ -191,7 +198,7 @@ def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, An
 
         def work_of(name: str, seq_len: int = seq_len, turns: Turns = turns) -> None:
             torch.set_num_threads(1)
-            (run,) = settle(pipeline(work / name, seq_len, num_steps), corpus) or []
+            (run,) = planned(pipeline(work / name, seq_len, num_steps), corpus) or []
             try:
                 LOOPS[name](run, turns)
             finally:
@@ -228,8 +235,8 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """Seconds of one checkpoint of a Pythia-70M with its optimizer, and its gigabytes."""
     model = PYTHIA_70M.derive(vocab_size=50_304)
     spec = pipeline(work, 128, 4).derive(model=model)
-    (run,) = settle(spec, corpus) or []
-    network = build_model(run.model_config, 0, torch.device("cpu"))
+    (run,) = planned(spec, corpus) or []
+    network = build_model(config_of(run.manifest.architecture, run.name), 0, torch.device("cpu"))
     optimizer = build_optimizer(network, spec.optimizer)
     seconds = []
     for step in (1, 2, 3):
@@ -273,7 +280,7 @@ def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
     ray_train._run_groups(_timing_worker, spec, corpus, path=str(path))
-    (run,) = settle(spec, corpus) or []
+    (run,) = planned(spec, corpus) or []
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]
     waits = sum(line["data_wait_seconds"] for line in lines[1:])

@@ -8,11 +8,13 @@ Who calls it: ``glray plan`` prints it, the training loop follows it, the search
 """
 
 import math
-from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 
 from glray.errors import UserError
+from glray.record import Record
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 from glray.spec.training import CosineSchedule, LinearSchedule, OptimizerSpec, ScheduleSpec
@@ -24,45 +26,62 @@ WATCHED_STEPS = 32
 """Steps before and after a stage boundary of which more is logged."""
 
 
-@dataclass(frozen=True)
-class StagePlan:
+class Event(StrEnum):
+    """What is done after a step, in the order of this list."""
+
+    LOG = "log"
+    """Metrics are brought from the device and written."""
+    RESCORE = "rescore"
+    """The boundary behind the state is scored again: before the checkpoint, so that no resumed run
+    can miss it."""
+    CHECKPOINT = "checkpoint"
+    EVALUATE = "evaluate"
+    """The held-out targets are scored: after the checkpoint, since a resumed run repeats it."""
+
+
+class StagePlan(Record):
     """One stage: steps ``first_step`` to ``first_step + num_steps`` at ``seq_len``."""
 
     seq_len: int
-    rows: int
-    """Windows in a batch of one step, over all workers."""
+    windows_per_batch: int
+    """Windows of one step over all workers."""
     first_step: int
     num_steps: int
     step_microseconds: int | None
-    """Calibrated for each step; None where seconds decide nothing and none were measured."""
+    """Calibrated cost of a step; None where seconds decide nothing and none were measured."""
 
     @property
     def end_step(self) -> int:
         """The step after the stage's last."""
         return self.first_step + self.num_steps
 
+    def steps_before(self, step: int) -> int:
+        """How many of the stage's steps lie before ``step`` (from 0)."""
+        return min(max(step - self.first_step, 0), self.num_steps)
 
-@dataclass(frozen=True)
-class StageBoundary:
-    """Where one stage gives way to the next."""
+
+class StageBoundary(Record):
+    """Where one stage ends and the next begins."""
 
     step: int
-    """The first of the next stage, from 0: so many are trained before."""
+    """First step of the next stage, from 0: the number of steps trained before it."""
     from_seq_len: int
     to_seq_len: int
     rescore_step: int
     """When it is scored again: ``RESCORE_STEPS`` later, or at the end of a shorter stage."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One arm's stages in steps."""
+class Plan(Record):
+    """One arm's stages in steps, and when what happens around them."""
 
     stages: tuple[StagePlan, ...]
     tokens_per_batch: int
     chunk_len: int
     budget_tokens: int | None
     budget_microseconds: int | None
+    log_every_steps: int
+    checkpoint_every_tokens: int
+    evaluate_every_tokens: int | None
 
     @property
     def num_steps(self) -> int:
@@ -75,13 +94,19 @@ class Plan:
         return self.num_steps * self.tokens_per_batch
 
     @property
+    def budget_seconds(self) -> float | None:
+        """The declared seconds; None if the budget is in tokens."""
+        microseconds = self.budget_microseconds
+        return None if microseconds is None else microseconds / MICROSECONDS
+
+    @property
     def stage_ends(self) -> tuple[int, ...]:
         """Steps trained when each stage is complete; the last is the end of the plan."""
         return tuple(stage.end_step for stage in self.stages)
 
-    @property
+    @cached_property
     def boundaries(self) -> tuple[StageBoundary, ...]:
-        """Those between two stages."""
+        """The boundaries between the stages."""
         return tuple(
             StageBoundary(
                 step=after.first_step,
@@ -92,11 +117,23 @@ class Plan:
             for before, after in pairwise(self.stages)
         )
 
-    def is_scored(self, num_steps: int, every_tokens: int | None) -> bool:
-        """Whether the held-out loss is scored after so many steps: at each of ``stage_ends``, and
-        every ``every_tokens`` tokens."""
-        every_steps = max(1, every_tokens // self.tokens_per_batch) if every_tokens else 0
-        return num_steps in self.stage_ends or (every_steps > 0 and num_steps % every_steps == 0)
+    def events_after(self, num_steps: int) -> list[Event]:
+        """What is done when so many steps are trained, in this order. A stage ends with a
+        checkpoint and an evaluation, and whatever is done, the metrics are written first."""
+        ends = num_steps in self.stage_ends
+        due = {
+            Event.RESCORE: any(num_steps == b.rescore_step for b in self.boundaries),
+            Event.CHECKPOINT: ends or self._is_due(num_steps, self.checkpoint_every_tokens),
+            Event.EVALUATE: ends or self._is_due(num_steps, self.evaluate_every_tokens),
+        }
+        events = [event for event in Event if due.get(event)]
+        return [Event.LOG, *events] if events or num_steps % self.log_every_steps == 0 else []
+
+    def _is_due(self, num_steps: int, every_tokens: int | None) -> bool:
+        """Whether what is done every so many tokens, to whole steps, is done now."""
+        return every_tokens is not None and (
+            num_steps % max(1, every_tokens // self.tokens_per_batch) == 0
+        )
 
     def is_watched(self, step: int) -> bool:
         """Whether step ``step`` (from 0) is one of ``WATCHED_STEPS`` before or after an inner
@@ -118,20 +155,24 @@ class Plan:
         for stage in self.stages:
             if stage.step_microseconds is None:
                 return None
-            inside = min(max(num_steps - stage.first_step, 0), stage.num_steps)
-            total += inside * stage.step_microseconds
+            total += stage.steps_before(num_steps) * stage.step_microseconds
         return total
 
+    def calibrated_seconds(self, num_steps: int) -> float | None:
+        """``calibrated_microseconds`` in seconds."""
+        microseconds = self.calibrated_microseconds(num_steps)
+        return None if microseconds is None else microseconds / MICROSECONDS
+
     def progress(self, step: int) -> Fraction:
-        """Share of the budget behind us in the middle of ``step`` (from 0): of calibrated time
-        where the budget is in seconds, else of tokens. (At its start the first step of a warm-up
-        would have rate 0, at its end the last step of a decay to 0.)"""
+        """Share of the declared budget behind the middle of ``step`` (from 0): of its seconds, on
+        the calibrated clock, or of its tokens. So schedules that agree up to a step have the same
+        learning rates up to there, whatever follows. (At a step's start the first one of a warm-up
+        would have rate 0, at its end the last one of a decay to 0.)"""
         if self.budget_microseconds is None:
-            return Fraction(2 * step + 1, 2 * self.num_steps)
-        before, after, total = (
-            self.calibrated_microseconds(n) or 0 for n in (step, step + 1, self.num_steps)
-        )
-        return Fraction(before + after, 2 * total)
+            assert self.budget_tokens is not None, "a budget is in seconds or in tokens"
+            return Fraction((2 * step + 1) * self.tokens_per_batch, 2 * self.budget_tokens)
+        before, after = (self.calibrated_microseconds(n) or 0 for n in (step, step + 1))
+        return Fraction(before + after, 2 * self.budget_microseconds)
 
 
 def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
@@ -165,7 +206,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
         stages.append(
             StagePlan(
                 seq_len=stage.seq_len,
-                rows=spec.tokens_per_batch // stage.seq_len,
+                windows_per_batch=spec.tokens_per_batch // stage.seq_len,
                 first_step=stages[-1].end_step if stages else 0,
                 num_steps=num_steps,
                 step_microseconds=cost,
@@ -177,6 +218,9 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
         chunk_len=spec.chunk_tokens,
         budget_tokens=spec.budget.tokens,
         budget_microseconds=budget_microseconds,
+        log_every_steps=spec.compute.log_every_steps,
+        checkpoint_every_tokens=spec.compute.checkpoint_every_tokens,
+        evaluate_every_tokens=spec.evaluation.every_tokens,
     )
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
-from glray.run.run import Run, settle
+from glray.run.run import Run
 from glray.spec import PipelineSpec
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from .group import join_group, kill_group, start_group
 from .tiny import tiny_spec
@@ -57,7 +58,7 @@ def kill_runs(
         "an undisturbed run"
     )
     seconds = time.monotonic() - start
-    expected = settle(undisturbed, corpus)
+    expected = planned(undisturbed, corpus)
     assert expected is not None
     outcome = Outcome()
     while outcome.kills < num_kills:
@@ -70,7 +71,7 @@ def kill_runs(
                 kills_of_this_run -= 1
             elif join_group(group):
                 break
-        runs = settle(killed, corpus)
+        runs = planned(killed, corpus)
         assert runs is not None
         outcome.runs += 1
         outcome.identical += all(map(same_run, runs, expected))

@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "glray"
 LAYERS = (
     ("errors",),
     ("files", "spec"),
-    ("storage", "plan"),
-    ("data", "model"),
+    ("storage", "record"),
+    ("plan",),
     ("run",),
+    ("data", "model"),
     ("train",),
     ("search", "report"),
     ("ray",),
@@ -24,7 +25,18 @@ LAYERS = (
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
-WITHOUT_TORCH = {"errors", "files", "storage", "spec", "plan", "search", "report", "cli"}
+WITHOUT_TORCH = {
+    "errors",
+    "files",
+    "storage",
+    "spec",
+    "record",
+    "plan",
+    "run",
+    "search",
+    "report",
+    "cli",
+}
 
 
 def imports(source: str) -> set[str]:

@@ -69,7 +69,7 @@ COSTS = {128: 1_000_000, 256: 2_000_000, 512: 4_000_000, 1024: 8_000_000}
 
 def test_tokens_shared_by_tokens():
     plan = plan_of(spec((1, 1, 2, 4), tokens=80 * 4096 + 5))
-    assert [(s.seq_len, s.rows, s.first_step, s.num_steps) for s in plan.stages] == [
+    assert [(s.seq_len, s.windows_per_batch, s.first_step, s.num_steps) for s in plan.stages] == [
         (128, 32, 0, 10),
         (256, 16, 10, 10),
         (512, 8, 20, 20),

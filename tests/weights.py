@@ -6,7 +6,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from glray.train.checkpoint import TENSORS, committed_checkpoints
+from glray.run.checkpoint import TENSORS, committed_checkpoints
 
 
 def weights_of(run) -> dict[str, torch.Tensor]:

@@ -116,11 +116,11 @@ def write_and_show(runs: list[Path], out: Path) -> None:
     """Print what came of the runs and write the page."""
     from glray.report.headline import headline
     from glray.report.page import write_report
-    from glray.report.records import load_runs
     from glray.report.render import terminal
     from glray.report.sheets import summary
+    from glray.run.run import open_runs
 
-    records = load_runs(runs)
+    records = open_runs(runs)
     page = write_report(records, out)
     Console(highlight=False).print(terminal(*summary(records), *headline(records)))
     console.print(f"report: {page}")

@@ -61,7 +61,7 @@ def _compare(spec: ComparisonSpec) -> None:
     from glray.report.render import terminal
 
     places = {
-        (pipeline.name, run.arm.name, run.seed): run.directory
+        (pipeline.name, run.arm, run.seed): run.directory
         for pipeline in spec.pipelines
         for run in trained_runs(pipeline)
     }

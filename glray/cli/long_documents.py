@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from glray.cli.app import console
 from glray.files import read_json, write_json
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 from glray.spec import ComparisonSpec, ContextSpec
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ def check_documents(spec: ComparisonSpec) -> None:
         _versions(spec.context)
 
 
-def scored_long_documents(
-    spec: ComparisonSpec, runs: list[RunRecord], directory: Path
-) -> "LongLosses":
+def scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Path) -> "LongLosses":
     """Every run's loss on the long documents, in whole and in sliding windows.
 
     What ``directory`` has of the same run, documents and protocol is read. A run that diverged is
@@ -43,7 +41,7 @@ def scored_long_documents(
 
 
 def _scored(
-    run: RunRecord,
+    run: Run,
     context: ContextSpec,
     name: str,
     stride: int | None,

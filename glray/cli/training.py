@@ -27,13 +27,15 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     from glray.report.plan_sheets import plan_sheets
     from glray.report.render import terminal
     from glray.run.guard import excessive_rise
-    from glray.run.run import settle, with_calibration
+    from glray.run.run import with_calibration
+    from glray.train.runs import plan_runs, validate_pipeline
 
     spec = with_calibration(spec)
     Console(highlight=False).print(terminal(*plan_sheets(spec, read_profile(profile_path(spec)))))
-    starting_model(spec)  # what is wrong with its folder is said before the corpus is prepared
+    start = starting_model(spec)  # what is wrong with its folder is said before preparing
     corpus = prepared_corpus(spec)
-    runs = settle(spec, corpus)
+    validate_pipeline(spec, corpus, start)
+    runs = plan_runs(spec, corpus, start)
     order = corpus.order(spec.chunk_tokens, seed=0)
     for index, source in enumerate(corpus.sources):
         console.print(
@@ -45,7 +47,7 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
         console.print("every run is finished, nothing to train")
     elif runs is None or not all(run.is_finished or excessive_rise(run) for run in runs):
         exit_status = _train(spec, corpus)
-        runs = settle(spec, corpus)
+        runs = plan_runs(with_calibration(spec), corpus, start)
         if exit_status or runs is None:
             _say_stopped(exit_status)
     exit_if_guarded(runs)

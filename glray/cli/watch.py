@@ -4,16 +4,16 @@ The workers write ``events.log`` and each group's progress file to the storage; 
 Ray.
 """
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.status import Status
+
+from glray.run.records import Progress
 
 POLL_SECONDS = 0.5
 COLUMNS = 78
@@ -67,7 +67,7 @@ class _Watcher:
             return
         self._shown = files
         lines = [
-            progress_line(json.loads(path.read_text(encoding="utf-8")))
+            progress_line(Progress.model_validate_json(path.read_bytes()))
             for path, modified in files.items()
             if modified != self._before.get(path)  # else of an earlier launch
         ]
@@ -88,19 +88,18 @@ class _Watcher:
         return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
 
 
-def progress_line(progress: dict[str, Any]) -> str:
+def progress_line(progress: Progress) -> str:
     """One line of at most 78 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
     time left. The arm's name is cut where it must be."""
-    if progress["phase"] != "training":
-        run = f"{progress['run']}: " if "run" in progress else ""
-        return f"{run}{progress['phase']}"
+    now, name = progress.training, progress.run or ""
+    if now is None:
+        return f"{name}: {progress.phase}" if name else progress.phase
     line = (
-        f" {progress['stage']}/{progress['num_stages']} seq_len {progress['seq_len']} "
-        f"step {_short(progress['step'])}/{_short(progress['num_steps'])} "
-        f"loss {progress['loss']:.2f} {_short(progress['tokens_per_second'])} tok/s "
-        f"{progress['mfu']:.0%} MFU {_duration(progress['seconds_left'])} left"
+        f" {now.stage}/{now.num_stages} seq_len {now.seq_len} "
+        f"step {_short(now.step)}/{_short(now.num_steps)} "
+        f"loss {now.loss:.2f} {_short(now.tokens_per_second)} tok/s "
+        f"{now.mfu:.0%} MFU {_duration(now.seconds_left)} left"
     )
-    name = progress["run"]
     room = COLUMNS - len(line)
     return (name if len(name) <= room else f"{name[: room - 1]}…") + line
 

@@ -2,8 +2,9 @@
 needed for that: see ``glray.model.decoder``."""
 
 import copy
+from typing import Any
 
-from transformers import GPTNeoXConfig, PreTrainedConfig
+from transformers import AutoConfig, GPTNeoXConfig, PreTrainedConfig
 
 from glray.errors import UserError
 from glray.model.pretrained import PretrainedFolder, read_pretrained
@@ -93,6 +94,16 @@ def model_config(
     return GPTNeoXConfig(
         rope_parameters=rope | {"partial_rotary_factor": model.rotary_fraction}, **shape
     )
+
+
+def config_of(architecture: dict[str, Any], where: str) -> PreTrainedConfig:
+    """The configuration that a run records. Raises UserError, which names ``where``."""
+    try:
+        return AutoConfig.for_model(**architecture)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{where}: damaged, its architecture is not as glray wrote it ({error}); restore it"
+        ) from None
 
 
 def longest_config(spec: PipelineSpec, *, vocab_size: int, eos_id: int) -> PreTrainedConfig:

@@ -24,14 +24,16 @@ from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
 from glray.files import write_text
+from glray.model.config import starting_model
 from glray.ray.cluster import groups_with_room, worker_resources
 from glray.ray.stream import ray_batches, start_reader
-from glray.run.run import pipeline_directory, settle
+from glray.run.run import pipeline_directory, with_calibration
 from glray.spec.loading import validate
 from glray.spec.pipeline import PipelineSpec
 from glray.train.announcer import write_event
 from glray.train.context import from_rank_zero
 from glray.train.groups import WorkerGroup, launch
+from glray.train.runs import plan_runs
 
 WORKER_FAILURES = 3
 """Times that one ``fit`` starts a worker group anew after a worker died. If a checkpoint was
@@ -77,7 +79,7 @@ def fit(spec: PipelineSpec, corpus: PreparedCorpus, callbacks: list[Any] | None 
     """
     count = 1
     if not callbacks:
-        runs = settle(spec, corpus)
+        runs = plan_runs(with_calibration(spec), corpus, starting_model(spec))
         total = len(spec.trained_arms) * len(spec.seeds)
         unfinished = total if runs is None else sum(not run.is_finished for run in runs)
         count = groups_at_once(spec, unfinished)

@@ -16,12 +16,15 @@ from rich.table import Table
 
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.errors import UserError
-from glray.files import read_record, write_text
+from glray.files import write_text
+from glray.model.config import starting_model
 from glray.ray.train import calibrate_in_group, fit
-from glray.run.run import pipeline_directory, recorded_calibration, settle
+from glray.run.records import Calibration, Evaluation
+from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
 from glray.spec.loading import to_yaml, validate
 from glray.spec.pipeline import PipelineSpec
+from glray.train.runs import plan_runs, validate_pipeline
 
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
 """What a trial's own process asks for: a byte, as Tune refuses an empty request and a share of a
@@ -71,9 +74,10 @@ def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult
     directory = pipeline_directory(spec) / "tune"
     searched = _calibrated(_stored_in(spec, directory), corpus)
     say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} calibrated seconds each")
+    start = starting_model(spec)
     specs = [trial_spec(searched, number) for number in range(spec.search.num_trials)]
     for trial in specs:
-        settle(trial, corpus)  # what is wrong with any is said before one is trained
+        validate_pipeline(trial, corpus, start)  # before any is trained
     _train_trials(specs, corpus, directory)
     trials = sorted(
         (_finished(number, trial, corpus) for number, trial in enumerate(specs)),
@@ -98,7 +102,9 @@ def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
     recorded = directory / "calibration.json"
     if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
         calibrate_in_group(spec, corpus, recorded)
-    return spec.derive(calibration={"step_microseconds": recorded_calibration(recorded)})
+    calibration = Calibration.read(recorded)
+    assert calibration is not None, "it was written or found"
+    return spec.derive(calibration={"step_microseconds": calibration.step_microseconds})
 
 
 def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
@@ -131,25 +137,29 @@ def _train_trial(config: dict[str, str]) -> None:
     """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
     spec = validate(json.loads(config["spec"]), "the trial's spec")
     corpus = open_corpus(spec, json.loads(config["tokens"]))
-    runs = settle(spec, corpus)
-    assert runs is not None, "a trial's spec has its calibration"
-    if not runs[0].is_finished:
+    if not _run_of(spec, corpus).is_finished:
         fit(spec, corpus, callbacks=[TuneReportCallback()])
     ray.tune.report({"loss": _finished(0, spec, corpus).loss})
 
 
 def _finished(number: int, spec: PipelineSpec, corpus: PreparedCorpus) -> Trial:
     """A trained trial and its held-out loss at the longest trained length of the search."""
-    runs = settle(spec, corpus)
-    assert runs is not None
-    run = runs[0]
+    run = _run_of(spec, corpus)
     path = run.evaluation_path(run.plan.num_steps)
-    scored = {entry["seq_len"]: entry for entry in read_record(path, "lengths")["lengths"]}
-    seq_len = ranking_seq_len(spec)
-    if seq_len not in scored:
+    evaluation, seq_len = Evaluation.read(path), ranking_seq_len(spec)
+    assert evaluation is not None, "a finished run has been evaluated"
+    score = evaluation.at(seq_len)
+    if score is None:
+        lengths = ", ".join(str(length.seq_len) for length in evaluation.lengths)
         raise UserError(
-            f"{path}: scored at {', '.join(map(str, scored))}, not at {seq_len}: the trials do not "
-            "compare; delete it, and the same command scores anew"
+            f"{path}: scored at {lengths}, not at {seq_len}: the trials do not compare; delete it, "
+            "and the same command scores again"
         )
-    entry = scored[seq_len]
-    return Trial(number, spec, entry["loss"], entry["standard_error"])
+    return Trial(number, spec, score.loss, score.standard_error)
+
+
+def _run_of(spec: PipelineSpec, corpus: PreparedCorpus) -> Run:
+    """The one run of a trial."""
+    runs = plan_runs(spec, corpus, starting_model(spec))
+    assert runs is not None, "a trial's spec has its calibration"
+    return runs[0]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 
 
 @dataclass(frozen=True)
@@ -11,14 +11,14 @@ class Arm:
     """The runs of one arm, one a seed."""
 
     label: str
-    runs: tuple[RunRecord, ...]
+    runs: tuple[Run, ...]
 
-    def run_label(self, run: RunRecord) -> str:
+    def run_label(self, run: Run) -> str:
         """The arm's label, with the seed if there are several."""
         return self.label if len(self.runs) == 1 else f"{self.label} seed {run.seed}"
 
 
-def by_arm(runs: Sequence[RunRecord]) -> list[Arm]:
+def by_arm(runs: Sequence[Run]) -> list[Arm]:
     """The arms in the order of their first run.
 
     An arm is named as a comparison labels it, else as its pipeline names it; where runs of several
@@ -28,7 +28,7 @@ def by_arm(runs: Sequence[RunRecord]) -> list[Arm]:
     parents = {run.directory.parent for run in runs}
     pipelines = {(run.directory.parent, run.pipeline) for run in runs}
     names_differ = len({name for _, name in pipelines}) == len(parents)
-    grouped: dict[str, list[RunRecord]] = {}
+    grouped: dict[str, list[Run]] = {}
     for run in runs:
         if run.label is not None:
             label = run.label
@@ -42,19 +42,19 @@ def by_arm(runs: Sequence[RunRecord]) -> list[Arm]:
     return [Arm(label, tuple(members)) for label, members in grouped.items()]
 
 
-def labelled(runs: Sequence[RunRecord]) -> Iterator[tuple[str, RunRecord]]:
+def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     """Each run with its label, arm by arm."""
     for arm in by_arm(runs):
         for run in arm.runs:
             yield arm.run_label(run), run
 
 
-def eval_seq_lens(runs: Sequence[RunRecord]) -> list[int]:
+def eval_seq_lens(runs: Sequence[Run]) -> list[int]:
     """Every window length at which a run's latest evaluation scored, ascending."""
     latest = [run.latest for run in runs if run.latest is not None]
     return sorted({length.seq_len for evaluation in latest for length in evaluation.lengths})
 
 
-def longest_trained(runs: Sequence[RunRecord]) -> int:
+def longest_trained(runs: Sequence[Run]) -> int:
     """The longest training length of any run."""
     return max(run.longest_seq_len for run in runs)

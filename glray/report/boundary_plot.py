@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from glray.plan import WATCHED_STEPS
 from glray.report.arms import by_arm
 from glray.report.figure import GREY, LINES, Style, add_legend, arm_styles, new_figure, styled
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 
 PANELS = {
     "loss": "training loss (nats per token)",
@@ -20,16 +20,16 @@ PANELS = {
 
 
 @styled
-def around_boundaries(runs: Sequence[RunRecord]) -> Figure:
+def around_boundaries(runs: Sequence[Run]) -> Figure:
     """Loss, gradient norm, update norm and learning rate of the steps before and after each
     boundary, within its two stages; a line an arm and boundary, the mean over its seeds."""
     arms = by_arm(runs)
     styles = arm_styles(arms)
     lines: dict[str, Style] = {}
-    sides: dict[str, list[tuple[RunRecord, slice, int]]] = {}
+    sides: dict[str, list[tuple[Run, slice, int]]] = {}
     for arm in arms:
         for run in arm.runs:
-            ends = [0, *(boundary.step for boundary in run.boundaries), run.num_steps]
+            ends = [0, *(boundary.step for boundary in run.boundaries), run.plan.num_steps]
             for index, boundary in enumerate(run.boundaries):
                 name = f"{arm.label} {boundary.from_seq_len:,}→{boundary.to_seq_len:,}"
                 line = LINES[index % len(LINES)]
@@ -53,9 +53,7 @@ def around_boundaries(runs: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def _around(
-    run: RunRecord, column: str, stages: slice, step: int, offsets: np.ndarray
-) -> np.ndarray:
+def _around(run: Run, column: str, stages: slice, step: int, offsets: np.ndarray) -> np.ndarray:
     """float64[offsets]: NaN where the two stages have no such step."""
     values = np.full(len(offsets), np.nan)
     log = getattr(run.log, column)

@@ -9,10 +9,9 @@ from glray.files import write_json
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.page import write_report
-from glray.report.records import load_run
-from glray.report.run_record import RunRecord
 from glray.report.sheets import Sheet, summary
 from glray.report.verdict import Judgement, judge
+from glray.run.run import Run
 from glray.spec.comparison import ComparisonSpec
 
 RunPlaces = Mapping[tuple[str, str, int], Path]
@@ -24,7 +23,7 @@ class Compared:
     """A comparison whose runs are finished and judged."""
 
     spec: ComparisonSpec
-    runs: list[RunRecord]
+    runs: list[Run]
     """Labelled, arm by arm, then by seed."""
     long_losses: LongLosses
     judgements: list[Judgement]
@@ -43,16 +42,16 @@ class Compared:
         return [judgement.sentence for judgement in self.judgements]
 
 
-def labelled_runs(spec: ComparisonSpec, places: RunPlaces) -> list[RunRecord]:
+def labelled_runs(spec: ComparisonSpec, places: RunPlaces) -> list[Run]:
     """The records of the compared runs under the comparison's labels."""
     return [
-        replace(load_run(places[arm.pipeline.name, arm.arm, seed]), label=arm.label)
+        replace(Run.open(places[arm.pipeline.name, arm.arm, seed]), label=arm.label)
         for arm in spec.arms
         for seed in spec.seeds
     ]
 
 
-def compared(spec: ComparisonSpec, runs: list[RunRecord], long_losses: LongLosses) -> Compared:
+def compared(spec: ComparisonSpec, runs: list[Run], long_losses: LongLosses) -> Compared:
     """Judge the claims."""
     arms = {arm.label: [run for run in runs if run.label == arm.label] for arm in spec.arms}
     return Compared(spec, runs, long_losses, judge(spec.claims, arms, long_losses))
@@ -96,7 +95,7 @@ def comparison_record(comparison: Compared) -> dict[str, Any]:
     }
 
 
-def _run(run: RunRecord) -> dict[str, Any]:
+def _run(run: Run) -> dict[str, Any]:
     latest, result = run.latest, run.result
     assert latest is not None, "a finished run is scored"
     assert result is not None, "compared runs are finished"
@@ -105,7 +104,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "checksum": result.checksum,
         "commit": run.environment.get("commit"),
-        "steps": run.num_steps,
+        "steps": run.plan.num_steps,
         "tokens": run.tokens,
         "seconds": {
             "calibrated": run.calibrated_seconds,
@@ -156,7 +155,7 @@ def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
     ]
 
 
-def _environments(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each machine and set of versions that runs were trained on, once, with how many they are."""
     counted: dict[str, dict[str, Any]] = {}
     for run in runs:

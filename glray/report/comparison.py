@@ -12,7 +12,8 @@ from statistics import fmean
 import numpy as np
 
 from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
-from glray.report.run_record import Evaluation, LengthLoss, RunRecord
+from glray.run.records import Evaluation, LengthLoss
+from glray.run.run import Run
 from glray.run.statistics import standard_error
 
 
@@ -21,7 +22,7 @@ class ArmScore:
     """One arm's held-out loss, in nats per token."""
 
     label: str
-    runs: tuple[RunRecord, ...]
+    runs: tuple[Run, ...]
     loss: float
     """Mean over seeds."""
     standard_error: float | None
@@ -54,7 +55,7 @@ class Comparison:
     """In the order of the arms."""
 
     @property
-    def runs(self) -> list[RunRecord]:
+    def runs(self) -> list[Run]:
         """All runs compared."""
         return [run for score in self.scores for run in score.runs]
 
@@ -65,7 +66,7 @@ class Comparison:
         return sorted(finite, key=lambda score: score.loss)
 
 
-def compare(runs: Sequence[RunRecord]) -> Comparison | None:
+def compare(runs: Sequence[Run]) -> Comparison | None:
     """The comparison of the finished runs; None if no seed is finished in every arm that has a
     finished run, or they share no evaluated length."""
     arms = by_arm([run for run in runs if run.is_finished and run.latest is not None])
@@ -101,12 +102,12 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
     return standard_error(tokens, first.document_losses - second.document_losses)
 
 
-def share_targets(runs: Sequence[RunRecord]) -> bool:
+def share_targets(runs: Sequence[Run]) -> bool:
     """Whether all runs' latest evaluations scored the same held-out tokens."""
     return len({_latest(run).targets_sha256 for run in runs}) == 1
 
 
-def clock_drift(run: RunRecord) -> float:
+def clock_drift(run: Run) -> float:
     """Measured over calibrated training seconds, less 1; 0.0 where nothing is calibrated."""
     calibrated = run.calibrated_seconds
     return run.measured_seconds / calibrated - 1.0 if calibrated else 0.0
@@ -129,10 +130,10 @@ def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
     )
 
 
-def _score(run: RunRecord, seq_len: int) -> LengthLoss | None:
+def _score(run: Run, seq_len: int) -> LengthLoss | None:
     return _latest(run).at(seq_len)
 
 
-def _latest(run: RunRecord) -> Evaluation:
+def _latest(run: Run) -> Evaluation:
     assert run.latest is not None
     return run.latest

@@ -12,9 +12,9 @@ from glray.report.comparison import (
     share_targets,
 )
 from glray.report.formats import plus_minus, seconds_text, tokens_text
-from glray.report.run_record import RunRecord
 from glray.report.time_to_loss import time_to_loss
 from glray.report.verdict import Verdict, verdict_of
+from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
 
@@ -26,7 +26,7 @@ MOST_LISTED = 6
 """Arms that one sentence names before it says how many more there are."""
 
 
-def headline(runs: Sequence[RunRecord]) -> list[str]:
+def headline(runs: Sequence[Run]) -> list[str]:
     """Sentences to be read before any table, computed from the records alone."""
     comparison = compare(runs)
     sentences = []
@@ -116,8 +116,8 @@ def _losses(scores: Sequence[ArmScore], seq_len: int, decimals: int) -> str:
     return _listed(parts)
 
 
-def _equal_budget(runs: Sequence[RunRecord]) -> str:
-    seconds = {run.budget_seconds for run in runs}
+def _equal_budget(runs: Sequence[Run]) -> str:
+    seconds = {run.plan.budget_seconds for run in runs}
     tokens = {run.tokens for run in runs}
     if len(seconds) == 1 and None not in seconds:
         return f"At equal calibrated training time ({seconds.pop():g} s each)"
@@ -181,7 +181,7 @@ def _drift(comparison: Comparison) -> list[str]:
     ]
     if not drifting:
         return []
-    by_time = any(run.budget_seconds is not None for run in comparison.runs)
+    by_time = any(run.plan.budget_seconds is not None for run in comparison.runs)
     concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
     return [
         f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
@@ -192,16 +192,16 @@ def _drift(comparison: Comparison) -> list[str]:
 def _predictions(comparison: Comparison) -> list[str]:
     """How well a profile predicted the training time, where there was one."""
     parts = [
-        f"{run.name} {seconds_text(run.predicted_seconds)} s, measured "
+        f"{run.name} {seconds_text(run.manifest.predicted_seconds)} s, measured "
         f"{seconds_text(run.measured_seconds)} "
-        f"({run.measured_seconds / run.predicted_seconds - 1:+.0%})"
+        f"({run.measured_seconds / run.manifest.predicted_seconds - 1:+.0%})"
         for run in comparison.runs
-        if run.predicted_seconds
+        if run.manifest.predicted_seconds
     ]
     return [f"The profile had predicted {_listed(parts, '; ')}."] if parts else []
 
 
-def _other_differences(runs: Sequence[RunRecord]) -> list[str]:
+def _other_differences(runs: Sequence[Run]) -> list[str]:
     """What besides the stages, the seed and the budget sets the runs apart."""
     expected = ("stages", "seed", "step_microseconds", "budget")
     first = runs[0].identity
@@ -212,9 +212,9 @@ def _other_differences(runs: Sequence[RunRecord]) -> list[str]:
     return [f"Besides their stages, the runs differ in {', '.join(others)}."] if others else []
 
 
-def _unfinished(runs: Sequence[RunRecord]) -> list[str]:
+def _unfinished(runs: Sequence[Run]) -> list[str]:
     parts = [
-        f"{run.name} ({run.steps_done:,} of {run.num_steps:,} steps)"
+        f"{run.name} ({run.steps_done:,} of {run.plan.num_steps:,} steps)"
         for run in runs
         if not run.is_finished
     ]
@@ -228,7 +228,7 @@ def _listed(parts: Sequence[str], separator: str = ", ") -> str:
 
 
 def _lengths(score: ArmScore) -> tuple[int, ...]:
-    return tuple(stage.seq_len for stage in score.runs[0].stages)
+    return tuple(stage.seq_len for stage in score.runs[0].plan.stages)
 
 
 def _decimals(scores: Sequence[ArmScore]) -> int:

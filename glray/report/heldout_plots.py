@@ -17,14 +17,14 @@ from glray.report.figure import (
     shifted,
     styled,
 )
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 
 _RING: dict[str, Any] = {"marker": "o", "markerfacecolor": "none"}
 _UNSEEN = grey_handle("longer than the arm trained on", marker="o", markerfacecolor="white")
 
 
 @styled
-def loss_by_length(runs: Sequence[RunRecord]) -> Figure:
+def loss_by_length(runs: Sequence[Run]) -> Figure:
     """Held-out loss over window length, with standard errors over documents."""
     figure = new_figure()
     axes = figure.subplots()
@@ -49,7 +49,7 @@ def loss_by_length(runs: Sequence[RunRecord]) -> Figure:
 
 
 @styled
-def loss_by_position(runs: Sequence[RunRecord]) -> Figure:
+def loss_by_position(runs: Sequence[Run]) -> Figure:
     """Held-out loss by place in the longest window, means over doubling ranges of positions."""
     longest_window, longest = eval_seq_lens(runs)[-1], longest_trained(runs)
     figure = new_figure()

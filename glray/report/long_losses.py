@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from glray.report.arms import Arm, by_arm
-from glray.report.run_record import RunRecord
 from glray.report.sheets import Sheet
+from glray.run.run import Run
 
 WHOLE, SLIDING = "whole", "sliding"
 SCALINGS = ("extrapolation", "interpolation")
@@ -23,7 +23,7 @@ LongLosses = Mapping[tuple[Path, str], Mapping[str, Any]]
 
 def long_loss(
     losses: LongLosses,
-    run: RunRecord,
+    run: Run,
     seq_len: int,
     protocol: str = WHOLE,
     scaling: str = SCALINGS[0],
@@ -48,13 +48,13 @@ def long_seq_lens(losses: LongLosses) -> list[int]:
     return sorted({length["seq_len"] for one in positions for part in one for length in part})
 
 
-def share_long_targets(runs: Sequence[RunRecord], losses: LongLosses) -> bool:
+def share_long_targets(runs: Sequence[Run], losses: LongLosses) -> bool:
     """Whether all runs are scored on the same tokens."""
     records = [losses.get((run.directory, WHOLE)) for run in runs]
     return len({record["targets_sha256"] if record else None for record in records}) == 1
 
 
-def long_sheet(runs: Sequence[RunRecord], losses: LongLosses) -> Sheet:
+def long_sheet(runs: Sequence[Run], losses: LongLosses) -> Sheet:
     """One row an arm, protocol and scaling: the mean over its seeds at each window length."""
     lengths = long_seq_lens(losses)
     rows = []

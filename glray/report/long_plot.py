@@ -22,11 +22,11 @@ from glray.report.long_losses import (
     long_seq_lens,
     mean_long_loss,
 )
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 
 
 @styled
-def long_plot(runs: Sequence[RunRecord], losses: LongLosses) -> Figure:
+def long_plot(runs: Sequence[Run], losses: LongLosses) -> Figure:
     """Whole windows to the left and sliding ones to the right; full lines extrapolate positions,
     dashed ones interpolate them. Means over seeds."""
     arms, lengths = by_arm(runs), long_seq_lens(losses)

@@ -13,11 +13,12 @@ from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.plots import draw
 from glray.report.render import html
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
+from glray.spec.loading import to_yaml
 
 
 def write_report(
-    runs: list[RunRecord],
+    runs: list[Run],
     directory: Path,
     *,
     title: str | None = None,
@@ -50,7 +51,7 @@ def write_report(
         results=[sheet for sheet in results if sheet.rows],
         plots={path.stem: base64.b64encode(path.read_bytes()).decode("ascii") for path in plots},
         details=[sheet for sheet in details if sheet.rows],
-        specs=[(label, run.spec_yaml) for label, run in labelled(runs) if run.spec_yaml],
+        specs=[(label, to_yaml(run.spec)) for label, run in labelled(runs)],
         targets=" or ".join(f"{t:,} tokens of {d:,} documents" for t, d in sorted(scored)),
         num_seeds=len({run.seed for run in runs}),
         seq_lens=seq_lens,

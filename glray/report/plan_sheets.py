@@ -69,7 +69,7 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
         rows.append(
             [
                 f"{stage.seq_len:,}",
-                f"{stage.rows:,}",
+                f"{stage.windows_per_batch:,}",
                 f"{stage.num_steps:,}",
                 f"{stage.num_steps * plan.tokens_per_batch:,}",
                 f"{stage.num_steps / plan.num_steps:.1%}",

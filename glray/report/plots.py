@@ -17,12 +17,12 @@ from glray.report.figure import save
 from glray.report.heldout_plots import loss_by_length, loss_by_position
 from glray.report.long_losses import LongLosses
 from glray.report.long_plot import long_plot
-from glray.report.run_record import RunRecord
 from glray.report.training_plots import loss_over_time, loss_over_tokens
+from glray.run.run import Run
 
 
 def draw(
-    runs: Sequence[RunRecord], directory: Path, long_losses: LongLosses = MappingProxyType({})
+    runs: Sequence[Run], directory: Path, long_losses: LongLosses = MappingProxyType({})
 ) -> list[Path]:
     """Write the plots that the runs have data for; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)

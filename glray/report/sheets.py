@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from glray.plan import RESCORE_STEPS, WATCHED_STEPS
 from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.formats import number, plus_minus, seconds_text, tokens_text
-from glray.report.run_record import BoundaryLoss, BoundaryRecord, Evaluation, RunRecord
+from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation
+from glray.run.run import Run
 from glray.run.statistics import standard_error
 
 MOST_LENGTHS = 6
@@ -30,7 +31,7 @@ class Sheet:
         return replace(self, columns=self.columns[:num_columns], rows=rows)
 
 
-def summary(runs: Sequence[RunRecord]) -> list[Sheet]:
+def summary(runs: Sequence[Run]) -> list[Sheet]:
     """For a terminal: what each run took, and its held-out loss at each window length."""
     seq_lens = eval_seq_lens(runs)
     parts = [seq_lens[i : i + MOST_LENGTHS] for i in range(0, len(seq_lens), MOST_LENGTHS)]
@@ -44,7 +45,7 @@ def summary(runs: Sequence[RunRecord]) -> list[Sheet]:
     ]
 
 
-def training(runs: Sequence[RunRecord]) -> Sheet:
+def training(runs: Sequence[Run]) -> Sheet:
     """What each run took: steps, tokens and every clock; in a terminal the first six columns."""
     rows = []
     for label, run in labelled(runs):
@@ -55,7 +56,7 @@ def training(runs: Sequence[RunRecord]) -> Sheet:
             [
                 label,
                 _stages_text(run),
-                steps if result else f"{steps}/{run.num_steps:,}",
+                steps if result else f"{steps}/{run.plan.num_steps:,}",
                 tokens_text(run.tokens),
                 seconds_text(run.calibrated_seconds),
                 seconds_text(run.measured_seconds),
@@ -70,7 +71,7 @@ def training(runs: Sequence[RunRecord]) -> Sheet:
     return Sheet("Training", columns, rows, notes, left=(0, 1))
 
 
-def heldout(runs: Sequence[RunRecord], seq_lens: Sequence[int], byte_lens: Sequence[int]) -> Sheet:
+def heldout(runs: Sequence[Run], seq_lens: Sequence[int], byte_lens: Sequence[int]) -> Sheet:
     """Held-out loss of the latest evaluations at each of ``seq_lens`` over its standard error, and
     bits per byte at each of ``byte_lens``."""
     rows = []
@@ -94,7 +95,7 @@ def heldout(runs: Sequence[RunRecord], seq_lens: Sequence[int], byte_lens: Seque
     return Sheet("Held-out loss (nats per token) by window length", columns, rows, [note])
 
 
-def stage_ends(runs: Sequence[RunRecord]) -> Sheet:
+def stage_ends(runs: Sequence[Run]) -> Sheet:
     """Held-out loss at the end of each stage."""
     seq_lens = eval_seq_lens(runs)
     rows = [
@@ -109,39 +110,39 @@ def stage_ends(runs: Sequence[RunRecord]) -> Sheet:
         ]
         for label, run in labelled(runs)
         for evaluation in run.evaluations
-        if evaluation.step in {stage.end_step for stage in run.stages}
+        if evaluation.step in {stage.end_step for stage in run.plan.stages}
     ]
     columns = ["run", "after length", "step", "tokens", "calibrated s", "measured s"]
     columns += [f"loss at {seq_len:,}" for seq_len in seq_lens]
     return Sheet("At the end of each stage", columns, rows)
 
 
-def stages(runs: Sequence[RunRecord]) -> Sheet:
+def stages(runs: Sequence[Run]) -> Sheet:
     """What each stage trained, and what its steps cost."""
     rows = []
     for label, run in labelled(runs):
-        for index, stage in enumerate(run.stages):
-            steps = run.steps_in(stage)
+        for index, stage in enumerate(run.plan.stages):
+            steps = stage.steps_before(run.steps_done)
             cost = stage.step_microseconds
             rows.append(
                 [
                     label,
                     f"{stage.seq_len:,}",
-                    f"{stage.rows:,}",
+                    f"{stage.windows_per_batch:,}",
                     f"{steps:,}{'' if steps == stage.num_steps else f'/{stage.num_steps:,}'}",
-                    tokens_text(steps * run.tokens_per_batch),
+                    tokens_text(steps * run.plan.tokens_per_batch),
                     seconds_text(None if cost is None else steps * cost / 1e6),
                     number(None if cost is None else cost / 1e3, ",.1f"),
                     number(_measured_step_milliseconds(run, index), ",.1f"),
                 ]
             )
     columns = ["run", "length", "rows", "steps", "tokens", "calibrated s", "calibrated ms a step"]
-    batches = " or ".join(f"{n:,}" for n in sorted({run.tokens_per_batch for run in runs}))
+    batches = " or ".join(f"{n:,}" for n in sorted({run.plan.tokens_per_batch for run in runs}))
     note = f"A step trains {batches} tokens at every length: rows × length."
     return Sheet("Stages", [*columns, "measured ms a step"], rows, [note])
 
 
-def boundaries(runs: Sequence[RunRecord]) -> Sheet:
+def boundaries(runs: Sequence[Run]) -> Sheet:
     """Held-out loss at both lengths before and after each boundary between two stages."""
     rows = [
         [
@@ -166,7 +167,7 @@ def boundaries(runs: Sequence[RunRecord]) -> Sheet:
     return Sheet(title, [*columns, "gradient"], rows, [note], left=(0, 1))
 
 
-def jumps(runs: Sequence[RunRecord]) -> Sheet:
+def jumps(runs: Sequence[Run]) -> Sheet:
     """The jump of the held-out loss at each boundary where the length grows, and its parts."""
     parts = ("jump", "rescaled_positions", "longer_context", "unseen_positions")
     rows = [
@@ -185,7 +186,7 @@ def jumps(runs: Sequence[RunRecord]) -> Sheet:
     return Sheet("The jump at each boundary", columns, rows, [note], left=(0, 1))
 
 
-def identities(runs: Sequence[RunRecord]) -> Sheet:
+def identities(runs: Sequence[Run]) -> Sheet:
     """Fingerprints and checksums; machine, versions and commit, each once with its runs."""
     environments: dict[str, list[str]] = {}
     rows = []
@@ -208,9 +209,9 @@ def identities(runs: Sequence[RunRecord]) -> Sheet:
     return Sheet(title, [*columns, "matmul TFLOP/s"], rows, notes, left=range(5))
 
 
-def _stages_text(run: RunRecord) -> str:
+def _stages_text(run: Run) -> str:
     """``128-256-512-1024``; the ends and the count of a long list."""
-    lengths = [str(stage.seq_len) for stage in run.stages]
+    lengths = [str(stage.seq_len) for stage in run.plan.stages]
     if len(lengths) > 4:
         return f"{lengths[0]}-...-{lengths[-1]} ({len(lengths)})"
     return "-".join(lengths)
@@ -221,10 +222,10 @@ def _loss(evaluation: Evaluation, seq_len: int) -> float | None:
     return None if score is None else score.loss
 
 
-def _measured_step_milliseconds(run: RunRecord, index: int) -> float | None:
+def _measured_step_milliseconds(run: Run, index: int) -> float | None:
     """From the clocks of the evaluations at the stage's boundaries, where the host has waited for
     the device; None until the stage's end is evaluated."""
-    stage = run.stages[index]
+    stage = run.plan.stages[index]
     clocks = {0: 0.0} | {scored.step: scored.measured_seconds for scored in run.evaluations}
     if stage.first_step not in clocks or stage.end_step not in clocks:
         return None
@@ -249,7 +250,7 @@ def _difference(boundary: BoundaryRecord, before: BoundaryLoss, after: BoundaryL
     return sign + plus_minus(after.loss - before.loss, error)
 
 
-def _matmul_peak(run: RunRecord) -> str:
+def _matmul_peak(run: Run) -> str:
     """``0.101``, of one worker as measured, or ``742 (nominal 989)``; empty in older records."""
     peak = run.environment.get("matmul_flops_per_second")
     if peak is None:

@@ -4,11 +4,12 @@ from statistics import fmean
 
 from glray.report.comparison import ArmScore, Comparison, share_targets
 from glray.report.formats import seconds_text
-from glray.report.run_record import Evaluation, RunRecord
+from glray.run.records import Evaluation
+from glray.run.run import Run
 from glray.run.statistics import mean_interval
 
 
-def seconds_to_loss(run: RunRecord, seq_len: int, loss: float) -> float | None:
+def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
     """Training seconds until the held-out loss at ``seq_len`` first is ``loss`` or less, between
     two evaluations on the straight line between them; None if it never is.
 
@@ -35,14 +36,15 @@ def time_to_loss(comparison: Comparison) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
     between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
     little."""
-    fixed = [score for score in comparison.scores if len(score.runs[0].stages) == 1]
+    fixed = [score for score in comparison.scores if len(score.runs[0].plan.stages) == 1]
     if not fixed or not share_targets(comparison.runs):
         return []
     base = max(fixed, key=lambda score: score.runs[0].longest_seq_len)
     return [
         _sentence(score, base, comparison.seq_len)
         for score in comparison.scores
-        if score is not base and all(len(run.evaluations) > len(run.stages) for run in score.runs)
+        if score is not base
+        and all(len(run.evaluations) > len(run.plan.stages) for run in score.runs)
     ]
 
 

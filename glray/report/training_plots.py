@@ -8,20 +8,20 @@ from matplotlib.figure import Figure
 
 from glray.report.arms import Arm, by_arm
 from glray.report.figure import Style, arm_styles, arms_legend, grey_handle, new_figure, styled
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 
 START_SHARE = 0.12
 """Share of the x axis whose (much higher) losses do not set the y axis."""
 
 
-def loss_over_time(runs: Sequence[RunRecord]) -> Figure:
+def loss_over_time(runs: Sequence[Run]) -> Figure:
     """Training loss over calibrated seconds; over measured ones if a run has no others."""
     if all(run.log.calibrated_seconds is not None for run in runs):
         return _loss_over(runs, "calibrated_seconds", 1.0, "calibrated training time (seconds)")
     return _loss_over(runs, "measured_seconds", 1.0, "measured training time (seconds)")
 
 
-def loss_over_tokens(runs: Sequence[RunRecord]) -> Figure:
+def loss_over_tokens(runs: Sequence[Run]) -> Figure:
     """Training loss over tokens trained."""
     scale, unit = (1e9, "billions") if max(run.tokens for run in runs) >= 1e9 else (1e6, "millions")
     return _loss_over(runs, "tokens", scale, f"tokens trained ({unit})")
@@ -43,8 +43,8 @@ def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
 
 
 @styled
-def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: str) -> Figure:
-    steps = max(1, max(run.num_steps for run in runs) // 50)
+def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> Figure:
+    steps = max(1, max(run.plan.num_steps for run in runs) // 50)
     mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
     figure = new_figure()
     axes = figure.subplots()
@@ -75,16 +75,14 @@ def _loss_over(runs: Sequence[RunRecord], column: str, scale: float, x_label: st
     return figure
 
 
-def _seeds_together(arm: Arm) -> list[list[RunRecord]]:
+def _seeds_together(arm: Arm) -> list[list[Run]]:
     """The arm's runs under all seeds, if they have trained as far; else each on its own."""
     if len({len(run.log.step) for run in arm.runs}) == 1:
         return [list(arm.runs)]
     return [[run] for run in arm.runs]
 
 
-def _draw_evaluations(
-    axes: Axes, runs: Sequence[RunRecord], x: np.ndarray, style: Style
-) -> list[float]:
+def _draw_evaluations(axes: Axes, runs: Sequence[Run], x: np.ndarray, style: Style) -> list[float]:
     """Held-out loss at each evaluation, at the length just trained; returns the losses drawn.
 
     A bar is the standard error over documents, of several runs the range over seeds.
@@ -126,14 +124,14 @@ def _mark_stages(
     labelled: set[tuple[int, ...]] = set()
     for arm in arms:
         run = arm.runs[0]
-        if len(run.stages) == 1:
+        if len(run.plan.stages) == 1:
             continue
         colour = styles[arm.label].colour
         last = -right
-        lengths = tuple(stage.seq_len for stage in run.stages)
+        lengths = tuple(stage.seq_len for stage in run.plan.stages)
         is_new = lengths not in labelled or column == "tokens"
         labelled.add(lengths)
-        for stage in run.stages:
+        for stage in run.plan.stages:
             # The stage starts where the step before its first one ends.
             place = int(np.searchsorted(run.log.step, stage.first_step))
             if place >= len(run.log.step):

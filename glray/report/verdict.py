@@ -15,7 +15,7 @@ from statistics import fmean
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
 from glray.report.long_losses import LongLosses, long_loss, share_long_targets
-from glray.report.run_record import RunRecord
+from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.comparison import ClaimSpec
 
@@ -105,7 +105,7 @@ class Judgement:
 
 def judge(
     claims: Sequence[ClaimSpec],
-    arms: Mapping[str, Sequence[RunRecord]],
+    arms: Mapping[str, Sequence[Run]],
     long_losses: LongLosses,
 ) -> list[Judgement]:
     """A judgement of each claim; ``arms`` are the runs by label, in the order of the seeds."""
@@ -115,7 +115,7 @@ def judge(
 
 def _judged(
     claim: ClaimSpec,
-    arms: Mapping[str, Sequence[RunRecord]],
+    arms: Mapping[str, Sequence[Run]],
     long_losses: LongLosses,
     seq_len: int,
 ) -> Judgement:
@@ -139,7 +139,7 @@ def _judged(
     return Judgement(claim, verdict, reason, at, means, difference, half, len(ours))
 
 
-def _measured(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongLosses) -> float:
+def _measured(claim: ClaimSpec, run: Run, seq_len: int, long_losses: LongLosses) -> float:
     """What the claim compares of one run; NaN if it is not there."""
     if not run.is_finished:
         return math.nan
@@ -155,14 +155,12 @@ def _measured(claim: ClaimSpec, run: RunRecord, seq_len: int, long_losses: LongL
     return _heldout(run, seq_len)
 
 
-def _heldout(run: RunRecord, seq_len: int) -> float:
+def _heldout(run: Run, seq_len: int) -> float:
     score = run.latest.at(seq_len) if run.latest is not None else None
     return math.nan if score is None else score.loss
 
 
-def _why_not(
-    claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]], long_losses: LongLosses
-) -> str:
+def _why_not(claim: ClaimSpec, arms: Mapping[str, Sequence[Run]], long_losses: LongLosses) -> str:
     """Why no verdict can be given; empty if one can."""
     compared = [*arms[claim.arm], *arms[claim.against]]
     seeds = len(arms[claim.arm])
@@ -177,9 +175,7 @@ def _why_not(
     return _unused_context(*_baseline(claim, arms))
 
 
-def _baseline(
-    claim: ClaimSpec, arms: Mapping[str, Sequence[RunRecord]]
-) -> tuple[str, Sequence[RunRecord]]:
+def _baseline(claim: ClaimSpec, arms: Mapping[str, Sequence[Run]]) -> tuple[str, Sequence[Run]]:
     """The longest fixed length among the compared arms of ``against``'s pipeline; where none is
     longer than the shortest length scored, the claim's own arm."""
     directory = arms[claim.against][0].directory.parent
@@ -187,14 +183,14 @@ def _baseline(
         (label, runs)
         for label, runs in arms.items()
         if runs[0].directory.parent == directory
-        and len(runs[0].stages) == 1
+        and len(runs[0].plan.stages) == 1
         and runs[0].longest_seq_len > _shortest(runs[0])
     ]
     own = (claim.arm, arms[claim.arm])
     return max(fixed, key=lambda arm: arm[1][0].longest_seq_len, default=own)
 
 
-def _unused_context(label: str, runs: Sequence[RunRecord]) -> str:
+def _unused_context(label: str, runs: Sequence[Run]) -> str:
     """What is wrong if these runs score no better in windows of their own length than in the
     shortest; empty if they do."""
     longest, shortest = runs[0].longest_seq_len, _shortest(runs[0])
@@ -211,6 +207,6 @@ def _unused_context(label: str, runs: Sequence[RunRecord]) -> str:
     )
 
 
-def _shortest(run: RunRecord) -> int:
+def _shortest(run: Run) -> int:
     """The shortest window length that the run was scored at."""
     return run.latest.lengths[0].seq_len if run.latest is not None else run.longest_seq_len

@@ -5,8 +5,8 @@ Read from the records alone, by the workers as by the command that started them.
 
 from dataclasses import dataclass
 
-from glray.files import read_record
 from glray.plan import StageBoundary
+from glray.run.records import BoundaryRecord
 from glray.run.run import Run
 
 
@@ -33,18 +33,14 @@ def excessive_rise(run: Run) -> Rise | None:
     if limit is None or run.is_finished:
         return None
     for boundary in run.plan.boundaries:
-        record = read_record(run.boundary_path(boundary.step), "before", "after")
-        if record is None or record["after"] is None:
+        record = BoundaryRecord.read(run.boundary_path(boundary.step))
+        if record is None:
             continue
         before, after = (
-            next(
-                (entry["loss"] for entry in entries if entry["seq_len"] == boundary.from_seq_len),
-                None,
-            )
-            for entries in (record["before"], record["after"])
+            losses.get(boundary.from_seq_len) for losses in (record.before, record.after)
         )
         if before is None or after is None:
-            continue  # scored when the evaluation had other lengths
-        if not after - before <= limit:  # a loss that is no number neither
-            return Rise(boundary, before, after)
+            continue  # not scored yet, or scored when the evaluation had other lengths
+        if not after.loss - before.loss <= limit:  # NaN is a rise too
+            return Rise(boundary, before.loss, after.loss)
     return None

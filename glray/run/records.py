@@ -1,11 +1,268 @@
-"""The typed records of a run, written by training and read by report, search and benchmarks."""
+"""The records of a run: training writes them; the report, the search and benchmarks read them.
 
-from dataclasses import asdict, dataclass, replace
+``docs/metrics.md`` is rendered from this file: a field's docstring is its definition there.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from glray.plan import Plan
+from glray.record import Counts, Number, Numbers, Record, measure
 
 
-@dataclass(frozen=True)
-class Execution:
-    """What float sums depend on."""
+class Step(Record):
+    """A line of ``metrics.jsonl``: one optimizer step. Values cover all workers unless the
+    definition says otherwise. A flush happens every ``compute.log_every_steps`` and before each
+    checkpoint and evaluation."""
+
+    step: int = measure("steps")
+    """Steps trained, this one included."""
+    stage: int = measure("")
+    """Its stage, from 0."""
+    seq_len: int = measure("tokens")
+    """Length of its windows."""
+    tokens: int = measure("tokens")
+    """Targets trained so far, this step included."""
+    lr: float = measure("")
+    """Learning rate that the step used."""
+    calibrated_seconds: float | None = measure("s", "calibrated")
+    """After this step."""
+    measured_seconds: float = measure("s", "measured")
+    """When the host was done with the step, on rank 0; a GPU may still be working until the
+    flush."""
+    data_wait_seconds: float = measure("s", "measured")
+    """Rank 0's wait for the step's batch."""
+    loss: Number = measure("nats per token")
+    """Mean cross-entropy of the step's targets, before its update."""
+    grad_norm: Number = measure("")
+    """L2 norm of the gradient before clipping."""
+    update_norm: Number | None = measure("", default=None)
+    """L2 norm of the optimizer's update without weight decay; only in the 32 steps before and
+    after a stage boundary."""
+    checksum: str = measure("hexadecimal")
+    """Sum modulo 2^64 of a hash of each input and each target with its place, as they went through
+    the model."""
+    tokens_per_second: float = measure("tokens/s", "measured")
+    """Targets of the steps since the last flush / their seconds, including the wait for the
+    device."""
+    mfu: float = measure("share", "measured")
+    """Model FLOPs of the steps since the last flush / (their seconds × peak × workers)."""
+    memory_bytes: int | None = measure("bytes")
+    """Rank 0's. CUDA: peak bytes of tensors since the last flush, evaluations and checkpoints
+    included. CPU: the process's resident set at the flush, `null` where there is no `/proc`."""
+
+
+class TrainingProgress(Record):
+    """How training stands; ``glray run`` shows it as one line."""
+
+    stage: int = measure("")
+    """The stage, from 1."""
+    num_stages: int = measure("stages")
+    """Stages of the run."""
+    seq_len: int = measure("tokens")
+    """Length of its windows."""
+    step: int = measure("steps")
+    """Steps trained so far."""
+    num_steps: int = measure("steps")
+    """Steps of the whole run."""
+    tokens: int = measure("tokens")
+    """Targets trained so far."""
+    loss: Number = measure("nats per token")
+    """Loss of the last step."""
+    tokens_per_second: float = measure("tokens/s", "measured")
+    """As in `metrics.jsonl`."""
+    mfu: float = measure("share", "measured")
+    """As in `metrics.jsonl`."""
+    measured_seconds: float = measure("s", "measured")
+    """So far."""
+    calibrated_seconds: float | None = measure("s", "calibrated")
+    """So far."""
+    seconds_left: float = measure("s", "measured")
+    """Measured so far × what is left / what is done, both in calibrated seconds or, without a
+    calibration, in model FLOPs: later stages are slower either way."""
+
+
+class Progress(Record):
+    """``progress.json``: what the pipeline's worker group is doing, replaced at most once a second.
+    With several groups the second writes ``progress-1.json``, and so on."""
+
+    run: str | None = measure("", default=None)
+    """The run's name."""
+    phase: str = measure("")
+    """`training`, or what is done instead."""
+    training: TrainingProgress | None = measure("", default=None)
+    """How training stands, see below; `null` in other phases."""
+
+
+class LengthLoss(Record):
+    """Held-out loss at one window length."""
+
+    seq_len: int = measure("tokens")
+    """Length of the windows that the targets were cut into."""
+    loss: Number = measure("nats per token")
+    """Mean over all targets."""
+    standard_error: Number | None = measure("nats per token")
+    """Standard error of `loss` over documents; `null` for one document."""
+    document_losses: Numbers = measure("nats per token")
+    """Mean loss of each document, in the order of `document_tokens`."""
+    bits_per_byte: Number = measure("bits")
+    """Loss per byte of the targets' UTF-8 text."""
+    loss_by_position: Numbers = measure("nats per token")
+    """Mean loss at each position of the window."""
+
+
+class Evaluation(Record):
+    """``evaluations/step-*.json``: the held-out targets scored once, at the end of each stage and
+    every ``evaluation.every_tokens``."""
+
+    step: int = measure("steps")
+    """Steps trained so far."""
+    tokens: int = measure("tokens")
+    """Targets trained so far."""
+    calibrated_seconds: float | None = measure("s", "calibrated")
+    """So far."""
+    measured_seconds: float = measure("s", "measured")
+    """So far."""
+    trained_seq_len: int = measure("tokens")
+    """Window length of the last step's stage."""
+    eval_seconds: float = measure("s", "evaluation")
+    """Seconds of this evaluation, on rank 0."""
+    targets_sha256: str = measure("hexadecimal")
+    """SHA-256 of the targets: losses compare only on the same ones."""
+    num_documents: int = measure("documents")
+    """Documents that the targets come from."""
+    document_tokens: Counts = measure("tokens")
+    """Targets of each document."""
+    num_target_tokens: int = measure("tokens")
+    """All targets."""
+    lengths: tuple[LengthLoss, ...] = measure("")
+    """A record for each of `evaluation.seq_lens`, ascending; see below."""
+
+    def at(self, seq_len: int) -> LengthLoss | None:
+        """The loss at that window length, None if it was not scored."""
+        return next((length for length in self.lengths if length.seq_len == seq_len), None)
+
+
+class BoundaryLoss(Record):
+    """Held-out loss at one window length near a stage boundary."""
+
+    seq_len: int
+    loss: Number
+    """Nats per token."""
+    document_losses: Numbers
+    """float64[documents]."""
+
+
+def _by_length(losses: Any) -> Any:
+    if isinstance(losses, list | tuple):
+        return {loss["seq_len"]: loss for loss in losses}
+    return losses or {}
+
+
+LossesByLength = Annotated[
+    dict[int, BoundaryLoss],
+    BeforeValidator(_by_length),
+    PlainSerializer(lambda losses: list(losses.values()), return_type=list[BoundaryLoss]),
+]
+"""By window length; a list in JSON."""
+
+
+class Jump(Record):
+    """The change of the held-out loss from the length before a boundary to the length after it with
+    the same weights. The last three parts sum to the first. "Sliding" windows have the length and
+    the positions of the stage before and move by half of that length."""
+
+    jump: Number = measure("nats per token")
+    """`switched` at `to_seq_len` − `before` at `from_seq_len`."""
+    rescaled_positions: Number = measure("nats per token")
+    """The part of targets at positions that the window before has too: their context is the same,
+    so it is 0 unless RoPE is scaled."""
+    longer_context: Number = measure("nats per token")
+    """The part of the targets beyond: what at least half an old window of context gives them at
+    trained positions, sliding − `before`."""
+    unseen_positions: Number = measure("nats per token")
+    """The part of the same targets at positions that were not trained and with still more context,
+    `switched` − sliding."""
+
+
+class BoundaryRecord(Record):
+    """``boundaries/step-*.json``: a boundary between two stages, on the targets of the evaluations.
+    It is written when the stage before has ended; ``after`` is filled in 16 steps later, or at the
+    end of a shorter stage."""
+
+    step: int = measure("steps")
+    """Steps trained before the boundary."""
+    from_seq_len: int = measure("tokens")
+    """Length of the stage before."""
+    to_seq_len: int = measure("tokens")
+    """Length of the stage after."""
+    rescore_step: int = measure("steps")
+    """When `after` is scored."""
+    before: LossesByLength = measure("")
+    """`seq_len`, `loss` and `document_losses` at both lengths, with the stage before's RoPE."""
+    switched: LossesByLength = measure("")
+    """The same weights with the stage after's RoPE; equal to `before` where RoPE is not scaled."""
+    after: LossesByLength = measure("", default_factory=dict)
+    """As `switched`, scored at `rescore_step`; empty until then."""
+    jump: Jump | None = measure("")
+    """See below; `null` where the length does not grow, or one of the two does not divide the
+    longest evaluated length."""
+    targets_sha256: str = measure("hexadecimal")
+    """As in the evaluations; `after` stays empty where it has changed since."""
+    document_tokens: Counts = measure("tokens")
+    """Targets of each document."""
+
+
+class Result(Record):
+    """``result.json``, written last: the run is finished."""
+
+    steps: int = measure("steps")
+    """Steps trained."""
+    tokens: int = measure("tokens")
+    """Targets trained."""
+    calibrated_seconds: float | None = measure("s", "calibrated")
+    """Of the whole run."""
+    measured_seconds: float = measure("s", "measured")
+    """Of the whole run, on rank 0."""
+    warm_up_seconds: float = measure("s", "before the clock")
+    """Compiling every length and trying its memory, at each start; 0 on a CPU without
+    compilation."""
+    eval_seconds: float = measure("s", "evaluation")
+    """Of all evaluations."""
+    checkpoint_seconds: float = measure("s", "checkpoint")
+    """Of all checkpoints."""
+    wall_seconds: float = measure("s", "wall")
+    """Of all starts."""
+    checksum: str = measure("hexadecimal")
+    """Sum of the steps' checksums modulo 2^64: equal checksums, equal tokens."""
+    tokens_by_seq_len: dict[str, int] = measure("tokens")
+    """Targets trained at each length."""
+
+
+class TrainState(BaseModel):
+    """``state.json`` of a checkpoint: where a run stands. The data position is ``step`` alone
+    (times ``tokens_per_batch``). Unlike a record it changes while the run trains."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    step: int = 0
+    checksum: int = 0
+    """Token checksum of all steps so far, modulo 2^64."""
+    calibrated_seconds: float | None = None
+    """None without a calibration."""
+    measured_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    """Over all attempts, everything included from the wait for the first batch on."""
+    tokens_by_seq_len: dict[str, int] = Field(default_factory=dict)
+    """Tokens trained at each length."""
+
+
+class Execution(Record):
+    """What float sums depend on beyond a run's identity."""
 
     num_workers: int
     threads_per_worker: int
@@ -20,20 +277,67 @@ class Execution:
     """Tokens of a worker's batch that go through the model at once, by sequence length."""
 
     def rows_at_once(self, seq_len: int) -> int:
-        """Windows of a micro-batch at ``seq_len``; a length never trained goes by the least."""
+        """Windows of a micro-batch at ``seq_len``; a length never trained takes the fewest
+        tokens."""
         tokens = self.micro_batch_tokens.get(str(seq_len), min(self.micro_batch_tokens.values()))
         return max(1, tokens // seq_len)
 
     def at(self, seq_lens: tuple[int, ...]) -> "Execution":
         """Only with the micro-batches of ``seq_lens``: what a run of these lengths depends on."""
         known = {str(n): self.micro_batch_tokens[str(n)] for n in seq_lens}
-        return replace(self, micro_batch_tokens=known)
+        return self.model_copy(update={"micro_batch_tokens": known})
 
-    def differences(self, before: dict[str, object]) -> list[str]:
-        """``name before → now`` of what differs from a recorded execution."""
-        now = asdict(self)
+    def differences(self, before: "Execution") -> list[str]:
+        """``name before → now`` of what differs from an earlier execution."""
         return [
-            f"{name} {before.get(name)} → {now[name]}"
-            for name in now
-            if before.get(name) != now[name]
+            f"{name} {getattr(before, name)} → {getattr(self, name)}"
+            for name in Execution.model_fields
+            if getattr(before, name) != getattr(self, name)
         ]
+
+
+class StartedExecution(Execution):
+    """An execution and where it began."""
+
+    first_step: int
+
+
+class Manifest(Record):
+    """``run.json``: what a run is, and how it was executed."""
+
+    format: Literal[3] = 3
+    pipeline: str
+    arm: str
+    seed: int
+    fingerprint: str
+    identity: dict[str, Any]
+    """What decides the run's weights."""
+    plan: Plan
+    architecture: dict[str, Any]
+    """The model's configuration in ``transformers``' words."""
+    rope_parameters: tuple[dict[str, Any], ...]
+    """Rotary positions of each stage in ``transformers``' words."""
+    flops_per_token: tuple[int, ...]
+    """Model FLOPs of one target at each stage's length, forward and backward."""
+    tokens_directories: tuple[str, ...]
+    """Where the token blocks of each source lie."""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    """Machine and versions; empty before the run has started."""
+    executions: tuple[StartedExecution, ...] = ()
+    """Each change of the execution, with the step that it began at."""
+    predicted_seconds: float | None = None
+    """Seconds of the whole plan by a profile of the machine; None without one."""
+
+
+class Calibration(Record):
+    """``calibration.json``: what a step of each length costs, and on what machine."""
+
+    step_microseconds: dict[int, int]
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+
+class MicroBatches(Record):
+    """``micro_batches.json``: what fits in memory at once, under which conditions."""
+
+    conditions: dict[str, Any]
+    micro_batch_tokens: dict[str, int]

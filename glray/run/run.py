@@ -1,100 +1,140 @@
-"""A run: one arm under one seed, its identity, and its directory of records.
+"""A run: one arm under one seed. What was declared and planned of it, and what its directory has.
 
 ``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``, a progress file
 of each worker group (``progress.json``, …) and one directory a run: ``run.json``, ``spec.yaml``,
-``metrics.jsonl``, ``tensorboard/``, ``evaluations/``, ``boundaries/``, ``checkpoints/``,
-``model/`` and, written last, ``result.json``.
+``metrics.jsonl``, ``tensorboard/``, ``evaluations/``, ``boundaries/``, ``checkpoints/``, ``model/``
+and, written last, ``result.json``.
 """
 
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoConfig, PreTrainedConfig
+import numpy as np
+import yaml
+from pydantic import ValidationError
 
-from glray.data.corpus import PreparedCorpus, open_corpus
-from glray.data.order import ChunkOrder
-from glray.data.targets import heldout_targets
 from glray.errors import UserError
-from glray.files import read_record, write_json, write_text
-from glray.model.config import embedding_rows, model_config, starting_model
-from glray.model.flops import training_flops_per_token
-from glray.model.positions import rope_parameters
-from glray.model.pretrained import PretrainedFolder
-from glray.plan import MICROSECONDS, Plan, make_plan
-from glray.run.profile import prices_of, profile_path, read_profile
-from glray.run.records import Execution
-from glray.spec.compute import ComputeSpec
-from glray.spec.identity import differences, fingerprint, training_identity
-from glray.spec.loading import load_pipeline, to_yaml
+from glray.files import read_json
+from glray.plan import WATCHED_STEPS, Plan, StagePlan
+from glray.record import Record
+from glray.run.records import (
+    BoundaryRecord,
+    Calibration,
+    Evaluation,
+    Manifest,
+    Result,
+    Step,
+)
+from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.schedule import ArmSpec, CalibrationSpec
+from glray.spec.positions import PositionsSpec
 from glray.storage import storage_path
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm under one seed, settled: nothing about it is decided later."""
+    """One arm under one seed, planned: nothing about it is decided later.
+
+    Its records are read from the directory once; open the run again to see what came since.
+    """
 
     directory: Path
     spec: PipelineSpec
-    arm: ArmSpec
-    seed: int
-    plan: Plan
-    corpus: PreparedCorpus
-    model_config: PreTrainedConfig
-    init_sha256: str | None
-    """Of the folder that the run starts from; None of a declared model."""
+    """Of this run alone: one arm, one seed."""
+    manifest: Manifest
+    label: str | None = None
+    """What a comparison calls its arm; None: as its pipeline does."""
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What decides the run's weights."""
-        return training_identity(
-            self.spec, self.arm, self.seed, self.corpus.identity, self.init_sha256
-        )
+    @classmethod
+    def open(cls, directory: Path) -> "Run":
+        """The run of a directory, as it was started. Raises UserError."""
+        path = directory / "run.json"
+        if not path.is_file():
+            raise UserError(
+                f"{directory}: has no run.json, so it is not a run; give a run's directory, such "
+                "as runs/quickstart/growlength-seed0"
+            )
+        check_format(path)
+        manifest = Manifest.read(path)
+        assert manifest is not None, "the file is there"
+        return cls(directory, load_pipeline(directory / "spec.yaml"), manifest)
 
-    @property
-    def order(self) -> ChunkOrder:
-        """The order of its tokens: the same for all arms of the seed."""
-        return self.corpus.order(self.plan.chunk_len, self.seed)
-
-    @cached_property
-    def stage_flops_per_token(self) -> tuple[int, ...]:
-        """Model FLOPs of one target token at each stage's length, forward and backward."""
-        config = self.model_config
-        return tuple(training_flops_per_token(config, stage.seq_len) for stage in self.plan.stages)
-
-    def rope_parameters(self, stage: int) -> dict[str, Any]:
-        """Where a stage places rotary positions, in ``transformers``' words."""
-        return rope_parameters(self.arm.positions, self.model_config, self.arm.seq_lens, stage)
-
-    def model_flops(self, num_steps: int) -> int:
-        """Model FLOPs of the first ``num_steps`` steps, each token's at its stage's length."""
-        total = 0
-        for stage, flops_per_token in zip(
-            self.plan.stages, self.stage_flops_per_token, strict=True
-        ):
-            inside = min(max(num_steps - stage.first_step, 0), stage.num_steps)
-            total += inside * self.plan.tokens_per_batch * flops_per_token
-        return total
+    # ---- what it is
 
     @property
     def name(self) -> str:
-        """``growlength-seed0``."""
-        return self.directory.name
+        """``growlength-seed0``, with the comparison's label where it has one."""
+        return self.directory.name if self.label is None else f"{self.label}-seed{self.seed}"
+
+    @property
+    def pipeline(self) -> str:
+        """Name of its pipeline."""
+        return self.manifest.pipeline
+
+    @property
+    def arm(self) -> str:
+        """Name of its arm in the pipeline."""
+        return self.manifest.arm
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.manifest.seed
+
+    @property
+    def plan(self) -> Plan:
+        """Its stages in steps."""
+        return self.manifest.plan
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its weights."""
+        return self.manifest.identity
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the identity."""
+        return self.manifest.fingerprint
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Machine and versions of its last start."""
+        return self.manifest.environment
+
+    @property
+    def positions(self) -> PositionsSpec:
+        """How RoPE is scaled when the length grows."""
+        return self.spec.arms[0].positions
+
+    @property
+    def seq_lens(self) -> tuple[int, ...]:
+        """Length of each stage in tokens."""
+        return tuple(stage.seq_len for stage in self.plan.stages)
+
+    @property
+    def longest_seq_len(self) -> int:
+        """The longest length of the plan."""
+        return max(self.seq_lens)
+
+    def model_flops(self, num_steps: int) -> int:
+        """Model FLOPs of the first ``num_steps`` steps, each token's at its stage's length."""
+        return sum(
+            stage.steps_before(num_steps) * self.plan.tokens_per_batch * flops
+            for stage, flops in zip(self.plan.stages, self.manifest.flops_per_token, strict=True)
+        )
+
+    # ---- where its files are
 
     @property
     def checkpoints(self) -> Path:
         """Folder of its checkpoints."""
         return self.directory / "checkpoints"
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has left its result and its last evaluation."""
-        last = self.evaluation_path(self.plan.num_steps)
-        return (self.directory / "result.json").exists() and last.exists()
 
     def evaluation_path(self, step: int) -> Path:
         """Where the evaluation after ``step`` steps is recorded."""
@@ -104,213 +144,250 @@ class Run:
         """Where the stage boundary after ``step`` steps is recorded."""
         return self.directory / "boundaries" / f"step-{step:08d}.json"
 
+    # ---- what it has done
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has left its result and its last evaluation."""
+        last = self.evaluation_path(self.plan.num_steps)
+        return (self.directory / "result.json").exists() and last.exists()
+
+    @property
+    def result(self) -> Result | None:
+        """What it took; None while it is unfinished."""
+        return Result.read(self.directory / "result.json")
+
+    @cached_property
+    def log(self) -> "StepLog":
+        """Its steps."""
+        return StepLog.read(self.directory / "metrics.jsonl")
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Ascending in ``step``."""
+        return _all_in(self.directory / "evaluations", Evaluation)
+
+    @cached_property
+    def boundaries(self) -> tuple[BoundaryRecord, ...]:
+        """The stage boundaries that were reached, ascending in ``step``."""
+        return _all_in(self.directory / "boundaries", BoundaryRecord)
+
+    @cached_property
+    def stages(self) -> "tuple[RunStage, ...]":
+        """Its stages, each with what became of it."""
+        return tuple(RunStage(self, index) for index in range(len(self.plan.stages)))
+
+    @property
+    def latest(self) -> Evaluation | None:
+        """The last evaluation so far; that of the trained model once the run is finished."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def steps_done(self) -> int:
+        """Steps trained so far."""
+        if self.is_finished:
+            return self.plan.num_steps
+        return int(self.log.step[-1]) if len(self.log.step) else 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained so far."""
+        return self.steps_done * self.plan.tokens_per_batch
+
+    @property
+    def calibrated_seconds(self) -> float | None:
+        """Calibrated seconds so far; None without a calibration."""
+        return self.plan.calibrated_seconds(self.steps_done)
+
+    @property
+    def measured_seconds(self) -> float:
+        """Training seconds measured so far."""
+        if self.result is not None:
+            return self.result.measured_seconds
+        return float(self.log.measured_seconds[-1]) if len(self.log.step) else 0.0
+
+    def gradient_rise(self, boundary: BoundaryRecord) -> float | None:
+        """The largest gradient norm between a boundary and its ``rescore_step`` over the median of
+        the ``WATCHED_STEPS`` before; None until a step is logged there."""
+        before = self.log.grad_norm[max(boundary.step - WATCHED_STEPS, 0) : boundary.step]
+        after = self.log.grad_norm[boundary.step : boundary.rescore_step]
+        return float(after.max() / np.median(before)) if len(before) and len(after) else None
+
+
+@dataclass(frozen=True)
+class RunStage:
+    """One stage of a run: planned, trained, timed and scored."""
+
+    run: Run
+    index: int
+
+    @property
+    def planned(self) -> StagePlan:
+        """Its steps, and what each is calibrated at."""
+        return self.run.plan.stages[self.index]
+
+    @property
+    def seq_len(self) -> int:
+        """Length of its windows in tokens."""
+        return self.planned.seq_len
+
+    @property
+    def steps_trained(self) -> int:
+        """Steps trained so far."""
+        return self.planned.steps_before(self.run.steps_done)
+
+    @property
+    def tokens_trained(self) -> int:
+        """Targets trained so far."""
+        return self.steps_trained * self.run.plan.tokens_per_batch
+
+    @property
+    def calibrated_seconds(self) -> float | None:
+        """Calibrated seconds so far; None without a calibration."""
+        cost = self.planned.step_microseconds
+        return None if cost is None else self.steps_trained * cost / 1e6
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Measured seconds of the whole stage, by the clocks of the evaluations at its ends, where
+        the host has waited for the device; None until its end is evaluated."""
+        clocks = {0: 0.0} | {e.step: e.measured_seconds for e in self.run.evaluations}
+        first, end = (clocks.get(n) for n in (self.planned.first_step, self.planned.end_step))
+        return None if first is None or end is None else end - first
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The held-out losses at its end; None until it is evaluated."""
+        end = self.planned.end_step
+        return next((scored for scored in self.run.evaluations if scored.step == end), None)
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """``metrics.jsonl`` as columns, one entry for each step that was trained."""
+
+    step: np.ndarray
+    """int64[steps]: steps completed."""
+    tokens: np.ndarray
+    """int64[steps]: tokens trained so far."""
+    loss: np.ndarray
+    """float64[steps]: training loss, nats per token; NaN where the run diverged."""
+    grad_norm: np.ndarray
+    """float64[steps]: before clipping."""
+    update_norm: np.ndarray
+    """float64[steps]: NaN away from stage boundaries."""
+    lr: np.ndarray
+    """float64[steps]."""
+    calibrated_seconds: np.ndarray | None
+    """float64[steps], cumulated; None without a calibration."""
+    measured_seconds: np.ndarray
+    """float64[steps], cumulated, training alone."""
+    data_wait_seconds: np.ndarray
+    """float64[steps]: how long the step waited for its batch."""
+
+    @classmethod
+    def read(cls, path: Path) -> "StepLog":
+        """The whole lines of a file, as one may be being written. Raises UserError."""
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        try:
+            steps = [Step.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise UserError(
+                f"{path}: has a line that is not a step ({error.errors()[0]['msg']}), so the run "
+                "cannot be reported; remove the line"
+            ) from None
+
+        def column(name: str, dtype: type = np.float64) -> np.ndarray:
+            return np.array([getattr(step, name) for step in steps], dtype=dtype)  # None is NaN
+
+        calibrated = column("calibrated_seconds")
+        return cls(
+            step=column("step", np.int64),
+            tokens=column("tokens", np.int64),
+            loss=column("loss"),
+            grad_norm=column("grad_norm"),
+            update_norm=column("update_norm"),
+            lr=column("lr"),
+            calibrated_seconds=None if np.isnan(calibrated).any() else calibrated,
+            measured_seconds=column("measured_seconds"),
+            data_wait_seconds=column("data_wait_seconds"),
+        )
+
+
+def open_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs of each path, a run's directory or a pipeline's that holds runs.
+
+    In the order of the paths; within a pipeline's directory arm by arm as its ``spec.yaml`` lists
+    them, else by name, then by seed. A run given twice is read once. Raises UserError if a path
+    holds no run.
+    """
+    directories: dict[Path, None] = {}
+    for path in paths:
+        found = [path] if (path / "run.json").is_file() else sorted(path.glob("*/run.json"))
+        directories |= {place.absolute(): None for place in _parents(found) or [path]}
+    runs = [Run.open(directory) for directory in directories]
+    parents = list(dict.fromkeys(run.directory.parent for run in runs))
+    arms = {parent: _arm_order(parent) for parent in parents}
+
+    def place(run: Run) -> tuple[Any, ...]:
+        parent = run.directory.parent
+        known = arms[parent]
+        index = known.index(run.arm) if run.arm in known else len(known)
+        return parents.index(parent), index, _natural(run.arm), run.seed
+
+    return sorted(runs, key=place)
+
 
 def pipeline_directory(spec: PipelineSpec) -> Path:
     """``<storage>/<name>``, absolute."""
     return storage_path(spec.compute) / spec.name
 
 
-def settle(spec: PipelineSpec, corpus: PreparedCorpus) -> list[Run] | None:
-    """Every run of the pipeline, seed by seed; None while a calibration is needed and missing.
-
-    Raises UserError for a plan that cannot be, a corpus smaller than a batch, a folder that no run
-    can start from, a vocabulary larger than the model's, held-out documents shorter than a window,
-    a run's directory that holds another identity, positions that the
-    model cannot be given, or a tracker that is not installed.
-    """
-    check_tracker(spec.compute)
-    check_corpus_size(spec, corpus)
-    start = starting_model(spec)
-    embedding_rows(start, corpus.vocab_size)
-    init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
-    heldout_targets(corpus, spec.evaluation)
-    spec = with_calibration(spec)
-    directory = pipeline_directory(spec)
-    runs = []
-    for seed in spec.seeds:
-        for arm in spec.trained_arms:
-            plan = make_plan(spec, arm)
-            if plan is None:
-                return None
-            config = model_config(
-                start,
-                vocab_size=corpus.vocab_size,
-                eos_id=corpus.eos_id,
-                max_seq_len=max(arm.seq_lens),
-            )
-            own = directory / f"{arm.name}-seed{seed}"
-            run = Run(own, spec, arm, seed, plan, corpus, config, init_sha256)
-            for stage in range(len(arm.stages)):
-                run.rope_parameters(stage)
-            check_identity(run)
-            runs.append(run)
-    return runs
-
-
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     """The spec with the calibration of its pipeline's directory, if it needs one and has none.
 
-    A calibration counts once a run has started with it: before that it is measured anew.
+    A calibration counts once a run has started with it: before that it is measured again.
     """
+    directory = pipeline_directory(spec)
     if not spec.needs_calibration or spec.calibration is not None:
         return spec
-    directory = pipeline_directory(spec)
-    costs = recorded_calibration(directory / "calibration.json")
-    if costs is None or not any(directory.glob("*/run.json")):
+    recorded = Calibration.read(directory / "calibration.json")
+    if recorded is None or not any(directory.glob("*/run.json")):
         return spec
-    return spec.derive(calibration=CalibrationSpec(step_microseconds=costs))
+    return spec.derive(calibration={"step_microseconds": recorded.step_microseconds})
 
 
-def recorded_calibration(path: Path) -> dict[int, int] | None:
-    """Microseconds of a step by sequence length, as ``path`` records them; None if it is not there.
-
-    Raises UserError if it is damaged.
-    """
-    recorded = read_record(path, "step_microseconds")
-    if recorded is None:
-        return None
-    return {int(length): cost for length, cost in recorded["step_microseconds"].items()}
-
-
-def check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
-    """Raises UserError if an epoch of a source has no chunk, or all have less than one batch."""
-    order = corpus.order(spec.chunk_tokens, seed=0)
-    remedy = "give more text, or lower tokens_per_batch or chunk_len"
-    available = 0
-    for index, source in enumerate(corpus.sources):
-        available += order.num_chunks(index) * spec.chunk_tokens
-        if order.num_chunks(index) == 0:
-            raise UserError(
-                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are less "
-                f"than a chunk of {spec.chunk_tokens:,} and a token: it would never be read; "
-                f"{remedy}"
-            )
-    if available < spec.tokens_per_batch:
+def check_format(path: Path) -> None:
+    """Raises UserError unless a ``run.json`` is of this version's format."""
+    found = read_json(path)
+    written = found.get("format") if isinstance(found, dict) else None
+    if isinstance(found, dict) and found and written is None:
         raise UserError(
-            f"corpus: its training tokens make {available:,} in whole chunks of "
-            f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
-            f"could be filled; {remedy}"
+            f"{path}: written by glray 0.1 (format 2), this version reads format 3: its "
+            "records have other names; read it with glray 0.1, or train under another name "
+            "(--set name=…)"
         )
 
 
-def check_identity(run: Run) -> None:
-    """Raises UserError if the run's directory was started by another identity."""
-    recorded = read_record(run.directory / "run.json", "fingerprint", "identity")
-    if recorded is None or recorded["fingerprint"] == fingerprint(run.identity):
-        return
-    changes = differences(recorded["identity"], run.identity)
-    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
-    raise UserError(
-        f"{run.directory}: holds run {recorded['fingerprint']}, this spec is "
-        f"{fingerprint(run.identity)} ({shown}): its records would mix two runs; use another name "
-        f"(--set name={run.spec.name}-2), for a comparison another --set compute.storage=…, or "
-        "delete the directory"
-    )
+def _parents(paths: Sequence[Path]) -> list[Path]:
+    return [path.parent if path.name == "run.json" else path for path in paths]
 
 
-def check_tracker(compute: ComputeSpec) -> None:
-    """Raises UserError if a Weights & Biases project is named and its package is missing."""
-    if compute.wandb_project is not None and find_spec("wandb") is None:
-        raise UserError(
-            f"compute.wandb_project {compute.wandb_project}: the package wandb is not installed, "
-            "nothing would be tracked there; pip install 'glray[wandb]', or set it to null"
-        )
-
-
-def write_run(run: Run, environment: dict[str, Any], executed: Execution, step: int) -> list[str]:
-    """Write ``run.json`` and the run's own resolved ``spec.yaml`` as it goes on from ``step``.
-
-    ``run.json`` lists every execution with the step that it began at. Returns what of this one
-    differs from the one before, ``num_workers 2 → 3``: from here on bits may differ too.
-    """
-    plan = run.plan
-    executed = executed.at(tuple(stage.seq_len for stage in plan.stages))
-    recorded = read_record(run.directory / "run.json", "executions", "plan") if step else None
-    predicted = (
-        recorded["plan"].get("predicted_seconds") if recorded else _predicted_seconds(run, executed)
-    )
-    executions = recorded["executions"] if recorded else []
-    executions = [entry for entry in executions if entry["first_step"] < step]
-    changes = executed.differences(executions[-1]) if executions else []
-    if changes or not executions:
-        executions.append({"first_step": step} | asdict(executed))
-    stages = [
-        {
-            "seq_len": stage.seq_len,
-            "rows": stage.rows,
-            "first_step": stage.first_step,
-            "num_steps": stage.num_steps,
-            "step_microseconds": stage.step_microseconds,
-        }
-        for stage in plan.stages
-    ]
-    own = run.spec.derive(
-        arms=[run.arm], only=None, seeds=[run.seed], search=None, chunk_len=plan.chunk_len
-    )
-    write_text(run.directory / "spec.yaml", to_yaml(own))
-    write_json(
-        run.directory / "run.json",
-        {
-            "pipeline": run.spec.name,
-            "arm": run.arm.name,
-            "seed": run.seed,
-            "fingerprint": fingerprint(run.identity),
-            "identity": run.identity,
-            "model_config": run.model_config.to_dict(),
-            "tokens_directories": run.corpus.directories,
-            "environment": environment,
-            "executions": executions,
-            "plan": {
-                "tokens_per_batch": plan.tokens_per_batch,
-                "num_steps": plan.num_steps,
-                "budget_seconds": run.spec.budget.seconds,
-                "budget_tokens": run.spec.budget.tokens,
-                "predicted_seconds": predicted,
-                "stages": stages,
-            },
-        },
-    )
-    return changes
-
-
-def _predicted_seconds(run: Run, executed: Execution) -> float | None:
-    """Of all steps, by a profile of the pipeline, which is of one worker; None without one."""
-    if executed.num_workers > 1:
-        return None
+def _arm_order(directory: Path) -> list[str]:
+    """The arms' names as a pipeline's ``spec.yaml`` lists them; empty if it cannot be read."""
     try:
-        profile = read_profile(profile_path(run.spec))
-    except UserError:  # glray plan and glray run have said it
-        return None
-    costs = prices_of(profile, run.spec, {stage.seq_len for stage in run.plan.stages})
-    if costs is None:
-        return None
-    microseconds = costs.step_microseconds
-    total = sum(stage.num_steps * microseconds[stage.seq_len] for stage in run.plan.stages)
-    return total / MICROSECONDS
+        spec = yaml.safe_load((directory / "spec.yaml").read_text(encoding="utf-8"))
+        return [arm["name"] for arm in spec["arms"]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []
 
 
-def find_run(directory: Path) -> Run:
-    """The run of a run's directory, as it was started: a folder that it started from is not needed
-    any more. Raises UserError."""
-    recorded = read_record(
-        directory / "run.json", "identity", "model_config", "tokens_directories", "seed"
-    )
-    if recorded is None:
-        raise UserError(
-            f"{directory}: not a run's directory, it has no run.json; give one such as "
-            "runs/quickstart/growlength-seed0"
-        )
-    spec = load_pipeline(directory / "spec.yaml")
-    arm = spec.arms[0]
-    plan = make_plan(spec, arm)
-    assert plan is not None, "a run's spec has its calibration"
-    try:
-        corpus = open_corpus(spec, recorded["tokens_directories"])
-        config = AutoConfig.for_model(**recorded["model_config"])
-        init_sha256 = recorded["identity"].get("init")
-        seed = int(recorded["seed"])
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{directory / 'run.json'}: damaged, it is not as glray wrote it ({error}); restore it"
-        ) from None
-    return Run(directory, spec, arm, seed, plan, corpus, config, init_sha256)
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts ``llm128`` before ``llm1024``."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _all_in(folder: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
+    """The records of a folder in the order of their steps."""
+    records = [kind.read(path) for path in sorted(folder.glob("step-*.json"))]
+    return tuple(record for record in records if record is not None)

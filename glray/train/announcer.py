@@ -2,9 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
-from glray.files import naming, write_json
+from glray.files import naming
+from glray.run.records import Progress
 from glray.train.context import WorkerContext
 
 
@@ -18,21 +18,21 @@ class Announcer:
         self._progress = directory / (f"progress-{index}.json" if index else "progress.json")
         self._silent = ctx.rank != 0
         self._last_progress = 0.0
-        self._last_phase: object = None
+        self._last_phase = ""
 
     def event(self, text: str) -> None:
         """Append one line to ``events.log``."""
         if not self._silent:
             write_event(self._directory, text)
 
-    def progress(self, **values: Any) -> None:
+    def progress(self, progress: Progress) -> None:
         """Replace the progress file, at most once a second while the phase is the same."""
-        now, phase = time.monotonic(), values.get("phase")
+        now, phase = time.monotonic(), progress.phase
         recent = now - self._last_progress < 1.0 and phase == self._last_phase
         if self._silent or recent:
             return
         self._last_progress, self._last_phase = now, phase
-        write_json(self._progress, values)
+        progress.write(self._progress)
 
 
 def write_event(directory: Path, text: str) -> None:

@@ -1,134 +1,124 @@
 """What a stage boundary does to the held-out loss: scored before it, on it and just after it.
 
-``evaluations/step-*.json`` has every length at the end of each stage, and between where the spec
-says so. ``boundaries/step-*.json`` has
-each boundary between two stages at the length before and the length after it: under the old
-positions and the new ones with the same weights, and again some steps later.
+``evaluations/step-*.json`` has every length at the end of each stage, and in between where the spec
+says so. ``boundaries/step-*.json`` has the lengths before and after each stage boundary: with the
+old RoPE and the new one under the same weights, and again some steps later.
 """
 
 import time
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from glray.files import read_record, write_json
 from glray.plan import StageBoundary
+from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation, Jump, Progress
 from glray.train.context import from_rank_zero
 from glray.train.evaluation import Scored
 from glray.train.session import RunSession
 
 
-def score_stage(session: RunSession) -> None:
-    """Score the held-out targets, if the state stands where they are to be and are not yet."""
+def evaluate(session: RunSession) -> None:
+    """Score the held-out targets at the state's step, unless an earlier start has."""
     run, plan, step = session.run, session.run.plan, session.state.step
     boundary = next((boundary for boundary in plan.boundaries if boundary.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.boundary_path(step)] if boundary else [])
-    done = all(path.exists() for path in paths)
-    due = step > 0 and plan.is_scored(step, run.spec.evaluation.every_tokens)
-    if not due or from_rank_zero(session.ctx, int(done)):
+    if from_rank_zero(session.ctx, int(all(path.exists() for path in paths))):
         return
     stage = plan.stage_index(step - 1)
-    session.enter_stage(stage)
+    session.enter(stage)
     trained = plan.stages[stage].seq_len
-    session.announcer.progress(run=run.name, phase=f"evaluating after seq_len {trained}")
+    phase = f"evaluating after seq_len {trained}"
+    session.announcer.progress(Progress(run=run.name, phase=phase))
     start = time.perf_counter()
-    lengths = sorted(run.spec.evaluation.seq_lens)
-    scored = {seq_len: session.score(seq_len) for seq_len in lengths}
-    crossing = _crossing(session, boundary, scored) if boundary else None
+    scored = {seq_len: session.score(seq_len) for seq_len in sorted(run.spec.evaluation.seq_lens)}
+    record = _boundary_record(session, boundary, scored) if boundary else None
     seconds = time.perf_counter() - start
     session.state.eval_seconds += seconds
-    records = [scored[seq_len].record() for seq_len in lengths]
+    lengths = tuple(scores.record() for scores in scored.values())
     if session.ctx.rank == 0:
-        if crossing:
-            write_json(run.boundary_path(step), crossing)
-        write_json(
-            run.evaluation_path(step),
-            session.standing()
-            | {
-                "trained_seq_len": trained,
-                "eval_seconds": seconds,
-                "targets_sha256": session.targets.sha256,
-                "num_documents": session.targets.num_documents,
-                "document_tokens": session.targets.document_tokens,
-                "num_target_tokens": session.targets.num_targets,
-                "lengths": records,
-            },
-        )
-    session.track({f"heldout/loss/{entry['seq_len']}": entry["loss"] for entry in records})
-    shown = next((entry for entry in records if entry["seq_len"] == trained), records[-1])
+        if record:
+            record.write(run.boundary_path(step))
+        Evaluation(
+            step=step,
+            tokens=step * plan.tokens_per_batch,
+            calibrated_seconds=plan.calibrated_seconds(step),
+            measured_seconds=session.state.measured_seconds,
+            trained_seq_len=trained,
+            eval_seconds=seconds,
+            targets_sha256=session.targets.sha256,
+            num_documents=session.targets.num_documents,
+            document_tokens=np.array(session.targets.document_tokens),
+            num_target_tokens=session.targets.num_targets,
+            lengths=lengths,
+        ).write(run.evaluation_path(step))
+    session.track({f"heldout/loss/{length.seq_len}": length.loss for length in lengths})
+    shown = next((length for length in lengths if length.seq_len == trained), lengths[-1])
     ends = f" ends seq_len {trained}" if step in plan.stage_ends else ""
     session.announcer.event(
-        f"{run.name}: step {step:,}{ends}; held-out loss {shown['loss']:.3f} at {shown['seq_len']}"
+        f"{run.name}: step {step:,}{ends}; held-out loss {shown.loss:.3f} at {shown.seq_len}"
     )
 
 
-def rescore_boundary(session: RunSession) -> None:
-    """Score both lengths of the boundary that settles at the state's step, if there is one."""
+def rescore(session: RunSession) -> None:
+    """Score both lengths of the boundary that is due again at the state's step."""
     run, step = session.run, session.state.step
     for boundary in run.plan.boundaries:
-        if boundary.rescore_step != step or not _same_targets(session, boundary):
+        path = run.boundary_path(boundary.step)
+        if boundary.rescore_step != step or not _same_targets(session, path):
             continue
         start = time.perf_counter()
-        after = _entries({n: session.score(n) for n in _scorable(session, boundary)})
+        after = _losses({n: session.score(n) for n in _scorable(session, boundary)})
         session.state.eval_seconds += time.perf_counter() - start
         if session.ctx.rank == 0:
-            path = run.boundary_path(boundary.step)
-            write_json(path, read_record(path) | {"after": after})
+            record = BoundaryRecord.read(path)
+            assert record is not None, "its targets were read"
+            record.model_copy(update={"after": after}).write(path)
 
 
-def _same_targets(session: RunSession, boundary: StageBoundary) -> bool:
-    """Whether the boundary was scored on what the session scores; ``evaluation`` may have
-    changed."""
-    record = (
-        read_record(session.run.boundary_path(boundary.step)) if session.ctx.rank == 0 else None
-    )
-    same = record is not None and record.get("targets_sha256") == session.targets.sha256
+def _same_targets(session: RunSession, path: Path) -> bool:
+    """Whether a boundary was scored on what the session scores; ``evaluation`` may have changed."""
+    record = BoundaryRecord.read(path) if session.ctx.rank == 0 else None
+    same = record is not None and record.targets_sha256 == session.targets.sha256
     return bool(from_rank_zero(session.ctx, int(same)))
 
 
-def _crossing(
+def _boundary_record(
     session: RunSession, boundary: StageBoundary, scored: dict[int, Scored]
-) -> dict[str, Any]:
-    """The record of a boundary that the state stands on; ``after`` is still to come.
+) -> BoundaryRecord:
+    """The record of the boundary that the state stands on; ``after`` is still to come.
 
-    ``scored`` has whole windows under the old positions, which are in force on return too.
+    ``scored`` has whole windows with the stage before's RoPE, which is in force on return too.
     """
-    run = session.run
-    stage = run.plan.stage_index(boundary.step - 1)
+    rope = session.run.manifest.rope_parameters
+    stage = session.run.plan.stage_index(boundary.step - 1)
     lengths = _scorable(session, boundary)
     before = {n: scored[n] if n in scored else session.score(n) for n in lengths}
-    grows = len(lengths) == 2 and boundary.to_seq_len > boundary.from_seq_len
     sliding = None
-    if grows:
-        half = max(1, boundary.from_seq_len // 2)
-        sliding = session.score(boundary.from_seq_len, stride=half)
+    if len(lengths) == 2 and boundary.to_seq_len > boundary.from_seq_len:
+        sliding = session.score(boundary.from_seq_len, stride=max(1, boundary.from_seq_len // 2))
     switched = before
-    if run.rope_parameters(stage + 1) != run.rope_parameters(stage):
-        session.enter_stage(stage + 1)
+    if rope[stage + 1] != rope[stage]:
+        session.enter(stage + 1)
         switched = {n: session.score(n) for n in lengths}
-        session.enter_stage(stage)
+        session.enter(stage)
     jump = None
     if sliding is not None:
-        jump = split_jump(
-            boundary, before[boundary.from_seq_len], sliding, switched[boundary.to_seq_len]
-        )
-    return {
-        "step": boundary.step,
-        "from_seq_len": boundary.from_seq_len,
-        "to_seq_len": boundary.to_seq_len,
-        "before": _entries(before),
-        "switched": _entries(switched),
-        "jump": jump,
-        "rescore_step": boundary.rescore_step,
-        "after": None,
-        "targets_sha256": session.targets.sha256,
-        "document_tokens": session.targets.document_tokens,
-    }
+        old, new = before[boundary.from_seq_len], switched[boundary.to_seq_len]
+        jump = split_jump(boundary, old, sliding, new)
+    return BoundaryRecord(
+        step=boundary.step,
+        from_seq_len=boundary.from_seq_len,
+        to_seq_len=boundary.to_seq_len,
+        rescore_step=boundary.rescore_step,
+        before=_losses(before),
+        switched=_losses(switched),
+        jump=jump,
+        targets_sha256=session.targets.sha256,
+        document_tokens=np.array(session.targets.document_tokens),
+    )
 
 
-def split_jump(
-    boundary: StageBoundary, old: Scored, sliding: Scored, new: Scored
-) -> dict[str, float]:
+def split_jump(boundary: StageBoundary, old: Scored, sliding: Scored, new: Scored) -> Jump:
     """What the held-out loss does from the old length to the new one with the same weights, in nats
     per token, in three parts that sum to it. The targets are the same in each.
 
@@ -146,12 +136,12 @@ def split_jump(
     def mean(losses: np.ndarray) -> float:
         return float(losses.sum() / num_targets)
 
-    return {
-        "jump": mean(new.by_place - old.by_place),
-        "rescaled_positions": mean((new.by_place - old.by_place)[~beyond]),
-        "longer_context": mean((sliding.by_place - old.by_place)[beyond]),
-        "unseen_positions": mean((new.by_place - sliding.by_place)[beyond]),
-    }
+    return Jump(
+        jump=mean(new.by_place - old.by_place),
+        rescaled_positions=mean((new.by_place - old.by_place)[~beyond]),
+        longer_context=mean((sliding.by_place - old.by_place)[beyond]),
+        unseen_positions=mean((new.by_place - sliding.by_place)[beyond]),
+    )
 
 
 def _scorable(session: RunSession, boundary: StageBoundary) -> list[int]:
@@ -160,8 +150,8 @@ def _scorable(session: RunSession, boundary: StageBoundary) -> list[int]:
     return [n for n in lengths if session.targets.longest % n == 0]
 
 
-def _entries(scored: dict[int, Scored]) -> list[dict[str, Any]]:
-    return [
-        {"seq_len": n, "loss": s.loss, "document_losses": s.document_losses.tolist()}
+def _losses(scored: dict[int, Scored]) -> dict[int, BoundaryLoss]:
+    return {
+        n: BoundaryLoss(seq_len=n, loss=s.loss, document_losses=s.document_losses)
         for n, s in scored.items()
-    ]
+    }

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ import torch
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
+from glray.run.records import LengthLoss
 from glray.run.statistics import standard_error
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, sum_over_ranks
@@ -86,7 +86,7 @@ class Scored:
         losses = np.bincount(self.targets.documents, weights=self.by_sequence)
         return losses / np.array(self.targets.document_tokens)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> LengthLoss:
         """Loss in nats per token, its standard error over documents, the mean loss of each document
         and at each position of the window, bits per byte."""
         positions = self.windows.positions
@@ -95,14 +95,14 @@ class Scored:
         counts = np.array(self.targets.document_tokens)
         # By document, so that two runs compare on the same documents: a paired difference is far
         # surer than two losses that share the documents' difficulty.
-        return {
-            "seq_len": self.windows.seq_len,
-            "loss": self.loss,
-            "standard_error": standard_error(counts, self.document_losses),
-            "document_losses": self.document_losses.tolist(),
-            "bits_per_byte": float(self.by_sequence.sum() / np.log(2) / self.targets.num_bytes),
-            "loss_by_position": by_position.tolist(),
-        }
+        return LengthLoss(
+            seq_len=self.windows.seq_len,
+            loss=self.loss,
+            standard_error=standard_error(counts, self.document_losses),
+            document_losses=self.document_losses,
+            bits_per_byte=float(self.by_sequence.sum() / np.log(2) / self.targets.num_bytes),
+            loss_by_position=by_position,
+        )
 
 
 def _scored(

@@ -6,32 +6,29 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from glray.data.corpus import PreparedCorpus
+from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.errors import UserError
 from glray.files import new_directory
+from glray.model.config import config_of
 from glray.model.decoder import build_model, place_positions
 from glray.model.loss import NextTokenLoss
-from glray.run.run import Run, find_run
-from glray.train.checkpoint import (
-    TrainState,
-    committed_checkpoints,
-    load_weights,
-    state_of,
-    step_of,
-)
+from glray.run.checkpoint import committed_checkpoints, state_of, step_of
+from glray.run.records import TrainState
+from glray.run.run import Run
+from glray.train.checkpoint import load_weights
 from glray.train.context import LocalContext
 from glray.train.parallel import whole_weights
 
 
 def export_run(directory: Path, path: Path) -> int:
     """Write the run's latest model to the new folder ``path``; returns its step."""
-    run = find_run(directory)
+    run = Run.open(directory)
     if path.exists():
         raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
     model, state = latest_model(run, torch.device("cpu"))
     network = model.network
     network.config.tokens_by_seq_len = state.tokens_by_seq_len
-    export_model(network, whole_weights(network, LocalContext()), run.corpus, path)
+    export_model(network, whole_weights(network, LocalContext()), run_corpus(run), path)
     return state.step
 
 
@@ -56,10 +53,23 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
             f"{run.directory / 'spec.yaml'} ends at {run.plan.num_steps:,}: it is another run's; "
             "restore the file"
         )
-    model = NextTokenLoss(build_model(run.model_config, run.seed, device))
+    config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
+    model = NextTokenLoss(build_model(config, run.seed, device))
     load_weights(committed[-1], model.network)
-    place_positions(model.network, run.rope_parameters(run.plan.stage_index(step - 1)))
+    stage = run.plan.stage_index(step - 1)
+    place_positions(model.network, run.manifest.rope_parameters[stage])
     return model, state_of(committed[-1])
+
+
+def run_corpus(run: Run) -> PreparedCorpus:
+    """The token blocks that the run was started with. Raises UserError."""
+    directories = list(run.manifest.tokens_directories)
+    if len(directories) != len(run.spec.sources):
+        raise UserError(
+            f"{run.directory / 'run.json'}: damaged, it names {len(directories)} folders of token "
+            f"blocks for {len(run.spec.sources)} sources; restore it"
+        )
+    return open_corpus(run.spec, directories)
 
 
 def export_model(

@@ -4,19 +4,21 @@ Values stay on the device until the logging interval, when all ranks sum them in
 ``docs/metrics.md`` defines every name.
 """
 
-import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from glray.data.checksum import as_hex
 from glray.errors import UserError
 from glray.files import naming, write_text
+from glray.run.records import Step
 from glray.run.run import Run
 from glray.train.context import WorkerContext, sum_over_ranks
 from glray.train.trackers import Tracker
@@ -30,8 +32,8 @@ class PendingStep:
     sums: StepSums
     norms: dict[str, torch.Tensor]
     """``grad_norm`` and, near a stage boundary, ``update_norm``: scalars on the device."""
-    record: dict[str, Any]
-    """What is known without the device: step, stage, seq_len, tokens, lr, seconds."""
+    known: dict[str, Any]
+    """The fields of ``Step`` that do not wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,25 @@ class Interval:
     """Of the last step."""
     tokens_per_second: float
     mfu: float
+
+
+class Stopwatch:
+    """Measured training seconds: they count steps and the waits for their batches."""
+
+    def __init__(self, seconds: float) -> None:
+        self._zero = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Measured so far."""
+        return time.perf_counter() - self._zero
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block does not count."""
+        start = time.perf_counter()
+        yield
+        self._zero += time.perf_counter() - start
 
 
 class MetricsLog:
@@ -77,32 +98,33 @@ class MetricsLog:
         """Keep one step's values until the next flush."""
         self._pending.append(pending)
 
-    def flush(self, clock: float) -> Interval:
+    def flush(self, watch: Stopwatch) -> Interval:
         """Sum the pending steps (at least one) over ranks and write them.
 
-        This is where the host waits for the device. ``clock`` is when ``time.perf_counter`` would
-        have been at 0 measured seconds.
+        This is where the host waits for the device.
         """
         losses = sum_over_ranks(self._ctx, torch.stack([p.sums.loss for p in self._pending]))
         checksums = sum_over_ranks(self._ctx, torch.stack([p.sums.checksum for p in self._pending]))
         loss_values, checksum_values = losses.tolist(), checksums.tolist()
-        norms = [{name: float(norm) for name, norm in p.norms.items()} for p in self._pending]
+        norms: list[dict[str, Any]] = [
+            {name: float(norm) for name, norm in p.norms.items()} for p in self._pending
+        ]
 
         # ---- now the device has done all of these steps
-        measured_seconds = time.perf_counter() - clock
+        measured_seconds = watch.seconds
         seconds = measured_seconds - self._flushed_seconds
         self._flushed_seconds = measured_seconds
-        last = self._pending[-1].record["step"]
+        last = self._pending[-1].known["step"]
         first = last - len(self._pending)
         model_flops = self._run.model_flops(last) - self._run.model_flops(first)
-        speed = {
+        speed: dict[str, Any] = {
             "tokens_per_second": (last - first) * self._run.plan.tokens_per_batch / seconds,
             "mfu": model_flops / (seconds * self._peak),
         }
         shared = speed | {"memory_bytes": _memory_bytes(self._ctx.device)}
         if self._ctx.rank == 0:
             self._write(
-                pending.record | {"loss": loss} | norm | {"checksum": as_hex(checksum)} | shared
+                Step(**pending.known, **norm, **shared, loss=loss, checksum=as_hex(checksum))
                 for pending, loss, norm, checksum in zip(
                     self._pending, loss_values, norms, checksum_values, strict=True
                 )
@@ -110,26 +132,26 @@ class MetricsLog:
         self._pending = []
         return Interval(sum(checksum_values), loss_values[-1], **speed)
 
-    def _write(self, lines: Iterable[dict[str, Any]]) -> None:
+    def _write(self, steps: Iterable[Step]) -> None:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line) + "\n")
+            for step in steps:
+                file.write(step.model_dump_json() + "\n")
                 scalars = {
                     f"train/{name}": value
-                    for name, value in line.items()
+                    for name, value in step
                     if name != "step" and isinstance(value, int | float)
                 }
                 for tracker in self._trackers:
-                    tracker.write(line["step"], scalars)
+                    tracker.write(step.step, scalars)
         for tracker in self._trackers:
             tracker.flush()
 
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"metrics.jsonl: no step in the line {line[:40]!r}; remove it") from None
+        return Step.model_validate_json(line).step
+    except ValidationError:
+        raise UserError(f"metrics.jsonl: {line[:40]!r} is not a step; remove the line") from None
 
 
 def _memory_bytes(device: torch.device) -> int | None:

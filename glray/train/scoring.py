@@ -92,15 +92,17 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
                 f"{directory}: the loss at {seq_len:,} is {found.loss}: the weights or positions "
                 "are broken, and no figure would mean anything; score another checkpoint"
             )
-        return found.record()
+        return found.record().model_dump()
 
     by_positions = {
         name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
         for name, ropes in scalings.items()
     }
-    run = trained.run
-    own = run is not None and (
-        heldout_targets(run.corpus, run.spec.evaluation).sha256 == targets.sha256
+    run, corpus = trained.run, trained.corpus
+    own = (
+        run is not None
+        and corpus is not None
+        and (heldout_targets(corpus, run.spec.evaluation).sha256 == targets.sha256)
     )
     return Scores(trained.step, trained.trained_len, targets, own, by_positions)
 
@@ -137,12 +139,14 @@ def _targets(trained: TrainedModel, protocol: ScoringProtocol) -> HeldoutTargets
         except UserError as error:  # names what was wrong as a pipeline has it
             said = str(error).replace("corpus.paths", "--documents")
             raise UserError(said.replace("corpus.column", "--column")) from None
-    if run is None:
+    if run is None or trained.corpus is None:
         raise UserError(
             f"{trained.directory}: a folder has no held-out text of its own, so there is nothing "
             "to score; add --documents"
         )
-    return heldout_targets(run.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens))
+    return heldout_targets(
+        trained.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens)
+    )
 
 
 def _rope_parameters(name: str, trained: TrainedModel, seq_len: int) -> dict[str, Any]:

@@ -1,50 +1,169 @@
-"""What one worker holds of a run while it trains: restored, saved, evaluated, finished."""
+"""What one worker holds of a run while it trains, and what each event of the plan does."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from enum import Enum
+from itertools import groupby
 
-import torch
 from transformers import PreTrainedModel
 
 from glray.data.checksum import as_hex
-from glray.data.targets import HeldoutTargets, heldout_targets
+from glray.data.corpus import PreparedCorpus
+from glray.data.targets import heldout_targets
+from glray.data.windows import Batch, stage_reads
 from glray.errors import UserError
-from glray.files import write_json
+from glray.model.config import config_of
 from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.pretrained import check_unchanged, read_pretrained
-from glray.plan import MICROSECONDS
-from glray.run.records import Execution
+from glray.plan import learning_rate
+from glray.run.checkpoint import checkpoint_path, committed_checkpoints, step_of
+from glray.run.guard import excessive_rise
+from glray.run.records import Execution, Progress, Result, TrainingProgress, TrainState
 from glray.run.run import Run
 from glray.train.announcer import Announcer
-from glray.train.checkpoint import (
-    TrainState,
-    committed_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    step_of,
-)
+from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.evaluation import Scored, score
 from glray.train.export import export_model
+from glray.train.metrics import Interval, MetricsLog, PendingStep, Stopwatch
+from glray.train.optimizer import update_norm
 from glray.train.parallel import whole_weights
-from glray.train.trackers import Tracker, open_trackers
+from glray.train.trackers import open_trackers
 from glray.train.trainee import Trainee
 
+SEGMENT_TOKENS = 64 * 2**20
+"""A worker reads a stage in segments of at most this many tokens over all ranks."""
 
-@dataclass
+
+class Ending(Enum):
+    """How a call of ``train`` ended."""
+
+    FINISHED = "at the run's last step"
+    STOPPED = "asked to stop"
+    GUARDED = "the held-out loss has risen by more than evaluation.max_rise"
+
+
 class RunSession:
-    """One worker's trainee and state of a run."""
+    """One worker's part of a run: its trainee, its state and its records."""
 
-    run: Run
-    ctx: WorkerContext
-    trainee: Trainee
-    state: TrainState
-    targets: HeldoutTargets
-    announcer: Announcer
-    trackers: list[Tracker]
-    _resumed_at: float = field(default_factory=time.perf_counter)
-    _preempted: bool = False
-    _stage: int | None = None
+    def __init__(
+        self,
+        run: Run,
+        corpus: PreparedCorpus,
+        ctx: WorkerContext,
+        trainee: Trainee,
+        state: TrainState,
+        peak: float,
+    ) -> None:
+        self.run, self.corpus, self.ctx = run, corpus, ctx
+        self.trainee, self.state = trainee, state
+        self.targets = heldout_targets(corpus, run.spec.evaluation)
+        self.announcer = Announcer(run.directory.parent, ctx)
+        self.trackers = open_trackers(run, ctx, state.step)
+        self._log = MetricsLog(run, ctx, self.trackers, peak)
+        self._resumed_at = time.perf_counter()
+        self.watch = Stopwatch(state.measured_seconds)
+        self._waited_seconds = 0.0
+        self._saved_step, self._must_save = state.step, False
+        self._stage: int | None = None
+        self._stop = self._guarded = self._preempted = self._must_save = False
+
+    # ---- stages and steps
+
+    def stages(self) -> Iterator[tuple[int, Iterator[Batch]]]:
+        """Each stage from the state's on, by its index, with this rank's batches. They are read
+        one segment ahead, across stage boundaries."""
+        run, plan, state = self.run, self.run.plan, self.state
+        if state.step == plan.num_steps:
+            return
+        start = time.perf_counter()
+        if self.trainee.has_to_warm_up:
+            self.announcer.progress(Progress(run=run.name, phase="warming up every length"))
+            self.trainee.warm_up({s.seq_len for s in plan.stages if s.end_step > state.step})
+        state.warm_up_seconds += time.perf_counter() - start
+        self._log.rewind(state.step, state.measured_seconds)
+        segments = stage_reads(
+            self.corpus.order(plan.chunk_len, run.seed),
+            plan,
+            first_step=state.step,
+            steps_per_segment=max(1, SEGMENT_TOKENS // plan.tokens_per_batch),
+            rank=self.ctx.rank,
+            world_size=self.ctx.world_size,
+        )
+        batches = self._timed(self.ctx.batches(self.corpus, segments))
+        yield from groupby(batches, key=lambda batch: plan.stage_index(batch.step))
+
+    def enter(self, stage: int) -> None:
+        """Give the network the stage's RoPE."""
+        if stage != self._stage:
+            place_positions(self.trainee.model.network, self.run.manifest.rope_parameters[stage])
+            self._stage = stage
+
+    def step(self, batch: Batch) -> None:
+        """Train one step, without waiting for the device."""
+        run, plan, state = self.run, self.run.plan, self.state
+        assert batch.step == state.step, "the stream is not where the state is"
+        lr = learning_rate(run.spec.optimizer, plan, batch.step)
+        sums = self.trainee.step(batch, lr)
+        norms = {"grad_norm": sums.grad_norm}
+        if plan.is_watched(batch.step):
+            norms["update_norm"] = update_norm(self.trainee.optimizer, lr)
+        state.step += 1
+        length = str(batch.seq_len)
+        trained = state.tokens_by_seq_len.get(length, 0) + plan.tokens_per_batch
+        state.tokens_by_seq_len[length] = trained
+        state.measured_seconds = self.watch.seconds
+        known = {
+            "step": state.step,
+            "stage": plan.stage_index(batch.step),
+            "seq_len": batch.seq_len,
+            "tokens": state.step * plan.tokens_per_batch,
+            "lr": lr,
+            "calibrated_seconds": plan.calibrated_seconds(state.step),
+            "measured_seconds": round(state.measured_seconds, 6),
+            "data_wait_seconds": round(self._waited_seconds, 6),
+        }
+        self._log.add(PendingStep(sums, norms, known))
+
+    def ending(self) -> Ending | None:
+        """Why the run goes no further for now, with a checkpoint of its state; None if it does."""
+        ending = Ending.GUARDED if self._guarded else Ending.STOPPED if self._stop else None
+        if (ending or self._must_save) and self._saved_step != self.state.step:
+            with self.watch.paused():
+                self.save()
+        if ending is Ending.STOPPED:
+            self.announcer.event(f"{self.run.name}: stopped at step {self.state.step:,}")
+        return ending
+
+    def finish(self) -> Ending:
+        """Export the model and write ``result.json``, which makes the run finished (rank 0).
+
+        All ranks call it: the weights of a sharded model are gathered.
+        """
+        run, state, network = self.run, self.state, self.trainee.model.network
+        self._count_wall_seconds()
+        self.enter(run.plan.stage_index(state.step - 1))
+        weights = whole_weights(network, self.ctx)
+        if self.ctx.rank == 0:
+            network.config.tokens_by_seq_len = state.tokens_by_seq_len
+            export_model(network, weights, self.corpus, run.directory / "model")
+            clocks = state.model_dump(exclude={"step", "checksum", "calibrated_seconds"})
+            Result(
+                steps=state.step,
+                tokens=state.step * run.plan.tokens_per_batch,
+                calibrated_seconds=run.plan.calibrated_seconds(state.step),
+                checksum=as_hex(state.checksum),
+                **clocks,
+            ).write(run.directory / "result.json")
+            self.announcer.event(f"{run.name}: finished at step {state.step:,}")
+        return Ending.FINISHED
+
+    def close(self) -> None:
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    # ---- what events do
 
     def save(self) -> None:
         """Commit a checkpoint and report it to the controller; all ranks call it.
@@ -52,39 +171,24 @@ class RunSession:
         Raises UserError if the storage is full: the checkpoint before it stays the latest.
         """
         start = time.perf_counter()
+        state, directory = self.state, self.run.checkpoints
         self._count_wall_seconds()
-        self.state.calibrated_seconds = self.calibrated_seconds
-        directory, trainee = self.run.checkpoints, self.trainee
+        state.calibrated_seconds = self.run.plan.calibrated_seconds(state.step)
         try:
-            save_checkpoint(
-                directory, self.state, trainee.model.network, trainee.optimizer, self.ctx
-            )
+            network, optimizer = self.trainee.model.network, self.trainee.optimizer
+            save_checkpoint(directory, state, network, optimizer, self.ctx)
         except OSError as error:
             raise UserError(
-                f"{directory}: the checkpoint of step {self.state.step:,} cannot be written: "
+                f"{directory}: the checkpoint of step {state.step:,} cannot be written: "
                 f"{error.strerror or error}; the one before it stays, make room there and the same "
                 "command goes on from it"
             ) from None
-        self.ctx.report({"step": float(self.state.step)})
-        self.state.checkpoint_seconds += time.perf_counter() - start
-
-    def enter_stage(self, stage: int) -> None:
-        """Place positions as the stage does."""
-        if stage != self._stage:
-            place_positions(self.trainee.model.network, self.run.rope_parameters(stage))
-            self._stage = stage
-
-    def newly_preempted(self) -> bool:
-        """Whether this worker group has just learned that it will lose a node: time for a
-        checkpoint. Ray ends the group when the node is gone and starts it anew without it."""
-        new = not self._preempted and self.ctx.preempted()
-        self._preempted |= new
-        if new:
-            self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
-        return new
+        self._saved_step, self._must_save = state.step, False
+        self.ctx.report({"step": float(state.step)})
+        state.checkpoint_seconds += time.perf_counter() - start
 
     def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
-        """The held-out targets under the positions in force; see ``evaluation.score``."""
+        """The held-out targets with the RoPE in force; see ``evaluation.score``."""
         return score(
             self.trainee.model,
             self.targets,
@@ -95,61 +199,66 @@ class RunSession:
             stride=stride,
         )
 
-    def standing(self) -> dict[str, object]:
-        """Steps, tokens and clocks, as a record has them."""
-        return {
-            "step": self.state.step,
-            "tokens": self.state.step * self.run.plan.tokens_per_batch,
-            "calibrated_seconds": self.calibrated_seconds,
-            "measured_seconds": self.state.measured_seconds,
-        }
-
     def track(self, scalars: dict[str, float]) -> None:
         """Give the trackers what was scored at the state's step."""
         for tracker in self.trackers:
             tracker.write(self.state.step, scalars)
             tracker.flush()
 
-    def finish(self) -> None:
-        """Export the model and write ``result.json``, which makes the run finished (rank 0).
+    def flush(self) -> None:
+        """Write the metrics, for which the host waits for the device, and look who asks to stop."""
+        state = self.state
+        interval = self._log.flush(self.watch)
+        state.checksum = (state.checksum + interval.checksum) % 2**64
+        state.measured_seconds = self.watch.seconds
+        self._stop = bool(from_rank_zero(self.ctx, int(self.ctx.stop_requested())))
+        if not self._preempted and self.ctx.preempted():
+            # Ray ends the group when the node is gone and starts it again without.
+            self._preempted = self._must_save = True
+            self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
+        progress = self._progress(interval)
+        self.announcer.progress(Progress(run=self.run.name, phase="training", training=progress))
 
-        All ranks call it: the weights of a sharded model are gathered.
-        """
-        self._count_wall_seconds()
-        network, run, state = self.trainee.model.network, self.run, self.state
-        self.enter_stage(run.plan.stage_index(state.step - 1))
-        weights = whole_weights(network, self.ctx)
-        if self.ctx.rank != 0:
-            return
-        network.config.tokens_by_seq_len = state.tokens_by_seq_len
-        export_model(network, weights, run.corpus, run.directory / "model")
-        write_json(
-            run.directory / "result.json",
-            {
-                "steps": state.step,
-                "tokens": state.step * run.plan.tokens_per_batch,
-                "calibrated_seconds": self.calibrated_seconds,
-                "measured_seconds": state.measured_seconds,
-                "warm_up_seconds": state.warm_up_seconds,
-                "eval_seconds": state.eval_seconds,
-                "checkpoint_seconds": state.checkpoint_seconds,
-                "wall_seconds": state.wall_seconds,
-                "checksum": as_hex(state.checksum),
-                "tokens_by_seq_len": state.tokens_by_seq_len,
-            },
+    def look_at_guard(self) -> None:
+        """See whether the records allow the run to go on."""
+        rise = excessive_rise(self.run) if self.ctx.rank == 0 else None
+        if rise is not None:
+            self.announcer.event(f"{self.run.name}: {rise}: stopped")
+        self._guarded = bool(from_rank_zero(self.ctx, int(rise is not None)))
+
+    def _progress(self, interval: Interval) -> TrainingProgress:
+        """What the live line shows. The time left knows that later stages are slower: by their
+        calibrated cost where the plan has it, else by the FLOPs of a token at their length."""
+        state, run, plan = self.state, self.run, self.run.plan
+        done, total = (plan.calibrated_microseconds(n) for n in (state.step, plan.num_steps))
+        if not done or not total:
+            done, total = run.model_flops(state.step), run.model_flops(plan.num_steps)
+        stage = plan.stage_index(state.step - 1)
+        return TrainingProgress(
+            stage=stage + 1,
+            num_stages=len(plan.stages),
+            seq_len=plan.stages[stage].seq_len,
+            step=state.step,
+            num_steps=plan.num_steps,
+            tokens=state.step * plan.tokens_per_batch,
+            loss=interval.loss,
+            tokens_per_second=interval.tokens_per_second,
+            mfu=interval.mfu,
+            measured_seconds=state.measured_seconds,
+            calibrated_seconds=plan.calibrated_seconds(state.step),
+            seconds_left=state.measured_seconds / done * (total - done),
         )
-        self.announcer.event(f"{run.name}: finished at step {state.step:,}")
 
-    def close(self) -> None:
-        """Close the trackers."""
-        for tracker in self.trackers:
-            tracker.close()
-
-    @property
-    def calibrated_seconds(self) -> float | None:
-        """Seconds calibrated so far on the calibrated clock; None without a calibration."""
-        calibrated = self.run.plan.calibrated_microseconds(self.state.step)
-        return None if calibrated is None else calibrated / MICROSECONDS
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, with the wait for each. The wait for the first one is start-up."""
+        batch = next(batches, None)
+        self.watch = Stopwatch(self.state.measured_seconds)
+        self._waited_seconds = 0.0
+        while batch is not None:
+            yield batch
+            before = self.watch.seconds
+            batch = next(batches, None)
+            self._waited_seconds = self.watch.seconds - before
 
     def _count_wall_seconds(self) -> None:
         now = time.perf_counter()
@@ -157,24 +266,23 @@ class RunSession:
         self._resumed_at = now
 
 
-def open_session(run: Run, ctx: WorkerContext, execution: Execution) -> RunSession:
+def open_session(
+    run: Run, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution, peak: float
+) -> RunSession:
     """The weights that the run starts from, or its latest committed checkpoint, which rank 0
     names."""
-    spec = run.spec
     announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
-    trainee = Trainee(_network_at(step, run, ctx.device), spec, ctx, execution)
+    trainee = Trainee(_network_at(step, run, ctx), run.spec, ctx, execution)
     state = TrainState()
     if step:
-        path = run.checkpoints / f"step-{step:08d}"
+        path = checkpoint_path(run.checkpoints, step)
         state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
-    targets = heldout_targets(run.corpus, spec.evaluation)
-    trackers = open_trackers(run, ctx, state.step)
-    return RunSession(run, ctx, trainee, state, targets, announcer, trackers)
+    return RunSession(run, corpus, ctx, trainee, state, peak)
 
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:
@@ -183,10 +291,12 @@ def latest_step(run: Run, ctx: WorkerContext) -> int:
     return from_rank_zero(ctx, step_of(committed[-1]) if committed else 0)
 
 
-def _network_at(step: int, run: Run, device: torch.device) -> PreTrainedModel:
+def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
     """At step 0 what the run starts from, later what its checkpoint is loaded into."""
-    if step == 0 and run.spec.init and run.init_sha256:
+    config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
+    init_sha256 = run.identity["init"]
+    if step == 0 and run.spec.init and init_sha256:
         folder = read_pretrained(run.spec.init)
-        check_unchanged(folder, run.init_sha256)
-        return load_pretrained(folder, run.model_config, device)
-    return build_model(run.model_config, run.seed, device)
+        check_unchanged(folder, init_sha256)
+        return load_pretrained(folder, config, ctx.device)
+    return build_model(config, run.seed, ctx.device)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,15 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from glray.files import naming, sha256_of
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """A file that is safe on the storage."""
-
-    name: str
-    num_bytes: int
-    sha256: str
+from glray.run.checkpoint import CommittedFile
 
 
 def write_tensors(
     directory: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool
-) -> list[WrittenFile]:
+) -> dict[str, CommittedFile]:
     """Write ``tensors`` to a new folder; every rank calls it with its own, whole or shards.
 
-    The files are returned on rank 0 alone. Raises OSError where the storage is full.
+    The files are returned by name, on rank 0 alone. Raises OSError where the storage is full.
     """
     writer = _RankFiles(directory)
     with _own_errors():
@@ -67,7 +59,7 @@ class _RankFiles(StorageWriter):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.files: list[WrittenFile] = []
+        self.files: dict[str, CommittedFile] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """See StorageWriter: nothing is kept from one save to another."""
@@ -103,10 +95,10 @@ class _RankFiles(StorageWriter):
             _save(tensors, file, metadata)
             with ThreadPoolExecutor(max_workers=1) as pool:
                 synced = pool.submit(_sync, file)
-                written = WrittenFile(file.name, file.stat().st_size, sha256_of(file))
+                written = CommittedFile(bytes=file.stat().st_size, sha256=sha256_of(file))
                 synced.result()
             results = [
-                WriteResult(item.index, tensors[item.index.fqn].nbytes, written)
+                WriteResult(item.index, tensors[item.index.fqn].nbytes, (file.name, written))
                 for item in plan.items
             ]
         done: Future[list[WriteResult]] = Future()
@@ -115,7 +107,7 @@ class _RankFiles(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """See StorageWriter: rank 0 learns of all files."""
-        self.files = [of_rank[0].storage_data for of_rank in results if of_rank]
+        self.files = dict(of_rank[0].storage_data for of_rank in results if of_rank)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

@@ -10,16 +10,17 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig
 
 from glray.data.blocks.tokenizer import parse_tokenizer, vocab_size
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.model.config import model_config
+from glray.model.config import config_of, model_config
 from glray.model.decoder import load_pretrained
 from glray.model.loss import NextTokenLoss
 from glray.model.pretrained import read_pretrained
-from glray.run.run import Run, find_run
+from glray.run.run import Run
 from glray.spec.model import Precision
 from glray.train.context import LocalContext
 from glray.train.execution import execution
-from glray.train.export import latest_model
+from glray.train.export import latest_model, run_corpus
 from glray.train.probe.micro_batches import CPU_MOST_TOKENS, declared_micro_batches
 
 
@@ -43,6 +44,8 @@ class TrainedModel:
     rows_at_once: Callable[[int], int]
     """Windows of a length that go through the model at once."""
     run: Run | None = None
+    corpus: PreparedCorpus | None = None
+    """The run's."""
     step: int | None = None
     """Of the run's checkpoint."""
 
@@ -50,7 +53,7 @@ class TrainedModel:
 def find_model(directory: Path, device: torch.device) -> TrainedModel:
     """The latest model of a run's directory, else that of a folder. Raises UserError."""
     if (directory / "run.json").exists():
-        return model_of_run(find_run(directory), device)
+        return model_of_run(Run.open(directory), device)
     if (directory / "config.json").exists():
         return model_of_folder(directory, device)
     raise UserError(
@@ -64,30 +67,32 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
     model, state = latest_model(run, device)
     stage = run.plan.stage_index(state.step - 1)
     executed = execution(run.spec, LocalContext(device=device), declared_micro_batches(run.spec))
-    placed, declared = run.rope_parameters(stage), run.model_config.rope_parameters
+    corpus = run_corpus(run)
+    config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
+    rope = run.manifest.rope_parameters[stage]
     return TrainedModel(
         directory=run.directory,
         model=model,
-        rope_parameters=placed,
-        scaled_by=None if placed == declared else run.arm.positions.kind,
-        config=run.model_config,
-        trained_len=_trained_len(run, stage),
-        tokenizer=_tokenizer(run.corpus.tokenizer_path),
+        rope_parameters=rope,
+        scaled_by=None if rope == config.rope_parameters else run.positions.kind,
+        config=config,
+        trained_len=_trained_len(run, stage, config),
+        tokenizer=_tokenizer(corpus.tokenizer_path),
         precision=run.spec.precision,
         rows_at_once=executed.rows_at_once,
         run=run,
+        corpus=corpus,
         step=state.step,
     )
 
 
-def _trained_len(run: Run, stage: int) -> int:
+def _trained_len(run: Run, stage: int, config: PreTrainedConfig) -> int:
     """The longest length that was trained with the positions of ``stage``, in the run or, if it
     started from one, in the folder."""
-    placed, seq_lens = run.rope_parameters(stage), run.arm.seq_lens
-    own = max(seq_lens[n] for n in range(stage + 1) if run.rope_parameters(n) == placed)
-    config = run.model_config
+    rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
+    own = max(seq_lens[n] for n in range(stage + 1) if rope[n] == rope[stage])
     of_folder = config.max_position_embeddings  # or the arm's longest, if that is more
-    if run.spec.init is None or of_folder == max(seq_lens) or placed != config.rope_parameters:
+    if run.spec.init is None or of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
         return own
     return max(own, of_folder)
 

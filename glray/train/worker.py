@@ -7,19 +7,24 @@ from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.files import sole_writer, write_json, write_text
-from glray.run.run import Run, pipeline_directory, settle, write_run
+from glray.files import sole_writer, write_text
+from glray.model.config import starting_model
+from glray.run.records import Calibration, Execution, Progress
+from glray.run.run import Run, pipeline_directory, with_calibration
+from glray.run.start import record_start
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import CalibrationSpec
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.environment import environment
-from glray.train.execution import Execution, execution
+from glray.train.execution import execution
 from glray.train.loop import Ending, train
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import calibrate
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
+from glray.train.runs import plan_runs
 from glray.train.session import latest_step
 
 ORPHAN_SECONDS = 120.0
@@ -40,14 +45,16 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     announcer = Announcer(directory, ctx)
     directory.mkdir(parents=True, exist_ok=True)
     executed = _execution(spec, corpus, ctx)
-    runs = settle(spec, corpus)
+    start = starting_model(spec)
+    runs = plan_runs(with_calibration(spec), corpus, start)
     # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
     if from_rank_zero(ctx, int(runs is None)):
-        runs = _calibrated_runs(spec, corpus, ctx, executed, announcer)
-    runs = runs or settle(spec, corpus)
+        costs = _calibrated(spec, corpus, ctx, executed, announcer)
+        runs = plan_runs(spec.derive(calibration={"step_microseconds": costs}), corpus, start)
+    runs = runs or plan_runs(with_calibration(spec), corpus, start)
     assert runs is not None, "rank 0 found a calibration"
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
-        _write_spec(runs[0].spec, directory / "spec.yaml")
+        _write_spec(spec, runs[0].spec.calibration, directory / "spec.yaml")
     if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
         return
     peak = matmul_peak(ctx, spec.precision)
@@ -59,24 +66,26 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
             release_models()
             step = latest_step(run, ctx)
             if ctx.rank == 0:
-                changes = write_run(run, machine, executed, step)
+                changes = record_start(run, machine, executed, step)
                 if changes:
                     announcer.event(
                         f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
                     )
-            if train(run, ctx, executed, peak.measured * ctx.world_size) is Ending.STOPPED:
+            flops_per_second = peak.measured * ctx.world_size
+            if train(run, corpus, ctx, executed, flops_per_second) is Ending.STOPPED:
                 return
     if ctx.group.count > 1:
-        announcer.progress(phase="no run is left for this worker group")
+        announcer.progress(Progress(phase="no run is left for this worker group"))
 
 
-def _write_spec(spec: PipelineSpec, path: Path) -> None:
+def _write_spec(spec: PipelineSpec, calibration: CalibrationSpec | None, path: Path) -> None:
     """The spec of all runs in the pipeline's directory: also of seeds and arms of earlier calls."""
     try:
         seeds = (*load_pipeline(path).seeds, *spec.seeds)
     except UserError:  # the first call, or of another version
         seeds = spec.seeds
-    write_text(path, to_yaml(spec.derive(only=None, seeds=tuple(dict.fromkeys(seeds)))))
+    fields = {"only": None, "seeds": tuple(dict.fromkeys(seeds)), "calibration": calibration}
+    write_text(path, to_yaml(spec.derive(**fields)))
 
 
 @contextmanager
@@ -103,7 +112,8 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
     directory = pipeline_directory(spec)
     with ExitStack() as held:
         if spec.compute.micro_batch_tokens == "auto":
-            Announcer(directory, ctx).progress(phase="probing what fits in memory at once")
+            phase = "probing what fits in memory at once"
+            Announcer(directory, ctx).progress(Progress(phase=phase))
             if ctx.rank == 0:
                 probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
                 held.enter_context(probing)
@@ -130,7 +140,7 @@ def _write_calibration(
         if ctx.rank == 0:
             mean = group.mean_of_all(costs)
             if group.claims("calibration"):
-                write_json(path, {"step_microseconds": mean, "environment": environment(ctx)})
+                Calibration(step_microseconds=mean, environment=environment(ctx)).write(path)
                 group.settle_on(mean)
             told = group.wait_until_settled() or mean
     return {
@@ -138,17 +148,17 @@ def _write_calibration(
     }
 
 
-def _calibrated_runs(
+def _calibrated(
     spec: PipelineSpec,
     corpus: PreparedCorpus,
     ctx: WorkerContext,
     executed: Execution,
     announcer: Announcer,
-) -> list[Run] | None:
-    announcer.progress(phase="calibrating: steps of every length, interleaved")
+) -> dict[int, int]:
+    announcer.progress(Progress(phase="calibrating: steps of every length, interleaved"))
     path = pipeline_directory(spec) / "calibration.json"
     costs = _write_calibration(spec, corpus, ctx, executed, path)
     if ctx.rank == 0 and ctx.group.claims("calibration"):
         shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
         announcer.event(f"calibration: a step takes {shown}")
-    return settle(spec.derive(calibration={"step_microseconds": costs}), corpus)
+    return costs

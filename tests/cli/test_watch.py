@@ -8,11 +8,9 @@ from rich.console import Console
 
 from glray.cli import watch
 from glray.cli.watch import progress_line, watching
-from glray.files import write_json
+from glray.run.records import Progress, TrainingProgress
 
-PROGRESS = {
-    "run": "growlength",
-    "phase": "training",
+TRAINING = {
     "stage": 3,
     "num_stages": 4,
     "seq_len": 512,
@@ -28,8 +26,12 @@ PROGRESS = {
 }
 
 
+def progress(run: str, **training) -> Progress:
+    return Progress(run=run, phase="training", training=TrainingProgress(**(TRAINING | training)))
+
+
 def test_the_line_fits_80_columns():
-    line = progress_line(PROGRESS)
+    line = progress_line(progress("growlength"))
     assert line == (
         "growlength 3/4 seq_len 512 step 200/279 loss 4.71 8192 tok/s 38% MFU 1:02 left"
     )
@@ -38,15 +40,14 @@ def test_the_line_fits_80_columns():
 
 def test_a_long_run_fits_as_well():
     line = progress_line(
-        PROGRESS
-        | {
-            "run": "growlength-128-to-4096-seed10",
-            "seq_len": 4096,
-            "step": 123_456,
-            "num_steps": 476_837,
-            "tokens_per_second": 1_234_567.8,
-            "seconds_left": 43_509.0,
-        }
+        progress(
+            "growlength-128-to-4096-seed10",
+            seq_len=4096,
+            step=123_456,
+            num_steps=476_837,
+            tokens_per_second=1_234_567.8,
+            seconds_left=43_509.0,
+        )
     )
     assert line == (
         "grow… 3/4 seq_len 4096 step 123k/477k loss 4.71 1.23M tok/s 38% MFU 12h05 left"
@@ -61,19 +62,19 @@ def test_only_events_from_now_on_are_shown(tmp_path):
     with watching(tmp_path, Console(file=output, width=80)):
         with events.open("a") as file:
             file.write("2026-01-01 00:00:01 grow: resumed at step 4\n")
-        write_json(tmp_path / "progress.json", PROGRESS)
+        progress("growlength").write(tmp_path / "progress.json")
     assert "old" not in output.getvalue()
     assert "00:00:01 grow: resumed at step 4" in output.getvalue()
 
 
 def shown(tmp_path, **console) -> str:
     """What a second group's progress adds while an earlier launch's file of a third lies there."""
-    write_json(tmp_path / "progress-2.json", PROGRESS | {"run": "stale"})
+    progress("stale").write(tmp_path / "progress-2.json")
     os.utime(tmp_path / "progress-2.json", ns=(1, 1))
     output = io.StringIO()
     with watching(tmp_path, Console(file=output, width=80, **console)):
-        write_json(tmp_path / "progress-1.json", PROGRESS | {"run": "fixed512"})
-        write_json(tmp_path / "progress.json", PROGRESS)
+        progress("fixed512").write(tmp_path / "progress-1.json")
+        progress("growlength").write(tmp_path / "progress.json")
         time.sleep(2 * watch.POLL_SECONDS)
     return output.getvalue()
 
@@ -89,6 +90,6 @@ def test_a_terminal_shows_a_line_for_each_group(tmp_path):
 def test_elsewhere_a_line_for_each_group_is_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "QUIET_LINE_SECONDS", 0.0)
     assert shown(tmp_path).splitlines()[-2:] == [
-        progress_line(PROGRESS),
-        progress_line(PROGRESS | {"run": "fixed512"}),
+        progress_line(progress("growlength")),
+        progress_line(progress("fixed512")),
     ]

@@ -15,8 +15,8 @@ import torch
 from glray.cli import main
 from glray.data.blocks.snapshot import find_prepared
 from glray.files import read_json
+from glray.run.checkpoint import committed_checkpoints
 from glray.spec.loading import load_pipeline
-from glray.train.checkpoint import committed_checkpoints
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
 

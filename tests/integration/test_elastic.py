@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from glray.files import read_json
 from glray.ray.cluster import on_loopback
-from glray.run.run import find_run
+from glray.run.run import Run
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
 
@@ -82,10 +82,10 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
     assert run.process.wait(300) == 0, run.log.read_text()
 
     # Not the bits of one worker, whose sums have another order, but its tokens, all of them once.
-    elastic = find_run(run.run)
+    elastic = Run.open(run.run)
     alone = elastic.spec.derive(compute={"storage": str(tmp_path / "alone"), "num_workers": 1})
     train_all(alone, elastic.corpus, LocalContext())
-    expected = find_run(tmp_path / "alone" / "tiny" / "grow-seed0")
+    expected = Run.open(tmp_path / "alone" / "tiny" / "grow-seed0")
     results = [read_json(r.directory / "result.json") for r in (elastic, expected)]
     assert results[0]["checksum"] == results[1]["checksum"]
     assert results[0]["tokens_by_seq_len"] == results[1]["tokens_by_seq_len"]

@@ -14,9 +14,9 @@ from glray.files import sha256_of
 from glray.plan import make_plan
 from glray.ray.stream import ray_batches, segment_dataset
 from glray.ray.train import fit
-from glray.run.run import settle
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..killing import same_run
 from ..tiny import tiny_spec
@@ -99,7 +99,7 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, t
     assert "2 worker groups side by side, 4 runs to train\n" in events
     trained = {name: (directory / name).exists() for name in ("progress.json", "progress-1.json")}
     assert trained == {"progress.json": True, "progress-1.json": True}
-    for run, expected in zip(settle(spec, corpus), settle(alone, corpus), strict=True):
+    for run, expected in zip(planned(spec, corpus), planned(alone, corpus), strict=True):
         assert events.count(f"{run.name}: starts") == 1
         assert same_run(run, expected)
         models = [(r.directory / "model" / "model.safetensors") for r in (run, expected)]

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from glray.files import read_json
-from glray.run.run import Run, find_run
+from glray.run.run import Run
 from glray.spec import load_pipeline
+from glray.train.export import run_corpus
 
 from ..group import join_group, start_group, train
 from ..weights import same_weights
@@ -146,11 +147,11 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     last = GlrayRun(folder)
     assert last.process.wait(240) == 0, last.log.read_text()
 
-    killed = find_run(last.run)
+    killed = Run.open(last.run)
     spec = load_pipeline(folder / "runs" / "tiny" / "spec.yaml")
     alone = spec.derive(compute={"storage": str(folder / "alone")})
-    assert join_group(start_group(train, 2, alone, killed.corpus))
-    undisturbed = find_run(folder / "alone" / "tiny" / "grow-seed0")
+    assert join_group(start_group(train, 2, alone, run_corpus(killed)))
+    undisturbed = Run.open(folder / "alone" / "tiny" / "grow-seed0")
     assert same_weights(killed, undisturbed)
     results = [read_json(r.directory / "result.json") for r in (killed, undisturbed)]
     assert results[0]["checksum"] == results[1]["checksum"]

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from glray.plan import Plan, StagePlan
+from glray.run.records import Manifest
+from glray.spec import load_pipeline, to_yaml
+
 WriteRun = Callable[..., Path]
 
 STEP_MICROSECONDS = {4: 1_000_000, 8: 2_000_000}
@@ -39,23 +43,36 @@ def write_run(
     ``standard_error`` there is one document.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
-    plan = _plan(stages, calibrated, budget_seconds) | {"predicted_seconds": predicted_seconds}
+    plan = _plan(stages, calibrated, budget_seconds)
     num_steps = sum(steps for _, steps in stages)
     done = num_steps if steps_done is None else steps_done
     clock = [0.0]
     for seq_len, steps in stages:
         clock += [clock[-1] + STEP_MICROSECONDS[seq_len] / 1e6 * (i + 1) for i in range(steps)]
-    run = {
-        "pipeline": pipeline_directory.name,
-        "arm": arm,
-        "seed": seed,
-        "fingerprint": f"{abs(hash_of(arm, seed)):016x}",
-        "identity": {"tokens": "aaaa", "stages": stages, "seed": seed} | (identity or {}),
-        "environment": ENVIRONMENT,
-        "plan": plan,
-    }
-    _write(directory / "run.json", run)
-    (directory / "spec.yaml").write_text(f"name: {pipeline_directory.name}\n")
+    declared = {"tokens": "aaaa", "stages": stages, "seed": seed} | (identity or {})
+    Manifest(
+        pipeline=pipeline_directory.name,
+        arm=arm,
+        seed=seed,
+        fingerprint=f"{abs(hash_of(arm, seed)):016x}",
+        identity=declared,
+        plan=plan,
+        architecture={},
+        rope_parameters=({},) * len(stages),
+        flops_per_token=(1,) * len(stages),
+        tokens_directories=(),
+        environment=ENVIRONMENT,
+        predicted_seconds=predicted_seconds,
+    ).write(directory / "run.json")
+    spec = load_pipeline("pipelines/quickstart.py").derive(
+        name=pipeline_directory.name,
+        arms=[{"name": arm, "stages": [{"seq_len": seq_len} for seq_len, _ in stages]}],
+        tokens_per_batch=32,
+        chunk_len=8,
+        seeds=[seed],
+        search=None,
+    )
+    (directory / "spec.yaml").write_text(to_yaml(spec))
     with (directory / "metrics.jsonl").open("w") as file:
         for step in range(1, done + 1):
             record = {
@@ -71,6 +88,9 @@ def write_run(
                 "measured_seconds": clock[step] * slowdown,
                 "data_wait_seconds": 0.25,
                 "checksum": "0" * 16,
+                "tokens_per_second": 32.0,
+                "mfu": 0.5,
+                "memory_bytes": None,
             }
             file.write(json.dumps(record) + "\n")
     for (seq_len, steps), (longer, _) in pairwise(stages):
@@ -110,6 +130,7 @@ def write_run(
                 "tokens": 32 * num_steps,
                 "calibrated_seconds": clock[-1] if calibrated else None,
                 "measured_seconds": clock[-1] * slowdown,
+                "warm_up_seconds": 0.0,
                 "eval_seconds": 1.0,
                 "checkpoint_seconds": 0.5,
                 "wall_seconds": 25.0,
@@ -135,28 +156,29 @@ ENVIRONMENT = {
 }
 
 
-def _plan(
-    stages: list[tuple[int, int]], calibrated: bool, budget_seconds: float | None
-) -> dict[str, Any]:
+def _plan(stages: list[tuple[int, int]], calibrated: bool, budget_seconds: float | None) -> Plan:
     first, planned = 0, []
     for seq_len, steps in stages:
         planned.append(
-            {
-                "seq_len": seq_len,
-                "rows": 32 // seq_len,
-                "first_step": first,
-                "num_steps": steps,
-                "step_microseconds": STEP_MICROSECONDS[seq_len] if calibrated else None,
-            }
+            StagePlan(
+                seq_len=seq_len,
+                windows_per_batch=32 // seq_len,
+                first_step=first,
+                num_steps=steps,
+                step_microseconds=STEP_MICROSECONDS[seq_len] if calibrated else None,
+            )
         )
         first += steps
-    return {
-        "tokens_per_batch": 32,
-        "num_steps": first,
-        "budget_seconds": budget_seconds,
-        "budget_tokens": None if budget_seconds else 32 * first,
-        "stages": planned,
-    }
+    return Plan(
+        stages=tuple(planned),
+        tokens_per_batch=32,
+        chunk_len=8,
+        budget_tokens=None if budget_seconds else 32 * first,
+        budget_microseconds=round(budget_seconds * 1e6) if budget_seconds else None,
+        log_every_steps=1,
+        checkpoint_every_tokens=320,
+        evaluate_every_tokens=None,
+    )
 
 
 def _boundary(from_seq_len: int, to_seq_len: int, step: int) -> dict[str, Any]:

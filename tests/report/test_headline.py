@@ -4,7 +4,7 @@ import pytest
 
 from glray.report.comparison import compare, paired_error
 from glray.report.headline import headline
-from glray.report.records import load_runs
+from glray.run.run import open_runs
 from tests.report.conftest import write_run
 
 
@@ -15,7 +15,7 @@ def sentence_with(sentences: list[str], *parts: str) -> str:
 
 
 def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pipeline):
-    comparison = compare(load_runs([pipeline]))
+    comparison = compare(open_runs([pipeline]))
 
     assert comparison.seq_len == 8
     assert [(score.label, score.loss) for score in comparison.scores] == [
@@ -27,7 +27,7 @@ def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pi
 
 
 def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
-    sentences = headline(load_runs([pipeline]))
+    sentences = headline(open_runs([pipeline]))
 
     result = sentence_with(sentences, "4.45 ± 0.05", "4.69 ± 0.05", "4.67 ± 0.05", "20 s each")
     assert "grow is lowest, 0.22 ± 0.00 nats below fixed4" in result
@@ -42,7 +42,7 @@ def test_a_growing_arm_that_loses_is_said_to(tmp_path):
 
     assert (
         "fixed8 is lowest, 0.50 ± 0.00 nats below grow"
-        in headline(load_runs([tmp_path / "toy"]))[0]
+        in headline(open_runs([tmp_path / "toy"]))[0]
     )
 
 
@@ -52,7 +52,7 @@ def test_a_paired_difference_below_two_standard_errors_is_noise(tmp_path, differ
     # What both arms find hard (a spread of 3 nats) cancels.
     write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, document_spread=3.0)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.5 + difference}, document_spread=3.2)
-    runs = load_runs([tmp_path / "toy"])
+    runs = open_runs([tmp_path / "toy"])
 
     assert paired_error(*compare(runs).scores) == pytest.approx(0.2 / 15**0.5)
     assert ("within noise" in headline(runs)[0]) == is_noise
@@ -62,7 +62,7 @@ def test_measured_seconds_off_by_more_than_five_percent_are_said_with_both_numbe
     write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, slowdown=1.04)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.9}, slowdown=1.5)
 
-    sentence = sentence_with(headline(load_runs([tmp_path / "toy"])), "30.0", "20.0", "+50%")
+    sentence = sentence_with(headline(open_runs([tmp_path / "toy"])), "30.0", "20.0", "+50%")
     assert "b-seed0" in sentence
     assert "a-seed0" not in sentence
 
@@ -73,7 +73,7 @@ def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path)
     for seed, loss in ((0, 4.9), (1, 5.1)):
         write_run(tmp_path / "toy", "b", [(8, 10)], {8: loss}, seed=seed)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 1.0}, seed=2, steps_done=9)
-    runs = load_runs([tmp_path / "toy"])
+    runs = open_runs([tmp_path / "toy"])
 
     comparison = compare(runs)
 
@@ -90,7 +90,7 @@ def test_seeds_that_overlap_are_within_noise(tmp_path):
         write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
         write_run(tmp_path / "toy", "b", [(8, 10)], {8: second}, seed=seed)
 
-    assert "within noise" in headline(load_runs([tmp_path / "toy"]))[0]
+    assert "within noise" in headline(open_runs([tmp_path / "toy"]))[0]
 
 
 @pytest.mark.parametrize(("third", "is_noise"), [(4.8, False), (4.45, True)])
@@ -100,7 +100,7 @@ def test_from_three_seeds_on_their_paired_differences_decide(tmp_path, third, is
         write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
         write_run(tmp_path / "toy", "b", [(8, 10)], {8: second}, seed=seed)
 
-    sentence = headline(load_runs([tmp_path / "toy"]))[0]
+    sentence = headline(open_runs([tmp_path / "toy"]))[0]
 
     assert "95% interval over 3 seeds, paired: " in sentence
     assert ("within noise" in sentence) == is_noise
@@ -114,7 +114,7 @@ def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 5), (8, 5)], {8: 4.5}, **options)
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.4}, **options)
 
-    sentences = headline(load_runs([tmp_path / "toy"]))
+    sentences = headline(open_runs([tmp_path / "toy"]))
 
     sentence_with(sentences, "equal training tokens", "320")
     sentence_with(sentences, "75%", "15.0", "20.0")
@@ -123,7 +123,7 @@ def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
 def test_a_single_arm_is_not_compared(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.45})
 
-    sentences = headline(load_runs([tmp_path / "toy"]))
+    sentences = headline(open_runs([tmp_path / "toy"]))
 
     sentence_with(sentences, "grow", "4.45 ± 0.05", "20.0 s calibrated")
     assert "lowest" not in " ".join(sentences)
@@ -133,7 +133,7 @@ def test_one_held_out_document_has_no_standard_error(tmp_path):
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.5}, standard_error=None)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.625}, standard_error=None)
 
-    assert "a is lowest, 0.125 nats below b" in headline(load_runs([tmp_path / "toy"]))[0]
+    assert "a is lowest, 0.125 nats below b" in headline(open_runs([tmp_path / "toy"]))[0]
 
 
 def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
@@ -141,7 +141,7 @@ def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.7})
     write_run(tmp_path / "toy", "c", [(8, 10)], {8: 4.5})
 
-    sentence = headline(load_runs([tmp_path / "toy"]))[0]
+    sentence = headline(open_runs([tmp_path / "toy"]))[0]
 
     assert "c is lowest, 0.20 ± 0.00 nats below b" in sentence
     assert "a diverged" in sentence
@@ -151,7 +151,7 @@ def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, targets="aaaa")
     write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, targets="bbbb")
 
-    sentences = headline(load_runs([tmp_path / "one", tmp_path / "two"]))
+    sentences = headline(open_runs([tmp_path / "one", tmp_path / "two"]))
 
     sentence_with(sentences, "one/a", "two/a", "do not compare")
     assert "lowest" not in " ".join(sentences)
@@ -161,7 +161,7 @@ def test_what_else_differs_between_the_runs_is_said(tmp_path):
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"optimizer": {"lr": 0.1}})
     write_run(tmp_path / "two", "b", [(4, 10)], {8: 4.9}, identity={"optimizer": {"lr": 0.2}})
 
-    sentence = sentence_with(headline(load_runs([tmp_path / "one", tmp_path / "two"])), "differ in")
+    sentence = sentence_with(headline(open_runs([tmp_path / "one", tmp_path / "two"])), "differ in")
 
     assert "optimizer.lr" in sentence
     assert "stages" not in sentence.partition("differ in")[2]
@@ -170,7 +170,7 @@ def test_what_else_differs_between_the_runs_is_said(tmp_path):
 def test_nothing_finished_says_how_far_each_run_is(tmp_path):
     write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, steps_done=3)
 
-    assert [part in headline(load_runs([tmp_path / "toy"]))[0] for part in ("a-seed0", "3 of 10")]
+    assert [part in headline(open_runs([tmp_path / "toy"]))[0] for part in ("a-seed0", "3 of 10")]
 
 
 def test_predicted_and_measured_time_stand_together(tmp_path):
@@ -178,6 +178,6 @@ def test_predicted_and_measured_time_stand_together(tmp_path):
     write_run(toy, "grow", [(4, 10), (8, 5)], {8: 5.0}, predicted_seconds=16.0)
     write_run(toy, "fixed8", [(8, 10)], {8: 5.0})
 
-    sentences = " ".join(headline(load_runs([toy])))
+    sentences = " ".join(headline(open_runs([toy])))
 
     assert "The profile had predicted grow-seed0 16.0 s, measured 20.0 (+25%)." in sentences

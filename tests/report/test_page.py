@@ -5,7 +5,7 @@ import pytest
 
 from glray.errors import UserError
 from glray.report.page import write_report
-from glray.report.records import load_runs
+from glray.run.run import open_runs
 from tests.report.conftest import write_run
 
 
@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 
 def page_of(directory, paths) -> Page:
-    return Page(write_report(load_runs(paths), directory).read_text(encoding="utf-8"))
+    return Page(write_report(open_runs(paths), directory).read_text(encoding="utf-8"))
 
 
 def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
@@ -68,7 +68,9 @@ def test_text_from_records_cannot_become_markup(tmp_path):
     run = write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5})
     record = (run / "run.json").read_text().replace('"a"', f'"{name}"').replace("A Proc", name)
     (run / "run.json").write_text(record)
-    (run / "spec.yaml").write_text(f"name: {name}\n")
+    spec = (run / "spec.yaml").read_text()
+    assert "storage: runs\n" in spec
+    (run / "spec.yaml").write_text(spec.replace("storage: runs\n", f"storage: {name}\n"))
 
     page = page_of(tmp_path / "out", [run])
 

@@ -49,7 +49,7 @@ def test_bucketed_counts_every_position_once(by_position):
 
 
 def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
-    paths = draw(load_runs([pipeline]), tmp_path / "out")
+    paths = draw(open_runs([pipeline]), tmp_path / "out")
 
     assert [path.name for path in paths] == [
         "loss_over_time.png",
@@ -63,7 +63,7 @@ def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
 
 
 def test_the_length_plot_has_each_arm_s_losses_and_errors(pipeline):
-    axes = loss_by_length(load_runs([pipeline])).axes[0]
+    axes = loss_by_length(open_runs([pipeline])).axes[0]
 
     drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
     assert drawn == [[4.6, 4.45, 4.5], [4.8, 4.69, 4.7], [4.5, 4.67, 6.5]]
@@ -71,7 +71,7 @@ def test_the_length_plot_has_each_arm_s_losses_and_errors(pipeline):
 
 
 def test_the_time_plot_marks_a_stage_where_it_starts(pipeline):
-    axes = loss_over_time(load_runs([pipeline])).axes[0]
+    axes = loss_over_time(open_runs([pipeline])).axes[0]
 
     vertical = [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"]
     assert [list(x) for x in vertical] == [[10.0, 10.0]]
@@ -81,7 +81,7 @@ def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_p
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False, slowdown=3.0)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.6}, slowdown=2.0)
 
-    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+    axes = loss_over_time(open_runs([tmp_path / "toy"])).axes[0]
 
     assert "measured" in axes.get_xlabel()
     assert [line.get_xdata()[-1] for line in axes.lines[::2]] == [30.0, 20.0]
@@ -90,20 +90,20 @@ def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_p
 def test_runs_without_steps_or_evaluations_draw_nothing(tmp_path):
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, steps_done=0)
 
-    assert draw(load_runs([tmp_path / "toy"]), tmp_path / "out") == []
+    assert draw(open_runs([tmp_path / "toy"]), tmp_path / "out") == []
 
 
 def test_a_diverged_run_is_drawn_beside_the_others(pipeline, tmp_path):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
 
-    assert len(draw(load_runs([pipeline]), tmp_path / "out")) == 5
+    assert len(draw(open_runs([pipeline]), tmp_path / "out")) == 5
 
 
 def test_seeds_are_one_line_of_means_with_the_range_around_it(tmp_path):
     for seed, loss in enumerate((4.0, 5.0)):
         write_run(tmp_path / "toy", "a", [(4, 10)], {4: loss}, seed=seed)
 
-    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+    axes = loss_over_time(open_runs([tmp_path / "toy"])).axes[0]
 
     line, mark = axes.lines[:2]
     assert len(line.get_xdata()) == 10
@@ -117,7 +117,7 @@ def test_seeds_that_have_not_trained_as_far_are_drawn_apart(tmp_path):
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6})
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, seed=1, steps_done=5)
 
-    axes = loss_over_time(load_runs([tmp_path / "toy"])).axes[0]
+    axes = loss_over_time(open_runs([tmp_path / "toy"])).axes[0]
 
     assert [len(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1] == [10, 5]
 

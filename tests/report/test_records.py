@@ -4,15 +4,17 @@ import re
 import pytest
 
 from glray.errors import UserError
-from glray.report.records import load_run, load_runs
+from glray.run.run import Run, open_runs
 from tests.report.conftest import write_run
 
 
 def test_a_finished_run_is_read_with_its_figures(pipeline):
-    run = load_run(pipeline / "grow-seed0")
+    run = Run.open(pipeline / "grow-seed0")
 
     assert run.is_finished
-    assert [(stage.seq_len, stage.rows, stage.num_steps) for stage in run.stages] == [
+    assert [
+        (stage.seq_len, stage.windows_per_batch, stage.num_steps) for stage in run.plan.stages
+    ] == [
         (4, 8, 10),
         (8, 4, 5),
     ]
@@ -30,13 +32,13 @@ def test_a_run_in_progress_is_read_as_far_as_it_got(tmp_path):
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "sta')
 
-    run = load_run(directory)
+    run = Run.open(directory)
 
     assert not run.is_finished
     assert run.steps_done == 12
     assert run.calibrated_seconds == 10 * 1.0 + 2 * 2.0
     assert run.measured_seconds == 14.0
-    assert [run.steps_in(stage) for stage in run.stages] == [10, 2]
+    assert [stage.steps_trained for stage in run.plan.stages] == [10, 2]
     assert run.latest.step == 10
 
 
@@ -44,13 +46,13 @@ def test_a_run_that_has_not_trained_a_step_is_read(tmp_path):
     directory = write_run(tmp_path / "toy", "grow", [(4, 10)], {4: 4.6}, steps_done=0)
     (directory / "metrics.jsonl").unlink()
 
-    run = load_run(directory)
+    run = Run.open(directory)
 
     assert (run.steps_done, run.tokens, run.measured_seconds, run.latest) == (0, 0, 0.0, None)
 
 
 def test_a_run_without_calibration_has_no_calibrated_seconds(tmp_path):
-    run = load_run(write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False))
+    run = Run.open(write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False))
 
     assert run.calibrated_seconds is None
     assert run.log.calibrated_seconds is None
@@ -58,20 +60,20 @@ def test_a_run_without_calibration_has_no_calibrated_seconds(tmp_path):
 
 
 def test_a_pipeline_directory_gives_its_runs_as_its_spec_lists_the_arms(pipeline):
-    assert [run.arm for run in load_runs([pipeline])] == ["grow", "fixed8", "fixed4"]
+    assert [run.arm for run in open_runs([pipeline])] == ["grow", "fixed8", "fixed4"]
 
 
 def test_without_a_spec_runs_are_sorted_by_name_with_numbers_as_numbers(tmp_path):
     for arm, seed in (("llm1024", 0), ("llm128", 1), ("llm128", 0)):
         write_run(tmp_path / "toy", arm, [(4, 10)], {4: 4.6}, seed=seed)
 
-    runs = load_runs([tmp_path / "toy"])
+    runs = open_runs([tmp_path / "toy"])
 
     assert [(run.arm, run.seed) for run in runs] == [("llm128", 0), ("llm128", 1), ("llm1024", 0)]
 
 
 def test_a_run_given_twice_is_read_once(pipeline):
-    assert len(load_runs([pipeline / "grow-seed0", pipeline])) == 3
+    assert len(open_runs([pipeline / "grow-seed0", pipeline])) == 3
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
@@ -79,7 +81,7 @@ def test_a_directory_without_runs_is_refused_by_name(tmp_path, name):
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
-        load_runs([tmp_path / name])
+        open_runs([tmp_path / name])
 
 
 def test_damaged_records_are_refused_with_their_place(pipeline):
@@ -88,8 +90,8 @@ def test_damaged_records_are_refused_with_their_place(pipeline):
     del record["plan"]
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"grow-seed0.*plan"):
-        load_run(path.parent)
+        Run.open(path.parent)
 
     path.write_text("{")
     with pytest.raises(UserError, match=r"grow-seed0/run\.json"):
-        load_run(path.parent)
+        Run.open(path.parent)

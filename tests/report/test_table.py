@@ -1,8 +1,8 @@
 from rich.console import Console
 
-from glray.report.records import load_runs
 from glray.report.render import terminal
 from glray.report.sheets import summary
+from glray.run.run import open_runs
 from tests.report.conftest import write_run
 
 
@@ -17,7 +17,7 @@ def rows_of(text: str, name: str) -> list[list[str]]:
 
 
 def test_each_run_has_its_figures_and_its_losses(pipeline):
-    text = rendered(summary(load_runs([pipeline])))
+    text = rendered(summary(open_runs([pipeline])))
 
     assert rows_of(text, "grow") == [
         ["grow", "4-8", "15", "480", "20.0", "20.0"],
@@ -31,7 +31,7 @@ def test_tables_with_long_names_many_seeds_and_eight_lengths_keep_within_80_colu
     for seed in (0, 11):
         write_run(tmp_path / "toy", "growlength-slow", [(4, 10), (8, 5)] * 4, losses, seed=seed)
 
-    text = rendered(summary(load_runs([tmp_path / "toy"])))
+    text = rendered(summary(open_runs([tmp_path / "toy"])))
 
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert text.count("10.000") == 2 * 8
@@ -41,7 +41,7 @@ def test_tables_with_long_names_many_seeds_and_eight_lengths_keep_within_80_colu
 def test_an_unfinished_run_shows_its_steps_and_its_latest_evaluation(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {4: 4.6, 8: 5.0}, steps_done=12)
 
-    text = rendered(summary(load_runs([tmp_path / "toy"])))
+    text = rendered(summary(open_runs([tmp_path / "toy"])))
 
     assert rows_of(text, "grow")[0] == ["grow", "4-8", "12/15", "384", "14.0", "14.0"]
     assert rows_of(text, "grow")[1][1:3] == ["5.600", "6.000"]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from glray.report.headline import headline
-from glray.report.records import load_runs
 from glray.report.time_to_loss import seconds_to_loss
+from glray.run.run import open_runs
 from tests.report.conftest import write_run
 
 
@@ -37,12 +37,12 @@ def toy(tmp_path):
     ("loss", "seconds"), [(6.5, 4.0), (6.0, 4.0), (5.5, 6.0), (5.0, 8.0), (4.4, None)]
 )
 def test_a_loss_is_reached_on_the_line_between_two_evaluations(toy, loss, seconds):
-    grow = next(run for run in load_runs([toy]) if run.arm == "grow")
+    grow = next(run for run in open_runs([toy]) if run.arm == "grow")
     assert seconds_to_loss(grow, 8, loss) == seconds
 
 
 def test_the_headline_says_how_much_sooner(toy):
-    said = " ".join(headline(load_runs([toy])))
+    said = " ".join(headline(open_runs([toy])))
     assert (
         "grow reaches fixed8's final loss at 8 tokens in 30% of fixed8's training time "
         "(6.0 of 20.0 s)."
@@ -52,11 +52,11 @@ def test_the_headline_says_how_much_sooner(toy):
 def test_an_arm_that_never_has_it_is_said_to(toy):
     never = write_run(toy, "fixed4", [(4, 20)], {8: 5.6})
     scored_at(never, 5, 7.0, 5.0)
-    said = " ".join(headline(load_runs([toy])))
+    said = " ".join(headline(open_runs([toy])))
     assert "fixed4 does not reach fixed8's final loss at 8 tokens." in said
 
 
 def test_stage_boundaries_alone_say_too_little(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.5})
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 5.5})
-    assert "reaches" not in " ".join(headline(load_runs([tmp_path / "toy"])))
+    assert "reaches" not in " ".join(headline(open_runs([tmp_path / "toy"])))

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from glray.report.records import load_run
 from glray.report.verdict import Verdict, judge
+from glray.run.run import Run
 from glray.spec import ClaimSpec
 from tests.report.conftest import write_run
 
@@ -20,13 +20,13 @@ def arms_of(tmp_path, grow, fixed8, *, context_gain=(0.1, 0.1, 0.1), targets=("a
         written = write_run(
             tmp_path, "grow", [(4, 10), (8, 5)], {4: loss, 8: loss}, seed=seed, targets=targets[0]
         )
-        arms["grow"].append(replace(load_run(written), label="grow"))
+        arms["grow"].append(replace(Run.open(written), label="grow"))
     for seed, (loss, gain) in enumerate(zip(fixed8, context_gain, strict=False)):
         losses = {4: loss + gain, 8: loss}
         written = write_run(
             tmp_path, "fixed8", [(8, 10)], losses, seed=seed, targets=targets[1], **run
         )
-        arms["fixed8"].append(replace(load_run(written), label="fixed8"))
+        arms["fixed8"].append(replace(Run.open(written), label="fixed8"))
     return arms
 
 
@@ -69,7 +69,7 @@ def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path, gain)
     judgement = judged(LOWER, arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8 does not use its context" in judgement.reason
-    seconds = LOWER.derive(measure="seconds")
+    seconds = LOWER.model_copy(update={"measure": "seconds"})
     assert judged(seconds, arms).verdict is not Verdict.INCONCLUSIVE
 
 
@@ -85,15 +85,19 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
     assert "grow is unfinished, not scored or diverged" in judgement.sentence
 
 
+def longer(run: Run, seq_len: int) -> Run:
+    """The same records under another fixed length."""
+    stage = run.plan.stages[0].model_copy(update={"seq_len": seq_len})
+    plan = run.plan.model_copy(update={"stages": (stage,)})
+    return replace(run, manifest=run.manifest.model_copy(update={"plan": plan}))
+
+
 def test_a_baseline_that_diverged_or_is_not_scored_proves_nothing(tmp_path):
     arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
     assert judged(LOWER, arms).verdict is Verdict.SUPPORTED
-    longer = [replace(run.stages[0], seq_len=16) for run in arms["fixed8"]]
-    arms["fixed16"] = [  # the longest fixed arm, and it has no loss at 16
-        replace(run, label="fixed16", stages=(stage,))
-        for run, stage in zip(arms["fixed8"], longer, strict=True)
-    ]
-    judgement = judged(LOWER.derive(at=8), arms)
+    # The longest fixed arm, and it has no loss at 16.
+    arms["fixed16"] = [replace(longer(run, 16), label="fixed16") for run in arms["fixed8"]]
+    judgement = judged(LOWER.model_copy(update={"at": 8}), arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed16, the baseline, is not scored at 4 and 16, or diverged" in judgement.reason
 
@@ -107,7 +111,7 @@ def test_without_a_fixed_arm_the_claims_own_must_use_its_context(tmp_path):
 
 def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
     arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
-    claim = LOWER.derive(measure="long_loss", at=16)
+    claim = LOWER.model_copy(update={"measure": "long_loss", "at": 16})
 
     def scored(targets):
         return {
@@ -136,19 +140,19 @@ def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
 )
 def test_the_same_within_a_margin(tmp_path, losses, verdict):
     arms = arms_of(tmp_path, losses, (5.0, 5.0, 5.0))
-    assert judged(LOWER.derive(within=0.02), arms).verdict is verdict
+    assert judged(LOWER.model_copy(update={"within": 0.02}), arms).verdict is verdict
 
 
 def test_seconds_count_as_a_share_of_the_others(tmp_path):
     # Both train 20 calibrated seconds; fixed8 takes a quarter longer.
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
-    judgement = judged(LOWER.derive(measure="seconds"), arms)
+    judgement = judged(LOWER.model_copy(update={"measure": "seconds"}), arms)
     assert judgement.difference == pytest.approx(-0.2)
     assert "grow 20.0 s, fixed8 25.0 s measured: -20.0%" in judgement.sentence
 
 
 def test_an_arm_without_boundaries_has_no_jump(tmp_path):
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0))
-    judgement = judged(LOWER.derive(measure="jump"), arms)
+    judgement = judged(LOWER.model_copy(update={"measure": "jump"}), arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8" in judgement.reason

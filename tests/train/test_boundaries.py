@@ -12,7 +12,8 @@ from glray.cli.training import exit_if_guarded
 from glray.data.targets import HeldoutTargets
 from glray.files import read_json
 from glray.plan import StageBoundary
-from glray.run.run import settle
+from glray.run.checkpoint import committed_checkpoints, step_of
+from glray.run.records import Jump
 from glray.spec import (
     ArmSpec,
     EvaluationSpec,
@@ -21,11 +22,11 @@ from glray.spec import (
     OptimizerSpec,
 )
 from glray.train.boundaries import split_jump
-from glray.train.checkpoint import committed_checkpoints, step_of
 from glray.train.context import LocalContext
 from glray.train.evaluation import Scored, Windows
 from glray.train.optimizer import build_optimizer, update_norm
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 from ..weights import same_weights
@@ -43,7 +44,7 @@ def grown(storage, **fields):
 
 def trained(spec, corpus):
     train_all(spec, corpus, LocalContext())
-    return settle(spec, corpus)[0]
+    return planned(spec, corpus)[0]
 
 
 def losses(entries):
@@ -65,12 +66,12 @@ def test_the_jump_is_split_by_position():
         sliding=scored(2, 1, 5.0, 3.0, 4.0, 3.0),
         new=scored(4, 4, 5.5, 3.0, 4.0, 4.0),
     )
-    assert split == {
-        "jump": 0.125,  # 16.5 / 4 - 16 / 4
-        "rescaled_positions": 0.125,  # the first two: + 0.5
-        "longer_context": -0.25,  # the third: 5 to 4
-        "unseen_positions": 0.25,  # the fourth: 3 to 4
-    }
+    assert split == Jump(
+        jump=0.125,  # 16.5 / 4 - 16 / 4
+        rescaled_positions=0.125,  # the first two: + 0.5
+        longer_context=-0.25,  # the third: 5 to 4
+        unseen_positions=0.25,  # the fourth: 3 to 4
+    )
 
 
 @pytest.mark.parametrize("positions", [None, Interpolation()], ids=["as they are", "squeezed"])
@@ -154,7 +155,7 @@ def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
         evaluation=EvaluationSpec(seq_lens=(8, 32, 64), num_tokens=128, max_rise=0.0),
     )
     train_all(spec, corpus, LocalContext())
-    grow, fixed = settle(spec, corpus)
+    grow, fixed = planned(spec, corpus)
     assert not grow.is_finished
     assert fixed.is_finished
 

@@ -36,12 +36,14 @@ def test_losses_by_length_and_position():
     )
     unknown = math.log(200)
     known = math.log(math.exp(20) + 199) - 20
-    assert two["loss"] == pytest.approx((unknown + known) / 2, rel=1e-6)
-    assert eight["loss"] == pytest.approx((unknown + 7 * known) / 8, rel=1e-6)
-    assert two["loss_by_position"] == pytest.approx([unknown, known], rel=1e-5, abs=1e-6)
-    assert eight["loss_by_position"] == pytest.approx([unknown, *[known] * 7], rel=1e-5, abs=1e-6)
-    assert eight["bits_per_byte"] == pytest.approx(eight["loss"] * 24 / math.log(2) / 24)
-    assert two["standard_error"] == pytest.approx(0, abs=1e-6)
+    assert two.loss == pytest.approx((unknown + known) / 2, rel=1e-6)
+    assert eight.loss == pytest.approx((unknown + 7 * known) / 8, rel=1e-6)
+    assert two.loss_by_position.tolist() == pytest.approx([unknown, known], rel=1e-5, abs=1e-6)
+    assert eight.loss_by_position.tolist() == pytest.approx(
+        [unknown, *[known] * 7], rel=1e-5, abs=1e-6
+    )
+    assert eight.bits_per_byte == pytest.approx(eight.loss * 24 / math.log(2) / 24)
+    assert two.standard_error == pytest.approx(0, abs=1e-6)
 
 
 def test_standard_error_of_equal_documents_is_that_of_their_means():

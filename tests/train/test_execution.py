@@ -10,11 +10,11 @@ from torch._dynamo.utils import counters
 
 from glray.errors import UserError
 from glray.files import read_json
-from glray.run.run import settle
-from glray.train.checkpoint import committed_checkpoints, step_of
+from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.train.context import LocalContext
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 from ..weights import same_weights, weights_of
@@ -29,7 +29,7 @@ def spec_with(storage, **compute):
 def trained(storage, corpus, **compute):
     spec = spec_with(storage, **compute)
     train_all(spec, corpus, LocalContext())
-    return settle(spec, corpus)[0]
+    return planned(spec, corpus)[0]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
 
     monkeypatch.setattr(Trainee, "warm_up", watched)
     monkeypatch.setattr(  # an evaluation compiles too, off the clock
-        "glray.train.loop.score_stage", lambda session: None
+        "glray.train.loop.evaluate", lambda session: None
     )
     counters.clear()
     arms = [{"name": "grow", "stages": [{"seq_len": 16}, {"seq_len": 32}]}]
@@ -60,7 +60,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     train_all(spec, corpus, LocalContext())
     assert graphs == [counters["stats"]["unique_graphs"]]
     assert graphs[0] >= 2
-    (run,) = settle(spec, corpus)
+    (run,) = planned(spec, corpus)
     losses = [line["loss"] for line in metrics(run)]
     # The first step's loss is that of any length's first windows but for their context.
     assert losses[0] == pytest.approx(metrics(plain)[0]["loss"], rel=1e-2)
@@ -71,7 +71,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     asked = iter([False, False, True])
     train_all(again, corpus, LocalContext(stop=lambda: next(asked)))
     train_all(again, corpus, LocalContext())
-    assert same_weights(settle(again, corpus)[0], run)
+    assert same_weights(planned(again, corpus)[0], run)
 
 
 def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
@@ -91,7 +91,7 @@ def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
     spec = spec_with(tmp_path)
     asked = iter([False, False, True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    step = step_of(committed_checkpoints(settle(spec, corpus)[0].checkpoints)[-1])
+    step = step_of(committed_checkpoints(planned(spec, corpus)[0].checkpoints)[-1])
     other = spec.derive(compute={"micro_batch_tokens": 64})
     train_all(other, corpus, LocalContext())
     events = (tmp_path / "tiny" / "events.log").read_text()
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, c
     process = context.Process(target=fill_the_disk, args=(spec, corpus, answer))
     process.start()
     process.join(60)
-    run = settle(spec, corpus)[0]
+    run = planned(spec, corpus)[0]
     said = answer.get()
     assert f"{run.checkpoints}: the checkpoint of step 3 cannot be written: File too large" in said
     assert list(run.checkpoints.iterdir()) == []

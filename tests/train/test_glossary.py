@@ -2,15 +2,17 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from glray.files import read_json
-from glray.run.run import settle
+from glray.run.records import Progress
 from glray.train.announcer import Announcer
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 
@@ -32,13 +34,13 @@ def glossary() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
     """{heading of the glossary: the names of that file}, after a tiny pipeline."""
-    progress: set[str] = set()
+    progress: list[Progress] = []
     spec = tiny_spec(tmp_path_factory.mktemp("logged"))
     with pytest.MonkeyPatch.context() as patch:
         # What is written, for the file keeps the last and not all reach it.
-        patch.setattr(Announcer, "progress", lambda self, **values: progress.update(values))
+        patch.setattr(Announcer, "progress", lambda self, value: progress.append(value))
         train_all(spec, corpus, LocalContext())
-    run = settle(spec, corpus)[0]
+    run = planned(spec, corpus)[0]
     lines = [
         json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()
     ]
@@ -46,13 +48,21 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
     boundary = read_json(run.boundary_path(run.plan.stage_ends[0]))
     return {
         "metrics.jsonl": set().union(*lines),
-        "progress.json": progress,
+        "progress.json": set().union(*(json.loads(p.model_dump_json()) for p in progress)),
+        "training": set().union(
+            *(json.loads(p.training.model_dump_json()) for p in progress if p.training)
+        ),
         "evaluations/step-*.json": set(evaluation),
         "lengths": set().union(*evaluation["lengths"]),
         "boundaries/step-*.json": set(boundary),
         "jump": set(boundary["jump"]),
         "result.json": set(read_json(run.directory / "result.json")),
     }
+
+
+def test_the_page_is_rendered_from_the_records():
+    page = runpy.run_path(str(GLOSSARY.with_suffix(".py")))["page"]
+    assert GLOSSARY.read_text(encoding="utf-8") == page(), "run python docs/metrics.py"
 
 
 def test_the_glossary_has_a_section_for_each_file(logged):

@@ -11,12 +11,12 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json, sole_writer, write_text
 from glray.ray import train as ray_train
-from glray.run.run import settle
 from glray.spec import PipelineSpec
 from glray.train import groups, worker
 from glray.train.context import LocalContext
 from glray.train.groups import WorkerGroup, launch
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..group import join_group, start_group, train
 from ..killing import same_run
@@ -70,10 +70,10 @@ def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corp
         started = [start_group(train_as, 2, spec, corpus, group) for group in both]
         assert all(join_group(processes) for processes in started)
         claimed = [[name for name in group.claimed() if "seed" in name] for group in both]
-    runs = settle(spec, corpus)
+    runs = planned(spec, corpus)
     assert sorted(claimed[0] + claimed[1]) == sorted(run.name for run in runs)
     events = (directory / "events.log").read_text()
-    for run, expected in zip(runs, settle(alone, corpus), strict=True):
+    for run, expected in zip(runs, planned(alone, corpus), strict=True):
         assert events.count(f"{run.name}: starts") == 1
         assert run.is_finished
         assert same_run(run, expected)
@@ -81,7 +81,7 @@ def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corp
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monkeypatch):
     spec = tiny_spec(tmp_path)
-    run = settle(spec, corpus)[0]
+    run = planned(spec, corpus)[0]
     monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
     with sole_writer(run.directory), pytest.raises(UserError, match="another glray process"):
         train_all(spec, corpus, LocalContext())
@@ -101,7 +101,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monke
     threading.Timer(0.5, release.set).start()
     train_all(spec, corpus, LocalContext())
     assert release.is_set()
-    assert all(run.is_finished for run in settle(spec, corpus))
+    assert all(run.is_finished for run in planned(spec, corpus))
     thread.join()
 
 

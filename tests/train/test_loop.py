@@ -12,13 +12,13 @@ from glray.data.windows import read_windows
 from glray.errors import UserError
 from glray.files import read_json
 from glray.report.headline import headline
-from glray.report.records import load_runs
-from glray.run.run import find_run, settle
-from glray.train.checkpoint import TENSORS, committed_checkpoints
+from glray.run.checkpoint import TENSORS, committed_checkpoints
+from glray.run.run import Run, open_runs
 from glray.train.context import LocalContext
 from glray.train.export import export_run, latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
+from tests.planned import planned, validated
 
 from ..tiny import tiny_spec
 from ..weights import same_weights
@@ -81,7 +81,7 @@ def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, co
     spec = tiny_spec(tmp_path / f"stopped-{stop_after}")
     asked = iter([False] * stop_after + [True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    runs = settle(spec, corpus)
+    runs = planned(spec, corpus)
     assert not runs[0].is_finished
     train_all(spec, corpus, LocalContext())
     for run, undisturbed in zip(runs, finished, strict=True):
@@ -99,7 +99,7 @@ def test_documents_apart_are_fed_the_same_tokens_and_resume(finished, tmp_path, 
     train_all(specs[1], corpus, LocalContext(stop=lambda: next(asked)))
     for spec in specs:
         train_all(spec, corpus, LocalContext())
-    whole, stopped = (settle(spec, corpus)[0] for spec in specs)
+    whole, stopped = (planned(spec, corpus)[0] for spec in specs)
     assert same_weights(whole, stopped)
     assert not same_weights(whole, finished[0])
     checksums = [
@@ -126,7 +126,7 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
     with pytest.raises(Killed):
         train_all(spec, corpus, LocalContext(stop=die))
     train_all(spec, corpus, LocalContext())
-    for run, undisturbed in zip(settle(spec, corpus), finished, strict=True):
+    for run, undisturbed in zip(planned(spec, corpus), finished, strict=True):
         assert same_weights(run, undisturbed)
         assert [m["checksum"] for m in metrics(run)] == [
             m["checksum"] for m in metrics(undisturbed)
@@ -137,7 +137,7 @@ def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
     spec = tiny_spec(tmp_path / "uncommitted")
     asked = iter([False, True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    run = settle(spec, corpus)[0]
+    run = planned(spec, corpus)[0]
     torn = run.checkpoints / "step-00000009"
     torn.mkdir()
     (torn / "state.json").write_bytes(b"torn")
@@ -161,11 +161,14 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
 
 def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
     spec = tiny_spec(tmp_path, seeds=(0, 1))
+    from glray.model.config import config_of
     from glray.model.decoder import build_model
 
     drawn = [
-        build_model(run.model_config, run.seed, torch.device("cpu")).state_dict()
-        for run in settle(spec, corpus)
+        build_model(
+            config_of(run.manifest.architecture, run.name), run.seed, torch.device("cpu")
+        ).state_dict()
+        for run in planned(spec, corpus)
     ]
     same = [torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0]]
     other = [torch.equal(drawn[0][name], drawn[2][name]) for name in drawn[0]]
@@ -176,30 +179,30 @@ def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
 def test_another_identity_in_the_directory_is_refused(finished, corpus):
     spec = finished[0].spec.derive(budget={"tokens": 64 * 24})
     with pytest.raises(UserError, match=r"grow-seed0.*budget.tokens: 768 → 1536"):
-        settle(spec, corpus)
+        validated(spec, corpus)
     relaxed = finished[0].spec.derive(
         compute={"micro_batch_tokens": 8},
         evaluation={"seq_lens": (16,), "num_tokens": 16},
     )
-    assert settle(relaxed, corpus)
+    assert planned(relaxed, corpus)
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, corpus):
     spec = tiny_spec(tmp_path, tokens_per_batch=8192, budget={"tokens": 10**6})
     with pytest.raises(UserError, match=r"tokens make 4,992 in whole chunks of 32, .*8,192"):
-        settle(spec, corpus)
+        validated(spec, corpus)
 
 
 def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, corpus):
     spec = tiny_spec(tmp_path, budget={"seconds": 0.2}, ratios_in="seconds")
-    assert settle(spec, corpus) is None
+    assert planned(spec, corpus) is None
     train_all(spec, corpus, LocalContext())
-    runs = settle(spec, corpus)
+    runs = planned(spec, corpus)
     assert all(run.is_finished for run in runs)
     for run in runs:
         result = read_json(run.directory / "result.json")
         assert 0 < result["calibrated_seconds"] <= 0.2
-        again = find_run(run.directory)
+        again = Run.open(run.directory)
         assert again.identity == run.identity
         assert again.plan == run.plan
 
@@ -256,7 +259,7 @@ def test_damaged_records_are_one_line(calibrated, corpus, name, text):
     whole = path.read_bytes()
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="damaged") as error:
-        settle(calibrated, corpus)
+        validated(calibrated, corpus)
     assert str(path) in str(error.value)
     path.write_bytes(whole)
 
@@ -264,9 +267,9 @@ def test_damaged_records_are_one_line(calibrated, corpus, name, text):
 def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     # The evaluation may change between two calls; then the report must not rank across it.
     evaluation = {"seq_lens": (8, 32), "num_tokens": 128}
-    spec = finished[0].spec.derive(seeds=(0, 1), evaluation=evaluation)
+    spec = tiny_spec(finished[0].directory.parents[1], seeds=(0, 1), evaluation=evaluation)
     train_all(spec, corpus, LocalContext())
-    runs = load_runs([finished[0].directory.parent])
+    runs = open_runs([finished[0].directory.parent])
     assert len(runs) == 4
     assert "do not compare" in headline(runs)[0]
 

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.files import read_json
-from glray.run.run import settle
 from glray.spec import (
     ArmSpec,
     BaseFrequencies,
@@ -27,6 +26,7 @@ from glray.train.context import LocalContext
 from glray.train.export import latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
+from tests.planned import planned, validated
 
 from ..group import start_group
 from ..tiny import tiny_spec
@@ -54,7 +54,7 @@ def spec_of(storage, kind):
 
 def trained(spec, corpus, stop=lambda: False):
     train_all(spec, corpus, LocalContext(stop=stop))
-    return settle(spec, corpus)[0]
+    return planned(spec, corpus)[0]
 
 
 @pytest.fixture(params=KINDS, scope="module")
@@ -106,7 +106,7 @@ def test_a_run_killed_around_its_boundaries_ends_with_the_same_bits(
         (life,) = start_group(train_until, 1, spec, corpus, num_steps)
         life.join()
         assert life.exitcode == -signal.SIGKILL
-        (run,) = settle(spec, corpus)
+        (run,) = planned(spec, corpus)
         kept = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
         assert kept == [boundary for boundary in (4, 8) if boundary <= num_steps]
     assert_ends_as(undisturbed, trained(spec, corpus))
@@ -187,4 +187,4 @@ def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
 
 def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
     with pytest.raises(UserError, match="heads turn 2 dimensions"):
-        settle(spec_of(tmp_path, "ntk").derive(model={"rotary_fraction": 0.25}), corpus)
+        validated(spec_of(tmp_path, "ntk").derive(model={"rotary_fraction": 0.25}), corpus)

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
-from glray.run.run import settle
 from glray.spec import (
     ArmSpec,
     Interpolation,
@@ -23,9 +22,10 @@ from glray.spec import (
 )
 from glray.train.context import LocalContext
 from glray.train.evaluation import Windows
-from glray.train.export import latest_model
+from glray.train.export import latest_model, run_corpus
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 
@@ -110,7 +110,7 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
     assert scores.targets.num_targets == 256
     assert scores.targets.num_documents == 3
     assert scores.targets.document_tokens == [128, 64, 64]
-    tokenizer = Tokenizer.from_file(str(run.corpus.tokenizer_path))
+    tokenizer = Tokenizer.from_file(str(run_corpus(run).tokenizer_path))
     assert tokenizer.decode(scores.targets.tokens[0][:5].tolist()) in texts[0]
 
 
@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_is_no_figure(run):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"identity": []}, {"model_config": {}}, {"tokens_directories": []}, {"seed": None}],
+    [{"identity": []}, {"architecture": {}}, {"tokens_directories": []}, {"seed": None}],
 )
 def test_a_damaged_record_of_the_run_is_refused(run, wrong):
     path = run.directory / "run.json"
@@ -219,5 +219,5 @@ def test_only_what_was_trained_with_the_positions_in_force_counts_as_trained(
     arms = (ArmSpec(name="grow", stages=seq_lens, positions=positions),)
     spec = tiny_spec(tmp_path, arms=arms)
     train_all(spec, corpus, LocalContext())
-    (run,) = settle(spec, corpus)
+    (run,) = planned(spec, corpus)
     assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == trained_len

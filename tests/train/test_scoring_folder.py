@@ -6,11 +6,11 @@ import pytest
 
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
-from glray.run.run import settle
 from glray.spec import ArmSpec, GPTNeoXModel, Yarn
 from glray.train.context import LocalContext
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 
@@ -29,7 +29,7 @@ def trained(tmp_path, corpus, **fields):
     """Up to 32 tokens."""
     spec = tiny_spec(tmp_path / "runs", **fields)
     train_all(spec, corpus, LocalContext())
-    return settle(spec, corpus)[0].directory
+    return planned(spec, corpus)[0].directory
 
 
 def test_a_folder_scores_as_the_run_that_wrote_it(finished, documents):

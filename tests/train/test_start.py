@@ -12,7 +12,7 @@ from glray.errors import UserError
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.model.decoder import build_model
-from glray.run.run import find_run, settle
+from glray.run.run import Run
 from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
 from glray.train.context import LocalContext
 from glray.train.execution import execution
@@ -21,6 +21,7 @@ from glray.train.probe.micro_batches import declared_micro_batches
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.session import open_session
 from glray.train.worker import train_all
+from tests.planned import planned, validated
 
 from ..tiny import tiny_spec
 
@@ -61,7 +62,7 @@ def assert_same(one, other):
 
 def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
     start = weights(folder)
-    runs = settle(spec_from(folder, tmp_path, seeds=(0, 1)), corpus)
+    runs = planned(spec_from(folder, tmp_path, seeds=(0, 1)), corpus)
     assert len(runs) == 4
     for run in runs:
         run.directory.mkdir(parents=True)
@@ -73,12 +74,12 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
 def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):
     spec = spec_from(folder, tmp_path / "undisturbed")
     train_all(spec, corpus, LocalContext())
-    undisturbed = settle(spec, corpus)
+    undisturbed = planned(spec, corpus)
     stopped = spec_from(folder, tmp_path / "stopped")
     asked = iter([False, False, True])
     train_all(stopped, corpus, LocalContext(stop=lambda: next(asked)))
     train_all(stopped, corpus, LocalContext())
-    for run, expected in zip(settle(stopped, corpus), undisturbed, strict=True):
+    for run, expected in zip(planned(stopped, corpus), undisturbed, strict=True):
         assert run.is_finished
         assert_same(weights(run.directory / "model"), weights(expected.directory / "model"))
         assert sorted(file.name for file in (run.directory / "model").iterdir()) == sorted(
@@ -91,9 +92,9 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_pat
 
     shutil.rmtree(folder)
     run = undisturbed[0]
-    again = find_run(run.directory)
+    again = Run.open(run.directory)
     assert again.identity == run.identity
-    assert again.model_config.to_dict() == run.model_config.to_dict()
+    assert again.manifest.architecture == run.manifest.architecture
     recorded = read_json(run.evaluation_path(12))["lengths"]
     scored = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64))).by_positions[
         "as trained"
@@ -102,7 +103,7 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_pat
     export_run(run.directory, tmp_path / "exported")
     assert_same(weights(tmp_path / "exported"), weights(run.directory / "model"))
     with pytest.raises(UserError, match=r"start/config\.json does not exist"):
-        settle(spec, corpus)
+        validated(spec, corpus)
 
 
 def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
@@ -111,7 +112,7 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
     spec = spec_from(folder, tmp_path)
     asked = iter([False, True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    before = settle(spec, corpus)[0].init_sha256
+    before = planned(spec, corpus)[0].identity["init"]
     save_model(folder, MODELS["llama"], seed=8)
     with pytest.raises(
         UserError, match=rf'grow-seed0: holds run .*\(init: "{before}" → "'
@@ -125,7 +126,7 @@ def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_pa
     small = MODELS["llama"].derive(vocab_size=ids - 1)
     save_model(tmp_path / "small", small, vocab_size=ids - 1)
     with pytest.raises(UserError, match=f"{ids - 1} rows, less than the tokenizer's {ids} ids"):
-        settle(spec_from(tmp_path / "small", tmp_path), corpus)
+        validated(spec_from(tmp_path / "small", tmp_path), corpus)
 
 
 def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
@@ -133,7 +134,7 @@ def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
     save_model(folder, MODELS["llama"])
     spec = spec_from(folder, tmp_path, budget={"seconds": 0.3}, ratios_in="seconds")
     train_all(spec, corpus, LocalContext())
-    assert all(run.is_finished for run in settle(spec, corpus))
+    assert all(run.is_finished for run in planned(spec, corpus))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
 def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
     spec = tiny_spec(tmp_path, model=MODELS[kind])
     train_all(spec, corpus, LocalContext())
-    for run in settle(spec, corpus):
+    for run in planned(spec, corpus):
         assert run.is_finished
         exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
         assert exported.config.model_type == "llama"
@@ -166,5 +167,5 @@ def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
     spec = spec_from(tmp_path / "start", tmp_path / "runs")
     train_all(spec, corpus, LocalContext())
-    run = settle(spec, corpus)[0]
+    run = planned(spec, corpus)[0]
     assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == 64

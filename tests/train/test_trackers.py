@@ -12,12 +12,12 @@ from tensorboardX.record_writer import masked_crc32c
 
 from glray.errors import UserError
 from glray.files import read_json
-from glray.run import run as run_directory
-from glray.run.run import settle
+from glray.train import runs
 from glray.train.context import LocalContext
 from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
 from glray.train.trackers import TensorBoard
 from glray.train.worker import train_all
+from tests.planned import planned, validated
 
 from ..disk import files_of_a_kilobyte
 from ..tiny import tiny_spec
@@ -84,7 +84,7 @@ def killed_and_resumed(tmp_path_factory, corpus):
 
     with pytest.raises(Killed):
         train_all(spec, corpus, LocalContext(stop=die))
-    (run,) = settle(spec, corpus)
+    (run,) = planned(spec, corpus)
     assert metrics(run)[-1]["step"] == 8
     train_all(spec, corpus, LocalContext())
     return run
@@ -124,7 +124,7 @@ def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed):
         pair = [lines[last - 1], lines[last]]
         assert pair[0]["mfu"] == pair[1]["mfu"] > 0
         assert pair[0]["tokens_per_second"] == pair[1]["tokens_per_second"]
-        flops_per_token = run.stage_flops_per_token[pair[0]["stage"]]
+        flops_per_token = run.manifest.flops_per_token[pair[0]["stage"]]
         if last > 6:  # since the resumption, whose peak run.json has
             assert pair[0]["mfu"] == pytest.approx(
                 pair[0]["tokens_per_second"] * flops_per_token / peak["measured"]
@@ -136,7 +136,7 @@ def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed):
 
 def test_model_flops_count_each_stage_at_its_length(killed_and_resumed):
     run = killed_and_resumed
-    first, second, third = (64 * flops for flops in run.stage_flops_per_token)
+    first, second, third = (64 * flops for flops in run.manifest.flops_per_token)
     assert first < second < third
     assert run.model_flops(0) == 0
     assert run.model_flops(5) == 4 * first + second
@@ -155,7 +155,7 @@ def test_the_nominal_peak_is_known_by_the_whole_name():
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, corpus):
-    run = settle(one_arm(tmp_path), corpus)[0]
+    run = planned(one_arm(tmp_path), corpus)[0]
     run.directory.mkdir(parents=True)
     tracker = TensorBoard(run, step=0)
 
@@ -170,9 +170,9 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, corpus):
 
 
 def test_a_missing_wandb_is_said_before_training(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(run_directory, "find_spec", lambda name: None)
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'glray\[wandb\]'"):
-        settle(one_arm(tmp_path, wandb_project="glray"), corpus)
+        validated(one_arm(tmp_path, wandb_project="glray"), corpus)
 
 
 def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):
@@ -182,7 +182,7 @@ def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):
     asked = iter([False, True])
     train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
     train_all(spec, corpus, LocalContext())
-    (run,) = settle(spec, corpus)
+    (run,) = planned(spec, corpus)
     folders = list((run.directory / "wandb").glob("offline-run-*"))
     ids = {folder.name.rpartition("-")[2] for folder in folders}
     assert len(ids) == 1

@@ -15,13 +15,13 @@ from glray.data.windows import local_batches, stage_reads
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.plan import make_plan
-from glray.run.run import settle
 from glray.spec import PipelineSpec
 from glray.train.context import LocalContext
 from glray.train.execution import execution
 from glray.train.probe.micro_batches import declared_micro_batches
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..group import Work, join_group, start_group, train
 from ..tiny import tiny_spec
@@ -47,7 +47,7 @@ def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, paralleli
         train_all(spec, corpus, LocalContext())
     else:
         in_a_group(train, world_size, spec, corpus)
-    return settle(spec, corpus)
+    return planned(spec, corpus)
 
 
 def records(run):
@@ -155,7 +155,7 @@ def test_workers_that_come_and_go_go_on_at_the_cursor(tmp_path, corpus):
     ):
         spec = spec.derive(compute={"parallelism": parallelism})
         in_a_group(train_until, world_size, spec, both, stop_after)
-    for run, expected in zip(settle(spec, both), settle(alone, both), strict=True):
+    for run, expected in zip(planned(spec, both), planned(alone, both), strict=True):
         ours, theirs = records(run), records(expected)
         assert [r["step"] for r in ours] == list(range(1, 25))
         assert [r["checksum"] for r in ours] == [r["checksum"] for r in theirs]

@@ -1,0 +1,48 @@
+"""Renders ``docs/metrics.md`` from ``docs/metrics.md.j2`` and the records' docstrings.
+
+python docs/metrics.py
+"""
+
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from glray.files import write_text
+from glray.record import Record
+from glray.run import records
+
+DOCS = Path(__file__).parent
+
+
+def page() -> str:
+    """The whole page."""
+    template = (DOCS / "metrics.md.j2").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(template).render(table=table, **vars(records))
+
+
+def table(record: type[Record]) -> str:
+    """What a record is, then a row for each field."""
+    rows = []
+    for name, field in record.model_fields.items():
+        known = [f"`{name}`", _extra(field, "unit"), _extra(field, "clock")]
+        rows.append(f"| {' | '.join(known)} | {_line(field.description)} |")
+    head = [
+        _line(record.__doc__),
+        "",
+        "| name | unit | clock | definition |",
+        "| --- | --- | --- | --- |",
+    ]
+    return "\n".join([*head, *rows])
+
+
+def _extra(field, name: str) -> str:
+    return (field.json_schema_extra or {}).get(name) or ""
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").replace("``", "`").split())
+
+
+if __name__ == "__main__":
+    write_text(DOCS / "metrics.md", page())

@@ -1,0 +1,123 @@
+"""Checkpoints: a directory that counts once its ``COMMITTED`` manifest is there.
+
+``checkpoints/step-00000123/`` holds ``tensors/`` (model, optimizer moments and random state, each
+worker's share in a file of its own: see ``glray.train.tensor_files``), ``state.json`` and, written
+last, ``COMMITTED`` with the size and SHA-256 of each. The latest is found by reading the storage,
+so a killed controller cannot lose it.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from glray.errors import UserError
+from glray.files import sha256_of, write_text
+from glray.record import Record
+from glray.run.records import TrainState
+
+COMMITTED = "COMMITTED"
+TENSORS = "tensors"
+STATE = "state.json"
+KEPT = 2
+"""Checkpoints kept of a run: the latest, and one more should the latest be damaged."""
+
+
+class CommittedFile(Record):
+    """A file of a checkpoint as it was committed."""
+
+    bytes: int
+    sha256: str
+
+
+class Commitment(Record):
+    """``COMMITTED``: every file of a checkpoint."""
+
+    step: int
+    files: dict[str, CommittedFile]
+    """By the path within the checkpoint."""
+
+
+def commit(partial: Path, path: Path, state: TrainState, tensors: dict[str, CommittedFile]) -> None:
+    """Make the folder ``partial``, which holds the ``tensors``, the checkpoint ``path``; older ones
+    beyond ``KEPT`` go."""
+    state_file = partial / STATE
+    write_text(state_file, state.model_dump_json(indent=1) + "\n")
+    files = {f"{TENSORS}/{name}": file for name, file in tensors.items()}
+    files[STATE] = CommittedFile(bytes=state_file.stat().st_size, sha256=sha256_of(state_file))
+    Commitment(step=state.step, files=files).write(partial / COMMITTED)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    for old in committed_checkpoints(path.parent)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    for left in path.parent.glob(".partial-*"):  # by an attempt that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def committed_checkpoints(directory: Path) -> list[Path]:
+    """Committed checkpoints, oldest first. Raises OSError if the folder is there and cannot be
+    read: a run would start again over its own records."""
+    names = os.listdir(directory) if os.path.lexists(directory) else []
+    paths = [directory / name for name in names if re.fullmatch(r"step-\d{8,}", name)]
+    return sorted((path for path in paths if (path / COMMITTED).exists()), key=step_of)
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps is."""
+    return directory / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's directory."""
+    return int(path.name.removeprefix("step-"))
+
+
+def state_of(path: Path) -> TrainState:
+    """The state of a committed checkpoint."""
+    return TrainState.model_validate_json((path / STATE).read_bytes())
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with its manifest. Raises UserError."""
+    remedy = f"delete {path}: an unfinished run goes on from the checkpoint before it"
+    for name, expected in _committed_files(path, remedy).items():
+        file = path / name
+        size = file.stat().st_size if file.exists() else 0
+        if size != expected.bytes:
+            raise UserError(
+                f"{file}: {size:,} bytes, {expected.bytes:,} were committed: the checkpoint "
+                f"is damaged; {remedy}"
+            )
+        digest = sha256_of(file)
+        if digest != expected.sha256:
+            raise UserError(
+                f"{file}: SHA-256 {digest[:12]}…, {expected.sha256[:12]}… was committed: the "
+                f"checkpoint is damaged; {remedy}"
+            )
+
+
+def _committed_files(path: Path, remedy: str) -> dict[str, CommittedFile]:
+    """Size and SHA-256 of each file of a checkpoint. Raises UserError if its manifest is damaged,
+    belongs to another checkpoint, or does not name every file."""
+    try:
+        commitment = Commitment.read(path / COMMITTED)
+        assert commitment is not None, "a committed checkpoint has it"
+    except UserError:
+        raise UserError(
+            f"{path / COMMITTED}: damaged, it is not a manifest of files; {remedy}"
+        ) from None
+    if commitment.step != step_of(path):
+        raise UserError(
+            f"{path}: its manifest belongs to step {commitment.step}, its name to step "
+            f"{step_of(path)}: it is not what was committed there; {remedy}"
+        )
+    present = {
+        str(file.relative_to(path))
+        for file in path.rglob("*")
+        if file.is_file() and file.name != COMMITTED
+    }
+    unnamed = (present | {STATE}) - commitment.files.keys()
+    if unnamed:
+        raise UserError(f"{path / min(unnamed)}: its manifest does not name it; {remedy}")
+    return commitment.files

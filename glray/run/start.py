@@ -1,0 +1,72 @@
+"""What is written when a run starts or goes on: ``run.json`` and its own ``spec.yaml``."""
+
+from typing import Any
+
+from glray.errors import UserError
+from glray.files import write_text
+from glray.run.profile import prices_of, profile_path, read_profile
+from glray.run.records import Execution, Manifest, StartedExecution
+from glray.run.run import Run, check_format
+from glray.spec.identity import differences
+from glray.spec.loading import to_yaml
+
+
+def record_start(
+    run: Run, environment: dict[str, Any], execution: Execution, step: int
+) -> list[str]:
+    """Write ``run.json`` and ``spec.yaml`` of a run that goes on from ``step``.
+
+    ``run.json`` lists every execution with the step that it began at. Returns what of this one
+    differs from the one before, ``num_workers 2 → 3``: from here on bits may differ too. Raises
+    UserError if the directory holds another run.
+    """
+    recorded = recorded_manifest(run) if step else None
+    execution = execution.at(run.seq_lens)
+    before = [entry for entry in recorded.executions if entry.first_step < step] if recorded else []
+    changes = execution.differences(before[-1]) if before else []
+    if changes or not before:
+        before.append(StartedExecution(first_step=step, **execution.model_dump()))
+    write_text(run.directory / "spec.yaml", to_yaml(run.spec))
+    started = {
+        "environment": environment,
+        "executions": tuple(before),
+        "predicted_seconds": recorded.predicted_seconds
+        if recorded
+        else _predicted_seconds(run, execution),
+    }
+    run.manifest.model_copy(update=started).write(run.directory / "run.json")
+    return changes
+
+
+def recorded_manifest(run: Run) -> Manifest | None:
+    """What the run's directory was started with; None if it was not. Raises UserError if another
+    run was."""
+    path = run.directory / "run.json"
+    check_format(path)
+    recorded = Manifest.read(path)
+    if recorded is None or recorded.fingerprint == run.fingerprint:
+        return recorded
+    changes = differences(recorded.identity, run.identity)
+    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+    raise UserError(
+        f"{run.directory}: holds run {recorded.fingerprint}, this spec is {run.fingerprint} "
+        f"({shown}): its records would mix two runs; use another name "
+        f"(--set name={run.pipeline}-2), for a comparison another --set compute.storage=…, or "
+        "delete the directory"
+    )
+
+
+def _predicted_seconds(run: Run, execution: Execution) -> float | None:
+    """Seconds of all steps by a profile of the pipeline, which has one worker; None without one."""
+    if execution.num_workers > 1:
+        return None
+    try:
+        profile = read_profile(profile_path(run.spec))
+    except UserError:  # glray plan and glray run have said it
+        return None
+    costs = prices_of(profile, run.spec, set(run.seq_lens))
+    if costs is None:
+        return None
+    microseconds = costs.step_microseconds
+    total = sum(stage.num_steps * microseconds[stage.seq_len] for stage in run.plan.stages)
+    return total / 1e6

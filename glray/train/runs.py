@@ -1,0 +1,130 @@
+"""From a spec and its prepared corpus to the runs of a pipeline: validated once, then planned.
+
+Validation reads what training will need and says what is wrong on one line; the command that
+trains calls it before anything starts. Planning is pure, so every process that plans the same spec
+has the same runs.
+"""
+
+import json
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from glray.data.corpus import PreparedCorpus
+from glray.data.targets import heldout_targets
+from glray.errors import UserError
+from glray.model.config import embedding_rows, model_config
+from glray.model.flops import training_flops_per_token
+from glray.model.positions import rope_parameters
+from glray.model.pretrained import PretrainedFolder
+from glray.plan import make_plan
+from glray.run.records import Manifest
+from glray.run.run import Run, pipeline_directory
+from glray.run.start import recorded_manifest
+from glray.spec.compute import ComputeSpec
+from glray.spec.identity import fingerprint, training_identity
+from glray.spec.model import ModelSpec
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
+
+Start = ModelSpec | PretrainedFolder
+"""What every run starts from: see ``glray.model.config.starting_model``."""
+
+
+def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> None:
+    """Raises UserError for a plan that is impossible, a corpus smaller than a batch, a vocabulary
+    larger than the model's, held-out documents shorter than a window, a run's directory that holds
+    another identity, RoPE scaling that the model cannot be given, or a tracker that is not
+    installed."""
+    _check_tracker(spec.compute)
+    _check_corpus_size(spec, corpus)
+    embedding_rows(start, corpus.vocab_size)
+    heldout_targets(corpus, spec.evaluation)
+    for arm in spec.trained_arms:
+        _rope_parameters(arm, _config(arm, corpus, start))
+    for run in plan_runs(spec, corpus, start) or []:
+        recorded_manifest(run)
+
+
+def plan_runs(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> list[Run] | None:
+    """Every run of the pipeline, seed by seed; None where seconds decide and the spec has no
+    calibration yet. Pure. Raises UserError for a plan that is impossible."""
+    runs = []
+    for seed in spec.seeds:
+        for arm in spec.trained_arms:
+            run = _planned(spec, arm, seed, corpus, start)
+            if run is None:
+                return None
+            runs.append(run)
+    return runs
+
+
+def _planned(
+    spec: PipelineSpec, arm: ArmSpec, seed: int, corpus: PreparedCorpus, start: Start
+) -> Run | None:
+    plan = make_plan(spec, arm)
+    if plan is None:
+        return None
+    config = _config(arm, corpus, start)
+    init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
+    identity = training_identity(spec, arm, seed, corpus.identity, init_sha256)
+    own = spec.derive(arms=[arm], only=None, seeds=[seed], search=None, chunk_len=plan.chunk_len)
+    manifest = Manifest(
+        pipeline=spec.name,
+        arm=arm.name,
+        seed=seed,
+        fingerprint=fingerprint(identity),
+        identity=identity,
+        plan=plan,
+        architecture=json.loads(config.to_json_string(use_diff=False)),
+        rope_parameters=_rope_parameters(arm, config),
+        flops_per_token=tuple(training_flops_per_token(config, n) for n in arm.seq_lens),
+        tokens_directories=tuple(corpus.directories),
+    )
+    return Run(pipeline_directory(spec) / f"{arm.name}-seed{seed}", own, manifest)
+
+
+def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:
+    return model_config(
+        start,
+        vocab_size=corpus.vocab_size,
+        eos_id=corpus.eos_id,
+        max_seq_len=max(arm.seq_lens),
+    )
+
+
+def _rope_parameters(arm: ArmSpec, config: PreTrainedConfig) -> tuple[dict[str, Any], ...]:
+    """Of each stage."""
+    stages = range(len(arm.stages))
+    return tuple(rope_parameters(arm.positions, config, arm.seq_lens, stage) for stage in stages)
+
+
+def _check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
+    """Raises UserError if an epoch of a source has no chunk, or all have less than one batch."""
+    order = corpus.order(spec.chunk_tokens, seed=0)
+    remedy = "give more text, or lower tokens_per_batch or chunk_len"
+    available = 0
+    for index, source in enumerate(corpus.sources):
+        available += order.num_chunks(index) * spec.chunk_tokens
+        if order.num_chunks(index) == 0:
+            raise UserError(
+                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are less "
+                f"than a chunk of {spec.chunk_tokens:,} and a token: it would never be read; "
+                f"{remedy}"
+            )
+    if available < spec.tokens_per_batch:
+        raise UserError(
+            f"corpus: its training tokens make {available:,} in whole chunks of "
+            f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
+            f"could be filled; {remedy}"
+        )
+
+
+def _check_tracker(compute: ComputeSpec) -> None:
+    """Raises UserError if a Weights & Biases project is named and its package is missing."""
+    if compute.wandb_project is not None and find_spec("wandb") is None:
+        raise UserError(
+            f"compute.wandb_project {compute.wandb_project}: the package wandb is not installed, "
+            "nothing would be tracked there; pip install 'glray[wandb]', or set it to null"
+        )

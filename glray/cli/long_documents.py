@@ -86,6 +86,6 @@ def _versions(context: ContextSpec) -> list[dict[str, Any]]:
     return [asdict(file) for file in list_source(context.documents)]
 
 
-def _diverged(run: RunRecord) -> bool:
+def _diverged(run: Run) -> bool:
     """Whether the run's last evaluation has a loss that is not a number."""
     return run.latest is None or not all(math.isfinite(score.loss) for score in run.latest.lengths)

@@ -8,8 +8,8 @@ from glray.report.boundary_plot import around_boundaries
 from glray.report.figure import styles_of
 from glray.report.heldout_plots import bucketed, loss_by_length, loss_by_position
 from glray.report.plots import draw
-from glray.report.records import load_runs
 from glray.report.training_plots import loss_over_time, loss_over_tokens, smoothed
+from glray.run.run import open_runs
 from tests.report.conftest import write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -133,7 +133,7 @@ def test_an_arm_keeps_its_colour_in_every_picture_and_on_every_page(tmp_path):
     stages = {"llm128": [(4, 20)], "slow": [(4, 10), (8, 5)], "growlength": [(4, 10), (8, 5)]}
     for arm, planned in stages.items():
         write_run(tmp_path / "toy", arm, planned, {4: 4.6, 8: 4.4})
-    all_runs = load_runs([tmp_path / "toy"])
+    all_runs = open_runs([tmp_path / "toy"])
     arms = colours(loss_over_time(all_runs))
 
     assert set(arms) == set(stages)
@@ -163,7 +163,7 @@ def test_no_two_arms_share_a_colour_while_one_is_left(names):
 
 def test_a_diverged_run_has_its_line_beside_the_others(pipeline):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
-    axes = loss_by_length(load_runs([pipeline])).axes[0]
+    axes = loss_by_length(open_runs([pipeline])).axes[0]
 
     losses = [container.lines[0].get_ydata() for container in axes.containers]
     assert len(losses) == 4

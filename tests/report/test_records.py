@@ -38,7 +38,7 @@ def test_a_run_in_progress_is_read_as_far_as_it_got(tmp_path):
     assert run.steps_done == 12
     assert run.calibrated_seconds == 10 * 1.0 + 2 * 2.0
     assert run.measured_seconds == 14.0
-    assert [stage.steps_trained for stage in run.plan.stages] == [10, 2]
+    assert [stage.steps_trained for stage in run.stages] == [10, 2]
     assert run.latest.step == 10
 
 

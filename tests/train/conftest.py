@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from glray.data.corpus import PreparedCorpus
-from glray.run.run import Run, settle
+from glray.run.run import Run
 from glray.train.context import LocalContext
 from glray.train.probe import peak
 from glray.train.worker import train_all
+from tests.planned import planned
 
 from ..tiny import tiny_spec
 
@@ -51,6 +52,6 @@ def finished(trained_storage: Path, tmp_path: Path, corpus: PreparedCorpus) -> l
     """Both arms trained without a break, in a copy that is the test's own."""
     storage = tmp_path / "undisturbed"
     shutil.copytree(trained_storage, storage)
-    runs = settle(tiny_spec(storage), corpus)
+    runs = planned(tiny_spec(storage), corpus)
     assert runs is not None
     return runs

@@ -34,7 +34,7 @@ def trained(storage, corpus, **compute):
 
 @pytest.fixture(scope="module")
 def plain(trained_storage, corpus):
-    return settle(tiny_spec(trained_storage), corpus)[0]
+    return planned(tiny_spec(trained_storage), corpus)[0]
 
 
 def test_recomputing_activations_changes_no_bit(plain, tmp_path, corpus):

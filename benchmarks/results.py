@@ -102,7 +102,10 @@ def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:
     for arm in arms:
         runs = arm["runs"]
         seconds = [[run["seconds"][clock] for run in runs] for clock in clocks]
-        losses = [[run["heldout"]["loss"].get(length, nan) for run in runs] for length in lengths]
+        scored = [run["heldout"]["loss"] for run in runs]
+        losses = [
+            [nan if loss is None else loss for loss in (s.get(n) for s in scored)] for n in lengths
+        ]
         jumps = [[boundary["jump"] for boundary in run["boundaries"]] for run in runs]
         has_jumps = all(jumps) and all(jump is not None for run in jumps for jump in run)
         rows.append(

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import json
 import multiprocessing
 
 import pytest
@@ -8,6 +9,13 @@ from glray.errors import UserError
 from glray.files import new_directory, read_json, sole_writer, write_json, write_text
 
 from .disk import files_of_a_kilobyte
+
+
+def test_json_has_no_number_that_is_none(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1.5, float("nan")], "b": {"c": float("inf")}})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"a": [1.5, None], "b": {"c": None}}
+    assert "NaN" not in text
 
 
 def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):

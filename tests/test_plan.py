@@ -116,6 +116,52 @@ def test_a_length_missing_from_the_calibration_is_refused():
         plan_of(spec(seconds=40, costs={k: v for k, v in COSTS.items() if k < 1024}))
 
 
+def test_events_after_a_step_are_a_literal_list():
+    # 40 steps a stage; scored again 16 steps after each boundary, at 56, 96 and 136.
+    pipeline = spec(tokens=160 * 4096)
+    often = {"log_every_steps": 10, "checkpoint_every_tokens": 48 * 4096}
+    evaluation = {"every_tokens": 56 * 4096}
+    plan = plan_of(pipeline.derive(compute=often, evaluation=evaluation))
+    seen = {n: [str(event) for event in plan.events_after(n)] for n in range(1, 161)}
+    only_logged = [n for n, events in seen.items() if events == ["log"]]
+    assert only_logged == [10, 20, 30, 50, 60, 70, 90, 100, 110, 130, 140, 150]
+    assert {n: events for n, events in seen.items() if len(events) > 1} == {
+        40: ["log", "checkpoint", "evaluate"],
+        48: ["log", "checkpoint"],
+        56: ["log", "rescore", "evaluate"],
+        80: ["log", "checkpoint", "evaluate"],
+        96: ["log", "rescore", "checkpoint"],
+        112: ["log", "evaluate"],
+        120: ["log", "checkpoint", "evaluate"],
+        136: ["log", "rescore"],
+        144: ["log", "checkpoint"],
+        160: ["log", "checkpoint", "evaluate"],
+    }
+
+
+def test_the_rate_is_of_the_declared_budget():
+    # 10 batches and a rest of half of one: the middle of step 4 lies at 4.5 of 10.5 batches.
+    plan = plan_of(spec(tokens=10 * 4096 + 2048))
+    assert plan.num_steps == 10
+    assert plan.progress(4) == Fraction(9, 21)
+    # 36 of 40 declared seconds are used: the last step, of 8 s, has its middle at 32 s.
+    plan = plan_of(spec(seconds=40, ratios_in="seconds", costs=COSTS))
+    assert plan.progress(plan.num_steps - 1) == Fraction(32, 40)
+
+
+def test_schedules_that_agree_so_far_have_the_same_rates_so_far():
+    optimizer = OptimizerSpec(lr=0.01)
+    paths = [
+        spec(ratios, seconds=41, ratios_in="seconds", costs=COSTS)
+        for ratios in ((1, 1, 1, 1), (1, 2, 1))
+    ]
+    one, other = (plan_of(path) for path in paths)
+    assert one.num_steps != other.num_steps
+    assert one.stages[0] == other.stages[0]
+    rates = [[learning_rate(optimizer, plan, n) for n in range(10)] for plan in (one, other)]
+    assert rates[0] == rates[1]
+
+
 ratio = st.floats(0.01, 100).map(lambda x: round(x, 3))
 
 

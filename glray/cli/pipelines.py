@@ -22,13 +22,20 @@ from glray.run.profile import profile_path, read_profile
 
 
 @app.command()
-def plan(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+def plan(
+    pipeline: PipelineFile,
+    overrides: Overrides = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Also list when each arm checkpoints and evaluates.")
+    ] = False,
+) -> None:
     """Print each arm's stages in steps and tokens. Touches nothing."""
-    from glray.report.plan_sheets import plan_sheets
+    from glray.report.plan_sheets import event_sheets, plan_sheets
     from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
-    Console(highlight=False).print(terminal(*plan_sheets(spec, read_profile(profile_path(spec)))))
+    sheets = plan_sheets(spec, read_profile(profile_path(spec)))
+    Console(highlight=False).print(terminal(*sheets, *(event_sheets(spec) if events else [])))
 
 
 @app.command()

@@ -35,6 +35,25 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
     return parts if profile is None else [*parts, _origin(profile, costs is not None, by_prices)]
 
 
+def event_sheets(spec: PipelineSpec) -> list[Sheet]:
+    """What is done when, arm by arm, beside logging; nothing where a calibration decides it."""
+    sheets = []
+    for arm in spec.trained_arms:
+        plan = make_plan(spec, arm)
+        if plan is None:
+            return []
+        rows = []
+        for step in range(1, plan.num_steps + 1):
+            events = plan.events_after(step)
+            if len(events) > 1:
+                length = plan.stages[plan.stage_index(step - 1)].seq_len
+                rows.append([f"{step:,}", f"{length:,}", ", ".join(events)])
+        logged = f"log every {spec.compute.log_every_steps} steps"
+        columns = ("after step", "seq_len", "then, in this order")
+        sheets.append(Sheet(f"{arm.name}: events", columns, rows, [logged], left=(2,)))
+    return sheets
+
+
 def _priced_plan(spec: PipelineSpec, arm: ArmSpec, costs: SettingCosts) -> Plan | None:
     """What a calibration would give that found these prices; None if it could not be planned."""
     calibrated = spec.derive(calibration={"step_microseconds": costs.step_microseconds})
@@ -56,7 +75,7 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
         ]
         for stage in arm.stages
     ]
-    return Sheet(_title(arm), ("seq_len", "rows", "share", "steps"), rows, left=())
+    return Sheet(_title(arm), ("seq_len", "windows", "share", "steps"), rows, left=())
 
 
 def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
@@ -77,7 +96,7 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
                 _rates(spec, plan, stage),
             ]
         )
-    columns = ["seq_len", "rows", "steps", "tokens", "share", *timed, "learning rate"]
+    columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
     notes = [*_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
     return Sheet(_title(arm), columns, rows, notes, left=())
 

@@ -1,9 +1,13 @@
 import json
 import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from glray.errors import UserError
+from glray.run.records import BoundaryLoss
 from glray.run.run import Run, open_runs
 from tests.report.conftest import write_run
 
@@ -74,6 +78,51 @@ def test_without_a_spec_runs_are_sorted_by_name_with_numbers_as_numbers(tmp_path
 
 def test_a_run_given_twice_is_read_once(pipeline):
     assert len(open_runs([pipeline / "grow-seed0", pipeline])) == 3
+
+
+def test_a_run_is_opened_without_torch_and_ray(pipeline):
+    code = (
+        "import sys; from pathlib import Path; from glray.run.run import Run\n"
+        "run = Run.open(Path(sys.argv[1]))\n"
+        "(run.latest, run.log, run.boundaries, run.result, [s.evaluation for s in run.stages])\n"
+        "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(pipeline / "grow-seed0")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_each_stage_says_what_was_planned_trained_timed_and_scored(pipeline):
+    first, second = Run.open(pipeline / "grow-seed0").stages
+    assert (first.planned.num_steps, first.steps_trained, first.tokens_trained) == (10, 10, 320)
+    assert (second.seq_len, second.steps_trained) == (8, 5)
+    assert (first.calibrated_seconds, second.calibrated_seconds) == (10.0, 10.0)
+    assert (first.measured_seconds, second.measured_seconds) == (10.0, 10.0)
+    assert [stage.evaluation.at(8).loss for stage in (first, second)] == [5.45, 4.45]
+
+
+def test_a_diverged_loss_is_null_in_json_and_not_a_number_in_a_record(tmp_path):
+    path = tmp_path / "step-00000001.json"
+    loss = BoundaryLoss(seq_len=4, loss=float("nan"), document_losses=np.array([1.0, np.inf]))
+    loss.write(path)
+    assert json.loads(path.read_text()) == {
+        "seq_len": 4,
+        "loss": None,
+        "document_losses": [1.0, None],
+    }
+    assert np.isnan(BoundaryLoss.read(path).loss)
+    assert np.isnan(BoundaryLoss.read(path).document_losses).tolist() == [False, True]
+
+
+def test_a_run_of_an_earlier_version_is_refused_on_one_line(pipeline):
+    path = pipeline / "grow-seed0" / "run.json"
+    record = json.loads(path.read_text())
+    del record["format"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match=r"^\S*run\.json: written by glray 0\.1 .*format 3"
+    ) as error:
+        Run.open(path.parent)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])

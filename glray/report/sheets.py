@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from glray.plan import RESCORE_STEPS, WATCHED_STEPS
 from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.formats import number, plus_minus, seconds_text, tokens_text
-from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation
+from glray.run.records import BoundaryLoss, BoundaryRecord
 from glray.run.run import Run
 from glray.run.statistics import standard_error
 
@@ -86,8 +86,10 @@ def heldout(runs: Sequence[Run], seq_lens: Sequence[int], byte_lens: Sequence[in
             unseen = "*" if score and seq_len > run.longest_seq_len else ""
             below = "" if error is None else f"\n±{error:.3f}"
             cells.append(f"{number(score.loss if score else None)}{unseen}{below}")
-        scores = [latest.at(seq_len) for seq_len in byte_lens]
-        rows.append([*cells, *(number(score.bits_per_byte if score else None) for score in scores)])
+        bits = (
+            number(score.bits_per_byte if score else None) for score in map(latest.at, byte_lens)
+        )
+        rows.append([*cells, *bits])
     columns = ["run", *map(str, seq_lens), *(f"bits/byte\nat {seq_len}" for seq_len in byte_lens)]
     documents = sorted({run.latest.num_documents for run in runs if run.latest is not None})
     counts = " or ".join(f"{count:,}" for count in documents)
@@ -101,16 +103,16 @@ def stage_ends(runs: Sequence[Run]) -> Sheet:
     rows = [
         [
             label,
-            f"{evaluation.trained_seq_len:,}",
-            f"{evaluation.step:,}",
-            tokens_text(evaluation.tokens),
-            seconds_text(evaluation.calibrated_seconds),
-            seconds_text(evaluation.measured_seconds),
-            *(number(_loss(evaluation, seq_len)) for seq_len in seq_lens),
+            f"{stage.seq_len:,}",
+            f"{scored.step:,}",
+            tokens_text(scored.tokens),
+            seconds_text(scored.calibrated_seconds),
+            seconds_text(scored.measured_seconds),
+            *(number(length.loss if length else None) for length in map(scored.at, seq_lens)),
         ]
         for label, run in labelled(runs)
-        for evaluation in run.evaluations
-        if evaluation.step in {stage.end_step for stage in run.plan.stages}
+        for stage in run.stages
+        if (scored := stage.evaluation)
     ]
     columns = ["run", "after length", "step", "tokens", "calibrated s", "measured s"]
     columns += [f"loss at {seq_len:,}" for seq_len in seq_lens]
@@ -121,25 +123,27 @@ def stages(runs: Sequence[Run]) -> Sheet:
     """What each stage trained, and what its steps cost."""
     rows = []
     for label, run in labelled(runs):
-        for index, stage in enumerate(run.plan.stages):
-            steps = stage.steps_before(run.steps_done)
-            cost = stage.step_microseconds
+        for stage in run.stages:
+            planned, measured = stage.planned, stage.measured_seconds
+            cost, steps = planned.step_microseconds, f"{stage.steps_trained:,}"
+            is_done = stage.steps_trained == planned.num_steps
             rows.append(
                 [
                     label,
                     f"{stage.seq_len:,}",
-                    f"{stage.windows_per_batch:,}",
-                    f"{steps:,}{'' if steps == stage.num_steps else f'/{stage.num_steps:,}'}",
-                    tokens_text(steps * run.plan.tokens_per_batch),
-                    seconds_text(None if cost is None else steps * cost / 1e6),
-                    number(None if cost is None else cost / 1e3, ",.1f"),
-                    number(_measured_step_milliseconds(run, index), ",.1f"),
+                    f"{planned.windows_per_batch:,}",
+                    steps if is_done else f"{steps}/{planned.num_steps:,}",
+                    tokens_text(stage.tokens_trained),
+                    seconds_text(stage.calibrated_seconds),
+                    number(cost and cost / 1e3, ",.1f"),
+                    number(measured and 1e3 * measured / planned.num_steps, ",.1f"),
                 ]
             )
-    columns = ["run", "length", "rows", "steps", "tokens", "calibrated s", "calibrated ms a step"]
+    columns = ["run", "length", "windows", "steps", "tokens", "calibrated s"]
     batches = " or ".join(f"{n:,}" for n in sorted({run.plan.tokens_per_batch for run in runs}))
-    note = f"A step trains {batches} tokens at every length: rows × length."
-    return Sheet("Stages", [*columns, "measured ms a step"], rows, [note])
+    note = f"A step trains {batches} tokens at every length: windows × length."
+    columns += ["calibrated ms a step", "measured ms a step"]
+    return Sheet("Stages", columns, rows, [note])
 
 
 def boundaries(runs: Sequence[Run]) -> Sheet:
@@ -215,21 +219,6 @@ def _stages_text(run: Run) -> str:
     if len(lengths) > 4:
         return f"{lengths[0]}-...-{lengths[-1]} ({len(lengths)})"
     return "-".join(lengths)
-
-
-def _loss(evaluation: Evaluation, seq_len: int) -> float | None:
-    score = evaluation.at(seq_len)
-    return None if score is None else score.loss
-
-
-def _measured_step_milliseconds(run: Run, index: int) -> float | None:
-    """From the clocks of the evaluations at the stage's boundaries, where the host has waited for
-    the device; None until the stage's end is evaluated."""
-    stage = run.plan.stages[index]
-    clocks = {0: 0.0} | {scored.step: scored.measured_seconds for scored in run.evaluations}
-    if stage.first_step not in clocks or stage.end_step not in clocks:
-        return None
-    return 1e3 * (clocks[stage.end_step] - clocks[stage.first_step]) / stage.num_steps
 
 
 def _name(label: str, boundary: BoundaryRecord) -> list[str]:

@@ -1,5 +1,6 @@
-"""Run records → a table for the terminal, plots, and one self-contained HTML page.
+"""What a person reads: sheets of plain cells shown in a terminal, on one HTML page or as Markdown;
+plots; verdicts.
 
-Everything shown is computed from the files that a run leaves (``records``); nothing here needs
-torch or Ray, so a report can be made anywhere the records are copied to.
+What it says of runs is computed from the files that they leave. Nothing here needs torch or Ray, so
+a report can be made anywhere that the records are copied to.
 """

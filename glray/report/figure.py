@@ -29,8 +29,8 @@ GREY = "#595959"
 # light for a line). Markers say the same once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-Line = Literal["-", "--", "-.", ":"]
-LINES: tuple[Line, ...] = ("-", "--", "-.", ":")
+Line = Literal["-", "--", "-.", ":"] | tuple[int, tuple[int, ...]]
+LINES: tuple[Line, ...] = ("-", "--", "-.", ":", (0, (10, 3)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 4)))
 _WELL_KNOWN = {
     "growlength": 0,
     "llm1024": 1,
@@ -40,7 +40,9 @@ _WELL_KNOWN = {
     "128-512-1024": 3,
     "128-1024": 4,
     "llm4096": 1,
+    "growlength4096": 0,
     "llm8192": 1,
+    "growlength8192": 0,
 }
 """Colours of the arms of the paper and of the quickstart, on every page."""
 

@@ -158,7 +158,7 @@ def test_no_two_arms_share_a_colour_while_one_is_left(names):
     assert len({style.colour for style in styles.values()}) == min(len(names), 7)
     assert styles == styles_of(names[::-1])  # whatever the order
     looks = {(style.colour, style.line) for style in styles.values()}
-    assert len(looks) == min(len(names), 28)
+    assert len(looks) == min(len(names), 49)
 
 
 def test_a_diverged_run_has_its_line_beside_the_others(pipeline):

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,7 +21,7 @@ from glray.report.formats import mean_text, seconds_text, tokens_text
 from glray.report.profile_sheets import costs_sheet
 from glray.report.render import markdown
 from glray.report.sheets import Sheet
-from glray.run.profile import setting_costs
+from glray.run.profile import SettingCosts
 from glray.run.statistics import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,9 +61,7 @@ def page() -> str:
         scales=SCALES,
         results_of=results_of,
         claims=claims_sheet({scale: results_of(scale) for scale in SCALES}),
-        costs_of=lambda tables: [
-            costs_sheet(costs, tables["tokens_per_batch"]) for costs in setting_costs(tables)
-        ],
+        costs_of=_costs_sheets,
         arms=arms_sheet,
         long=long_sheet,
         found=found,
@@ -71,6 +70,11 @@ def page() -> str:
         provenance=provenance,
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _costs_sheets(tables: dict[str, Any]) -> list[Sheet]:
+    settings = TypeAdapter(tuple[SettingCosts, ...]).validate_python(tables["settings"])
+    return [costs_sheet(costs, tables["tokens_per_batch"]) for costs in settings]
 
 
 def claims_sheet(results: dict[str, dict[str, Any]]) -> Sheet:

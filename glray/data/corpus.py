@@ -51,26 +51,22 @@ class PreparedCorpus:
     @property
     def dtype(self) -> str:
         """``uint16`` or ``uint32``."""
-        return self._first.dtype
+        return self.sources[0].blocks.dtype
 
     @property
     def vocab_size(self) -> int:
         """Ids of the tokenizer."""
-        return self._first.vocab_size
+        return self.sources[0].blocks.vocab_size
 
     @property
     def eos_id(self) -> int:
         """The token that ends a document."""
-        return self._first.eos_id
+        return self.sources[0].blocks.eos_id
 
     @property
     def tokenizer_path(self) -> Path:
         """The ``tokenizer.json`` that made the tokens."""
-        return self._first.tokenizer_path
-
-    def token_num_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens: 0."""
-        return self._first.token_num_bytes()
+        return self.sources[0].blocks.tokenizer_path
 
     def order(self, chunk_len: int, seed: int) -> ChunkOrder:
         """The order of the corpus's chunks."""
@@ -98,10 +94,6 @@ class PreparedCorpus:
                     seen.add(document.sha256)
                     documents.append(document)
         return documents
-
-    @property
-    def _first(self) -> TokenBlocks:
-        return self.sources[0].blocks
 
     @cached_property
     def _blocks(self) -> list[tuple[TokenBlocks, int]]:

@@ -73,7 +73,8 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
             f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
             "length; lower the longest length or raise heldout_fraction"
         )
-    return _dealt(usable, longest, evaluation.num_tokens, corpus.token_num_bytes())
+    num_bytes = corpus.sources[0].blocks.token_num_bytes()
+    return _dealt(usable, longest, evaluation.num_tokens, num_bytes)
 
 
 def document_targets(

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from glray.errors import UserError
-from glray.files import read_json, write_json
+from glray.files import write_json
 from glray.spec.identity import fingerprint
 from glray.spec.model import Precision
 from glray.spec.pipeline import PipelineSpec
@@ -190,27 +192,10 @@ def write_profile(profile: Profile, path: Path) -> None:
 
 def read_profile(path: Path) -> Profile | None:
     """What ``write_profile`` has written; None if there is no such file. Raises UserError."""
-    found = read_json(path)
-    if found is None:
-        return None
     try:
-        return Profile(**found | {"settings": setting_costs(found)})
-    except (TypeError, KeyError, AttributeError):
+        return TypeAdapter(Profile).validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError:
         raise UserError(
             f"{path}: damaged, or of another version: nothing can be priced; delete it, and run "
             "glray profile again"
         ) from None
-
-
-def setting_costs(found: Mapping[str, Any]) -> tuple[SettingCosts, ...]:
-    """The settings of a profile's plain values. Raises TypeError, KeyError or AttributeError."""
-    return tuple(
-        SettingCosts(
-            Setting(**entry["setting"]),
-            tuple(
-                LengthCost(**cost | {"step_seconds": tuple(cost["step_seconds"])})
-                for cost in entry["lengths"]
-            ),
-        )
-        for entry in found["settings"]
-    )

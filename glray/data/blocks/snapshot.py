@@ -7,16 +7,17 @@ the same size and modification time is still seen. No Ray here.
 """
 
 import hashlib
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import Field
 
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.blocks.tokenizer import read_tokenizer_json
 from glray.data.corpus import PreparedCorpus, corpus_of
 from glray.data.read.sources import SourceFile, is_uri, list_source
-from glray.files import read_record, write_json
+from glray.record import Record
 from glray.spec.corpus import BpeTokenizer, SourceSpec
 from glray.spec.identity import TOKENS_VERSION, fingerprint
 from glray.spec.pipeline import PipelineSpec
@@ -38,6 +39,12 @@ class SourceSnapshot:
     """Of the encoded documents."""
     tokens_key: str
     """Of the token blocks, which depend on the held-out split too."""
+
+
+class _Prepared(Record):
+    """Which token blocks a source gave."""
+
+    fingerprint: str = Field(pattern="^[0-9a-f]{16}$")
 
 
 def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
@@ -83,16 +90,16 @@ def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
 
 def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | None:
     """The token blocks that a source gave when it was as in the snapshot, if there are any."""
-    record = read_record(_path(spec, snapshot), "fingerprint")
-    if record is None or not re.fullmatch("[0-9a-f]{16}", str(record["fingerprint"])):
+    prepared = _Prepared.read(_path(spec, snapshot))
+    if prepared is None:
         return None
-    directory = tokens_directory(spec) / record["fingerprint"]
+    directory = tokens_directory(spec) / prepared.fingerprint
     return open_token_blocks(directory) if directory.exists() else None
 
 
 def record_prepared(spec: PipelineSpec, snapshot: SourceSnapshot, fingerprint: str) -> None:
     """Remember which token blocks the source, as in the snapshot, gave."""
-    write_json(_path(spec, snapshot), {"fingerprint": fingerprint})
+    _Prepared(fingerprint=fingerprint).write(_path(spec, snapshot))
 
 
 def wait_for_clock_tick(snapshots: tuple[SourceSnapshot, ...]) -> None:

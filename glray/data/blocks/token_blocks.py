@@ -19,21 +19,20 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import committed_batches, mapped_batches
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_record, sha256_of, write_json
+from glray.files import read_json, sha256_of, write_json
+from glray.record import Record
 from glray.spec.identity import TOKENS_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
 
-class BlockFile(BaseModel):
+class BlockFile(Record):
     """One block as the manifest lists it."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     num_tokens: int
@@ -42,11 +41,9 @@ class BlockFile(BaseModel):
     sha256: str
 
 
-class SourceStats(BaseModel):
+class SourceStats(Record):
     """What a source's documents are. Documents are counted with their repetitions, held-out ones
     without."""
-
-    model_config = ConfigDict(frozen=True)
 
     documents: int = 0
     bytes: int = 0
@@ -80,7 +77,7 @@ class TokenBlocks(SourceStats):
     """Where they lie; they may be moved."""
     format: int = TOKENS_VERSION
     fingerprint: str
-    identity: dict[str, Any] = {}
+    identity: dict[str, Any] = Field(default_factory=dict)
     """What ``fingerprint`` is the hash of."""
     dtype: Literal["uint16", "uint32"]
     num_tokens: int
@@ -92,8 +89,8 @@ class TokenBlocks(SourceStats):
     source: str = ""
     """Where the text came from."""
     files: int = 0
-    versions: dict[str, str] = {}
-    checksums: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of ``tokenizer.json`` and ``heldout.arrow``."""
     blocks: tuple[BlockFile, ...]
 
@@ -130,13 +127,14 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
 
     Raises UserError for another format version and for a missing, truncated or damaged file.
     """
-    manifest = read_record(directory / "manifest.json", "format", "checksums")
+    manifest = read_json(directory / "manifest.json")
     again = _again(directory)
     if manifest is None:
         raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
-    if manifest["format"] != TOKENS_VERSION:
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != TOKENS_VERSION:
         raise UserError(
-            f"{directory}: token blocks of format {manifest['format']}, this glray reads format "
+            f"{directory}: token blocks of format {version}, this glray reads format "
             f"{TOKENS_VERSION}; {again}"
         )
     try:
@@ -155,11 +153,10 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
                 f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: something is "
                 f"missing; {again}"
             )
-    for name, sha256 in blocks.checksums.items():
-        path = directory / name
+    for path in (blocks.tokenizer_path, blocks.heldout_path):
         if not path.exists():
             raise UserError(f"{path}: does not exist; {again}")
-        _check_sha256(path, sha256, directory)
+        _check_sha256(path, blocks.checksums.get(path.name, "none"), directory)
     return blocks
 
 

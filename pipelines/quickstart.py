@@ -5,7 +5,6 @@ three arms train the same number of calibrated seconds, on the same tokens in th
 """
 
 from glray.spec import (
-    ArmSpec,
     BpeTokenizer,
     BudgetSpec,
     ComputeSpec,
@@ -15,6 +14,8 @@ from glray.spec import (
     PipelineSpec,
     SearchSpec,
     StdlibCorpus,
+    fixed,
+    grow,
 )
 
 
@@ -25,14 +26,7 @@ def pipeline() -> PipelineSpec:
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=4096),
         model=GPTNeoXModel(num_layers=4, hidden_size=128, num_heads=4, intermediate_size=512),
-        arms=(
-            ArmSpec(
-                name="growlength",
-                stages=(128, 256, 512, 1024),
-            ),
-            ArmSpec(name="llm1024", stages=(1024,)),
-            ArmSpec(name="llm128", stages=(128,)),
-        ),
+        arms=(grow(128, 256, 512, 1024), fixed(1024), fixed(128)),
         budget=BudgetSpec(seconds=160),
         ratios_in="seconds",
         tokens_per_batch=4096,

@@ -1,10 +1,13 @@
 """The pipelines that ship: each loads, and what its runs leave behind repeats it."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
 
-from glray.spec import load_comparison, load_pipeline, to_yaml
+from glray.plan import make_plan
+from glray.spec import ComparisonSpec, PipelineSpec, load_comparison, load_pipeline, to_yaml
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
 PIPELINES = {
@@ -52,3 +55,64 @@ def test_figures_share_their_runs():
             pipeline = compared.pipeline.resolved()
             assert by_name.setdefault(pipeline.name, pipeline) == pipeline
     assert len(by_name) == 6
+
+
+# ---- the paper's pipelines and comparisons are those of glray 0.1
+
+OF_0_1 = json.loads((Path(__file__).parent / "fixtures" / "paper-0.1.json").read_text())
+RENAMED = {"ratios_share": "ratios_in"}
+"""Fields by their name in 0.1. A claim's ``says`` is new everywhere: it writes its own."""
+
+
+def leaves(value, path=""):
+    """Every field of plain values by its path, under today's names."""
+    if isinstance(value, dict):
+        named = {RENAMED.get(key, key): below for key, below in value.items()}
+    elif isinstance(value, list) and value:
+        named = dict(enumerate(value))
+    else:
+        return {path: value}
+    return {
+        place: leaf
+        for key, below in named.items()
+        for place, leaf in leaves(below, f"{path}.{key}").items()
+    }
+
+
+def paper_pipeline(name: str) -> PipelineSpec:
+    """A pipeline of ``pipelines/paper.py`` by its own name."""
+    scale, _, rest = name.partition("-")
+    paper = runpy.run_path(str(FOLDER / "paper.py"))[scale]
+    if rest.startswith("long"):
+        return getattr(paper, rest)().arms[0].pipeline
+    return paper.size(rest) if rest in paper.sizes else getattr(paper, rest.replace("-", "_"))()
+
+
+def paper_comparison(name: str) -> ComparisonSpec:
+    scale, _, figure = name.partition("-")
+    return load_comparison(f"{FOLDER / 'paper.py'}:{scale}.{figure}")
+
+
+@pytest.mark.parametrize("name", OF_0_1["pipelines"])
+def test_a_pipeline_of_the_paper_is_that_of_0_1(name):
+    expected = OF_0_1["pipelines"][name]
+    spec = paper_pipeline(name).resolved()
+    assert leaves(spec.model_dump(mode="json")) == leaves(expected["spec"])
+    assert list(expected["plans"]) == [arm.name for arm in spec.arms]
+    calibrated = spec.derive(calibration={"step_microseconds": OF_0_1["calibration"]})
+    for arm in calibrated.arms:
+        stages = make_plan(calibrated, arm).stages
+        planned = [[stage.seq_len, stage.first_step, stage.num_steps] for stage in stages]
+        assert planned == expected["plans"][arm.name]
+
+
+@pytest.mark.parametrize("name", OF_0_1["comparisons"])
+def test_a_comparison_of_the_paper_is_that_of_0_1(name):
+    expected = OF_0_1["comparisons"][name]
+    spec = paper_comparison(name)
+    found = spec.model_dump(mode="json") | {"seeds": list(spec.seeds)}
+    for compared, arm in zip(found["arms"], spec.arms, strict=True):
+        compared["pipeline"] = arm.pipeline.name
+    for claim in (*found["claims"], *expected["claims"]):
+        assert claim.pop("says")
+    assert leaves(found) == leaves(expected)

@@ -1,5 +1,6 @@
 """What a person declares: frozen pydantic values, and the files they are read from."""
 
+from glray.spec.base import Spec
 from glray.spec.comparison import ClaimSpec, ComparisonSpec, ContextSpec, faster, lower, same
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import (
@@ -79,6 +80,7 @@ __all__ = [
     "PositionsSpec",
     "SearchSpec",
     "SourceSpec",
+    "Spec",
     "StableDecaySchedule",
     "StageSpec",
     "StdlibCorpus",

@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import keep
 from glray.data.windows import Batch
 from glray.model.config import longest_config
-from glray.run.profile import own_setting
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec
 from glray.spec.model import Attention
 from glray.train.context import LocalContext
-from glray.train.probe.micro_batches import declared_tokens_at_once
-from glray.train.probe.scratch import ScratchModel
+from glray.train.execution import execution
+from glray.train.trainee import Trainee
 
 BATCH_TOKENS = 16_384
 MEAN_DOCUMENT = 512
@@ -56,11 +55,11 @@ def spec_of(seq_len: int, attention: Attention, *, gpu: bool) -> PipelineSpec:
     )
 
 
-def model_of(spec: PipelineSpec, vocab_size: int) -> ScratchModel:
-    """The spec's model, in the setting that it trains in."""
+def trainee_of(spec: PipelineSpec, vocab_size: int) -> Trainee:
+    """The spec's model, as it trains."""
     config = longest_config(spec, vocab_size=vocab_size, eos_id=SEPARATOR)
     ctx = LocalContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
-    return ScratchModel(spec, own_setting(spec), config, ctx)
+    return Trainee.scratch(config, spec, ctx, execution(spec, ctx))
 
 
 def windows(seq_len: int, vocab_size: int) -> Batch:
@@ -78,12 +77,11 @@ def compared(seq_len: int, rounds: int, *, gpu: bool) -> dict[str, Any]:
     batch = windows(seq_len, vocab_size)
     choices: tuple[Attention, ...] = ("window", "document")
     specs = {name: spec_of(seq_len, name, gpu=gpu) for name in choices}
-    models = {name: model_of(spec, vocab_size) for name, spec in specs.items()}
+    trainees = {name: trainee_of(spec, vocab_size) for name, spec in specs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in choices}
     for number in range(-2, rounds):  # two that do not count: compilation, memory
         for name in choices if number % 2 else reversed(choices):
-            at_once = declared_tokens_at_once(specs[name])
-            taken = models[name].step_on(batch, at_once)
+            taken = trainees[name].step_seconds(batch)
             if number >= 0:
                 seconds[name].append(taken)
     median = {name: statistics.median(values) for name, values in seconds.items()}

@@ -23,15 +23,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import RESULTS, keep
-from glray.model.config import model_config, starting_model
 from glray.model.flops import training_flops_per_token
 from glray.run.profile import own_setting
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
 from glray.train.context import LocalContext
 from glray.train.parallel import release_models
-from glray.train.probe.memory import MemoryOfSteps, budget_bytes
+from glray.train.probe.memory import gpu_budget_bytes
 from glray.train.probe.peak import matmul_peak
-from glray.train.probe.scratch import ScratchModel
+from glray.train.probe.profile import ProfiledModel
 
 BATCH_TOKENS = 16_384
 VOCAB_SIZE = 50_304
@@ -91,33 +90,29 @@ def killed_and_resumed(work: Path, *, gpu: bool) -> dict[str, Any]:
     }
 
 
-def step_seconds(model: ScratchModel, seq_len: int, tokens: int) -> float:
-    """The fastest of several whole optimizer steps."""
-    return min([model.step(seq_len, tokens) for _ in range(6)][2:])
+def step_seconds(model: ProfiledModel, seq_len: int, tokens: int) -> float:
+    """The fastest of several whole optimizer steps of ``tokens`` tokens at once."""
+    release_models()
+    trainee = model.at_once(tokens).trainee()
+    batch = trainee.random_batch(seq_len)
+    return min([trainee.step_seconds(batch) for _ in range(6)][2:])
 
 
 def by_length(ctx: LocalContext, *, gpu: bool) -> dict[str, Any]:
     """MFU at each length, and the largest batch."""
     spec = pipeline(Path("/nowhere"), gpu=gpu)
-    setting, budget = own_setting(spec), budget_bytes(ctx, None)
+    spec = spec.derive(model={"vocab_size": VOCAB_SIZE if gpu else 4096})
     lengths = [2**n for n in range(7, 15)] if gpu else [128, 256]
     peak = matmul_peak(ctx, "bfloat16")
     table: dict[str, Any] = {}
     for seq_len in lengths:
-        config = model_config(
-            starting_model(spec),
-            vocab_size=VOCAB_SIZE if gpu else 512,
-            eos_id=0,
-            max_seq_len=seq_len,
-        )
-        flops = training_flops_per_token(config, seq_len)
+        model = ProfiledModel.under(own_setting(spec), spec, [seq_len])
+        flops = training_flops_per_token(model.config, seq_len)
         batches = {"16384": BATCH_TOKENS if gpu else 1024}
         if gpu:
-            memory = MemoryOfSteps(spec, setting, config, ctx, budget)
-            batches["largest"] = memory.largest_batch(seq_len) or seq_len
+            budget = gpu_budget_bytes(ctx.device)
+            batches["largest"] = model.largest_batch_tokens(seq_len, budget) or seq_len
         row: dict[str, Any] = {}
-        release_models()
-        model = ScratchModel(spec, setting, config, ctx)
         for name, tokens in batches.items():
             seconds = step_seconds(model, seq_len, tokens)
             row[name] = {

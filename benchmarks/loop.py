@@ -52,7 +52,6 @@ from glray.train.execution import execution
 from glray.train.export import run_corpus
 from glray.train.loop import train
 from glray.train.optimizer import build_optimizer
-from glray.train.probe.micro_batches import declared_micro_batches
 from tests.planned import planned
 from tests.tiny import tiny_spec
 from tests.tokens import periodic_corpus
@@ -100,7 +99,7 @@ class BatchesInMemory(LocalContext):
 def glray_loop(run: Run, turns: Turns) -> None:
     """glray's own loop, whole."""
     ctx = BatchesInMemory(turns=turns)
-    executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
+    executed = execution(run.spec, ctx)
     run.directory.mkdir(parents=True)
     record_start(run, {}, executed, 0)
     train(run, run_corpus(run), ctx, executed, peak=1e12)

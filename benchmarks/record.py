@@ -7,7 +7,7 @@ from typing import Any
 
 from glray.files import write_json
 from glray.train.context import LocalContext
-from glray.train.environment import environment
+from glray.train.execution import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,5 +1,6 @@
 """What the loop knows of where it runs: a small context with a Ray and a local implementation."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -86,16 +87,22 @@ def from_rank_zero(ctx: WorkerContext, value: int) -> int:
     return int(tensor.item())
 
 
-def least_over_ranks(ctx: WorkerContext, value: int) -> int:
-    """The smallest of every rank's values, on every rank."""
+def most_over_ranks(ctx: WorkerContext, value: int) -> int:
+    """The largest of every rank's values, on every rank."""
     if ctx.world_size == 1:
         return value
     tensor = torch.tensor([value], dtype=torch.int64, device=ctx.device)
-    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
     return int(tensor.item())
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
+def least_over_ranks(ctx: WorkerContext, value: int) -> int:
+    """The smallest of every rank's values, on every rank."""
+    return -most_over_ranks(ctx, -value)
+
+
+def device_clock(device: torch.device) -> float:
+    """The clock in seconds, once the device has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -27,12 +27,6 @@ def build_optimizer(model: torch.nn.Module, spec: OptimizerSpec) -> torch.optim.
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
 @torch.no_grad()
 def update_norm(optimizer: torch.optim.AdamW, lr: float) -> torch.Tensor:
     """L2 norm of the update just made, weight decay apart: a scalar on the device, for which the

@@ -60,17 +60,15 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-@contextlib.contextmanager
-def summing_over_ranks(model: torch.nn.Module, *, now: bool) -> Iterator[None]:
+def summing_over_ranks(
+    model: torch.nn.Module, *, now: bool
+) -> contextlib.AbstractContextManager[None]:
     """Within the block a backward pass sums gradients over ranks only if ``now``."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
-        yield
     elif isinstance(model, DistributedDataParallel) and not now:
-        with model.no_sync():
-            yield
-    else:
-        yield
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -92,10 +90,15 @@ def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, tor
     """
     weights = {}
     for name, parameter in network.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        weight = whole(parameter)
         if ctx.rank == 0:
-            weights[name] = whole.detach().cpu()
+            weights[name] = weight.detach().cpu()
     return weights
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered where it is sharded: then all ranks call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def release_models() -> None:

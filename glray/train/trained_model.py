@@ -19,9 +19,8 @@ from glray.model.pretrained import read_pretrained
 from glray.run.run import Run
 from glray.spec.model import Precision
 from glray.train.context import LocalContext
-from glray.train.execution import execution
+from glray.train.execution import CPU_MOST_TOKENS, execution
 from glray.train.export import latest_model, run_corpus
-from glray.train.probe.micro_batches import CPU_MOST_TOKENS, declared_micro_batches
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
     """The model of the run's latest checkpoint. Raises UserError."""
     model, state = latest_model(run, device)
     stage = run.plan.stage_index(state.step - 1)
-    executed = execution(run.spec, LocalContext(device=device), declared_micro_batches(run.spec))
+    executed = execution(run.spec, LocalContext(device=device))
     corpus = run_corpus(run)
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
     rope = run.manifest.rope_parameters[stage]

@@ -4,13 +4,11 @@ A run, its warm-up, the calibration, the probe for micro-batches and a profile a
 model in this one way.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from glray.data.checksum import token_checksum
@@ -21,9 +19,9 @@ from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import WorkerContext, synchronize
-from glray.train.optimizer import build_optimizer, set_learning_rate
-from glray.train.parallel import autocast, prepare_model, replicated, summing_over_ranks
+from glray.train.context import WorkerContext, device_clock
+from glray.train.optimizer import build_optimizer
+from glray.train.parallel import autocast, prepare_model, replicated, summing_over_ranks, whole
 
 
 @dataclass(frozen=True)
@@ -121,12 +119,13 @@ class Trainee:
 
     def update(self, lr: float) -> torch.Tensor:
         """Clip, update, clear. Returns the gradient's L2 norm before clipping, on the device."""
-        set_learning_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         max_norm = self.spec.optimizer.max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(self.replicas.parameters(), max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return (grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm).detach()
+        return whole(grad_norm).detach()
 
     @property
     def has_to_warm_up(self) -> bool:
@@ -152,18 +151,13 @@ class Trainee:
                     f"length; set a lower one ({str(error).splitlines()[0]})"
                 ) from None
             self.optimizer.zero_grad(set_to_none=True)
-        synchronize(self.ctx.device)  # a clock starts when the device is done
+        device_clock(self.ctx.device)  # a clock starts when the device is done
 
     def step_seconds(self, batch: Batch) -> float:
         """Seconds of a step, from and to where the device has done all that it was given."""
-        start = self.now()
+        start = device_clock(self.ctx.device)
         self.step(batch, self.spec.optimizer.lr)
-        return self.now() - start
-
-    def now(self) -> float:
-        """The clock once the device has done all that it was given, in seconds."""
-        synchronize(self.ctx.device)
-        return time.perf_counter()
+        return device_clock(self.ctx.device) - start
 
     def random_batch(self, seq_len: int) -> Batch:
         """This rank's share of a batch of random tokens."""

@@ -17,8 +17,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import CalibrationSpec
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext, from_rank_zero
-from glray.train.environment import environment
-from glray.train.execution import execution
+from glray.train.execution import environment, execution
 from glray.train.loop import Ending, train
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import calibrate

@@ -9,7 +9,7 @@ from glray.model.config import model_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.spec import GPTNeoXModel, LlamaModel
-from glray.train.probe.micro_batches import peak_bytes
+from glray.train.probe.memory import peak_bytes
 
 SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
 MODELS = {

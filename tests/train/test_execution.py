@@ -12,6 +12,7 @@ from glray.errors import UserError
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.train.context import LocalContext
+from glray.train.probe import micro_batches
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
 from tests.planned import planned
@@ -85,6 +86,21 @@ def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
     more = spec_with(tmp_path, micro_batch_tokens="auto").derive(seeds=(0, 1))
     train_all(more, corpus, LocalContext())
     assert path.stat().st_mtime_ns == written
+
+
+def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch):
+    tried = []
+    monkeypatch.setattr(micro_batches, "gpu_budget_bytes", lambda device: 0)
+    monkeypatch.setattr(
+        micro_batches, "gpu_peak_bytes", lambda work, device, budget: work() or tried[-1][2]
+    )
+
+    def work(seq_len, rows):
+        tried.append((seq_len, rows, 1 if seq_len * rows <= 3000 else None))
+
+    found = micro_batches._rows_on_gpu(work, {128: 20, 1024: 7}, LocalContext())
+    assert found == {1024: 2, 128: 20}
+    assert [rows for _, rows, _ in tried] == [7, 4, 2, 20]
 
 
 def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):

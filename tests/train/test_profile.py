@@ -1,17 +1,18 @@
 """A profile of a tiny model, really measured: what fits, what does not, and what memory says."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from glray.errors import UserError
 from glray.run.profile import Setting, own_setting
 from glray.spec import GPTNeoXModel
-from glray.train.context import LocalContext
 from glray.train.probe import calibration
 from glray.train.probe import profile as measuring
-from glray.train.probe.memory import MemoryOfSteps, in_a_process
-from glray.train.probe.profile import measure
-from glray.train.probe.scratch import profiled_config
+from glray.train.probe.memory import peak_bytes_in_a_process
+from glray.train.probe.profile import ProfiledModel, measure
 
 from ..tiny import tiny_spec
 
@@ -56,11 +57,24 @@ def test_every_length_has_time_memory_and_largest_batch(tmp_path):
 
 def test_the_largest_batch_is_about_what_fits(tmp_path):
     spec = spec_of(tmp_path)
-    config = profiled_config(spec, 1024)
-    memory = MemoryOfSteps(spec, EAGER, config, LocalContext(), GIB)
-    tokens = memory.largest_batch(1024)
-    peak = memory.peak(1024, tokens // 2 // 1024 * 1024)
+    model = ProfiledModel.under(EAGER, spec, (1024,))
+    tokens = model.largest_batch_tokens(1024, GIB)
+    peak = model.at_once(tokens // 2 // 1024 * 1024).peak_bytes(1024, GIB)
     assert 0.35 * GIB < peak < 0.65 * GIB
+
+
+@pytest.mark.parametrize(("most", "largest"), [(100_000, 98_304), (64, 64), (63, 0)])
+def test_on_a_gpu_the_largest_batch_is_tried_to_an_eighth(tmp_path, monkeypatch, most, largest):
+    spec = spec_of(tmp_path).derive(compute={"use_gpu": True})
+    tried = []
+
+    def peak_bytes(model, seq_len, budget):
+        tried.append(model.spec.tokens_per_batch)
+        return 1 if tried[-1] <= most else None
+
+    monkeypatch.setattr(ProfiledModel, "peak_bytes", peak_bytes)
+    assert ProfiledModel.under(FUSED, spec, (64,)).largest_batch_tokens(64, GIB) == largest
+    assert tried[:2] == [2**21, 2**20]
 
 
 def test_a_step_that_does_not_fit_is_no_failure(tmp_path):
@@ -72,11 +86,11 @@ def test_a_step_that_does_not_fit_is_no_failure(tmp_path):
 
 
 def dies():
-    raise SystemExit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_the_system_ends_has_no_answer():
-    assert in_a_process(dies) is None
+    assert peak_bytes_in_a_process(dies, GIB) is None
 
 
 def fails():
@@ -85,7 +99,7 @@ def fails():
 
 def test_another_failure_of_the_process_is_no_lack_of_memory():
     with pytest.raises(ValueError, match="a bug"):
-        in_a_process(fails)
+        peak_bytes_in_a_process(fails, GIB)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
 from glray.train.context import LocalContext
 from glray.train.execution import execution
 from glray.train.export import export_run, latest_model
-from glray.train.probe.micro_batches import declared_micro_batches
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.session import open_session
 from glray.train.worker import train_all
@@ -67,8 +66,9 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
     for run in runs:
         run.directory.mkdir(parents=True)
         ctx = LocalContext()
-        executed = execution(run.spec, ctx, declared_micro_batches(run.spec))
-        assert_same(open_session(run, ctx, executed).trainee.model.network.state_dict(), start)
+        executed = execution(run.spec, ctx)
+        session = open_session(run, corpus, ctx, executed, peak=1e12)
+        assert_same(session.trainee.model.network.state_dict(), start)
 
 
 def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):

@@ -18,7 +18,6 @@ from glray.plan import make_plan
 from glray.spec import PipelineSpec
 from glray.train.context import LocalContext
 from glray.train.execution import execution
-from glray.train.probe.micro_batches import declared_micro_batches
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
 from tests.planned import planned
@@ -92,7 +91,7 @@ def save_gradients(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext
     config = model_config(
         spec.model, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=32
     )
-    executed = execution(spec, ctx, declared_micro_batches(spec))
+    executed = execution(spec, ctx)
     trainee = Trainee.scratch(config, spec, ctx, executed)
     plan = make_plan(spec, spec.arms[0])
     segments = stage_reads(

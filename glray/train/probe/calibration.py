@@ -12,13 +12,11 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
-
 from glray.data.corpus import PreparedCorpus
 from glray.model.config import longest_config
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.context import WorkerContext, from_rank_zero, most_over_ranks
 from glray.train.trainee import Trainee
 
 BURST = 3
@@ -38,7 +36,8 @@ def calibrate(
     if trainee.has_to_warm_up:
         trainee.warm_up(spec.all_seq_lens)
     seconds = interleaved_steps(trainee, spec.all_seq_lens)
-    return {length: _slowest_median(values, ctx) for length, values in seconds.items()}
+    medians = {n: round(statistics.median_low(seconds[n]) * 1_000_000) for n in seconds}
+    return {n: max(1, most_over_ranks(ctx, medians[n])) for n in medians}
 
 
 def interleaved_steps(
@@ -57,10 +56,3 @@ def interleaved_steps(
         if from_rank_zero(trainee.ctx, int(enough)):
             break
     return seconds
-
-
-def _slowest_median(seconds: list[float], ctx: WorkerContext) -> int:
-    median = torch.tensor([statistics.median_low(seconds)], dtype=torch.float64, device=ctx.device)
-    if ctx.world_size > 1:
-        torch.distributed.all_reduce(median, op=torch.distributed.ReduceOp.MAX)
-    return max(1, round(median.item() * 1_000_000))

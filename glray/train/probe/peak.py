@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from glray.train.context import WorkerContext, synchronize
+from glray.train.context import WorkerContext, device_clock, least_over_ranks
+from glray.train.execution import device_name
 
 SMALLEST, LARGEST = 1024, 8192
 """Rows of the products that are tried. Of 256 rows one was seen to take 16 ms instead of 0.3 beside
@@ -49,15 +50,8 @@ class MatmulPeak:
 def matmul_peak(ctx: WorkerContext, precision: str) -> MatmulPeak:
     """Measure in the training precision. Every rank calls it: they measure at the same time, as
     they train."""
-    measured = torch.tensor(
-        measured_peak(ctx.device, getattr(torch, precision)),
-        dtype=torch.float64,
-        device=ctx.device,
-    )
-    if ctx.world_size > 1:
-        torch.distributed.all_reduce(measured, op=torch.distributed.ReduceOp.MIN)
-    name = torch.cuda.get_device_name(ctx.device) if ctx.device.type == "cuda" else "CPU"
-    return MatmulPeak(measured.item(), nominal_peak(name, precision))
+    measured = least_over_ranks(ctx, round(measured_peak(ctx.device, getattr(torch, precision))))
+    return MatmulPeak(measured, nominal_peak(device_name(ctx), precision))
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -95,8 +89,6 @@ def _operands(size: int, device: torch.device, dtype: torch.dtype) -> list[torch
 
 
 def _product_seconds(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> float:
-    synchronize(out.device)
-    start = time.perf_counter()
+    start = device_clock(out.device)
     torch.mm(left, right, out=out)
-    synchronize(out.device)
-    return time.perf_counter() - start
+    return device_clock(out.device) - start

@@ -7,24 +7,132 @@ each setting for itself. One worker, no Ray.
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedConfig
 
+from glray.data.blocks.tokenizer import load_tokenizer
+from glray.data.windows import Batch
 from glray.errors import UserError
-from glray.run.profile import LengthCost, Profile, Setting, SettingCosts
+from glray.model.config import longest_config
+from glray.model.decoder import build_model
+from glray.run.profile import Kernel, LengthCost, Profile, Setting, SettingCosts
+from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
-from glray.train.context import LocalContext
-from glray.train.environment import environment
+from glray.spec.schedule import fixed
+from glray.train.context import LocalContext, device_clock
+from glray.train.execution import environment, execution
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import interleaved_steps
-from glray.train.probe.memory import MemoryOfSteps, budget_bytes, counts_memory
-from glray.train.probe.scratch import ScratchModel, profiled_config
+from glray.train.probe.memory import (
+    free_bytes,
+    gpu_budget_bytes,
+    gpu_peak_bytes,
+    halved_until_it_fits,
+    peak_bytes,
+    peak_bytes_in_a_process,
+)
+from glray.train.trainee import Trainee
 
 MIN_ROUNDS = 5
 """Turns of each length at least: their spread is shown."""
 PHASE_ROUNDS = 3
 """Steps of which the parts are timed, after one that does not count."""
+MOST_TOKENS = 2**21
+"""The largest batch that is tried."""
+SMALL_TOKENS = 4_096
+"""Of the smaller of a CPU's two small batches; the other has twice as many."""
+CPU_SHARE = 0.8
+"""Of a machine's free memory that is the budget where none is given."""
+
+
+@dataclass(frozen=True)
+class ProfiledModel:
+    """A pipeline's model under a setting, on this machine alone, in whichever process."""
+
+    spec: PipelineSpec
+    """The pipeline as it would train each of the profiled lengths under the setting."""
+    config: PreTrainedConfig
+    kernel: Kernel
+
+    @classmethod
+    def under(
+        cls, setting: Setting, spec: PipelineSpec, seq_lens: Sequence[int]
+    ) -> "ProfiledModel":
+        """The model for ``seq_lens``. No corpus is read: a BPE that would be trained on it counts
+        with the size asked for. Raises UserError."""
+        if isinstance(spec.tokenizer, BpeTokenizer):
+            num_ids = spec.tokenizer.vocab_size
+        else:
+            num_ids = load_tokenizer(spec.tokenizer).vocab_size
+        spec = spec.derive(
+            arms=[fixed(seq_len) for seq_len in seq_lens],
+            only=None,
+            search=None,
+            calibration=None,
+            chunk_len=None,
+            precision=setting.precision,
+            compute={"compile": setting.compile},
+        )
+        return cls(spec, longest_config(spec, vocab_size=num_ids, eos_id=0), setting.kernel)
+
+    def at_once(self, tokens: int) -> "ProfiledModel":
+        """In batches of ``tokens`` tokens that go through the model at once."""
+        compute = self.spec.compute.derive(micro_batch_tokens=tokens)
+        batch = {"tokens_per_batch": tokens, "compute": compute}  # not divisible by every length
+        return replace(self, spec=self.spec.model_copy(update=batch))
+
+    @property
+    def ctx(self) -> LocalContext:
+        """The one worker."""
+        return LocalContext(device=torch.device("cuda" if self.spec.compute.use_gpu else "cpu"))
+
+    def trainee(self) -> Trainee:
+        """A scratch model with its optimizer; on a CPU this process computes with its threads."""
+        if not self.spec.compute.use_gpu:
+            torch.set_num_threads(self.spec.compute.cpus_per_worker)
+        network = build_model(self.config, 0, self.ctx.device)
+        if self.kernel == "eager":
+            network.set_attn_implementation("eager")
+        return Trainee(network, self.spec, self.ctx, execution(self.spec, self.ctx))
+
+    def take_steps(self, seq_len: int) -> None:
+        """Two optimizer steps: in the second the gradients' memory is there again."""
+        trainee = self.trainee()
+        batch = trainee.random_batch(seq_len)
+        for _ in range(2):
+            trainee.step_seconds(batch)
+
+    def peak_bytes(self, seq_len: int, budget: int) -> int | None:
+        """Bytes at the peak of one optimizer step, weights and moments included; None if it takes
+        more than ``budget``."""
+        work = partial(self.take_steps, seq_len)
+        if self.spec.compute.use_gpu:
+            return gpu_peak_bytes(work, self.ctx.device, budget)
+        return peak_bytes_in_a_process(work, budget)
+
+    def largest_batch_tokens(self, seq_len: int, budget: int) -> int | None:
+        """Tokens of the largest batch that goes through the model at once; 0 if not one window
+        fits, None if the system counts no memory."""
+
+        def peak(rows: int) -> int | None:
+            return self.at_once(rows * seq_len).peak_bytes(seq_len, budget)
+
+        most = MOST_TOKENS // seq_len
+        if self.spec.compute.use_gpu:  # tried, to an eighth
+            rows, taken = halved_until_it_fits(most, peak)
+            finer = [rows * eighths // 8 for eighths in range(15, 8, -1)]
+            rows = next((n for n in finer if rows < n < most and peak(n) is not None), rows)
+        else:  # proportion, from the memory of two small batches
+            rows, taken = halved_until_it_fits(max(1, SMALL_TOKENS // seq_len), peak)
+            more = None if taken is None else peak(2 * rows)
+            if taken is not None and more is not None:
+                if more <= taken:  # nothing that the system counts has grown
+                    return None
+                rows = min(most, rows + (budget - taken) * rows // (more - taken))
+        return 0 if taken is None else rows * seq_len
 
 
 def measure(
@@ -37,40 +145,29 @@ def measure(
     """Measure every length under every setting; ``say`` is told what is being done. Raises
     UserError if it cannot be."""
     seq_lens = sorted(set(seq_lens))
-    _refuse(spec, seq_lens, settings)
-    gpu = spec.compute.use_gpu
-    ctx = LocalContext(device=torch.device("cuda" if gpu else "cpu"))
-    if not gpu:
-        torch.set_num_threads(spec.compute.cpus_per_worker)
-    budget = budget_bytes(ctx, memory_gib)
-    config = profiled_config(spec, seq_lens[-1])
+    _validate(spec, seq_lens, settings)
+    models = [ProfiledModel.under(setting, spec, seq_lens) for setting in settings]
+    gpu, ctx = spec.compute.use_gpu, models[0].ctx
+    if memory_gib is not None:
+        budget = int(memory_gib * 2**30)
+    else:
+        budget = gpu_budget_bytes(ctx.device) if gpu else int(CPU_SHARE * free_bytes())
+    counts_memory = gpu or peak_bytes(lambda: None) is not None
     costs = []
-    for setting in settings:
-        peaks: dict[int, int | None] = dict.fromkeys(seq_lens)
-        largest: dict[int, int | None] = dict.fromkeys(seq_lens)
-        fitting = seq_lens
-        if counts_memory(ctx):
-            memory = MemoryOfSteps(spec, setting, config, ctx, budget)
-            for seq_len in seq_lens:
-                say(f"{setting.name}: memory at {seq_len:,}")
-                peaks[seq_len] = memory.peak(seq_len)
-                largest[seq_len] = memory.largest_batch(seq_len)
-            fitting = [seq_len for seq_len in seq_lens if peaks[seq_len] is not None]
+    for setting, model in zip(settings, models, strict=True):
+        memory: dict[int, tuple[int | None, int | None]] = dict.fromkeys(seq_lens, (None, None))
+        for n in seq_lens if counts_memory else ():
+            say(f"{setting.name}: memory at {n:,}")
+            memory[n] = model.peak_bytes(n, budget), model.largest_batch_tokens(n, budget)
         say(f"{setting.name}: steps of every length, interleaved")
-        timed = _timed(spec, setting, config, ctx, fitting) if fitting else {}
-        costs.append(
-            SettingCosts(
-                setting,
-                tuple(
-                    LengthCost(seq_len, peaks[seq_len], largest[seq_len], *timed.get(seq_len, ()))
-                    for seq_len in seq_lens
-                ),
-            )
-        )
+        fitting = [n for n in seq_lens if memory[n][0] is not None or not counts_memory]
+        timed = _timed(model, fitting) if fitting else {}
+        lengths = tuple(LengthCost(n, *memory[n], *timed.get(n, ())) for n in seq_lens)
+        costs.append(SettingCosts(setting, lengths))
     return Profile(spec.name, spec.tokens_per_batch, budget, environment(ctx), tuple(costs))
 
 
-def _refuse(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Setting]) -> None:
+def _validate(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Setting]) -> None:
     if spec.compute.use_gpu and not torch.cuda.is_available():
         raise UserError(
             "compute.use_gpu is true, but PyTorch finds no GPU here: nothing could be measured; "
@@ -99,22 +196,35 @@ def _refuse(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Sett
 
 
 def _timed(
-    spec: PipelineSpec,
-    setting: Setting,
-    config: PreTrainedConfig,
-    ctx: LocalContext,
-    seq_lens: Sequence[int],
+    model: ProfiledModel, seq_lens: Sequence[int]
 ) -> dict[int, tuple[tuple[float, ...], dict[str, float]]]:
     """Seconds of the steps of each length, and the shares of a step's parts."""
     release_models()
-    model = ScratchModel(spec, setting, config, ctx)
-    for seq_len in seq_lens:
-        model.step(seq_len)  # compiled, and the allocator warm
-    steps = interleaved_steps(model._trainee, seq_lens, min_rounds=MIN_ROUNDS)
+    trainee = model.trainee()
+    trainee.warm_up(seq_lens)
+    steps = interleaved_steps(trainee, seq_lens, min_rounds=MIN_ROUNDS)
     found = {}
     for seq_len in seq_lens:
-        rounds = [model.phases(seq_len) for _ in range(PHASE_ROUNDS + 1)][1:]
-        parts = {name: statistics.median(parts[name] for parts in rounds) for name in rounds[0]}
-        shares = {name: seconds / sum(parts.values()) for name, seconds in parts.items()}
-        found[seq_len] = (tuple(steps[seq_len]), shares)
+        batch = trainee.random_batch(seq_len)
+        rounds = [_phase_seconds(trainee, batch) for _ in range(PHASE_ROUNDS + 1)][1:]
+        phases = {name: statistics.median(parts[name] for parts in rounds) for name in rounds[0]}
+        shares = {name: seconds / sum(phases.values()) for name, seconds in phases.items()}
+        found[seq_len] = tuple(steps[seq_len]), shares
     return found
+
+
+def _phase_seconds(trainee: Trainee, batch: Batch) -> dict[str, float]:
+    """Seconds of ``forward`` (the loss and its gradient by the logits), ``backward`` and
+    ``optimizer`` in a step. The device is waited for after each."""
+    seconds, now = {"forward": 0.0, "backward": 0.0}, partial(device_clock, trainee.ctx.device)
+    tokens = torch.from_numpy(batch.tokens).to(trainee.ctx.device)
+    for rows in tokens.split(trainee.execution.rows_at_once(batch.seq_len)):
+        start = now()
+        total = trainee.forward(rows[:, :-1], rows[:, 1:])
+        middle = now()
+        (total / trainee.spec.tokens_per_batch).backward()
+        seconds["forward"] += middle - start
+        seconds["backward"] += now() - middle
+    start = now()
+    trainee.update(trainee.spec.optimizer.lr)
+    return seconds | {"optimizer": now() - start}

@@ -64,7 +64,8 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, None if there is no such file. Raises UserError if it is none."""
+    """The value of a JSON file, None if it does not exist. Raises UserError for other
+    content."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:  # not JSON, or not UTF-8

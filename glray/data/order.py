@@ -194,7 +194,7 @@ def _feistel(values: np.ndarray, half_bits: np.uint64, keys: np.ndarray) -> np.n
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele, Lea & Flood 2014): each output bit hangs on all."""
+    """The finalizer of splitmix64 (Steele, Lea & Flood 2014): each output bit depends on all."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

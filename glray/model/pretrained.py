@@ -81,7 +81,7 @@ def _config(file: Path) -> PreTrainedConfig:
     if "auto_map" in declared:
         raise UserError(
             f"{file} names code of its own (auto_map), which is never run: it might be another "
-            f"model; save it anew as transformers' own {architecture} model"
+            f"model; save it again as transformers' own {architecture} model"
         )
     try:
         config = AutoConfig.for_model(**declared)
@@ -95,8 +95,8 @@ def _config(file: Path) -> PreTrainedConfig:
     if rope_type not in FIXED_SCALINGS:
         raise UserError(
             f"{file} scales its rotary positions by rope_type {rope_type!r}, none of "
-            f"{', '.join(FIXED_SCALINGS)}: windows of different lengths would be placed "
-            "differently; give a model with one of those"
+            f"{', '.join(FIXED_SCALINGS)}: the positions of windows of different lengths "
+            "would differ; give a model with one of those"
         )
     for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
         if hasattr(config, name):
@@ -108,7 +108,7 @@ def _config(file: Path) -> PreTrainedConfig:
 
 
 def _check_positions(file: Path, config: PreTrainedConfig) -> None:
-    """Raises UserError for what cannot be: transformers would fail later, or turn no dimension."""
+    """Raises UserError for impossible values: transformers would fail later, or rotate nothing."""
     heads = config.num_attention_heads
     if heads < 1 or head_dim(config) < 2:
         raise UserError(
@@ -129,8 +129,7 @@ def _check_positions(file: Path, config: PreTrainedConfig) -> None:
         is_number = isinstance(value, int | float) and math.isfinite(value)
         if not is_number or not least <= value <= most:
             raise UserError(
-                f"{file}: {name} is {value!r}, no positions could be placed by that; restore the "
-                "file"
+                f"{file}: {name} is {value!r}, which gives no rotary positions; restore the file"
             )
 
 

@@ -73,7 +73,7 @@ def encode_shard(
     and the tokens.
 
     A row is a document: ``name``, ``sha256``, ``num_bytes`` and ``tokens``, ended by EOS; or
-    says in ``skipped`` why there is none. Raises UserError and OSError.
+    says in ``skipped`` why it has no text. Raises UserError and OSError.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
     num_bytes = num_tokens = 0
@@ -162,7 +162,8 @@ def _encoded(
 
 
 def _given_ids(name: str, ids: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The ids of a tokenized document, ended by EOS. Raises UserError for one that is none."""
+    """The ids of a tokenized document, ended by EOS. Raises UserError for an id
+    that the tokenizer lacks."""
     highest = int(ids.max())
     if highest >= encoding.vocab_size:
         raise UserError(

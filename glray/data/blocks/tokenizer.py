@@ -65,7 +65,7 @@ def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
 
 
 def read_tokenizer_json(spec: TokenizerFile) -> bytes:
-    """The content of the given ``tokenizer.json``. Raises UserError if there is none."""
+    """The content of the given ``tokenizer.json``. Raises UserError if it does not exist."""
     path = Path(spec.path).expanduser()
     if not path.is_file():
         raise UserError(f"tokenizer.path: {spec.path} does not exist; give a tokenizer.json")

@@ -1,4 +1,4 @@
-"""Where and how it runs: nothing here changes what is computed, but for the order of float sums."""
+"""Where and how it runs. Nothing here changes what is computed, except the order of float sums."""
 
 from typing import Annotated, Literal
 
@@ -14,18 +14,17 @@ class ComputeSpec(Spec):
 
     num_workers: _Count | tuple[_Count, _Count] = 1
     """Data-parallel workers. (fewest, most): as many as there is room for, fewer after a node is
-    lost, more again when one comes."""
+    lost, more again when one joins."""
     groups: _Count | None = None
-    """Worker groups side by side at most, each with a run of its own. None: as many as there is
-    room for."""
+    """Most worker groups that train at once, each one run. None: as many as there is room for."""
     cpus_per_worker: Integer = Field(default=1, ge=1)
-    """CPU cores of each worker, and its number of compute threads."""
+    """CPU cores, and compute threads, of each worker."""
     use_gpu: bool = False
     """One GPU for each worker."""
     storage: str = "runs"
     """Folder for token blocks and runs; on a cluster, one that every node sees under this path."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
-    """Each worker holds the whole model and optimizer (DDP), or its share of them (FSDP2)."""
+    """Each worker holds the whole model and optimizer (DDP) or a shard of them (FSDP2)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
@@ -34,22 +33,22 @@ class ComputeSpec(Spec):
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
     checkpoint_every_tokens: Integer = Field(default=50_000_000, ge=1)
-    """A checkpoint this often, and at every stage boundary."""
+    """Tokens between checkpoints; every stage boundary has one too."""
     log_every_steps: Integer = Field(default=10, ge=1)
-    """Metrics are brought from the device and written this often."""
+    """Steps between metrics, which are then copied from the device and written."""
     wandb_project: str | None = Field(default=None, min_length=1)
-    """Weights & Biases project that is shown the metrics as well; needs ``glray[wandb]``."""
+    """Weights & Biases project that also receives the metrics; needs ``glray[wandb]``."""
     wait_seconds: Integer = Field(default=600, ge=0)
-    """How long to wait for a joined cluster to have the workers asked for."""
+    """How long to wait until a joined cluster has room for the workers."""
 
     @property
     def least_workers(self) -> int:
-        """Workers without which there is no training."""
+        """The fewest workers that train."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def most_workers(self) -> int:
-        """Workers at most."""
+        """The most workers that train."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")

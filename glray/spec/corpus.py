@@ -27,8 +27,8 @@ class TextCorpus(_Files):
 
 class _Columns(_Files):
     column: str = "text"
-    """Where a document's text lies; or its token ids, a list of integers that is taken as it is
-    (``tokenizer`` is then the ``tokenizer.json`` that made them)."""
+    """The column with a document's text, or with its token ids, a list of integers that is used
+    as it is (``tokenizer`` is then the ``tokenizer.json`` that made them)."""
 
 
 class JsonlCorpus(_Columns):
@@ -60,10 +60,10 @@ class SourceSpec(Spec):
     """One source of a mixture."""
 
     name: Name
-    """Names the source in records and tables."""
+    """The source's name in records and tables."""
     weight: Integer = Field(ge=1, le=1000)
-    """Chunks of it in a cycle of the order: weights 3 and 1 give three chunks to one. A new weight
-    is a new order of the same token blocks."""
+    """Chunks of this source in a cycle of the order: weights 3 and 1 take three chunks of the one
+    source for each of the other. Another weight is another order of the same token blocks."""
     corpus: SourceCorpus
     """Where its text comes from."""
 
@@ -81,8 +81,8 @@ class MixtureCorpus(Spec):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
-                    f"sources: {names.count(name)} are named {name!r}, their records would be one; "
-                    "rename one"
+                    f"sources: {names.count(name)} are named {name!r}, so their records "
+                    "could not be told apart; rename one"
                 )
         return self
 
@@ -100,8 +100,8 @@ class BpeTokenizer(Spec):
     vocab_size: Integer = Field(ge=257, le=1_000_000)
     """Entries of the vocabulary, the end-of-document token included (257 is bytes alone)."""
     train_megabytes: Integer = Field(default=64, ge=1)
-    """The tokenizer learns from the first this many megabytes (10^6 bytes) of text that is not
-    drawn for the held-out set, in equal parts from each source."""
+    """Megabytes (10^6 bytes) of training text that the tokenizer learns from: the first of each
+    source, in equal parts."""
 
 
 class TokenizerFile(Spec):
@@ -109,7 +109,7 @@ class TokenizerFile(Spec):
 
     kind: Literal["file"] = "file"
     path: str
-    """The ``tokenizer.json``."""
+    """Path of the ``tokenizer.json``."""
     eos_token: str = "<|endoftext|>"
     """The token of its vocabulary that ends each document."""
 

@@ -31,7 +31,7 @@ def tokens_identity(
     """What decides the bytes of a source's token blocks.
 
     ``documents_sha256`` stands for the source's documents in their order and ``tokenizer_sha256``
-    for the ``tokenizer.json``, given or trained: so neither paths nor file formats count.
+    for the ``tokenizer.json``, given or trained, so neither paths nor file formats count.
     """
     return {
         "format": TOKENS_VERSION,
@@ -49,7 +49,7 @@ def training_identity(
     tokens: list[dict[str, object]],
     init_sha256: str | None = None,
 ) -> dict[str, object]:
-    """What decides the weights that one arm under one seed ends with.
+    """What decides the final weights of one arm under one seed.
 
     ``tokens`` has the fingerprint and weight of each source, in the order of the cycle;
     ``init_sha256`` stands for the content of the folder that the spec's ``init`` names. Raises

@@ -165,7 +165,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
     neighbours |= {path.parent.name for path in folder.glob("*/__init__.py")}
     others = {
         name
-        for name in neighbours - sys.stdlib_module_names
+        for name in neighbours - sys.stdlib_module_names - {"glray"}
         if name in sys.modules and not _lies_in(sys.modules[name], folder)
     }
     hidden = {name: sys.modules.pop(name) for name in _below(others)}

@@ -10,7 +10,7 @@ Attention = Literal["window", "document"]
 """What a token attends to in training."""
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the forward and backward pass."""
+"""Precision of the forward and backward pass."""
 
 
 class _Decoder(Spec):
@@ -42,7 +42,7 @@ class GPTNeoXModel(_Decoder):
 
     kind: Literal["gpt_neox"] = "gpt_neox"
     rotary_fraction: float = Field(default=0.25, gt=0, le=1)
-    """Share of each head's dimensions that rotary positions turn (Pythia: 0.25)."""
+    """Share of each head's dimensions that RoPE rotates (Pythia: 0.25)."""
 
     @model_validator(mode="after")
     def _rotary_dimensions_are_pairs(self) -> Self:
@@ -61,9 +61,9 @@ class LlamaModel(_Decoder):
 
     kind: Literal["llama"] = "llama"
     num_kv_heads: Integer | None = Field(default=None, ge=1)
-    """Heads of keys and values; must divide ``num_heads``. None: ``num_heads``."""
+    """Key and value heads; must divide ``num_heads``. None: ``num_heads``."""
     tie_embeddings: bool = False
-    """The embedding is the output layer too."""
+    """The embedding is also the output layer."""
 
     @model_validator(mode="after")
     def _heads_are_pairs_in_equal_groups(self) -> Self:

@@ -1,4 +1,4 @@
-"""The pipeline: one value that says everything about a comparison."""
+"""The pipeline: one value that declares everything that is trained, and how."""
 
 from pydantic import Field, model_validator
 
@@ -23,8 +23,8 @@ class PipelineSpec(Spec):
     corpus: CorpusSpec
     """Where the text comes from."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the documents held out for evaluation, chosen by a hash of their content. Of those
-    drawn, a document that is more than 20% of its source's held-out bytes goes back to training."""
+    """Share of the documents held out for evaluation, chosen by a hash of their content. A document
+    that makes up more than 20% of its source's held-out bytes goes back to training."""
     tokenizer: TokenizerSpec
     """How text becomes tokens."""
     model: ModelSpec | None = None
@@ -33,29 +33,29 @@ class PipelineSpec(Spec):
     """Instead of ``model``: a ``transformers`` folder whose architecture and weights every run
     starts from; on a cluster, one that every node sees under this path."""
     attention: Attention = "window"
-    """What a token attends to in training: all before it in its window, whichever documents they
-    are of (the paper's way), or ``"document"``, those of its own, whose positions start from 0."""
+    """What a token attends to in training: all earlier tokens of its window, across documents (as
+    in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
-    """The runs to compare; they differ in their stages and positions alone."""
+    """The runs to compare; they differ only in stages and positions."""
     only: tuple[Name, ...] | None = None
     """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
     that they can join later. None: all."""
     budget: BudgetSpec
     """How much each arm trains."""
     ratios_in: Unit = "tokens"
-    """What the stages' ratios share out: the budget's tokens or its calibrated training seconds."""
+    """What the stages' ratios divide: the budget's tokens or its calibrated training seconds."""
     tokens_per_batch: Integer = Field(ge=1)
     """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
     chunk_len: Integer | None = Field(default=None, ge=1)
-    """Tokens of the unit that is shuffled. None: the longest ``seq_len`` of any arm or search
-    ladder. A power of two that divides 2^20."""
+    """Tokens of a chunk, the unit that is shuffled: a power of two up to 2^20. None: the longest
+    ``seq_len`` of any arm or search ladder."""
     optimizer: OptimizerSpec
     """Optimizer and learning rate."""
     precision: Precision = "float32"
-    """Of the forward and backward pass; weights and optimizer stay in float32."""
+    """Precision of the forward and backward pass; weights and optimizer stay in float32."""
     seeds: tuple[Integer, ...] = Field(default=(0,), min_length=1)
-    """Every arm runs once for each seed; a seed draws the order and, of a declared model,
-    the initial weights."""
+    """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
+    model, the initial weights."""
     evaluation: EvaluationSpec
     """What is scored on held-out text."""
     compute: ComputeSpec = ComputeSpec()
@@ -132,13 +132,15 @@ class PipelineSpec(Spec):
                 )
         for name in self.only or ():
             if name not in names:
-                raise ValueError(f"only: {name!r} is none of the arms {', '.join(names)}")
+                raise ValueError(f"only: no arm is named {name!r}; the arms are {', '.join(names)}")
         if self.only == ():
-            raise ValueError("only: names no arm, nothing would be trained; null trains all")
+            raise ValueError("only: is empty, so nothing would be trained; null trains all arms")
         if self.name in ("tokens", "profiles", "comparisons"):
-            raise ValueError(f"name {self.name!r} is a folder of the storage's own; use another")
+            raise ValueError(
+                f"name {self.name!r} is reserved for a folder of the storage; use another"
+            )
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} names a seed twice; remove one")
+            raise ValueError(f"seeds {self.seeds} has a seed twice; remove one")
         if any(not 0 <= seed < 2**63 for seed in self.seeds):
             raise ValueError(f"seeds {self.seeds} must lie in [0, 2^63)")
         return self
@@ -177,9 +179,9 @@ class PipelineSpec(Spec):
                 if longest % seq_len:
                     raise ValueError(
                         f"evaluation.max_rise watches the loss at {seq_len} across a boundary of "
-                        f"{arm.name!r}, which does not divide the longest of "
-                        f"evaluation.seq_lens, {longest}: it could not be scored; add a length "
-                        "that all stages divide"
+                        f"{arm.name!r}, but {seq_len} does not divide the longest of "
+                        f"evaluation.seq_lens, {longest}, so it cannot be scored; add a length "
+                        "that every stage's length divides"
                     )
         return self
 
@@ -190,16 +192,15 @@ class PipelineSpec(Spec):
         names = [arm.name for arm in self.arms]
         if self.search.arm not in names:
             raise ValueError(
-                f"search.arm {self.search.arm!r} is none of the arms {', '.join(names)}"
+                f"search.arm: no arm is named {self.search.arm!r}; the arms are {', '.join(names)}"
             )
         arm = self.arm(self.search.arm)
         if isinstance(arm.positions, BaseFrequencies) and any(
             len(ladder) != len(arm.stages) for ladder in self.search.ladders
         ):
             raise ValueError(
-                f"search.ladders has one of another length than the {len(arm.stages)} stages of "
-                f"{arm.name!r}, whose positions.thetas are given stage by stage; use another kind "
-                "of positions"
+                f"search.ladders has a ladder that does not have {len(arm.stages)} lengths, one "
+                f"for each of positions.thetas of {arm.name!r}; use another kind of positions"
             )
         low, high = self.search.ratio_range
         if not 0.001 <= low <= high:

@@ -37,7 +37,7 @@ Stages = Annotated[tuple[StageSpec, ...], BeforeValidator(_stages_of_ratios)]
 
 
 class ArmSpec(Spec):
-    """One run of a comparison: the base pipeline under one list of stages."""
+    """One run of the pipeline for each seed, under its own list of stages."""
 
     name: Name
     """The arm's name, as shown in tables: ``growlength``, ``llm1024``."""
@@ -45,7 +45,7 @@ class ArmSpec(Spec):
     """Stages in the order of training: lengths that share the budget equally,
     ``(128, 256, 512)``, ratios by length, ``{128: 3, 1024: 1}``, or stages."""
     positions: PositionsSpec = EXTRAPOLATION
-    """How positions are placed when the length grows."""
+    """RoPE scaling when the length grows."""
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
@@ -58,8 +58,8 @@ class ArmSpec(Spec):
             given, stages = len(self.positions.thetas), len(self.stages)
             if given != stages:
                 raise ValueError(
-                    f"positions.thetas has {given}, the arm {self.name!r} {stages} stages: some "
-                    "would have none; give one for each stage"
+                    f"positions.thetas has {given} values, but the arm {self.name!r} has {stages} "
+                    "stages; give one for each stage"
                 )
         return self
 
@@ -83,8 +83,8 @@ class BudgetSpec(Spec):
     tokens: Integer | None = Field(default=None, ge=1)
     """Training tokens of each arm; rounded down to whole batches."""
     seconds: float | None = Field(default=None, gt=0)
-    """Calibrated training seconds of each arm (calibrated cost of the steps; evaluation,
-    checkpoints and start-up are not calibrated)."""
+    """Calibrated training seconds of each arm: steps times their calibrated cost. Evaluation,
+    checkpoints and start-up do not count."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "BudgetSpec":

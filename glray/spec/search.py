@@ -1,4 +1,4 @@
-"""What `glray tune` varies."""
+"""What ``glray tune`` varies."""
 
 from typing import Literal
 
@@ -16,10 +16,11 @@ class SearchSpec(Spec):
     """``ratios``: each stage's ratio, log-uniform in ``ratio_range``. ``boundaries``: the points
     of the budget at which the length grows, uniform and sorted."""
     ratio_range: tuple[float, float] = (0.1, 1.0)
-    """Least and greatest ratio of a stage (``vary: ratios``)."""
+    """Smallest and largest ratio of a stage (``vary: ratios``)."""
     ladders: tuple[tuple[Integer, ...], ...] = ()
-    """Lists of sequence lengths to choose from. Empty: the arm's own."""
+    """Lists of sequence lengths to choose from, ``((128, 512), (128, 256, 512))``. Empty: the arm's
+    own."""
     num_trials: Integer = Field(default=8, ge=1)
-    """Schedules to try."""
+    """Number of schedules to try."""
     seed: Integer = 0
     """Seed of the sampling."""

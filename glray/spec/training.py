@@ -56,15 +56,15 @@ class OptimizerSpec(Spec):
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moments (Pythia's)."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the denominator."""
+    """Added to the denominator of the update."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay of matrices and embeddings; norms and biases have none."""
+    """Decoupled weight decay of matrices and embeddings; norms and biases are not decayed."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global L2 norm."""
+    """Gradients with a larger global L2 norm are scaled down to it."""
     schedule: ScheduleSpec = CosineSchedule()
-    """The learning rate over the budget: over calibrated seconds or tokens, whichever it is in."""
+    """The learning rate over the budget, in calibrated seconds or tokens as the budget is."""
     rewarm_steps: Integer = Field(default=0, ge=0)
-    """Steps after each stage boundary over which the rate rises to the schedule's again."""
+    """Steps after each stage boundary over which the learning rate rises to the schedule again."""
 
     @model_validator(mode="after")
     def _betas_below_one(self) -> "OptimizerSpec":
@@ -77,25 +77,25 @@ class EvaluationSpec(Spec):
     """Held-out loss of one fixed set of target tokens, by window length."""
 
     seq_lens: tuple[Integer, ...] = Field(min_length=1)
-    """Window lengths; the longest may exceed what was trained. Each must divide the longest."""
+    """Window lengths in tokens; the longest may exceed the trained lengths. Each must divide it."""
     num_tokens: Integer = Field(ge=1)
-    """Target tokens scored at every length (fewer where the held-out documents have fewer)."""
+    """Target tokens scored at every length; fewer if the held-out documents have fewer."""
     every_tokens: Integer | None = Field(default=None, ge=1)
-    """Also score so often, to whole steps; None: at stage boundaries and the end alone."""
+    """Tokens between evaluations, to whole steps. None: only at stage boundaries and the end."""
     max_rise: float | None = Field(default=None, ge=0)
-    """Nats per token by which the loss at the length before a stage boundary may rise until 16
-    steps after it: a run that exceeds it stops with a checkpoint. None: it goes on."""
+    """Nats per token by which the loss at the length before a stage boundary may rise in the 16
+    steps after it. A run that exceeds it stops with a checkpoint. None: no limit."""
 
     @model_validator(mode="after")
     def _lengths_divide_the_longest(self) -> "EvaluationSpec":
         check_scorable("evaluation", self.seq_lens, self.num_tokens)
         if len(set(self.seq_lens)) != len(self.seq_lens):
-            raise ValueError(f"evaluation.seq_lens {self.seq_lens} names a length twice")
+            raise ValueError(f"evaluation.seq_lens {self.seq_lens} has a length twice; remove one")
         return self
 
 
 def check_scorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:
-    """Raises ValueError if not the same targets could be scored at all of a field's lengths."""
+    """Raises ValueError if the same targets cannot be scored at all of a field's lengths."""
     longest = max(seq_lens)
     for seq_len in seq_lens:
         if seq_len < 1 or longest % seq_len:

@@ -27,6 +27,8 @@ from glray.spec import (
     PipelineSpec, TextCorpus,
 )
 
+from common import SEQ_LENS  # beside this file
+
 
 def pipeline():
     return PipelineSpec(
@@ -34,7 +36,7 @@ def pipeline():
         corpus=TextCorpus(paths=(str(Path(__file__).parent / "text"),)),
         tokenizer=BpeTokenizer(vocab_size=257),
         model=GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64),
-        arms=(ArmSpec(name="grow", stages=(32, 64)),),
+        arms=(ArmSpec(name="grow", stages=SEQ_LENS),),
         budget=BudgetSpec(tokens=2000 * 256),
         tokens_per_batch=256,
         optimizer=OptimizerSpec(lr=1e-3),
@@ -163,11 +165,12 @@ def end_processes_of(temp: Path) -> int:
 
 @pytest.fixture
 def working_dir(tmp_path: Path) -> Path:
-    """The package, a pipeline and its text: what a person uploads."""
+    """The package, a pipeline, its neighbour and its text: what a person uploads."""
     folder = tmp_path / "upload"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "glray", folder / "glray", ignore=ignore)
     (folder / "tiny.py").write_text(PIPELINE)
+    (folder / "common.py").write_text("SEQ_LENS = (32, 64)\n")
     (folder / "text").mkdir()
     for document in range(100):
         words = " ".join(f"word{(document * 7919 + place) % 1013}" for place in range(500))

@@ -69,7 +69,7 @@ def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path, gain)
     judgement = judged(LOWER, arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8 does not use its context" in judgement.reason
-    seconds = LOWER.model_copy(update={"measure": "seconds"})
+    seconds = LOWER.derive(measure="seconds")
     assert judged(seconds, arms).verdict is not Verdict.INCONCLUSIVE
 
 
@@ -97,7 +97,7 @@ def test_a_baseline_that_diverged_or_is_not_scored_proves_nothing(tmp_path):
     assert judged(LOWER, arms).verdict is Verdict.SUPPORTED
     # The longest fixed arm, and it has no loss at 16.
     arms["fixed16"] = [replace(longer(run, 16), label="fixed16") for run in arms["fixed8"]]
-    judgement = judged(LOWER.model_copy(update={"at": 8}), arms)
+    judgement = judged(LOWER.derive(at=8), arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed16, the baseline, is not scored at 4 and 16, or diverged" in judgement.reason
 
@@ -111,7 +111,7 @@ def test_without_a_fixed_arm_the_claims_own_must_use_its_context(tmp_path):
 
 def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
     arms = arms_of(tmp_path, (4.81, 4.8, 4.79), (5.0, 5.0, 5.0))
-    claim = LOWER.model_copy(update={"measure": "long_loss", "at": 16})
+    claim = LOWER.derive(measure="long_loss", at=16)
 
     def scored(targets):
         return {
@@ -140,19 +140,19 @@ def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
 )
 def test_the_same_within_a_margin(tmp_path, losses, verdict):
     arms = arms_of(tmp_path, losses, (5.0, 5.0, 5.0))
-    assert judged(LOWER.model_copy(update={"within": 0.02}), arms).verdict is verdict
+    assert judged(LOWER.derive(within=0.02), arms).verdict is verdict
 
 
 def test_seconds_count_as_a_share_of_the_others(tmp_path):
     # Both train 20 calibrated seconds; fixed8 takes a quarter longer.
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
-    judgement = judged(LOWER.model_copy(update={"measure": "seconds"}), arms)
+    judgement = judged(LOWER.derive(measure="seconds"), arms)
     assert judgement.difference == pytest.approx(-0.2)
     assert "grow 20.0 s, fixed8 25.0 s measured: -20.0%" in judgement.sentence
 
 
 def test_an_arm_without_boundaries_has_no_jump(tmp_path):
     arms = arms_of(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0))
-    judgement = judged(LOWER.model_copy(update={"measure": "jump"}), arms)
+    judgement = judged(LOWER.derive(measure="jump"), arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert "fixed8" in judgement.reason

@@ -188,6 +188,13 @@ def test_a_pipeline_loads_another_that_has_a_neighbour_of_the_same_name(tmp_path
     assert load_pipeline(outer).name == "outer-outer-inner"
 
 
+def test_a_copy_of_glray_beside_a_pipeline_is_not_another_glray(tmp_path):
+    file = folder_of(tmp_path / "one", "one", 4096)
+    (file.parent / "glray").mkdir()
+    (file.parent / "glray" / "__init__.py").write_text("raise ImportError\n")
+    assert load_pipeline(file).name == "one"
+
+
 def test_an_error_in_a_neighbour_is_one_clear_line(tmp_path):
     file = folder_of(tmp_path / "one", "one", 4096)
     (file.parent / "common.py").write_text("NAME = nosuch\n")

@@ -5,7 +5,7 @@ python benchmarks/results.py
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -65,8 +65,8 @@ def page() -> str:
         arms=arms_sheet,
         long=long_sheet,
         found=found,
+        figures=list(FIGURES),
         plots={path.stem for path in PLOTS.glob("*.png")},
-        missing=list(not_yet_run(found)),
         provenance=provenance,
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -141,16 +141,6 @@ def long_sheet(records: Sequence[dict[str, Any]]) -> Sheet:
         for key, row in losses.items()
     ]
     return Sheet("", columns, rows)
-
-
-def not_yet_run(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is ready and has no result, each with its command."""
-    for scale in SCALES:
-        names = [name for name in ("tables", *FIGURES) if f"paper-{scale}-{name}" not in found]
-        corpus = " --set corpus.paths=[…] --set tokenizer.path=…" if scale == "full" else ""
-        command = f"python benchmarks/paper.py --scale {scale} --only {','.join(names)}{corpus}"
-        if names:
-            yield f"{scale}: {', '.join(names)}", command
 
 
 def provenance(result: dict[str, Any]) -> str:

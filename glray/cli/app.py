@@ -10,7 +10,7 @@ from rich.console import Console
 from glray import __version__
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.spec import PipelineSpec, TokenizerFile, load_pipeline
+from glray.spec import ComputeSpec, PipelineSpec, Spec, load_pipeline
 from glray.storage import storage_path
 
 app = typer.Typer(
@@ -58,33 +58,24 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec, all its paths absolute: its YAML runs from any folder."""
-    return absolute(load_pipeline(pipeline, overrides))
+    """The resolved spec with absolute paths, so that its YAML runs from any folder."""
+    spec: PipelineSpec = absolute(load_pipeline(pipeline, overrides))
+    return spec
 
 
-def absolute(spec: PipelineSpec) -> PipelineSpec:
-    """The resolved spec with absolute paths."""
-    spec = spec.resolved()
-    declared = spec.model_dump()
-    declared["compute"]["storage"] = str(storage_path(spec.compute))
-    sources = declared["corpus"].get("sources")
-    for corpus in [source["corpus"] for source in sources] if sources else [declared["corpus"]]:
-        make_paths_absolute(corpus)
-    if isinstance(spec.tokenizer, TokenizerFile):
-        declared["tokenizer"]["path"] = _absolute(spec.tokenizer.path)
-    if spec.init is not None:
-        declared["init"] = _absolute(spec.init)
-    return PipelineSpec.model_validate(declared)
-
-
-def make_paths_absolute(corpus: dict[str, Any]) -> None:
-    """Write the local paths of a declared corpus, where it has any, from the root."""
-    if "paths" in corpus:
-        corpus["paths"] = [_absolute(path) for path in corpus["paths"]]
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+def absolute(value: Any, field: str = "") -> Any:
+    """A spec, or a value of one of its fields, with absolute paths and resolved pipelines."""
+    if isinstance(value, ComputeSpec):
+        return value.derive(storage=str(storage_path(value)))
+    if isinstance(value, PipelineSpec):
+        value = value.resolved()
+    if isinstance(value, Spec):
+        return value.derive(**{name: absolute(below, name) for name, below in value})
+    if isinstance(value, tuple):
+        return tuple(absolute(item, field) for item in value)
+    if field in ("init", "path", "paths") and value and "://" not in value:
+        return os.path.abspath(os.path.expanduser(value))
+    return value
 
 
 def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from glray.cli.app import Overrides, absolute, app, console, make_paths_absolute
+from glray.cli.app import Overrides, absolute, app, console
 from glray.cli.long_documents import check_documents, scored_long_documents
 from glray.cli.training import trained_runs
 from glray.errors import UserError
@@ -33,7 +33,9 @@ def compare(
     --set applies to every pipeline of a comparison, --set context.… to its long documents. Runs
     that are finished are not trained again, whichever comparison asked for them first.
     """
-    specs = [_absolute(load_comparison(name, overrides, seeds)) for name in comparisons]
+    specs: list[ComparisonSpec] = [
+        absolute(load_comparison(name, overrides, seeds)) for name in comparisons
+    ]
     names = [spec.name for spec in specs]
     for reference, spec in zip(comparisons, specs, strict=True):
         if names.count(spec.name) > 1:
@@ -44,16 +46,6 @@ def compare(
         check_documents(spec)
     for spec in specs:
         _compare(spec)
-
-
-def _absolute(spec: ComparisonSpec) -> ComparisonSpec:
-    """The comparison with absolute paths."""
-    declared = spec.model_dump()
-    for compared, arm in zip(declared["arms"], spec.arms, strict=True):
-        compared["pipeline"] = absolute(arm.pipeline).model_dump()
-    if spec.context is not None and spec.context.documents is not None:
-        make_paths_absolute(declared["context"]["documents"])
-    return ComparisonSpec.model_validate(declared)
 
 
 def _compare(spec: ComparisonSpec) -> None:

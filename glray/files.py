@@ -75,21 +75,6 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def read_record(path: Path, *keys: str) -> Any:
-    """The mapping of a JSON file that has all of ``keys``; None if there is no such file.
-
-    Raises UserError if it is anything else.
-    """
-    value = read_json(path)
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if value is not None and missing:
-        raise UserError(
-            f"{path}: damaged, it has no {missing[0]!r}; restore it, or delete the folder that it "
-            "describes"
-        )
-    return value
-
-
 @contextmanager
 def sole_writer(
     directory: Path,

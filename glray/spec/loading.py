@@ -132,8 +132,9 @@ def _kinds(spec: type[Spec]) -> set[str]:
 
 def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     """What the function ``name`` of the file returns, which is a ``kind``."""
+    folder = path.resolve().parent
     try:
-        with _importing_from(path.resolve().parent):
+        with _importing_from(folder):
             function = _named(runpy.run_path(str(path)), name)
             if not callable(function):
                 raise UserError(
@@ -143,15 +144,17 @@ def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
     except SyntaxError as error:
-        raise UserError(f"{path}: line {error.lineno}: {error.msg}") from None
+        raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from None
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the person's own code raises
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        own = [
+            f"{frame.filename}: line {frame.lineno}"
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path) or Path(frame.filename).parent == folder
         ]
-        where = f"line {lines[-1]}: " if lines else ""
-        raise UserError(f"{path}: {where}{type(error).__name__}: {error}") from None
+        where = own[-1] if own else path
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
     if not isinstance(spec, kind):
         raise UserError(f"{path}: {name}() returned {type(spec).__name__}, not a {kind.__name__}")
     return spec

@@ -197,11 +197,16 @@ def test_a_copy_of_glray_beside_a_pipeline_is_not_another_glray(tmp_path):
 
 def test_an_error_in_a_neighbour_is_one_clear_line(tmp_path):
     file = folder_of(tmp_path / "one", "one", 4096)
-    (file.parent / "common.py").write_text("NAME = nosuch\n")
-    with pytest.raises(UserError) as error:
-        load_pipeline(file)
-    assert str(error.value) == f"{file}: line 2: NameError: name 'nosuch' is not defined"
-    assert "common" not in sys.modules
+    common = file.parent / "common.py"
+    for text, words in (
+        ("NAME = nosuch\n", "NameError: name 'nosuch' is not defined"),
+        ("NAME = (\n", "'(' was never closed"),
+    ):
+        common.write_text(text)
+        with pytest.raises(UserError) as error:
+            load_pipeline(file)
+        assert str(error.value) == f"{common.resolve()}: line 1: {words}"
+        assert "common" not in sys.modules
 
 
 def test_a_missing_pipeline_file():

@@ -35,7 +35,7 @@ class WorkerContext(Protocol):
         """The batches of ``segments``, in order."""
 
     def stop_requested(self) -> bool:
-        """Whether to write a checkpoint and return at the next step border."""
+        """Whether to write a checkpoint and return at the next step."""
 
     def preempted(self) -> bool:
         """Whether a node of the group is about to be taken away; every rank calls it at the same

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.files import read_json
+from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.spec import (
     ArmSpec,
     BaseFrequencies,
@@ -21,7 +22,6 @@ from glray.spec import (
     NtkAware,
     Yarn,
 )
-from glray.train.checkpoint import committed_checkpoints, step_of
 from glray.train.context import LocalContext
 from glray.train.export import latest_model
 from glray.train.scoring import ScoringProtocol, score_model

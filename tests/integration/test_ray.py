@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from glray.data.blocks.token_blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
@@ -89,7 +90,10 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path):
 
 def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, tmp_path):
     alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # as each worker below: the same sums
     train_all(alone, corpus, LocalContext())
+    torch.set_num_threads(threads)
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
     spec = spec.derive(compute={"cpus_per_worker": 2})
     fit(spec, corpus)  # on 4 CPUs

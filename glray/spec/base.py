@@ -1,10 +1,10 @@
 """What every spec shares: frozen, no unknown keys, fields documented where they stand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 """A name that is also a directory's name: letters, digits, dot, underscore and dash."""
@@ -20,6 +20,9 @@ def _read_power_of_ten(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_read_power_of_ten)]
 """A whole number as people write it: ``360_000_000``, ``1e9``, ``0.36e9``."""
+
+Count = Annotated[Integer, Field(ge=1)]
+"""A whole number of at least 1."""
 
 
 class Spec(BaseModel):
@@ -56,3 +59,14 @@ class Spec(BaseModel):
                     change = current._merged(change)
             declared[name] = change
         return declared
+
+
+def check_unique(field: str, kind: str, names: Sequence[str], consequence: str) -> None:
+    """Raises ValueError, which says the consequence, if two of a field's items share a name; its
+    ``kind`` is ``name`` or ``label``."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{field}: {names.count(name)} {field} have the {kind} {name!r}, so {consequence}; "
+                f"give one another {kind}"
+            )

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Name, Spec
+from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import ComparedArm, PipelineSpec
 from glray.spec.training import check_scorable
@@ -44,7 +44,7 @@ class ClaimSpec(Spec):
     """Label of the arm that it is compared with."""
     measure: Measure = "loss"
     """What is compared. A difference in seconds counts as a share of ``against``'s."""
-    at: Integer | None = Field(default=None, ge=1)
+    at: Count | None = None
     """Window length of a loss in tokens. None: the longest that any compared arm is trained on."""
     within: float | None = Field(default=None, gt=0)
     """Instead of lower: the two differ by no more than this (nats per token; of seconds, a
@@ -93,9 +93,9 @@ class ContextSpec(Spec):
 
     seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths in tokens."""
-    num_tokens: Integer = Field(ge=1)
+    num_tokens: Count
     """Target tokens, the same at every length."""
-    stride: Integer = Field(ge=1)
+    stride: Count
     """Tokens by which the sliding windows move; whole windows are scored as well."""
     documents: SourceCorpus | None = None
     """The documents to score. None: each run's own held-out documents."""
@@ -149,12 +149,8 @@ class ComparisonSpec(Spec):
     @model_validator(mode="after")
     def _arms_are_known_and_told_apart(self) -> Self:
         labels = [compared.label for compared in self.arms]
+        check_unique("arms", "label", labels, "their numbers would be mixed")
         for compared in self.arms:
-            if labels.count(compared.label) > 1:
-                raise ValueError(
-                    f"arms: {labels.count(compared.label)} arms have the label {compared.label!r}, "
-                    "so their numbers would be mixed; give one another label"
-                )
             names = [arm.name for arm in compared.pipeline.arms]
             if compared.arm not in names:
                 raise ValueError(

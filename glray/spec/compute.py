@@ -1,23 +1,21 @@
 """Where and how it runs. Nothing here changes what is computed, except the order of float sums."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Spec
-
-_Count = Annotated[Integer, Field(ge=1)]
+from glray.spec.base import Count, Integer, Spec
 
 
 class ComputeSpec(Spec):
     """Workers, storage and the like: execution, never identity."""
 
-    num_workers: _Count | tuple[_Count, _Count] = 1
+    num_workers: Count | tuple[Count, Count] = 1
     """Data-parallel workers. (fewest, most): as many as there is room for, fewer after a node is
     lost, more again when one joins."""
-    groups: _Count | None = None
+    groups: Count | None = None
     """Most worker groups that train at once, each one run. None: as many as there is room for."""
-    cpus_per_worker: Integer = Field(default=1, ge=1)
+    cpus_per_worker: Count = 1
     """CPU cores, and compute threads, of each worker."""
     use_gpu: bool = False
     """One GPU for each worker."""
@@ -29,12 +27,12 @@ class ComputeSpec(Spec):
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """Compile the decoder blocks with ``torch.compile``, for every length before step 0."""
-    micro_batch_tokens: _Count | Literal["auto"] = 16_384
+    micro_batch_tokens: Count | Literal["auto"] = 16_384
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
-    checkpoint_every_tokens: Integer = Field(default=50_000_000, ge=1)
+    checkpoint_every_tokens: Count = 50_000_000
     """Tokens between checkpoints; every stage boundary has one too."""
-    log_every_steps: Integer = Field(default=10, ge=1)
+    log_every_steps: Count = 10
     """Steps between metrics, which are then copied from the device and written."""
     wandb_project: str | None = Field(default=None, min_length=1)
     """Weights & Biases project that also receives the metrics; needs ``glray[wandb]``."""

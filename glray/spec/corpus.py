@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Name, Spec
+from glray.spec.base import Count, Integer, Name, Spec, check_unique
 
 
 class StdlibCorpus(Spec):
@@ -78,12 +78,7 @@ class MixtureCorpus(Spec):
     @model_validator(mode="after")
     def _names_are_unique(self) -> "MixtureCorpus":
         names = [source.name for source in self.sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"sources: {names.count(name)} are named {name!r}, so their records "
-                    "could not be told apart; rename one"
-                )
+        check_unique("sources", "name", names, "their records could not be told apart")
         return self
 
 
@@ -99,7 +94,7 @@ class BpeTokenizer(Spec):
     kind: Literal["bpe"] = "bpe"
     vocab_size: Integer = Field(ge=257, le=1_000_000)
     """Entries of the vocabulary, the end-of-document token included (257 is bytes alone)."""
-    train_megabytes: Integer = Field(default=64, ge=1)
+    train_megabytes: Count = 64
     """Megabytes (10^6 bytes) of training text that the tokenizer learns from: the first of each
     source, in equal parts."""
 

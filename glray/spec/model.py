@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Spec
+from glray.spec.base import Count, Integer, Spec
 
 Attention = Literal["window", "document"]
 """What a token attends to in training."""
@@ -14,17 +14,17 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class _Decoder(Spec):
-    num_layers: Integer = Field(ge=1)
+    num_layers: Count
     """Transformer blocks."""
     hidden_size: Integer = Field(ge=8)
     """Width of the residual stream."""
-    num_heads: Integer = Field(ge=1)
+    num_heads: Count
     """Attention heads; must divide ``hidden_size``."""
     intermediate_size: Integer = Field(ge=8)
     """Width of the feed-forward layer (Pythia: 4 × ``hidden_size``)."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary frequencies (the paper's b, section 2.1)."""
-    vocab_size: Integer | None = Field(default=None, ge=1)
+    vocab_size: Count | None = None
     """Rows of the embedding. None: the tokenizer's vocabulary rounded up to a multiple of 128."""
 
     @model_validator(mode="after")
@@ -60,7 +60,7 @@ class LlamaModel(_Decoder):
     """A Llama-shaped RoPE decoder: RMSNorm, gated feed-forward, grouped queries, no biases."""
 
     kind: Literal["llama"] = "llama"
-    num_kv_heads: Integer | None = Field(default=None, ge=1)
+    num_kv_heads: Count | None = None
     """Key and value heads; must divide ``num_heads``. None: ``num_heads``."""
     tie_embeddings: bool = False
     """The embedding is also the output layer."""

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Name, Spec
+from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
@@ -44,9 +44,9 @@ class PipelineSpec(Spec):
     """How much each arm trains."""
     ratios_in: Unit = "tokens"
     """What the stages' ratios divide: the budget's tokens or its calibrated training seconds."""
-    tokens_per_batch: Integer = Field(ge=1)
+    tokens_per_batch: Count
     """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
-    chunk_len: Integer | None = Field(default=None, ge=1)
+    chunk_len: Count | None = None
     """Tokens of a chunk, the unit that is shuffled: a power of two up to 2^20. None: the longest
     ``seq_len`` of any arm or search ladder."""
     optimizer: OptimizerSpec
@@ -124,12 +124,7 @@ class PipelineSpec(Spec):
     @model_validator(mode="after")
     def _names_are_unique(self) -> "PipelineSpec":
         names = [arm.name for arm in self.arms]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"arms: {names.count(name)} arms are named {name!r}, their runs would share "
-                    "a directory; rename one"
-                )
+        check_unique("arms", "name", names, "their runs would share a directory")
         for name in self.only or ():
             if name not in names:
                 raise ValueError(f"only: no arm is named {name!r}; the arms are {', '.join(names)}")
@@ -208,11 +203,6 @@ class PipelineSpec(Spec):
                 f"search.ratio_range {low} to {high} must rise and start at 0.001 or more: drawn "
                 "ratios have three digits"
             )
-        for ladder in self.search.ladders:
-            if not ladder or min(ladder) < 1:
-                raise ValueError(
-                    f"search.ladders has {ladder}; a ladder lists lengths of at least 1"
-                )
         return self
 
 

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from glray.spec.base import Integer, Spec
+from glray.spec.base import Count, Spec
 
-Reference = Literal["first", "previous"] | Annotated[Integer, Field(ge=1)]
+Reference = Literal["first", "previous"] | Count
 """The length that a stage's positions are scaled to: that of the arm's first stage, that of the
 stage before, or a number of tokens (the length that a folder of ``init`` was trained at)."""
 

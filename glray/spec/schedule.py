@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glray.spec.base import Integer, Name, Spec
+from glray.spec.base import Count, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
 
 EXTRAPOLATION = Extrapolation()
@@ -14,7 +14,7 @@ EXTRAPOLATION = Extrapolation()
 class StageSpec(Spec):
     """A part of training at one sequence length."""
 
-    seq_len: Integer = Field(ge=1)
+    seq_len: Count
     """Length of a window in tokens; must divide ``chunk_len``."""
     ratio: float = Field(default=1.0, gt=0)
     """Share of the budget, relative to the other stages of the arm."""
@@ -80,7 +80,7 @@ def grow(
 class BudgetSpec(Spec):
     """How much one arm trains: tokens, or calibrated training seconds."""
 
-    tokens: Integer | None = Field(default=None, ge=1)
+    tokens: Count | None = None
     """Training tokens of each arm; rounded down to whole batches."""
     seconds: float | None = Field(default=None, gt=0)
     """Calibrated training seconds of each arm: steps times their calibrated cost. Evaluation,
@@ -99,18 +99,8 @@ class BudgetSpec(Spec):
 class CalibrationSpec(Spec):
     """What one optimizer step costs at each length, measured once before step 0."""
 
-    step_microseconds: dict[Integer, Integer] = Field(min_length=1)
+    step_microseconds: dict[Count, Count] = Field(min_length=1)
     """Microseconds of one step (``tokens_per_batch`` tokens), by sequence length."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> "CalibrationSpec":
-        for seq_len, microseconds in self.step_microseconds.items():
-            if seq_len < 1 or microseconds < 1:
-                raise ValueError(
-                    f"calibration.step_microseconds has {seq_len}: {microseconds}; both must be "
-                    "at least 1"
-                )
-        return self
 
 
 Unit = Literal["tokens", "seconds"]

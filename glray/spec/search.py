@@ -1,10 +1,10 @@
 """What ``glray tune`` varies."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from glray.spec.base import Integer, Name, Spec
+from glray.spec.base import Count, Integer, Name, Spec
 
 
 class SearchSpec(Spec):
@@ -17,10 +17,10 @@ class SearchSpec(Spec):
     of the budget at which the length grows, uniform and sorted."""
     ratio_range: tuple[float, float] = (0.1, 1.0)
     """Smallest and largest ratio of a stage (``vary: ratios``)."""
-    ladders: tuple[tuple[Integer, ...], ...] = ()
+    ladders: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...] = ()
     """Lists of sequence lengths to choose from, ``((128, 512), (128, 256, 512))``. Empty: the arm's
     own."""
-    num_trials: Integer = Field(default=8, ge=1)
+    num_trials: Count = 8
     """Number of schedules to try."""
     seed: Integer = 0
     """Seed of the sampling."""

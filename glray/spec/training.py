@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from glray.spec.base import Integer, Spec
+from glray.spec.base import Count, Integer, Spec
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Schedule(Spec):
@@ -53,7 +55,7 @@ class OptimizerSpec(Spec):
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.95)
     """Decay of the first and second moments (Pythia's)."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator of the update."""
@@ -66,21 +68,15 @@ class OptimizerSpec(Spec):
     rewarm_steps: Integer = Field(default=0, ge=0)
     """Steps after each stage boundary over which the learning rate rises to the schedule again."""
 
-    @model_validator(mode="after")
-    def _betas_below_one(self) -> "OptimizerSpec":
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas {self.betas} must lie in [0, 1)")
-        return self
-
 
 class EvaluationSpec(Spec):
     """Held-out loss of one fixed set of target tokens, by window length."""
 
     seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths in tokens; the longest may exceed the trained lengths. Each must divide it."""
-    num_tokens: Integer = Field(ge=1)
+    num_tokens: Count
     """Target tokens scored at every length; fewer if the held-out documents have fewer."""
-    every_tokens: Integer | None = Field(default=None, ge=1)
+    every_tokens: Count | None = None
     """Tokens between evaluations, to whole steps. None: only at stage boundaries and the end."""
     max_rise: float | None = Field(default=None, ge=0)
     """Nats per token by which the loss at the length before a stage boundary may rise in the 16

@@ -1,14 +1,14 @@
-"""What a stage boundary does to the held-out loss, under each choice of positions.
+"""What a stage boundary does to the held-out loss, under each RoPE scaling.
 
     python benchmarks/boundaries.py [--seeds 3]
 
-Runs ``pipelines/boundaries.py`` (five choices of positions, 128→256→512→1024 and 128→1024, every
-arm under each seed; runs that are finished are not trained again) and puts 95% intervals over the
-seeds around what ``boundaries/step-*.json`` records. Figures are in nats per token:
+Runs ``pipelines/boundaries.py`` (five RoPE scalings, 128→256→512→1024 and 128→1024, every arm with
+each seed; finished runs are not trained again) and puts 95% intervals over the seeds around what
+``boundaries/step-*.json`` records, in nats per token:
 
-- ``jump``: from the old length to the new with the same weights, and its three parts (see
+- ``jump``: from the old length to the new one with the same weights, and its three parts (see
   ``docs/metrics.md``).
-- ``switch_at_old``: what scaling positions anew does to the loss at the old length.
+- ``switch_at_old``: what the new RoPE scaling does to the loss at the old length.
 - ``old_after`` and ``new_after``: change of the loss at the old and at the new length from before
   the boundary to 16 steps after it.
 - ``gradient``: largest gradient norm of those 16 steps over the median of the 32 before.
@@ -33,7 +33,7 @@ PIPELINE = Path(__file__).parents[1] / "pipelines" / "boundaries.py"
 
 
 def figures_of(run: Run, boundary: BoundaryRecord) -> dict[str, float]:
-    """The figures of one boundary of one run."""
+    """The numbers of one boundary of one run."""
     old, new, rise = boundary.from_seq_len, boundary.to_seq_len, run.gradient_rise(boundary)
     assert boundary.jump is not None, "the pipeline's lengths grow and are all evaluated"
     assert rise is not None, "the run is finished"
@@ -46,7 +46,7 @@ def figures_of(run: Run, boundary: BoundaryRecord) -> dict[str, float]:
 
 
 def of_arm(runs: list[Run]) -> dict[str, Any]:
-    """The figures of one arm's runs, each as mean and half of its 95% interval."""
+    """The numbers of one arm's runs, each as mean and half of its 95% interval."""
     boundaries = []
     for index, boundary in enumerate(runs[0].boundaries):
         by_seed = [figures_of(run, run.boundaries[index]) for run in runs]
@@ -64,7 +64,7 @@ def shown(value: tuple[float, float | None]) -> str:
 
 
 def main() -> None:
-    """Run the pipeline, print a table and keep the figures."""
+    """Run the pipeline, print a table and keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

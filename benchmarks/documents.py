@@ -1,12 +1,12 @@
-"""What keeping documents apart costs: a training step under ``attention="document"`` and not.
+"""What keeping documents apart costs: a training step with and without ``attention="document"``.
 
     python benchmarks/documents.py [--rounds 12]
 
-Whole optimizer steps of 16,384 tokens at each length, the two taking turns in alternating order on
-the same windows, whose documents have 512 tokens in the mean. On a CPU it is a model like the
-quickstart's in float32 (``attention="document"`` is a mask through SDPA), on a GPU Pythia-160M in
-bfloat16, compiled (flex attention). The ratio is that of the medians, with quartiles of the
-rounds'.
+Whole optimizer steps of 16,384 tokens at each length; the two take turns in alternating order on
+the same windows, whose documents have 512 tokens on average. On a CPU the model is like the
+quickstart's in float32 (``attention="document"`` is a mask for SDPA), on a GPU it is Pythia-160M in
+bfloat16, compiled (flex attention). The ratio is that of the medians, with the quartiles of single
+rounds.
 """
 
 import argparse

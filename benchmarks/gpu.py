@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--work DIR]
 
-First a pipeline of one GPU through TorchTrainer, in bfloat16 and compiled, killed by SIGKILL once
+First a pipeline on one GPU through TorchTrainer, in bfloat16 and compiled, killed by SIGKILL once
 and resumed; its log is kept beside the result. Then Pythia-160M: MFU of a step at each length from
-128 to 16,384 in batches of 16,384 tokens and in the largest that fit, and how many tokens that is.
-Without a GPU all of it runs at toy size and the result says so: it shows that the script works.
+128 to 16,384, in batches of 16,384 tokens and in the largest that fit, and how large those are.
+Without a GPU it all runs at toy size, which the result says: that only shows that the script works.
 """
 
 import argparse

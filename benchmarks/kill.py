@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments: do they end as undisturbed ones, bit by bit?
+"""Runs that are killed at random moments: do they end bit-identical to undisturbed ones?
 
     python benchmarks/kill.py --kills 40
 
 Kills are SIGKILLs from another process at times drawn from a printed seed. A group loses one worker
-(the others are then ended, as Ray Train does) or, every third time, all at once. The runs, of 1 to
-4 workers that replicate or shard the model, cross two stage boundaries and leave checkpoints close
-together, so that some kills land while one is written.
+(the others are then ended, as Ray Train does) or, every third time, all of them at once. The runs,
+with 1 to 4 workers and DDP or FSDP2, have two stage boundaries and write checkpoints close
+together, so that some kills come while one is being written.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
     python benchmarks/loop.py [--steps 40]
 
-The same GPT-NeoX model, optimizer, tokens and precision, batches in memory, one worker, at each of
-128, 512, 1024 and 2048 tokens a window. The three take turns, a step each, in an order that changes
-every round, and all that a loop does from one step's begin to the next's is counted. A bare loop is
-what a person would write: logits, ``cross_entropy``, fused AdamW, clipping. glray's
-does all that a run does: the checksum, metrics, the learning rate, borders. (The Trainer needs
-``accelerate``: the extra ``dev``.)
+The same GPT-NeoX model, optimizer, tokens and precision, with batches in memory and one worker, at
+128, 512, 1024 and 2048 tokens per window. The three take turns, one step each, in an order that
+changes every round, and everything from the start of one step to the start of the next is counted.
+The bare loop is what a person would write: logits, ``cross_entropy``, fused AdamW, clipping.
+glray's loop does all that a run does: the checksum, metrics, the learning rate, the plan's events.
+(The Trainer needs ``accelerate``, from the extra ``dev``.)
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
 run and what of it is Ray's, and what a checkpoint costs at one every five minutes.

@@ -1,11 +1,11 @@
-"""The paper's tables and figures at one scale: run, kept as results, and the page of them rendered.
+"""Runs the paper's tables and figures at one scale, keeps the results and renders their page.
 
     python benchmarks/paper.py [--scale mini|full] [--seeds N] [--only figure1,tables] [--set …]
 
-``glray profile`` and ``glray compare`` do the work (``pipelines/paper.py``); what is finished is
-not run again, so the same command goes on after a stop, and a larger N adds seeds. Each comparison
-is kept as ``results/paper-SCALE-FIGURE.json`` and its plot in ``docs/results/``. Where nothing was
-there before, ``results/paper-SCALE-cost.json`` has the time and memory of the whole.
+``glray profile`` and ``glray compare`` do the work (``pipelines/paper.py``). What is finished is
+not run again, so the same command continues after a stop, and a larger N adds seeds. Each
+comparison is kept as ``results/paper-SCALE-FIGURE.json``, its plot in ``docs/results/``. If nothing
+had been run before, ``results/paper-SCALE-cost.json`` has the time and memory of the whole.
 """
 
 import argparse

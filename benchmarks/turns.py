@@ -1,4 +1,4 @@
-"""Loops that are compared step by step on a machine that is never quiet."""
+"""Compares loops step by step on a machine that is never quiet."""
 
 import random
 import threading

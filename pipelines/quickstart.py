@@ -1,4 +1,4 @@
-"""Three minutes a run on two cores: does growing from 128 to 1024 tokens beat a fixed length?
+"""Three minutes per run on two cores: does growing from 128 to 1024 tokens beat a fixed length?
 
 A 1.8-million-parameter Pythia-shaped model learns the running Python's standard library. All
 three arms train the same number of calibrated seconds, on the same tokens in the same order.

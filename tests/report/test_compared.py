@@ -8,7 +8,7 @@ import pytest
 from glray.report.compared import compared, labelled_runs, write_comparison
 from glray.report.long_losses import long_loss, long_sheet
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 from .test_table import rendered, rows_of
 

@@ -5,7 +5,7 @@ import pytest
 from glray.report.comparison import compare, paired_error
 from glray.report.headline import headline
 from glray.run.run import open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 
 def sentence_with(sentences: list[str], *parts: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from glray.errors import UserError
 from glray.report.page import write_report
 from glray.run.run import open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 
 class Page(HTMLParser):

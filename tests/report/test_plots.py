@@ -10,7 +10,7 @@ from glray.report.heldout_plots import bucketed, loss_by_length, loss_by_positio
 from glray.report.plots import draw
 from glray.report.training_plots import loss_over_time, loss_over_tokens, smoothed
 from glray.run.run import open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LOSSES = arrays(np.float64, st.integers(1, 200), elements=st.floats(0.0, 20.0))

@@ -9,7 +9,7 @@ import pytest
 from glray.errors import UserError
 from glray.run.records import BoundaryLoss
 from glray.run.run import Run, open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 
 def test_a_finished_run_is_read_with_its_figures(pipeline):

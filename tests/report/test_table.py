@@ -3,7 +3,7 @@ from rich.console import Console
 from glray.report.render import terminal
 from glray.report.sheets import summary
 from glray.run.run import open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 
 def rendered(parts) -> str:

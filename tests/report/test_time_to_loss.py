@@ -7,7 +7,7 @@ import pytest
 from glray.report.headline import headline
 from glray.report.time_to_loss import seconds_to_loss
 from glray.run.run import open_runs
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 
 def scored_at(run, step, loss, seconds):

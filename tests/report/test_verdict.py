@@ -7,7 +7,7 @@ import pytest
 from glray.report.verdict import Verdict, judge
 from glray.run.run import Run
 from glray.spec import ClaimSpec
-from tests.report.conftest import write_run
+from tests.report.written import write_run
 
 LOWER = ClaimSpec(says="Growing is better", arm="grow", against="fixed8")
 

@@ -11,7 +11,11 @@ from torch._dynamo.utils import counters
 from glray.errors import UserError
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
+from glray.run.records import TrainState
+from glray.spec import OptimizerSpec
+from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import LocalContext
+from glray.train.optimizer import build_optimizer
 from glray.train.probe import micro_batches
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
@@ -143,11 +147,31 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, c
     assert same_weights(run, plain)
 
 
-def test_the_random_state_and_the_moments_come_back(plain):
+def test_the_random_state_and_the_moments_come_back(plain, tmp_path):
     tensors = weights_of(plain)
     names = {name.split(".", 1)[0] for name in tensors}
     assert names == {"model", "exp_avg", "exp_avg_sq"}
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "bias" not in name)
+
+    def network_and_optimizer():
+        network = torch.nn.Linear(3, 2)
+        return network, build_optimizer(network, OptimizerSpec(lr=0.1))
+
+    network, optimizer = network_and_optimizer()
+    network(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path, TrainState(step=1), network, optimizer, LocalContext())
+    drawn = torch.rand(5)
+
+    fresh, other = network_and_optimizer()
+    (path,) = committed_checkpoints(tmp_path)
+    assert load_checkpoint(path, fresh, other, LocalContext()).step == 1
+    assert torch.equal(torch.rand(5), drawn)
+    for ours, theirs in zip(fresh.parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(other.state[ours][moment], optimizer.state[theirs][moment])
+            assert other.state[ours][moment].any()
 
 
 def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(tmp_path, corpus):

@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from glray.plan import WATCHED_STEPS
-from glray.report.arms import by_arm
-from glray.report.figure import GREY, LINES, Style, add_legend, arm_styles, new_figure, styled
+from glray.report.figure import GREY, LINES, Style, add_legend, new_figure, styled, styled_arms
 from glray.run.run import Run
 
 PANELS = {
@@ -23,17 +22,15 @@ PANELS = {
 def around_boundaries(runs: Sequence[Run]) -> Figure:
     """Loss, gradient norm, update norm and learning rate of the steps before and after each
     boundary, within its two stages; a line an arm and boundary, the mean over its seeds."""
-    arms = by_arm(runs)
-    styles = arm_styles(arms)
     lines: dict[str, Style] = {}
     sides: dict[str, list[tuple[Run, slice, int]]] = {}
-    for arm in arms:
+    for arm, style in styled_arms(runs):
         for run in arm.runs:
             ends = [0, *(boundary.step for boundary in run.boundaries), run.plan.num_steps]
             for index, boundary in enumerate(run.boundaries):
                 name = f"{arm.label} {boundary.from_seq_len:,}→{boundary.to_seq_len:,}"
                 line = LINES[index % len(LINES)]
-                lines[name] = replace(styles[arm.label], line=line, marker="")
+                lines[name] = replace(style, line=line, marker="")
                 both = slice(ends[index], ends[index + 2])
                 sides.setdefault(name, []).append((run, both, boundary.step))
     figure = new_figure(8, 6.6)

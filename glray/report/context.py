@@ -1,29 +1,18 @@
 """What ``glray eval`` shows and leaves: loss over window length under each scaling of positions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
 from glray.files import write_json
-from glray.report.figure import (
-    add_legend,
-    length_axis,
-    new_figure,
-    save,
-    shifted,
-    styled,
-    styles_of,
-)
+from glray.report.figure import save
 from glray.report.formats import plus_minus
+from glray.report.length_plots import loss_by_context
 from glray.report.sheets import Sheet
 
 if TYPE_CHECKING:
     from glray.train.scoring import Scores, ScoringProtocol
 
-LengthRecords = Sequence[Mapping[str, Any]]
-"""One record a window length: ``seq_len``, ``loss`` (nats per token), ``standard_error`` …"""
 MOST_SCALINGS = 4
 """Scalings of positions side by side; more go into a further table."""
 
@@ -71,27 +60,6 @@ def context_record(scores: "Scores", protocol: "ScoringProtocol") -> dict[str, A
         "trained_len": scores.trained_len,
         "positions": scores.by_positions,
     }
-
-
-@styled
-def loss_by_context(
-    by_positions: Mapping[str, LengthRecords], trained_len: int, how: str
-) -> Figure:
-    """Loss over window length, with standard errors over documents; the x axis says ``how`` windows
-    go over them."""
-    figure = new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel=f"window length (tokens), {how}", ylabel="loss (nats per token)")
-    seq_lens = [record["seq_len"] for record in next(iter(by_positions.values()))]
-    length_axis(axes, seq_lens, trained_len)
-    styles = styles_of(by_positions)
-    for index, (name, records) in enumerate(by_positions.items()):
-        losses = [record["loss"] for record in records]
-        errors = [record["standard_error"] or 0.0 for record in records]
-        x = shifted(seq_lens, index, len(by_positions))
-        styles[name].draw(axes, x, losses, errors=errors, seen=True)
-    add_legend(figure, styles)
-    return figure
 
 
 def _how(protocol: "ScoringProtocol") -> str:

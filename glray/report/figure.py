@@ -19,7 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from glray.files import committed
-from glray.report.arms import Arm
+from glray.report.arms import Arm, by_arm
+from glray.run.run import Run
 
 styled = matplotlib.style.context(Path(__file__).with_name("glray.mplstyle"))
 """Decorates what draws a figure."""
@@ -108,9 +109,10 @@ def styles_of(names: Collection[str]) -> dict[str, Style]:
     return {name: styles[name] for name in names}
 
 
-def arm_styles(arms: Sequence[Arm]) -> dict[str, Style]:
-    """A style for each arm's label; ``arms`` are all those of a page, so that its plots agree."""
-    return styles_of([arm.label for arm in arms])
+def styled_arms(runs: Sequence[Run]) -> list[tuple[Arm, Style]]:
+    """The arms of a page's runs, each in the style that it has in all of the page's plots."""
+    arms = by_arm(runs)
+    return list(zip(arms, styles_of([arm.label for arm in arms]).values(), strict=True))
 
 
 def new_figure(width_inches: float = 8, height_inches: float = 4.7) -> Figure:
@@ -118,6 +120,14 @@ def new_figure(width_inches: float = 8, height_inches: float = 4.7) -> Figure:
     figure = Figure(figsize=(width_inches, height_inches))
     FigureCanvasAgg(figure)
     return figure
+
+
+def one_panel(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure = new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure, axes
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], trained_len: float = np.inf) -> None:
@@ -171,15 +181,13 @@ def add_legend(figure: Figure, styles: dict[str, Style], marks: Sequence[Line2D]
         figure.legend(handles=marks, loc="outside upper right")
 
 
-def arms_legend(
-    figure: Figure, arms: Sequence[Arm], styles: dict[str, Style], *marks: Line2D
-) -> None:
+def arms_legend(figure: Figure, arms: Sequence[tuple[Arm, Style]], *marks: Line2D) -> None:
     """The legend of ``arms``, with what is unfinished of each."""
     labels = {}
-    for arm in arms:
+    for arm, style in arms:
         unfinished = sum(not run.is_finished for run in arm.runs)
         share = "" if len(arm.runs) == 1 else f"{unfinished} of {len(arm.runs)} "
-        labels[f"{arm.label} ({share}unfinished)" if unfinished else arm.label] = styles[arm.label]
+        labels[f"{arm.label} ({share}unfinished)" if unfinished else arm.label] = style
     add_legend(figure, labels, marks)
 
 

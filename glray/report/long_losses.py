@@ -10,10 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from glray.report.arms import Arm, by_arm
+from glray.report.formats import mean_text
 from glray.report.sheets import Sheet
 from glray.run.run import Run
 
-WHOLE, SLIDING = "whole", "sliding"
+PROTOCOLS = (WHOLE, SLIDING) = ("whole", "sliding")
+"""How windows go over a document."""
 SCALINGS = ("extrapolation", "interpolation")
 """Of positions beyond the longest length trained; the first is the paper's."""
 
@@ -58,11 +60,10 @@ def long_sheet(runs: Sequence[Run], losses: LongLosses) -> Sheet:
     """One row an arm, protocol and scaling: the mean over its seeds at each window length."""
     lengths = long_seq_lens(losses)
     rows = []
-    for protocol in (WHOLE, SLIDING):
+    for protocol in PROTOCOLS:
         for scaling in SCALINGS:
             for arm in by_arm(runs):
                 means = [mean_long_loss(losses, arm, n, protocol, scaling) for n in lengths]
-                cells = ["-" if math.isnan(mean) else f"{mean:.3f}" for mean in means]
-                rows.append([arm.label, protocol, scaling, *cells])
+                rows.append([arm.label, protocol, scaling, *(mean_text(m, None) for m in means)])
     title = "Loss on long documents (nats per token) by window length"
     return Sheet(title, ["run", "windows", "positions", *map(str, lengths)], rows, left=(0, 1, 2))

@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from glray.report.arms import eval_seq_lens
 from glray.report.boundary_plot import around_boundaries
 from glray.report.figure import save
-from glray.report.heldout_plots import loss_by_length, loss_by_position
+from glray.report.length_plots import loss_by_length, loss_by_position, loss_on_long_documents
 from glray.report.long_losses import LongLosses
-from glray.report.long_plot import long_plot
 from glray.report.training_plots import loss_over_time, loss_over_tokens
 from glray.run.run import Run
 
@@ -28,7 +27,7 @@ def draw(
     directory.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
     if long_losses:
-        figures["long_documents.png"] = long_plot(runs, long_losses)
+        figures["long_documents.png"] = loss_on_long_documents(runs, long_losses)
     if any(len(run.log.step) for run in runs):
         figures["loss_over_time.png"] = loss_over_time(runs)
         figures["loss_over_tokens.png"] = loss_over_tokens(runs)

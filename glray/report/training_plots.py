@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glray.report.arms import Arm, by_arm
-from glray.report.figure import Style, arm_styles, arms_legend, grey_handle, new_figure, styled
+from glray.report.arms import Arm
+from glray.report.figure import Style, arms_legend, grey_handle, one_panel, styled, styled_arms
 from glray.run.run import Run
 
 START_SHARE = 0.12
@@ -46,15 +46,11 @@ def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
 def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> Figure:
     steps = max(1, max(run.plan.num_steps for run in runs) // 50)
     mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
-    figure = new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel=x_label, ylabel=f"loss (nats per token)\ntraining: {mean}")
-    arms = by_arm(runs)
-    styles = arm_styles(arms)
+    figure, axes = one_panel(x_label, f"loss (nats per token)\ntraining: {mean}")
+    arms = styled_arms(runs)
     late: list[float] = []  # what sets the y axis
     right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
-    for arm in arms:
-        style = styles[arm.label]
+    for arm, style in arms:
         for together in _seeds_together(arm):
             x = np.mean([getattr(run.log, column) for run in together], axis=0) / scale
             y = np.array([smoothed(run.log.loss, steps) for run in together])
@@ -69,9 +65,9 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
         margin = 0.06 * (max(finite) - min(finite))
         axes.set_ylim(min(finite) - margin, max(finite) + margin)
     axes.set_xlim(0, right * 1.02)
-    _mark_stages(axes, arms, styles, column, scale)
+    _mark_stages(axes, arms, column, scale)
     mark = grey_handle("held-out, at the length in training", marker="o", markerfacecolor="white")
-    arms_legend(figure, arms, styles, mark)
+    arms_legend(figure, arms, mark)
     return figure
 
 
@@ -115,19 +111,15 @@ def _draw_evaluations(axes: Axes, runs: Sequence[Run], x: np.ndarray, style: Sty
     return drawn
 
 
-def _mark_stages(
-    axes: Axes, arms: list[Arm], styles: dict[str, Style], column: str, scale: float
-) -> None:
+def _mark_stages(axes: Axes, arms: list[tuple[Arm, Style]], column: str, scale: float) -> None:
     """A dotted line where a stage of the arm's first run starts, its length above the axes; arms
     whose stages start together share their labels."""
     row, right = 0, axes.get_xlim()[1]
     labelled: set[tuple[int, ...]] = set()
-    for arm in arms:
-        run = arm.runs[0]
+    for arm, style in arms:
+        run, colour, last = arm.runs[0], style.colour, -right
         if len(run.plan.stages) == 1:
             continue
-        colour = styles[arm.label].colour
-        last = -right
         lengths = tuple(stage.seq_len for stage in run.plan.stages)
         is_new = lengths not in labelled or column == "tokens"
         labelled.add(lengths)

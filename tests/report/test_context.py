@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from glray.data.targets import HeldoutTargets
-from glray.report.context import context_sheets, loss_by_context
+from glray.report.context import context_sheets
+from glray.report.length_plots import loss_by_context
 from glray.train.scoring import Scores, ScoringProtocol
 
 from .test_table import rendered, rows_of

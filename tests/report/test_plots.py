@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from glray.report.boundary_plot import around_boundaries
 from glray.report.figure import styles_of
-from glray.report.heldout_plots import bucketed, loss_by_length, loss_by_position
+from glray.report.length_plots import bucketed, loss_by_length, loss_by_position
 from glray.report.plots import draw
 from glray.report.training_plots import loss_over_time, loss_over_tokens, smoothed
 from glray.run.run import open_runs

@@ -90,7 +90,7 @@ def claims_sheet(results: dict[str, dict[str, Any]]) -> Sheet:
 
 def _difference(claim: dict[str, Any]) -> str:
     """``growlength − llm1024: -0.144 (-0.210 to -0.078) nats``."""
-    mean, half = claim["difference"], claim["half_of_95_percent_interval"]
+    mean, half = claim["difference"], claim["half"]
     if mean is None:
         return "-"
     shown, unit = ("{:+.1%}", "") if claim["measure"] == "seconds" else ("{:+.3f}", " nats")

@@ -1,7 +1,8 @@
 """Commands that take a pipeline: plan, profile, prepare, data, run, tune."""
 
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,8 +18,9 @@ from glray.cli.app import (
     write_and_show,
 )
 from glray.cli.training import trained_runs
+from glray.errors import UserError
 from glray.files import sole_writer
-from glray.run.profile import profile_path, read_profile
+from glray.run.profile import Setting, profile_path, read_profile
 
 
 @app.command()
@@ -74,7 +76,7 @@ def profile(
     from glray.report.profile_plot import write_profile_plot
     from glray.report.profile_sheets import profile_sheets
     from glray.report.render import terminal
-    from glray.run.profile import own_setting, settings_of, write_profile
+    from glray.run.profile import own_setting, write_profile
     from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
@@ -89,6 +91,30 @@ def profile(
     path = profile_path(spec)
     write_profile(measured, path)
     console.print(f"profile: {path}\nplot: {write_profile_plot(measured, out)}")
+
+
+def settings_of(
+    own: Setting, kernels: str, compiled: str | None, precisions: str | None
+) -> list[Setting]:
+    """Every combination of what the options list with commas; one left out takes the pipeline's
+    ``own`` value. Raises UserError for an unknown name."""
+    own_compiled = "on" if own.compile else "off"
+    return [
+        Setting(kernel, on == "on", precision)
+        for kernel, on, precision in product(
+            _listed("--attention", kernels, ("sdpa", "eager")),
+            _listed("--compile", compiled or own_compiled, ("off", "on")),
+            _listed("--precision", precisions or own.precision, ("float32", "bfloat16")),
+        )
+    ]
+
+
+def _listed(option: str, text: str, choices: tuple[str, ...]) -> list[Any]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in choices:
+            raise UserError(f"{option} {name}: is none of {', '.join(choices)}")
+    return names
 
 
 @app.command()
@@ -141,6 +167,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     from glray.model.config import starting_model
     from glray.ray.cluster import connect, require_workers
     from glray.ray.tune import search
+    from glray.report.render import terminal
     from glray.run.run import pipeline_directory
     from glray.search.space import check_search
 
@@ -152,5 +179,5 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
         result = search(spec, corpus, console.print)
-    Console(highlight=False).print(result.table())
+    Console(highlight=False).print(terminal(result.sheet()))
     console.print(f"best schedule: glray run {result.best_yaml}")

@@ -11,14 +11,14 @@ from typing import Any
 import ray
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from rich import box
-from rich.table import Table
 
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.errors import UserError
 from glray.files import write_text
 from glray.model.config import starting_model
 from glray.ray.train import calibrate_in_group, fit
+from glray.report.formats import number
+from glray.report.sheets import Sheet
 from glray.run.records import Calibration, Evaluation
 from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
@@ -49,16 +49,16 @@ class SearchResult:
     seq_len: int
     best_yaml: Path
 
-    def table(self) -> Table:
+    def sheet(self) -> Sheet:
         """Trials by held-out loss."""
-        table = Table(box=box.SIMPLE_HEAD, title=f"held-out loss at {self.seq_len}, best first")
-        for column in ("trial", "stages: seq_len × ratio", "loss", "± over documents"):
-            table.add_column(column, justify="right")
+        rows = []
         for trial in self.trials:
             stages = "  ".join(f"{s.seq_len}×{s.ratio:g}" for s in trial.spec.arms[0].stages)
-            error = "" if trial.standard_error is None else f"{trial.standard_error:.4f}"
-            table.add_row(str(trial.number), stages, f"{trial.loss:.4f}", error)
-        return table
+            error = number(trial.standard_error, ".4f")
+            rows.append([str(trial.number), stages, f"{trial.loss:.4f}", error])
+        columns = ("trial", "stages: seq_len × ratio", "loss", "± over documents")
+        title = f"Held-out loss at {self.seq_len:,} tokens, best first"
+        return Sheet(title, columns, rows, left=(1,))
 
 
 def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from glray.run.records import LengthLoss
 from glray.run.run import Run
 
 
@@ -47,6 +48,11 @@ def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     for arm in by_arm(runs):
         for run in arm.runs:
             yield arm.run_label(run), run
+
+
+def latest_loss(run: Run, seq_len: int) -> LengthLoss | None:
+    """The run's latest held-out loss in windows of ``seq_len``; None if it is not scored there."""
+    return run.latest.at(seq_len) if run.latest is not None else None
 
 
 def eval_seq_lens(runs: Sequence[Run]) -> list[int]:

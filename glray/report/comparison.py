@@ -11,8 +11,8 @@ from statistics import fmean
 
 import numpy as np
 
-from glray.report.arms import Arm, by_arm, eval_seq_lens, longest_trained
-from glray.run.records import Evaluation, LengthLoss
+from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
+from glray.run.records import Evaluation
 from glray.run.run import Run
 from glray.run.statistics import standard_error
 
@@ -43,6 +43,11 @@ class ArmScore:
         """Training seconds measured, mean over seeds."""
         return fmean([run.measured_seconds for run in self.runs])
 
+    @property
+    def seq_lens(self) -> list[int]:
+        """The lengths of its stages, in their order."""
+        return [stage.seq_len for stage in self.runs[0].plan.stages]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -58,6 +63,12 @@ class Comparison:
     def runs(self) -> list[Run]:
         """All runs compared."""
         return [run for score in self.scores for run in score.runs]
+
+    @property
+    def longest_fixed(self) -> ArmScore | None:
+        """The arm of the longest fixed length, which the others are measured against."""
+        fixed = [score for score in self.scores if len(score.seq_lens) == 1]
+        return max(fixed, key=lambda score: score.seq_lens, default=None)
 
     @property
     def ranked(self) -> list[ArmScore]:
@@ -77,7 +88,7 @@ def compare(runs: Sequence[Run]) -> Comparison | None:
     shared = [
         seq_len
         for seq_len in eval_seq_lens(compared)
-        if all(_score(run, seq_len) is not None for run in compared)
+        if all(latest_loss(run, seq_len) for run in compared)
     ]
     if not shared:
         return None
@@ -115,7 +126,7 @@ def clock_drift(run: Run) -> float:
 
 def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
     runs = tuple(run for run in arm.runs if run.seed in seeds)
-    scores = [score for run in runs if (score := _score(run, seq_len)) is not None]
+    scores = [score for run in runs if (score := latest_loss(run, seq_len))]
     errors = [score.standard_error for score in scores if score.standard_error is not None]
     return ArmScore(
         label=arm.label,
@@ -128,10 +139,6 @@ def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
         else None,
         bits_per_byte=fmean([score.bits_per_byte for score in scores]),
     )
-
-
-def _score(run: Run, seq_len: int) -> LengthLoss | None:
-    return _latest(run).at(seq_len)
 
 
 def _latest(run: Run) -> Evaluation:

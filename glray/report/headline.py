@@ -128,11 +128,10 @@ def _equal_budget(runs: Sequence[Run]) -> str:
 
 def _tokens(comparison: Comparison) -> list[str]:
     """What each growing arm processed, or took, against the longest fixed arm."""
-    growing = [score for score in comparison.scores if _lengths(score)[0] < _lengths(score)[-1]]
-    fixed = [score for score in comparison.scores if len(_lengths(score)) == 1]
-    if not growing or not fixed or len(growing) > MOST_LISTED:
+    growing = [score for score in comparison.scores if score.seq_lens[0] < score.seq_lens[-1]]
+    base = comparison.longest_fixed
+    if base is None or len(growing) > MOST_LISTED:
         return []
-    base = max(fixed, key=lambda score: _lengths(score)[0])
     sentences = []
     for score in growing:
         if score.tokens != base.tokens:
@@ -225,10 +224,6 @@ def _listed(parts: Sequence[str], separator: str = ", ") -> str:
     """The first of the parts, and how many more there are."""
     more = f", and {len(parts) - MOST_LISTED} more" if len(parts) > MOST_LISTED else ""
     return separator.join(parts[:MOST_LISTED]) + more
-
-
-def _lengths(score: ArmScore) -> tuple[int, ...]:
-    return tuple(stage.seq_len for stage in score.runs[0].plan.stages)
 
 
 def _decimals(scores: Sequence[ArmScore]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from glray.report.arms import eval_seq_lens, longest_trained
+from glray.report.arms import eval_seq_lens, latest_loss, longest_trained
 from glray.report.figure import (
     LINES,
     add_legend,
@@ -71,7 +71,7 @@ def loss_by_position(runs: Sequence[Run]) -> Figure:
     arms = styled_arms(runs)
     for arm, style in arms:
         for run in arm.runs:
-            score = run.latest.at(longest_window) if run.latest is not None else None
+            score = latest_loss(run, longest_window)
             if score is not None:
                 x, y = bucketed(score.loss_by_position)
                 own = run.longest_seq_len

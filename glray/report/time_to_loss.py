@@ -36,10 +36,9 @@ def time_to_loss(comparison: Comparison) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
     between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
     little."""
-    fixed = [score for score in comparison.scores if len(score.runs[0].plan.stages) == 1]
-    if not fixed or not share_targets(comparison.runs):
+    base = comparison.longest_fixed
+    if base is None or not share_targets(comparison.runs):
         return []
-    base = max(fixed, key=lambda score: score.runs[0].longest_seq_len)
     return [
         _sentence(score, base, comparison.seq_len)
         for score in comparison.scores

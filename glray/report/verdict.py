@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
+from glray.report.arms import latest_loss
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
 from glray.report.long_losses import LongLosses, long_loss, share_long_targets
@@ -69,33 +70,24 @@ class Judgement:
 
     def record(self) -> dict[str, object]:
         """Plain values for JSON."""
-        return self.claim.model_dump(mode="json") | {
-            "verdict": self.verdict.value,
-            "reason": self.reason,
-            "at": self.at,
-            "figures": self.means,
-            "difference": self.difference,
-            "half_of_95_percent_interval": self.half,
-            "num_seeds": self.num_seeds,
-            "sentence": self.sentence,
-        }
+        numbers = {**vars(self), "sentence": self.sentence}
+        del numbers["claim"]
+        return self.claim.model_dump(mode="json") | numbers
 
     def _numbers(self) -> str:
         if self.means is None or self.difference is None:
             return ""
-        claim, (ours, theirs) = self.claim, self.means
+        claim, form = self.claim, "+.3f"
         if claim.measure == "seconds":
             form, unit = "+.1%", "measured"
-            ours_text, theirs_text = f"{seconds_text(ours)} s", f"{seconds_text(theirs)} s"
+            ours, theirs = (f"{seconds_text(seconds)} s" for seconds in self.means)
+        elif claim.measure == "jump":
+            unit = "nats at a stage boundary"
+            ours, theirs = (f"{jump:+.3f}" for jump in self.means)
         else:
-            is_jump = claim.measure == "jump"
-            form = "+.3f"
-            unit = f"nats {'at a stage boundary' if is_jump else f'at {self.at:,} tokens'}"
-            ours_text, theirs_text = (f"{loss:{'+' if is_jump else ''}.3f}" for loss in self.means)
-        text = (
-            f"{claim.arm} {ours_text}, {claim.against} {theirs_text} {unit}: "
-            f"{self.difference:{form}}"
-        )
+            unit = f"nats at {self.at:,} tokens"
+            ours, theirs = (f"{loss:.3f}" for loss in self.means)
+        text = f"{claim.arm} {ours}, {claim.against} {theirs} {unit}: {self.difference:{form}}"
         if self.half is None:
             return f"{text}."
         low, high = self.difference - self.half, self.difference + self.half
@@ -156,7 +148,7 @@ def _measured(claim: ClaimSpec, run: Run, seq_len: int, long_losses: LongLosses)
 
 
 def _heldout(run: Run, seq_len: int) -> float:
-    score = run.latest.at(seq_len) if run.latest is not None else None
+    score = latest_loss(run, seq_len)
     return math.nan if score is None else score.loss
 
 

@@ -134,34 +134,6 @@ def own_setting(spec: PipelineSpec) -> Setting:
     return Setting("sdpa", spec.compute.compile, spec.precision)
 
 
-def settings_of(
-    own: Setting, kernels: str, compiled: str | None, precisions: str | None
-) -> list[Setting]:
-    """Every combination of what lists with commas name; None takes the pipeline's ``own``. Raises
-    UserError for a name that is none."""
-    return [
-        Setting(kernel, on, precision)
-        for kernel in _chosen("--attention", kernels, {"sdpa": "sdpa", "eager": "eager"})
-        for on in _chosen("--compile", compiled, {"off": False, "on": True}, own.compile)
-        for precision in _chosen(
-            "--precision",
-            precisions,
-            {"float32": "float32", "bfloat16": "bfloat16"},
-            own.precision,
-        )
-    ]
-
-
-def _chosen(option: str, names: str | None, choices: dict[str, Any], own: Any = None) -> list[Any]:
-    if names is None:
-        return [own]
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
-    for name in chosen:
-        if name not in choices:
-            raise UserError(f"{option} {name}: is none of {', '.join(choices)}")
-    return [choices[name] for name in chosen]
-
-
 def profile_path(spec: PipelineSpec) -> Path:
     """``<storage>/profiles/<fingerprint>.json``: of what decides a step's cost, so that another
     model's or batch's profile is never taken for this one's."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from glray.cli.pipelines import settings_of
 from glray.errors import UserError
 from glray.report.plan_sheets import plan_sheets
 from glray.report.profile_plot import write_profile_plot
@@ -15,7 +16,6 @@ from glray.run.profile import (
     SettingCosts,
     profile_path,
     read_profile,
-    settings_of,
     write_profile,
 )
 

@@ -14,17 +14,14 @@ run and what of it is Ray's, and what a checkpoint costs at one every five minut
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -34,14 +31,15 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.processes import kill_processes_of, processes_of, start_glray_run
 from benchmarks.record import keep
 from benchmarks.turns import Turns
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
 from glray.model.config import config_of
 from glray.model.decoder import build_model
-from glray.ray import train as ray_train
 from glray.ray.cluster import connect
+from glray.ray.train import RayContext, _run_groups
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.run.start import record_start
@@ -252,7 +250,7 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     }
 
 
-def _timing_worker(config: dict[str, str]) -> None:
+def _timed(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext, path: Path) -> None:
     """Ray Train's worker with a clock around whatever the loop asks of Ray while it counts."""
     from glray.train.worker import train_all
 
@@ -267,18 +265,17 @@ def _timing_worker(config: dict[str, str]) -> None:
 
         return call
 
-    with ray_train._joined(config) as (spec, corpus, ctx):
-        for name in asked:
-            setattr(ctx, name, timed(name, getattr(ctx, name)))
-        train_all(spec, corpus, ctx)
-    Path(config["path"]).write_text(json.dumps(asked))
+    for name in asked:
+        setattr(ctx, name, timed(name, getattr(ctx, name)))
+    train_all(spec, corpus, ctx)
+    path.write_text(json.dumps(asked))
 
 
 def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """What Ray takes of a run's training seconds: the waits for its batches and its answers."""
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
-    ray_train._run_groups(_timing_worker, spec, corpus, path=str(path))
+    _run_groups(partial(_timed, path=path), spec, corpus)
     (run,) = planned(spec, corpus) or []
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]
@@ -315,16 +312,12 @@ def restart_seconds(work: Path) -> dict[str, float]:
     for attempt in range(2):
         start = time.perf_counter()
         size = metrics.stat().st_size if attempt else 0
-        process = subprocess.Popen(
-            [sys.executable, "-m", "glray", "run", str(work / "spec.yaml")],
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"GLRAY_BENCHMARK": str(work)},
-        )
+        process = start_glray_run(work / "spec.yaml", work)
         seen: dict[str, float] = {}
         events = run.parent / "events.log"
         while "first step" not in seen and process.poll() is None:
             now = time.perf_counter() - start
-            children = _processes(work).values()
+            children = processes_of(work).values()
             if any("gcs_server" in command for command in children):
                 seen.setdefault("Ray begins to start", now)
             if any("RayTrainWorker" in command for command in children):
@@ -338,22 +331,8 @@ def restart_seconds(work: Path) -> dict[str, float]:
         if attempt == 0:
             while not any(run.glob("checkpoints/*/COMMITTED")):
                 time.sleep(0.1)
-        while left := _processes(work):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        kill_processes_of(work, process)
     return {name: round(seconds, 1) for name, seconds in seen.items()}
-
-
-def _processes(work: Path) -> dict[int, str]:
-    """The commands of what the run and its Ray have started, by process."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"GLRAY_BENCHMARK={work}\0".encode() in (entry / "environ").read_bytes():
-                found[int(entry.name)] = (entry / "cmdline").read_text()
-    return found
 
 
 def main() -> None:

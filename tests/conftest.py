@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+import glray.ray  # noqa: F401 (sets Ray's variables, before a test imports Ray)
 from glray.data.corpus import PreparedCorpus
 
 from .tokens import periodic_corpus
@@ -25,7 +26,7 @@ TOGETHER = {
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",
     "test_ray.py": "ray_local",
-    "test_groups.py": "start_group",
+    "test_groups.py": "ray_local",
     "test_profile.py": "start_group",
     "test_survival.py": "start_group",
     "test_workers.py": "start_group",
@@ -57,20 +58,15 @@ def ray_local() -> Iterator[None]:
     """One small local Ray for the whole run of tests."""
     import ray
 
-    from glray.ray.cluster import _DEFAULTS, on_loopback
-
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    for name, value in _DEFAULTS.items():  # as in the cluster that glray starts
-        os.environ.setdefault(name, value)
-    with on_loopback():
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=500 * 2**20,
-            log_to_driver=False,
-            logging_level="warning",
-        )
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=500 * 2**20,
+        log_to_driver=False,
+        logging_level="warning",
+    )
     yield
     ray.shutdown()
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import glray.ray  # noqa: F401 (before a pipeline's file may import Ray: see there)
 from glray.cli import comparisons, pipelines, runs
 from glray.cli.app import app
 from glray.errors import UserError

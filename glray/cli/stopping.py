@@ -2,11 +2,11 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from types import FrameType
 
 
@@ -15,6 +15,8 @@ class StopRequest:
     """Whether a signal has asked to stop, and which."""
 
     signal_number: int | None = None
+    event: threading.Event = field(default_factory=threading.Event)
+    """Set by the signal."""
 
     @property
     def exit_status(self) -> int:
@@ -23,25 +25,23 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(stop_file: Path, say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Within the block the first SIGINT or SIGTERM leaves ``stop_file``, which the workers read at
-    their next logging border; a second ends the process at once. Main thread only."""
+def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Within the block the first SIGINT or SIGTERM sets the request's event, which the workers
+    learn of at their next logging boundary; a second ends the process at once. Main thread only."""
     request = StopRequest()
 
     def stop(signal_number: int, _: FrameType | None) -> None:
         if request.signal_number is not None:
             os._exit(128 + signal_number)
         request.signal_number = signal_number
-        stop_file.touch()
+        request.event.set()
         say("stopping at the next checkpoint; again to end at once")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop) for number in signals]
-    stop_file.unlink(missing_ok=True)
     try:
         yield request
     finally:
-        stop_file.unlink(missing_ok=True)
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
 

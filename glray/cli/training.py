@@ -1,5 +1,9 @@
 """From a spec to its trained runs, as several commands do it."""
 
+import gc
+import os
+import threading
+from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -10,6 +14,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
 from glray.run.profile import profile_path, read_profile
 from glray.spec import PipelineSpec
+from glray.storage import storage_path
 
 if TYPE_CHECKING:
     from glray.run.run import Run
@@ -23,6 +28,7 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
 
     Exits where it was stopped or its guard stopped a run. Raises UserError.
     """
+    _start_early(spec)
     from glray.model.config import starting_model
     from glray.report.plan_sheets import plan_sheets
     from glray.report.render import terminal
@@ -56,6 +62,34 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     return runs
 
 
+def _start_early(spec: PipelineSpec) -> None:
+    """Where all is prepared and a run is to be trained on this machine alone, start Ray, whose
+    processes take seconds of one core, while this one imports the model's code on the other."""
+    from glray.data.blocks.snapshot import find_prepared
+    from glray.ray.cluster import connect, joined_address
+
+    compute = spec.compute
+    directory = storage_path(compute) / spec.name
+    runs = [
+        directory / f"{arm.name}-seed{seed}" for arm in spec.trained_arms for seed in spec.seeds
+    ]
+    unfinished = sum(not (run / "result.json").exists() for run in runs)
+    if joined_address() is not None or not unfinished or find_prepared(spec) is None:
+        return
+    room = (os.cpu_count() or 1) // compute.cpus_per_worker
+    groups = min(unfinished, room, compute.groups or unfinished)
+    if groups == compute.num_workers == 1 and not compute.use_gpu:
+        threading.Thread(target=_import_models_code).start()
+    connect(compute, console.print)
+
+
+def _import_models_code() -> None:
+    gc.disable()  # nothing of it is garbage, and looking takes a tenth of the time
+    import_module("glray.train.worker")
+    gc.freeze()
+    gc.enable()
+
+
 def _say_stopped(exit_status: int) -> NoReturn:
     console.print("stopped; the same command resumes")
     raise typer.Exit(exit_status)
@@ -81,7 +115,7 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     from glray.cli.stopping import in_a_thread, stop_on_signals
     from glray.cli.watch import watching
     from glray.ray.cluster import connect, require_workers
-    from glray.ray.train import fit, stop_file
+    from glray.ray.train import fit
     from glray.run.run import pipeline_directory
 
     directory = pipeline_directory(spec)
@@ -89,8 +123,8 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
         with (
-            stop_on_signals(stop_file(spec), console.print) as stop,
+            stop_on_signals(console.print) as stop,
             watching(directory, console),
         ):
-            in_a_thread(lambda: fit(spec, corpus))
+            in_a_thread(lambda: fit(spec, corpus, stop=stop.event))
     return stop.exit_status

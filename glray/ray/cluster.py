@@ -2,7 +2,7 @@
 
 A submitted job learns its cluster's address only from ``RAY_ADDRESS``, so that variable decides
 and nothing else. A cluster started here lives as long as the process and listens on loopback
-only. Starting one takes 4–5 s, joining one 1–2 s.
+only (see ``glray/ray/__init__.py``). Starting one takes 4–5 s, joining one 1–2 s.
 """
 
 import logging
@@ -11,32 +11,26 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import ray
-import ray.data
-from ray._private import ray_constants
+
+# The one private name of Ray in glray: what is free on each node has no public function without
+# Ray's dashboard. tests/ray/test_cluster.py says what to do where it is gone.
 from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 
 from glray.errors import UserError
+from glray.ray import LOOPBACK
 from glray.spec.compute import ComputeSpec
 
 OBJECT_STORE_BYTES = 2**30
 """Most that a cluster started here keeps in its object store: blocks pass through, none stay."""
 
-# Ray reads these when a process starts or when training starts; a person's own values win.
-_DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll
-    # Ray ends idle processes beyond the number of CPUs, actors counted: each stage's reads would
-    # start theirs anew, 3 s of a core that training needs.
-    "RAY_num_workers_soft_limit": "16",
-    "RAY_worker_niceness": "0",  # at Ray's 15 whatever else runs here would slow training first
-}
-
 Say = Callable[[str], None]
+
+_own_node: str | None = None
+"""The node that this process has started as its own cluster."""
 
 
 def connect(compute: ComputeSpec, say: Say) -> None:
@@ -46,8 +40,6 @@ def connect(compute: ComputeSpec, say: Say) -> None:
     """
     if ray.is_initialized():
         return
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
     address = joined_address()
     if address is None:
         _start()
@@ -55,15 +47,22 @@ def connect(compute: ComputeSpec, say: Say) -> None:
         _check_answers(address)
         say(f"joining the Ray cluster at {address}")
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    # After ray.data's import, which sets its logger to print every execution.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    from ray.data import DataContext  # takes seconds: not before Ray's processes start
+
+    # After its import, which sets its logger to print every execution. What fails is raised, too.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    DataContext.get_current().enable_progress_bars = False
 
 
 def joined_address() -> str | None:
     """The address of the cluster to join, or None to start one on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
     return None if address in ("", "local") else address
+
+
+def is_own_cluster() -> bool:
+    """Whether this process has started the cluster that it is connected to."""
+    return _own_node == ray.get_runtime_context().get_node_id()
 
 
 def require_workers(compute: ComputeSpec, say: Say) -> None:
@@ -149,29 +148,21 @@ def _start() -> None:
     # Nobody drains the one node; to watch for it would be one more process to start, 5 s of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with on_loopback():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=min(OBJECT_STORE_BYTES, memory_bytes // 8),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=min(OBJECT_STORE_BYTES, memory_bytes // 8),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    if os.environ.get(LOOPBACK) == "0" and ray.util.get_node_ip_address() != "127.0.0.1":
+        ray.shutdown()
+        raise UserError(
+            "Ray was imported before glray.ray, and so would listen on this machine's network "
+            f"address: import glray.ray first, or set {LOOPBACK}=0"
         )
-
-
-@contextmanager
-def on_loopback() -> Iterator[None]:
-    """Have Ray give a node that it starts the address 127.0.0.1, and so all of its ports.
-
-    It is Ray's default on macOS and Windows, and its only switch is a variable read when Ray is
-    imported; ``_node_ip_address="127.0.0.1"`` is replaced by the machine's own address.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    global _own_node
+    _own_node = ray.get_runtime_context().get_node_id()
 
 
 def _check_answers(address: str) -> None:

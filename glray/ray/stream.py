@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.exceptions
 
-from glray.data.blocks.token_blocks import read_block
 from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
+from glray.errors import UserError
 
 READ_TOKENS = 2**22
 """One read task's tokens; Ray's cost is per task (about 50 ms), not per window."""
@@ -72,6 +71,7 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
     )
     context = dataset.context
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=STORE_BYTES
@@ -108,17 +108,16 @@ def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batc
 def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Table]:
     """Whole results of read tasks: Ray's own batches would cost 0.7 ms each.
 
-    Raises UserError for a damaged block.
+    Raises what a task raised: UserError for a damaged block.
     """
     tables = segment_dataset(corpus, reads).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=1
     )
     try:
         yield from tables
-    except ray.exceptions.RayTaskError:
-        # What a task raised comes as Ray's text around it: if a block is damaged, say that alone.
-        for path, sha256 in corpus.block_refs(reads.offsets).values():
-            read_block(Path(path), sha256)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from None  # without Ray's text around it
         raise
 
 

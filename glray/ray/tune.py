@@ -3,7 +3,6 @@ run``."""
 
 import contextlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import ray
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from glray.data.corpus import PreparedCorpus, open_corpus
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import write_text
 from glray.model.config import starting_model
@@ -22,7 +21,7 @@ from glray.report.sheets import Sheet
 from glray.run.records import Calibration, Evaluation
 from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
-from glray.spec.loading import to_yaml, validate
+from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.train.runs import plan_runs, validate_pipeline
 
@@ -114,14 +113,10 @@ def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: 
     if compute.use_gpu:
         gpus = ray.cluster_resources().get("GPU", 1)
         at_once = min(at_once, max(1, int(gpus // compute.most_workers)))
+    trial = ray.tune.with_parameters(_train_trial, specs=specs, corpus=corpus)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(_train_trial, TRIAL_RESOURCES),
-        param_space={
-            "spec": ray.tune.grid_search(
-                [json.dumps(spec.model_dump(mode="json")) for spec in specs]
-            ),
-            "tokens": json.dumps(corpus.directories),
-        },
+        ray.tune.with_resources(trial, TRIAL_RESOURCES),
+        param_space={"trial": ray.tune.grid_search(list(range(len(specs))))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
         run_config=ray.tune.RunConfig(
             name="trials", storage_path=str(directory / ".ray-tune"), verbose=0
@@ -133,10 +128,9 @@ def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: 
         raise results.errors[0]
 
 
-def _train_trial(config: dict[str, str]) -> None:
+def _train_trial(config: dict[str, int], specs: list[PipelineSpec], corpus: PreparedCorpus) -> None:
     """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
-    spec = validate(json.loads(config["spec"]), "the trial's spec")
-    corpus = open_corpus(spec, json.loads(config["tokens"]))
+    spec = specs[config["trial"]]
     if not _run_of(spec, corpus).is_finished:
         fit(spec, corpus, callbacks=[TuneReportCallback()])
     ray.tune.report({"loss": _finished(0, spec, corpus).loss})

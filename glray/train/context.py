@@ -9,7 +9,51 @@ import torch
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
-from glray.train.groups import ALONE, WorkerGroup
+
+
+class Group(Protocol):
+    """A worker group among those that train side by side; what they agree on. Rank 0 alone asks."""
+
+    @property
+    def index(self) -> int:
+        """Its number, from 0."""
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+
+    def claims(self, task: str) -> bool:
+        """Whether a task, such as a run's name, is this group's: the first that asks has it."""
+
+    def meet(self) -> dict[int, int] | None:
+        """Return when all groups have come here, or after a while: the costs that the others have
+        agreed on before, if they have."""
+
+    def mean_of_all(self, costs: dict[int, int]) -> dict[int, int]:
+        """The mean, by length, of what each group that has come to ``meet`` brings: microseconds of
+        a step. The same for all."""
+
+
+class Alone:
+    """A group on its own, which has everything to do."""
+
+    index = 0
+    count = 1
+
+    def claims(self, task: str) -> bool:
+        """See Group."""
+        return True
+
+    def meet(self) -> dict[int, int] | None:
+        """See Group; nobody else comes."""
+        return None
+
+    def mean_of_all(self, costs: dict[int, int]) -> dict[int, int]:
+        """See Group."""
+        return costs
+
+
+ALONE = Alone()
 
 
 class WorkerContext(Protocol):
@@ -28,14 +72,14 @@ class WorkerContext(Protocol):
         """Where this worker computes."""
 
     @property
-    def group(self) -> WorkerGroup:
+    def group(self) -> Group:
         """Its group among those that train side by side."""
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """The batches of ``segments``, in order."""
 
     def stop_requested(self) -> bool:
-        """Whether to write a checkpoint and return at the next step."""
+        """Whether to write a checkpoint and return; what rank 0 is told counts."""
 
     def preempted(self) -> bool:
         """Whether a node of the group is about to be taken away; every rank calls it at the same
@@ -53,7 +97,7 @@ class LocalContext:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop: Callable[[], bool] = lambda: False
-    group: WorkerGroup = ALONE
+    group: Group = ALONE
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext."""

@@ -129,21 +129,15 @@ def _write_calibration(
     path: Path,
 ) -> dict[int, int]:
     """Measure microseconds of a step by sequence length, all groups at once as they will train, and
-    leave the mean in ``path`` (rank 0 of one of them)."""
-    group, told = ctx.group, None
-    if ctx.rank == 0:
-        group.meet()
-        told = group.settled()
-    if from_rank_zero(ctx, int(told is None)):
+    leave the mean in ``path`` before any of them trains."""
+    agreed = ctx.group.meet() if ctx.rank == 0 else None
+    if from_rank_zero(ctx, int(agreed is None)):
         costs = calibrate(spec, corpus, ctx, executed)
-        if ctx.rank == 0:
-            mean = group.mean_of_all(costs)
-            if group.claims("calibration"):
-                Calibration(step_microseconds=mean, environment=environment(ctx)).write(path)
-                group.settle_on(mean)
-            told = group.wait_until_settled() or mean
+        agreed = ctx.group.mean_of_all(costs) if ctx.rank == 0 else None
+    if agreed is not None:
+        Calibration(step_microseconds=agreed, environment=environment(ctx)).write(path)
     return {
-        length: from_rank_zero(ctx, told[length] if told else 0) for length in spec.all_seq_lens
+        length: from_rank_zero(ctx, agreed[length] if agreed else 0) for length in spec.all_seq_lens
     }
 
 

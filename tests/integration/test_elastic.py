@@ -10,7 +10,6 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from glray.files import read_json
-from glray.ray.cluster import on_loopback
 from glray.run.run import Run
 from glray.train.context import LocalContext
 from glray.train.worker import train_all
@@ -29,13 +28,12 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # For the driver and the node's processes what on_loopback is for the nodes started here.
+    # On loopback, see glray/ray/__init__.py: also the driver and the nodes' processes.
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     head = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
-    with on_loopback():
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        yield cluster
-        cluster.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
 
 
 def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):

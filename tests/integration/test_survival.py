@@ -46,8 +46,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A pipeline and its text; nothing that was started with it outlives it."""
-    write_pipeline(tmp_path, num_steps=NUM_STEPS, every_steps=50, num_workers=2)
+    """Of a pipeline; nothing that was started with it outlives it."""
     yield tmp_path
     for process in processes_of(tmp_path):
         os.kill(process, signal.SIGKILL)
@@ -113,6 +112,7 @@ class GlrayRun:
 
 
 def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
+    write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=2)
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill times from seed {seed}")
     rng = random.Random(seed)
@@ -147,18 +147,48 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder):
     last = GlrayRun(folder)
     assert last.process.wait(240) == 0, last.log.read_text()
 
-    killed = Run.open(last.run)
+    assert events_of_the_same_bits(folder, num_workers=2).count("resumed at step") >= 3
+
+
+def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(folder):
+    write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=1)
+    run = GlrayRun(folder)
+    run.wait_until(lambda: run.step() > 50)  # past the first checkpoint
+    assert processes_of(folder, "RayTrainWorker") == []
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+
+    again = GlrayRun(folder)
+    again.wait_until(lambda: again.resumptions() == 1)
+    step = again.step()
+    again.wait_until(lambda: again.step() > step)
+    again.process.send_signal(signal.SIGTERM)
+    assert again.process.wait(60) == 143, again.log.read_text()
+    (stopped_at,) = [line for line in events(folder).splitlines() if "stopped at step" in line]
+    assert f"stopped at step {again.step():,}" in stopped_at
+
+    last = GlrayRun(folder)
+    assert last.process.wait(240) == 0, last.log.read_text()
+    assert events_of_the_same_bits(folder, num_workers=1).count("resumed at step") == 2
+
+
+def events_of_the_same_bits(folder: Path, num_workers: int) -> str:
+    """What the folder's run has said, which ended as one that nothing has disturbed."""
+    killed = Run.open(folder / "runs" / "tiny" / "grow-seed0")
     spec = load_pipeline(folder / "runs" / "tiny" / "spec.yaml")
     alone = spec.derive(compute={"storage": str(folder / "alone")})
-    assert join_group(start_group(train, 2, alone, run_corpus(killed)))
+    assert join_group(start_group(train, num_workers, alone, run_corpus(killed)))
     undisturbed = Run.open(folder / "alone" / "tiny" / "grow-seed0")
     assert same_weights(killed, undisturbed)
     results = [read_json(r.directory / "result.json") for r in (killed, undisturbed)]
     assert results[0]["checksum"] == results[1]["checksum"]
     assert steps(killed) == list(range(1, NUM_STEPS + 1))
-    events = (folder / "runs" / "tiny" / "events.log").read_text()
-    assert events.count("resumed at step") >= 3
-    assert "bit-identity" not in events
+    assert "bit-identity" not in events(folder)
+    return events(folder)
+
+
+def events(folder: Path) -> str:
+    return (folder / "runs" / "tiny" / "events.log").read_text()
 
 
 def steps(run: Run) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._private import state
 from typer.testing import CliRunner
 
 from glray.errors import UserError
@@ -21,7 +22,7 @@ from glray.ray.cluster import (
 )
 from glray.spec import ComputeSpec
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def silent(line: str) -> None:
@@ -105,9 +106,9 @@ def test_an_address_that_is_no_cluster_head_is_refused(monkeypatch, address):
 
 OWN_CLUSTER = """
 import json, os, socket
-import ray, ray.data
-from glray.ray.cluster import connect
+from glray.ray.cluster import connect, is_own_cluster
 from glray.spec import ComputeSpec
+import ray, ray.data
 
 connect(ComputeSpec(), print)
 connect(ComputeSpec(), print)  # the second call does nothing
@@ -122,6 +123,7 @@ with socket.socket() as client:
 with socket.socket() as client:
     inside = client.connect_ex(("127.0.0.1", int(port)))
 print(json.dumps({
+    "own": is_own_cluster(),
     "nodes": [node["NodeManagerAddress"] for node in ray.nodes()],
     "outward": outward, "outside": outside, "inside": inside,
     "poll": ray.get(ray.remote(lambda: os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]).remote()),
@@ -143,12 +145,37 @@ def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)  # and so nothing else was printed
     assert done.stderr == ""
-    assert seen["nodes"] == ["127.0.0.1"]
+    assert seen["nodes"] == ["127.0.0.1"], (
+        "Ray no longer goes by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0: find its switch for the "
+        "address of a node that ray.init starts, and set it in glray/ray/__init__.py"
+    )
+    assert seen["own"]
     assert seen["inside"] == 0
     if not seen["outward"].startswith("127."):
         assert seen["outside"] != 0
     assert seen["poll"] == "0.25"  # the person's own value, where Ray Train reads it
     assert not (tmp_path / ".ray").exists()  # no token left behind
+
+
+@pytest.mark.ray
+def test_ray_has_what_glray_uses_of_its_private_names(ray_local):
+    uses = {
+        path.name
+        for path in Path(cluster.__file__).parents[1].rglob("*.py")
+        if "from ray._private" in path.read_text()
+    }
+    assert uses == {"cluster.py"}, "name a private use of Ray in cluster.py, and test it here"
+    advice = (
+        "ray._private.state.available_resources_per_node has changed: glray/ray/cluster.py, "
+        "groups_with_room, needs what is free on each node. Look for it in ray.nodes() or in "
+        "ray/_private/state.py; without it, ray.available_resources() of the whole cluster is a "
+        "bound"
+    )
+    assert hasattr(state, "available_resources_per_node"), advice
+    assert cluster.available_resources_per_node is state.available_resources_per_node, advice
+    (free,) = state.available_resources_per_node().values()
+    assert 0 <= free.get("CPU", 0) <= 4, advice
+    assert not cluster.is_own_cluster()  # it was started by the tests
 
 
 def validate_for_launcher(config: dict) -> None:

@@ -1,20 +1,22 @@
-"""Worker groups side by side, without Ray: each run is one group's, and they calibrate together."""
+"""Worker groups side by side: each run is one group's, and they calibrate together."""
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.managers import BaseManager
 
 import pytest
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json, sole_writer, write_text
+from glray.ray import coordinator
 from glray.ray import train as ray_train
+from glray.ray.coordinator import Coordinator, WorkerGroup, launch
 from glray.spec import PipelineSpec
-from glray.train import groups, worker
+from glray.train import worker
 from glray.train.context import LocalContext
-from glray.train.groups import WorkerGroup, launch
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -24,11 +26,11 @@ from ..tiny import tiny_spec
 
 
 def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path):
-    with launch(tmp_path, 2) as (first, second):
+    with launch(tmp_path, 2, in_driver=True) as (first, second):
         assert second.claims("grow-seed0")
         assert not first.claims("grow-seed0")
         assert first.claims("grow-seed1")
-        again = replace(second)  # as Ray starts it anew
+        again = replace(second)  # as Ray starts it again
         assert again.claims("grow-seed0")
         assert not again.claims("grow-seed1")
         assert second.claimed() == ["grow-seed0"]
@@ -36,20 +38,23 @@ def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path):
 
 def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
     names = [f"run-{number}" for number in range(200)]
-    with launch(tmp_path, 4) as all_groups, ThreadPoolExecutor(4) as pool:
+    with launch(tmp_path, 4, in_driver=True) as all_groups, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda group: [group.claims(name) for name in names], all_groups))
         claimed = [name for group in all_groups for name in group.claimed()]
     assert sorted(claimed) == sorted(names)
 
 
-def test_a_group_whose_driver_was_killed_claims_nothing_more(tmp_path):
+@pytest.mark.ray
+def test_a_group_whose_driver_was_killed_claims_nothing_more(ray_local, tmp_path):
     killed = launch(tmp_path, 1)
     (orphan,) = killed.__enter__()
     assert orphan.claims("grow-seed0")
+    assert not orphan.stop_requested()
     write_text(tmp_path / "progress-1.json", "{}")
     with launch(tmp_path, 1) as (new,):
         assert not orphan.claims("grow-seed1")
         assert not orphan.claims("grow-seed0")
+        assert orphan.stop_requested()
         assert new.claims("grow-seed0")
         assert not (tmp_path / "progress-1.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == []
@@ -66,7 +71,10 @@ def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corp
     assert join_group(start_group(train, 2, alone, corpus))
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
     directory = tmp_path / "beside" / "tiny"
-    with launch(directory, 2) as both:
+    BaseManager.register("Coordinator", Coordinator)
+    with BaseManager() as manager:  # the coordinator in a process of its own
+        shared = manager.Coordinator(2)
+        both = [WorkerGroup(index, 2, shared) for index in range(2)]
         started = [start_group(train_as, 2, spec, corpus, group) for group in both]
         assert all(join_group(processes) for processes in started)
         claimed = [[name for name in group.claimed() if "seed" in name] for group in both]
@@ -121,24 +129,24 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corp
         return worker._write_calibration(spec, corpus, LocalContext(group=group), None, path)
 
     mean = {8: 2000, 16: 1200, 32: 1202}
-    with launch(tmp_path / "tiny", 2) as both:
+    with launch(tmp_path / "tiny", 2, in_driver=True) as both:
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(costs_of, both)) == [mean, mean]
-        assert costs_of(both[1]) == mean  # started anew it does not measure
+        assert costs_of(both[1]) == mean  # started again it does not measure
     recorded = read_json(path)["step_microseconds"]
     assert recorded == {str(length): cost for length, cost in mean.items()}
 
 
 def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(groups, "MEETING_SECONDS", 0.2)
+    monkeypatch.setattr(coordinator, "MEETING_SECONDS", 0.2)
     monkeypatch.setattr(worker, "calibrate", lambda *_: {8: 1000, 16: 1100, 32: 1201})
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
     path = tmp_path / "tiny" / "calibration.json"
-    with launch(tmp_path / "tiny", 2) as (first, second):
+    with launch(tmp_path / "tiny", 2, in_driver=True) as (first, second):
         ctx = LocalContext(group=first)
         costs = worker._write_calibration(spec, corpus, ctx, None, path)
         assert costs == {8: 1000, 16: 1100, 32: 1201}
-        monkeypatch.setattr(worker, "calibrate", lambda *_: pytest.fail("measured anew"))
+        monkeypatch.setattr(worker, "calibrate", lambda *_: pytest.fail("measured again"))
         late = LocalContext(group=second)
         assert worker._write_calibration(spec, corpus, late, None, path) == costs
 
@@ -155,10 +163,13 @@ def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
     assert ray_train.groups_at_once(spec, 9) == 1
 
 
-def test_what_a_group_raised_first_is_raised_when_all_have_ended(tmp_path, corpus, monkeypatch):
+@pytest.mark.ray
+def test_what_a_group_raised_first_is_raised_when_all_have_ended(
+    ray_local, tmp_path, corpus, monkeypatch
+):
     failed, ended = threading.Event(), []
 
-    def run_group(work, spec, group, config, callbacks) -> None:
+    def run_group(new_trainer, directory, group) -> None:
         if group.index == 2:
             failed.set()
             raise UserError("the disk is full")

@@ -1,0 +1,39 @@
+"""The processes that a measured command has started, its Ray's too."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+MARK = "GLRAY_BENCHMARK"
+"""A variable that all of them inherit."""
+
+
+def start_glray_run(spec_path: Path, work: Path) -> subprocess.Popen[bytes]:
+    """``glray run``, marked with its folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "glray", "run", str(spec_path)],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {MARK: str(work)},
+    )
+
+
+def processes_of(work: Path) -> dict[int, str]:
+    """The commands of all that is marked with a folder, by process."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={work}\0".encode() in (entry / "environ").read_bytes():
+                found[int(entry.name)] = (entry / "cmdline").read_text()
+    return found
+
+
+def kill_processes_of(work: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when ``process`` and all that is marked with its folder are gone."""
+    while left := processes_of(work):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()

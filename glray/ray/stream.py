@@ -108,7 +108,7 @@ def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batc
 def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Table]:
     """Whole results of read tasks: Ray's own batches would cost 0.7 ms each.
 
-    Raises what a task raised: UserError for a damaged block.
+    Raises UserError for a damaged block.
     """
     tables = segment_dataset(corpus, reads).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=1
@@ -116,8 +116,8 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Ta
     try:
         yield from tables
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError | OSError):
-            raise error.cause from None  # without Ray's text around it
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause).partition("\n")[0]) from None  # Ray adds lines
         raise
 
 

@@ -59,7 +59,7 @@ def load_pretrained(
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # refused below, on one line
+            ignore_mismatched_sizes=True,  # reported below, on one line
             output_loading_info=True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -87,14 +87,14 @@ def place_positions(network: PreTrainedModel, parameters: dict[str, Any]) -> Non
 def _check_weights(path: Path, found: dict[str, Any]) -> None:
     for name, shape, expected in sorted(found["mismatched_keys"]):
         raise UserError(
-            f"{path}: {name} is of shape {list(shape)}, config.json makes it "
-            f"{list(expected)}: it would be drawn anew; restore the folder"
+            f"{path}: {name} has shape {list(shape)}, but config.json asks for "
+            f"{list(expected)}: it would be drawn at random; restore the folder"
         )
     remedy = "give the folder of a whole causal language model"
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"{path} lacks {len(missing)} of the weights that its config.json asks for, such "
-            f"as {missing[0]}: they would be drawn anew; {remedy}"
+            f"as {missing[0]}: they would be drawn at random; {remedy}"
         )
     if unexpected := sorted(found["unexpected_keys"]):
         raise UserError(

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
@@ -49,10 +48,7 @@ class PretrainedFolder:
 def read_pretrained(folder: str) -> PretrainedFolder:
     """The model of a folder; of its weights only the headers are read. Raises UserError."""
     path = Path(folder).expanduser()
-    config = _config(path / "config.json")
-    weight_files = _weight_files(path)
-    _check_blocks(weight_files)
-    return PretrainedFolder(path, config, weight_files)
+    return PretrainedFolder(path, _config(path / "config.json"), _weight_files(path))
 
 
 def check_unchanged(folder: PretrainedFolder, sha256: str) -> None:
@@ -65,17 +61,26 @@ def check_unchanged(folder: PretrainedFolder, sha256: str) -> None:
 
 
 def _config(file: Path) -> PreTrainedConfig:
-    declared = _declared_config(file)
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist; give a local folder as transformers' save_pretrained "
+            "writes it (nothing is downloaded)"
+        )
+    try:
+        declared = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"{file} is not JSON ({error}); restore it") from None
+    if not isinstance(declared, dict):
+        raise UserError(f"{file} holds {type(declared).__name__}, not a mapping; restore it")
     architecture = declared.get("model_type")
     if architecture not in ARCHITECTURES:
         raise UserError(
-            f"{file} is of model_type {architecture!r}, none of "
-            f"{' or '.join(ARCHITECTURES)}: its positions may not be rotary; give a Pythia- or "
-            "Llama-shaped model"
+            f"{file} has model_type {architecture!r}, not {' or '.join(ARCHITECTURES)}: its "
+            "positions may not be rotary; give a Pythia- or Llama-shaped model"
         )
     if "quantization_config" in declared:
         raise UserError(
-            f"{file} is of quantized weights, which glray cannot compute with; give the model's "
+            f"{file} declares quantized weights, with which glray cannot compute; give the model's "
             "unquantized folder"
         )
     if "auto_map" in declared:
@@ -122,10 +127,9 @@ def _check_positions(file: Path, config: PreTrainedConfig) -> None:
         "max_position_embeddings": (1, math.inf),
     }
     longest = {"max_position_embeddings": config.max_position_embeddings}
-    for name, value in (config.rope_parameters | longest).items():
-        least, most = bounds.get(name, (None, None))
-        if least is None:
-            continue
+    values = config.rope_parameters | longest
+    for name, (least, most) in bounds.items():
+        value = values.get(name, least)
         is_number = isinstance(value, int | float) and math.isfinite(value)
         if not is_number or not least <= value <= most:
             raise UserError(
@@ -133,25 +137,11 @@ def _check_positions(file: Path, config: PreTrainedConfig) -> None:
             )
 
 
-def _declared_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(
-            f"{file} does not exist; give a local folder as transformers' save_pretrained "
-            "writes it (nothing is downloaded)"
-        )
-    try:
-        declared = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{file} is not JSON ({error}); restore it") from None
-    if not isinstance(declared, dict):
-        raise UserError(f"{file} holds {type(declared).__name__}, not a mapping; restore it")
-    return declared
-
-
 def _weight_files(path: Path) -> tuple[Path, ...]:
     """``model.safetensors``, or the index of its shards and then these."""
     whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if whole.is_file():
+        _check_header(whole)
         return (whole,)
     if not index.is_file():
         pickles = sorted(file.name for file in path.glob("*.bin"))
@@ -172,17 +162,15 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
                 f"{index} names {name}, which is no safetensors file and could run code when it is "
                 "read; write the folder with save_pretrained of transformers"
             )
+        _check_header(path / name)
     return (index, *(path / name for name in names))
 
 
-def _check_blocks(weight_files: tuple[Path, ...]) -> None:
-    for file in weight_files:
-        if file.suffix == ".json":
-            continue
-        try:
-            with safe_open(file, framework="numpy"):
-                pass
-        except FileNotFoundError:
-            raise UserError(f"{file} is missing, its index names it; restore it") from None
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged ({error}); restore it") from None
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing, but its index names it; restore it") from None
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it") from None

@@ -161,7 +161,28 @@ def _publish(
     target = tokens_directory(spec) / fingerprint(identity)
     if not target.exists():
         new = work / target.name
-        _assemble(new, identity, encoding, snapshot, scan)
+        write_text(new / "tokenizer.json", encoding.tokenizer_json)
+        write_heldout(scan, new / "heldout.arrow")
+        write_manifest(
+            TokenBlocks(
+                **scan.stats.model_dump(),
+                directory=new,
+                fingerprint=target.name,
+                dtype=encoding.dtype,
+                num_tokens=scan.num_tokens,
+                vocab_size=encoding.vocab_size,
+                eos_id=encoding.eos_id,
+                returned=tuple(sorted(sha256.hex() for sha256 in scan.split.returned)),
+                identity=identity,
+                source=_origin(snapshot.source.corpus),
+                files=len(snapshot.files),
+                versions={
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
+                },
+                blocks=_cut(scan, new / "blocks"),
+            )
+        )
         for leftover in new.rglob(".*"):  # of a killed call
             leftover.unlink()
         try:
@@ -173,46 +194,12 @@ def _publish(
     return open_token_blocks(target)
 
 
-def _assemble(
-    directory: Path,
-    identity: dict[str, object],
-    encoding: Encoding,
-    snapshot: SourceSnapshot,
-    scan: ShardScan,
-) -> None:
-    """Blocks, held-out documents, tokenizer and, last, the manifest in ``directory``."""
-    write_text(directory / "tokenizer.json", encoding.tokenizer_json)
-    runs: dict[int, list[BlockFile]] = dict(
-        _in_parallel(
-            partial(_cut_run, scan=scan, directory=directory / "blocks"),
-            range(0, scan.num_blocks, BLOCKS_PER_TASK),
-        )
-    )
-    write_heldout(scan, directory / "heldout.arrow")
-    write_manifest(
-        TokenBlocks(
-            **scan.stats.model_dump(),
-            directory=directory,
-            fingerprint=fingerprint(identity),
-            dtype=encoding.dtype,
-            num_tokens=scan.num_tokens,
-            vocab_size=encoding.vocab_size,
-            eos_id=encoding.eos_id,
-            returned=tuple(sorted(sha256.hex() for sha256 in scan.split.returned)),
-            identity=identity,
-            source=_origin(snapshot.source.corpus),
-            files=len(snapshot.files),
-            versions={
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
-            },
-            blocks=tuple(block for first in sorted(runs) for block in runs[first]),
-        )
-    )
-
-
-def _cut_run(first: int, scan: ShardScan, directory: Path) -> list[BlockFile]:
-    return cut_blocks(scan, first, min(first + BLOCKS_PER_TASK, scan.num_blocks), directory)
+def _cut(scan: ShardScan, directory: Path) -> tuple[BlockFile, ...]:
+    """Every block of a source, committed in ``directory``."""
+    firsts = range(0, scan.num_blocks, BLOCKS_PER_TASK)
+    batches = [range(first, min(first + BLOCKS_PER_TASK, scan.num_blocks)) for first in firsts]
+    cut = dict(_in_parallel(partial(cut_blocks, scan=scan, directory=directory), batches))
+    return tuple(block for numbers in batches for block in cut[numbers])
 
 
 # ---- tasks

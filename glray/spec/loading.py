@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import yaml
@@ -56,18 +56,16 @@ def load_comparison(
             f"{reference}: a comparison is a function of a Python file; write it as FILE.py:NAME"
         )
     declared = _from_python(path, name, ComparisonSpec).model_dump()
-    own = [override for override in overrides or [] if override.startswith("context.")]
-    for override in own:
-        _apply(declared, override)
+    for override in overrides or []:
+        if override.startswith("name="):
+            raise UserError(
+                f"--set {override}: its pipelines' names tell a comparison's runs apart; for "
+                "others beside them use another folder, --set compute.storage=FOLDER"
+            )
+        pipelines = [compared["pipeline"] for compared in declared["arms"]]
+        for overridden in [declared] if override.startswith("context.") else pipelines:
+            _apply(overridden, override)
     for compared in declared["arms"]:
-        for override in overrides or []:
-            if override.startswith("name="):
-                raise UserError(
-                    f"--set {override}: its pipelines' names tell a comparison's runs apart; for "
-                    "others beside them use another folder, --set compute.storage=FOLDER"
-                )
-            if override not in own:
-                _apply(compared["pipeline"], override)
         if num_seeds is not None:
             compared["pipeline"]["seeds"] = tuple(range(num_seeds))
         validate(compared["pipeline"], f"{reference}: {compared['label']}")
@@ -135,7 +133,9 @@ def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     folder = path.resolve().parent
     try:
         with _importing_from(folder):
-            function = _named(runpy.run_path(str(path)), name)
+            function: Any = SimpleNamespace(**runpy.run_path(str(path)))
+            for part in name.split("."):
+                function = getattr(function, part, None)
             if not callable(function):
                 raise UserError(
                     f"{path}: defines no function {name}(), which returns a {kind.__name__}"
@@ -194,15 +194,6 @@ def _lies_in(module: ModuleType | None, folder: Path) -> bool:
     """Whether the module's file, or the package's folder, lies directly in ``folder``."""
     places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
     return any(place and Path(place).resolve().parent == folder for place in places)
-
-
-def _named(module: dict[str, Any], name: str) -> Any:
-    """What a dotted name stands for in a module; None if nothing."""
-    first, *rest = name.split(".")
-    found = module.get(first)
-    for part in rest:
-        found = getattr(found, part, None)
-    return found
 
 
 def _from_yaml(path: Path) -> dict[str, Any]:

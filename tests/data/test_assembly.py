@@ -80,7 +80,7 @@ def test_blocks_cut_in_any_runs_are_the_stream(
     files = []
     for first in range(0, found.num_blocks, blocks_per_task):
         last = min(first + blocks_per_task, found.num_blocks)
-        files += cut_blocks(found, first, last, tmp_path / "blocks")
+        files += cut_blocks(range(first, last), found, tmp_path / "blocks")
     expected = stream()
     assert [file.name for file in files] == [f"{i:05d}.arrow" for i in range(len(files))]
     assert sum(file.num_tokens for file in files) == len(expected)
@@ -92,9 +92,9 @@ def test_blocks_cut_in_any_runs_are_the_stream(
 
 def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> None:
     found = scan_shards(shards, "uint16", FRACTION)
-    first = cut_blocks(found, 0, 1, tmp_path / "blocks")
+    first = cut_blocks(range(1), found, tmp_path / "blocks")
     changed = (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns
-    assert cut_blocks(found, 0, 1, tmp_path / "blocks") == first
+    assert cut_blocks(range(1), found, tmp_path / "blocks") == first
     assert (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns == changed
 
 

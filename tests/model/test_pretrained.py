@@ -243,7 +243,7 @@ NORM = "model.layers.0.input_layernorm.weight"
     ("changed", "words"),
     [
         ({NORM: None}, f"lacks 1 of the weights that its config.json asks for, such as {NORM}"),
-        ({NORM: torch.ones(3)}, rf"{NORM} is of shape \[3\], config.json makes it \[32\]"),
+        ({NORM: torch.ones(3)}, rf"{NORM} has shape \[3\], but config.json asks for \[32\]"),
         (
             {"lm_head.bias": torch.ones(3)},
             "has 1 weights that .* does not ask for, such as lm_head",

@@ -109,28 +109,18 @@ def scan_shards(
     )
 
 
-def cut_blocks(scan: ShardScan, first: int, last: int, directory: Path) -> list[BlockFile]:
-    """Commit the stream's blocks ``first`` to ``last`` (exclusive) in ``directory``, unless all are
-    there. Reads the shards that hold their tokens, one at a time."""
-    paths = [directory / f"{index:05d}.arrow" for index in range(first, last)]
+def cut_blocks(numbers: range, scan: ShardScan, directory: Path) -> list[BlockFile]:
+    """Commit the stream's blocks of these consecutive numbers in ``directory``, unless all are
+    there. Holds their tokens in memory; reads only the shards that have them."""
+    paths = [directory / f"{number:05d}.arrow" for number in numbers]
     if all(path.exists() for path in paths):
         return [describe_block(path) for path in paths]
-    start = first * BLOCK_TOKENS
-    stop = min(last * BLOCK_TOKENS + 1, scan.num_tokens)  # with the token that is borrowed
-    blocks: list[BlockFile] = []
-    pending = [np.empty(0, dtype=scan.dtype)]
-    for tokens in _stream(scan, start, stop):
-        pending.append(tokens)
-        if sum(map(len, pending)) <= BLOCK_TOKENS:
-            continue
-        joined = np.concatenate(pending)
-        while len(joined) > BLOCK_TOKENS:
-            blocks.append(write_block(paths[len(blocks)], joined[: BLOCK_TOKENS + 1]))
-            joined = joined[BLOCK_TOKENS:]
-        pending = [joined]
-    if len(blocks) < len(paths):  # the stream's last block borrows none
-        blocks.append(write_block(paths[-1], np.concatenate(pending)))
-    return blocks
+    stop = numbers.stop * BLOCK_TOKENS + 1  # with the token that is borrowed
+    tokens = np.concatenate(list(_stream(scan, numbers.start * BLOCK_TOKENS, stop)))
+    return [
+        write_block(path, tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS + 1])
+        for index, path in enumerate(paths)
+    ]
 
 
 def write_heldout(scan: ShardScan, path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -238,10 +239,8 @@ def _parquet_documents(part: FilePart, column: str) -> Iterator[Document | Skipp
 def _arrow_documents(part: FilePart, column: str) -> Iterator[Document | Skipped]:
     uri = part.file.uri
     row = 0
-    for index, batch in enumerate(_arrow_batches(uri)):
+    for index, batch in enumerate(islice(_arrow_batches(uri), part.last)):
         if index >= part.first:
-            if part.last is not None and index >= part.last:
-                return
             _check_column(uri, batch.schema, column)
             yield from _row_documents(uri, row, batch.column(column))
         row += batch.num_rows

@@ -1,6 +1,9 @@
 """The application that commands are added to, and what several of them take and do."""
 
 import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +96,19 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         connect(spec.compute, console.print)
         corpus = prepare(spec, console.print)
     return corpus
+
+
+@contextmanager
+def naming_options(options: Mapping[str, str]) -> Iterator[None]:
+    """An error of the library names the command's options: what matches a pattern of ``options``
+    becomes the option that gives it."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for pattern, option in options.items():
+            message = re.sub(pattern, option, message)
+        raise UserError(message) from None
 
 
 def parsed_lengths(text: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from glray.cli.app import (
     app,
     console,
     load_spec,
+    naming_options,
     parsed_lengths,
     prepared_corpus,
     write_and_show,
@@ -80,13 +81,12 @@ def profile(
     from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
-    measured = measure(
-        spec,
-        parsed_lengths(seq_lens) if seq_lens else spec.all_seq_lens,
-        settings_of(own_setting(spec), attention, compiled, precision),
-        memory_gib,
-        lambda phase: console.print(phase, style="dim"),
-    )
+    lengths = parsed_lengths(seq_lens) if seq_lens else spec.all_seq_lens
+    settings = settings_of(own_setting(spec), attention, compiled, precision)
+    with naming_options({"^seq_lens": "--seq-lens", "^kernel": "--attention"}):
+        measured = measure(
+            spec, lengths, settings, memory_gib, lambda phase: console.print(phase, style="dim")
+        )
     Console(highlight=False).print(terminal(*profile_sheets(measured, spec)))
     path = profile_path(spec)
     write_profile(measured, path)
@@ -141,7 +141,8 @@ def data(
     spec = load_spec(pipeline, overrides)
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
-    windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
+    with naming_options({"^step": "--step", "^seq_len": "--seq-len"}):
+        windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
     shown = sources(corpus), document_lengths(corpus), windows_text(windows, step, length)
     Console(highlight=False).print(terminal(*shown))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from glray.cli.app import app, console, parsed_lengths, write_and_show
+from glray.cli.app import app, console, naming_options, parsed_lengths, write_and_show
 from glray.errors import UserError
 
 RunDirectories = Annotated[
@@ -17,6 +17,16 @@ RunDirectories = Annotated[
 RunDirectory = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
 ]
+
+
+EVAL_OPTIONS = {
+    r"^seq_lens\b": "--seq-lens",
+    r"^num_tokens\b": "--num-tokens",
+    r"^(stride|positions)\b": r"--\1",
+    r"^documents\b|(?<=name )documents$|corpus\.paths": "--documents",
+    r"corpus\.column": "--column",
+}
+"""The options of ``glray eval`` by what the library calls them in its errors."""
 
 
 class EvalProtocol(StrEnum):
@@ -99,7 +109,8 @@ def evaluate(
         documents=corpus_of_files(documents, column or "text") if documents else None,
         num_tokens=num_tokens,
     )
-    scores = score_model(model, chosen)
+    with naming_options(EVAL_OPTIONS):
+        scores = score_model(model, chosen)
     Console(highlight=False).print(terminal(*context_sheets(scores, chosen)))
     if out is not None:
         about = {"model": str(model), "documents": documents}

@@ -38,11 +38,11 @@ def shown_windows(
     chunk_len = spec.chunk_tokens
     if seq_len < 1 or chunk_len % seq_len:
         raise UserError(
-            f"--seq-len {seq_len} does not divide chunk_len {chunk_len:,}: no stage could have it; "
+            f"seq_len {seq_len} does not divide chunk_len {chunk_len:,}: no stage could have it; "
             "use a power of two up to that"
         )
     if step < 0:
-        raise UserError(f"--step {step} is before the first step, which is 0; give 0 or more")
+        raise UserError(f"step {step} is before the first step, which is 0; give 0 or more")
     order = corpus.order(chunk_len, spec.seeds[0])
     chunks_per_step = spec.tokens_per_batch // chunk_len
     chunks = order.chunks(step * chunks_per_step, (step + 1) * chunks_per_step)

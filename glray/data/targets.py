@@ -108,7 +108,7 @@ def document_targets(
     if not kept:
         skipped = f" ({num_skipped:,} more are empty or not UTF-8)" if num_skipped else ""
         raise UserError(
-            f"--documents: a window of {longest:,} tokens needs a document of {longest + 1:,}, the "
+            f"documents: a window of {longest:,} tokens needs a document of {longest + 1:,}, the "
             f"longest of {num_read:,} has {most:,}{skipped}: nothing could be scored at that "
             "length; score shorter windows or longer documents"
         )
@@ -130,7 +130,7 @@ def _token_ids(document: Document, tokenizer: Tokenizer, num_ids: int) -> np.nda
     highest = int(document.content.max())
     if highest >= num_ids:
         raise UserError(
-            f"--documents: {document.name} has token id {highest:,}, the model's tokenizer "
+            f"documents: {document.name} has token id {highest:,}, the model's tokenizer "
             f"{num_ids:,} ids: another one made these tokens; give text"
         )
     return document.content

@@ -62,14 +62,14 @@ class Scores:
 def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     """Score a run's latest checkpoint or the model of a ``transformers`` folder. Raises UserError.
 
-    The targets are a fixed set for the longest of the lengths, so figures of two calls compare
+    The targets are a fixed set for the longest of the lengths, so losses of two calls compare
     only if that is the same.
     """
     _check_lengths(protocol)
     ctx = LocalContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trained = find_model(directory, ctx.device)
     seq_lens = sorted(set(protocol.seq_lens))
-    scalings = {  # all of them before the first is scored: one may be refused
+    scalings = {  # all of them before the first is scored: one may be invalid
         name: [json.dumps(_rope_parameters(name, trained, seq_len)) for seq_len in seq_lens]
         for name in protocol.positions
     }
@@ -90,7 +90,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
         if not math.isfinite(found.loss):
             raise UserError(
                 f"{directory}: the loss at {seq_len:,} is {found.loss}: the weights or positions "
-                "are broken, and no figure would mean anything; score another checkpoint"
+                "are broken, and no loss would mean anything; score another checkpoint"
             )
         return found.record().model_dump()
 
@@ -111,20 +111,20 @@ def _check_lengths(protocol: ScoringProtocol) -> None:
     longest = max(protocol.seq_lens)
     for seq_len in protocol.seq_lens:
         if seq_len < 1:
-            raise UserError(f"--seq-lens: {seq_len} is no window; a length is 1 or more")
+            raise UserError(f"seq_lens: {seq_len} is no window; a length is 1 or more")
         if longest % seq_len:
             raise UserError(
-                f"--seq-lens: {seq_len} does not divide the longest, {longest}: their targets "
+                f"seq_lens: {seq_len} does not divide the longest, {longest}: their targets "
                 "would not be the same; use powers of two"
             )
     if protocol.stride is not None and not 1 <= protocol.stride <= longest:
         raise UserError(
-            f"--stride {protocol.stride}: a window of {longest} tokens cannot move by that "
+            f"stride {protocol.stride}: a window of {longest} tokens cannot move by that "
             f"without leaving targets out; use 1 to {longest}"
         )
     if protocol.num_tokens is not None and protocol.num_tokens < longest:
         raise UserError(
-            f"--num-tokens {protocol.num_tokens:,} is less than one window of {longest:,}: nothing "
+            f"num_tokens {protocol.num_tokens:,} is less than one window of {longest:,}: nothing "
             f"could be scored at that length; use at least {longest:,}"
         )
 
@@ -134,15 +134,11 @@ def _targets(trained: TrainedModel, protocol: ScoringProtocol) -> HeldoutTargets
     usual = FOLDER_TARGETS if run is None else run.spec.evaluation.num_tokens
     num_tokens = protocol.num_tokens or max(usual, longest)
     if protocol.documents is not None:
-        try:
-            return document_targets(protocol.documents, trained.tokenizer, longest, num_tokens)
-        except UserError as error:  # names what was wrong as a pipeline has it
-            said = str(error).replace("corpus.paths", "--documents")
-            raise UserError(said.replace("corpus.column", "--column")) from None
+        return document_targets(protocol.documents, trained.tokenizer, longest, num_tokens)
     if run is None or trained.corpus is None:
         raise UserError(
             f"{trained.directory}: a folder has no held-out text of its own, so there is nothing "
-            "to score; add --documents"
+            "to score; name documents"
         )
     return heldout_targets(
         trained.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens)
@@ -158,9 +154,9 @@ def _rope_parameters(name: str, trained: TrainedModel, seq_len: int) -> dict[str
         return placed
     if trained.scaled_by is not None:
         raise UserError(
-            f"--positions {name}: {trained.directory} was trained with positions scaled by "
-            f"{trained.scaled_by}, and nobody has defined two scalings on top of each other; leave "
-            "the option out to score it as trained"
+            f"positions {name}: {trained.directory} was trained with positions scaled by "
+            f"{trained.scaled_by}, and nobody has defined two scalings on top of each other; score "
+            f"it {AS_TRAINED!r}"
         )
     return scoring_parameters(choice, trained.config, trained.trained_len, seq_len)
 
@@ -175,6 +171,6 @@ def _choice(name: str, trained: dict[str, Any]) -> PositionsSpec:
         return BaseFrequencies(thetas=(trained["rope_theta"], float(value)))
     except ValueError:  # of float() or the spec's own
         raise UserError(
-            f"--positions {name}: not one of {', '.join((AS_TRAINED, *SCALINGS))} or theta=NUMBER "
+            f"positions {name}: not one of {', '.join((AS_TRAINED, *SCALINGS))} or theta=NUMBER "
             "above 1"
         ) from None

@@ -56,9 +56,9 @@ def test_no_rows_are_no_windows(tmp_path, counting) -> None:
 @pytest.mark.parametrize(
     ("step", "seq_len", "problem"),
     [
-        (0, 64, r"--seq-len 64 does not divide chunk_len 32"),
-        (0, 0, r"--seq-len 0 "),
-        (-1, 8, r"--step -1 is before the first step"),
+        (0, 64, r"^seq_len 64 does not divide chunk_len 32"),
+        (0, 0, r"^seq_len 0 "),
+        (-1, 8, r"^step -1 is before the first step"),
     ],
 )
 def test_what_no_stage_has_is_refused(tmp_path, counting, step, seq_len, problem) -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from glray.cli.app import naming_options
+from glray.cli.runs import EVAL_OPTIONS
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.spec import (
@@ -130,9 +132,9 @@ def test_the_kind_of_documents_is_told_by_their_names():
     [
         ({"seq_lens": (8, 12)}, "8 does not divide the longest, 12"),
         ({"seq_lens": (0, 8)}, "0 is no window"),
-        ({"seq_lens": (8, 16), "stride": 17}, "--stride 17: a window of 16 tokens"),
-        ({"seq_lens": (8,), "stride": 0}, "--stride 0"),
-        ({"seq_lens": (8, 64), "num_tokens": 63}, "--num-tokens 63 is less than one window of 64"),
+        ({"seq_lens": (8, 16), "stride": 17}, "^stride 17: a window of 16 tokens"),
+        ({"seq_lens": (8,), "stride": 0}, "^stride 0"),
+        ({"seq_lens": (8, 64), "num_tokens": 63}, "^num_tokens 63 is less than one window of 64"),
         ({"seq_lens": (2**20,)}, "1048576 needs a held-out document of 1,048,577 tokens"),
     ],
 )
@@ -160,7 +162,7 @@ def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
 ):
     (tmp_path / "a.jsonl").write_text('{"text": "def long(argument): return argument"}\n')
     documents = corpus_of_files([str(tmp_path / name)], column)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error, naming_options(EVAL_OPTIONS):
         score_model(run.directory, ScoringProtocol((8,), documents=documents))
     assert "corpus." not in str(error.value)
 

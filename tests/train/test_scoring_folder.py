@@ -66,7 +66,7 @@ def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(tmp_path, cor
 
 def test_what_a_folder_lacks_is_said(finished, documents):
     folder = finished[0].directory / "model"
-    with pytest.raises(UserError, match=r"no held-out text of its own.*add --documents"):
+    with pytest.raises(UserError, match=r"no held-out text of its own.*name documents"):
         score_model(folder, ScoringProtocol(SEQ_LENS))
     protocol = ScoringProtocol(SEQ_LENS, documents=documents)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {}}))

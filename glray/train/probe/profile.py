@@ -175,22 +175,22 @@ def _validate(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Se
         )
     for seq_len in seq_lens:
         if seq_len < 1:
-            raise UserError(f"--seq-lens: {seq_len} is no window; a length is 1 or more")
+            raise UserError(f"seq_lens: {seq_len} is no window; a length is 1 or more")
         if BLOCK_TOKENS % seq_len:
             raise UserError(
-                f"--seq-lens: {seq_len} does not divide a token block of {BLOCK_TOKENS:,} tokens: "
+                f"seq_lens: {seq_len} does not divide a token block of {BLOCK_TOKENS:,} tokens: "
                 "no run could train it; use powers of two"
             )
         if spec.tokens_per_batch % seq_len:
             batches = -(-spec.tokens_per_batch // seq_lens[-1])
             raise UserError(
-                f"--seq-lens: {seq_len} does not divide tokens_per_batch {spec.tokens_per_batch}: "
+                f"seq_lens: {seq_len} does not divide tokens_per_batch {spec.tokens_per_batch}: "
                 "no batch of it has as many tokens as the others; use divisors, or add --set "
                 f"tokens_per_batch={batches * seq_lens[-1]}"
             )
     if spec.attention == "document" and any(setting.kernel == "eager" for setting in settings):
         raise UserError(
-            "--attention eager: the pipeline keeps documents apart (attention 'document'), which "
+            "kernel eager: the pipeline keeps documents apart (attention 'document'), which "
             "only sdpa does here; add --set attention=window"
         )
 

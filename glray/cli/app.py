@@ -120,7 +120,7 @@ def parsed_lengths(text: str) -> tuple[int, ...]:
 
 
 def write_and_show(runs: list[Path], out: Path) -> None:
-    """Print what came of the runs and write the page."""
+    """Print the runs' results and write the page."""
     from glray.report.headline import headline
     from glray.report.page import write_report
     from glray.report.render import terminal

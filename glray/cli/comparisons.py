@@ -1,4 +1,4 @@
-"""The command that trains what a comparison needs and judges its claims: compare."""
+"""The command that trains a comparison's runs and judges its claims: compare."""
 
 from typing import Annotated
 

@@ -66,7 +66,7 @@ def profile(
             help="What a step may take. Default: 92% of the GPU's memory, 80% of what is free.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="For the plot.")] = Path("profile.png"),
+    out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("profile.png"),
 ) -> None:
     """Time, memory and largest batch of a step at each length, on this machine.
 
@@ -113,7 +113,7 @@ def _listed(option: str, text: str, choices: tuple[str, ...]) -> list[Any]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in choices:
-            raise UserError(f"{option} {name}: is none of {', '.join(choices)}")
+            raise UserError(f"{option} {name}: unknown; choose from {', '.join(choices)}")
     return names
 
 
@@ -127,11 +127,11 @@ def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 def data(
     pipeline: PipelineFile,
     overrides: Overrides = None,
-    step: Annotated[int, typer.Option(help="Whose windows to show.")] = 0,
+    step: Annotated[int, typer.Option(help="The step whose windows to show.")] = 0,
     seq_len: Annotated[
-        int | None, typer.Option(help="Their length. Default: the first arm's first stage's.")
+        int | None, typer.Option(help="Window length. Default: the first arm's first stage's.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=0, help="How many of them.")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="How many windows to show.")] = 3,
 ) -> None:
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
     from glray.data.inspection import shown_windows

@@ -1,4 +1,4 @@
-"""Commands that take what was trained: eval, report, export."""
+"""Commands that take trained runs: eval, report, export."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -52,7 +52,7 @@ def evaluate(
     positions: Annotated[
         str,
         typer.Option(
-            help="How positions are placed beyond the longest length trained, several with commas: "
+            help="RoPE scaling beyond the longest length trained, several with commas: "
             "as trained, extrapolation, interpolation, ntk, yarn, theta=NUMBER."
         ),
     ] = "as trained",
@@ -72,7 +72,7 @@ def evaluate(
         ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="Where their text lies; by default in 'text'.")
+        str | None, typer.Option(help="Column or key of their text. Default: text.")
     ] = None,
     num_tokens: Annotated[
         int | None,
@@ -123,8 +123,8 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"--out {out}: no folder can be made there ({error.strerror}), nothing could be kept; "
-            "name another"
+            f"--out {out}: no folder can be made there ({error.strerror}), so the scores would be "
+            "lost; name another"
         ) from None
 
 

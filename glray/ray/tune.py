@@ -26,7 +26,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.train.runs import plan_runs, validate_pipeline
 
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
-"""What a trial's own process asks for: a byte, as Tune refuses an empty request and a share of a
+"""What a trial's own process asks for: a byte, as Tune rejects an empty request and a share of a
 CPU would be missing when its workers ask for all of them."""
 
 

@@ -19,7 +19,7 @@ from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
-"""Measured and calibrated seconds further apart than this share are said in the headline."""
+"""Measured and calibrated seconds further apart than this share are mentioned in the headline."""
 NOISE_ERRORS = 2
 """A paired difference of no more than this many standard errors is called noise."""
 MOST_LISTED = 6

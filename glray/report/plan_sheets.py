@@ -141,8 +141,7 @@ def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) ->
     lines = [f"predicted on one worker: {seconds:,.1f} s{hours}{memory}"]
     saved = saved_share(costs, spec, arm)
     if saved is not None:
-        longest = f"fixed {max(arm.seq_lens):,}"
-        lines.append(f"saves {saved:.0%} of {longest}'s time on as many tokens")
+        lines.append(f"saves {saved:.0%} of fixed {max(arm.seq_lens):,}'s time on as many tokens")
     return lines
 
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from glray.report.figure import add_legend, length_axis, new_figure, save, styled, styles_of
-from glray.run.profile import LengthCost, Profile
+from glray.run.profile import Profile
 
 PANELS = (
     ("step time", "seconds"),
@@ -25,18 +27,10 @@ def write_profile_plot(profile: Profile, path: Path) -> Path:
         axes.tick_params(axis="x", labelsize=8, labelrotation=45 if len(lengths) > 5 else 0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         for costs in profile.settings:
-            shares = _shares(costs.lengths, field)
-            styles[costs.setting.name].draw(axes, list(shares), list(shares.values()), seen=True)
+            known = [cost for cost in costs.fitting if getattr(cost, field)]
+            values = np.array([getattr(cost, field) for cost in known], dtype=float)
+            seq_lens = [cost.seq_len for cost in known]
+            styles[costs.setting.name].draw(axes, seq_lens, values / values[-1:], seen=True)
         axes.set_ylim(bottom=0)
     add_legend(figure, styles)
     return save(figure, path)
-
-
-def _shares(lengths: tuple[LengthCost, ...], field: str) -> dict[int, float]:
-    """By length, the value over the last one's, of the lengths that have one."""
-    values = {
-        cost.seq_len: float(value)
-        for cost in lengths
-        if cost.fits and (value := getattr(cost, field))
-    }
-    return {seq_len: value / list(values.values())[-1] for seq_len, value in values.items()}

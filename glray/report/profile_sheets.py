@@ -85,8 +85,10 @@ def _savings(costs: SettingCosts, spec: PipelineSpec | None) -> list[str]:
         f"At equal tokens no schedule saves more than {most:.0%} of fixed {longest.seq_len:,}'s "
         f"time, which {cheapest.seq_len:,} alone does."
     ]
-    for arm in spec.arms if spec else ():
-        saved = saved_share(costs, spec, arm) if spec else None
-        if saved is not None:
-            lines.append(f"{arm.name} saves {saved:.0%} of fixed {max(arm.seq_lens):,}.")
+    if spec is not None:
+        lines += [
+            f"{arm.name} saves {saved:.0%} of fixed {max(arm.seq_lens):,}."
+            for arm in spec.arms
+            if (saved := saved_share(costs, spec, arm)) is not None
+        ]
     return lines

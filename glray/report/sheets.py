@@ -34,15 +34,13 @@ class Sheet:
 def summary(runs: Sequence[Run]) -> list[Sheet]:
     """For a terminal: what each run took, and its held-out loss at each window length."""
     seq_lens = eval_seq_lens(runs)
-    parts = [seq_lens[i : i + MOST_LENGTHS] for i in range(0, len(seq_lens), MOST_LENGTHS)]
     longest = longest_trained(runs)
-    return [
-        training(runs).first(6),
-        *(
-            heldout(runs, part, [max((n for n in part if n <= longest), default=part[0])])
-            for part in parts
-        ),
-    ]
+    sheets = [training(runs).first(6)]
+    for start in range(0, len(seq_lens), MOST_LENGTHS):
+        part = seq_lens[start : start + MOST_LENGTHS]
+        longest_seen = max((n for n in part if n <= longest), default=part[0])
+        sheets.append(heldout(runs, part, [longest_seen]))
+    return sheets
 
 
 def training(runs: Sequence[Run]) -> Sheet:
@@ -86,10 +84,8 @@ def heldout(runs: Sequence[Run], seq_lens: Sequence[int], byte_lens: Sequence[in
             unseen = "*" if score and seq_len > run.longest_seq_len else ""
             below = "" if error is None else f"\n±{error:.3f}"
             cells.append(f"{number(score.loss if score else None)}{unseen}{below}")
-        bits = (
-            number(score.bits_per_byte if score else None) for score in map(latest.at, byte_lens)
-        )
-        rows.append([*cells, *bits])
+        scores = map(latest.at, byte_lens)
+        rows.append([*cells, *(number(score.bits_per_byte if score else None) for score in scores)])
     columns = ["run", *map(str, seq_lens), *(f"bits/byte\nat {seq_len}" for seq_len in byte_lens)]
     documents = sorted({run.latest.num_documents for run in runs if run.latest is not None})
     counts = " or ".join(f"{count:,}" for count in documents)

@@ -16,9 +16,9 @@ START_SHARE = 0.12
 
 def loss_over_time(runs: Sequence[Run]) -> Figure:
     """Training loss over calibrated seconds; over measured ones if a run has no others."""
-    if all(run.log.calibrated_seconds is not None for run in runs):
-        return _loss_over(runs, "calibrated_seconds", 1.0, "calibrated training time (seconds)")
-    return _loss_over(runs, "measured_seconds", 1.0, "measured training time (seconds)")
+    calibrated = all(run.log.calibrated_seconds is not None for run in runs)
+    clock = "calibrated" if calibrated else "measured"
+    return _loss_over(runs, f"{clock}_seconds", 1.0, f"{clock} training time (seconds)")
 
 
 def loss_over_tokens(runs: Sequence[Run]) -> Figure:
@@ -73,9 +73,8 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
 
 def _seeds_together(arm: Arm) -> list[list[Run]]:
     """The arm's runs under all seeds, if they have trained as far; else each on its own."""
-    if len({len(run.log.step) for run in arm.runs}) == 1:
-        return [list(arm.runs)]
-    return [[run] for run in arm.runs]
+    as_far = len({len(run.log.step) for run in arm.runs}) == 1
+    return [list(arm.runs)] if as_far else [[run] for run in arm.runs]
 
 
 def _draw_evaluations(axes: Axes, runs: Sequence[Run], x: np.ndarray, style: Style) -> list[float]:

@@ -22,7 +22,7 @@ from glray.spec.comparison import ClaimSpec
 
 
 class Verdict(StrEnum):
-    """What came of a claim."""
+    """The outcome of a claim."""
 
     SUPPORTED = "supported"
     NOT_SUPPORTED = "not supported"

@@ -36,7 +36,7 @@ class ScoringProtocol:
     """Tokens between the windows that slide over a sequence, shorter ones by their own length;
     None: it is cut into windows."""
     positions: tuple[str, ...] = (AS_TRAINED,)
-    """How they are placed beyond the longest length trained: ``as trained``, ``extrapolation``,
+    """RoPE scalings beyond the longest length trained: ``as trained``, ``extrapolation``,
     ``interpolation``, ``ntk``, ``yarn`` or ``theta=NUMBER``."""
     documents: SourceCorpus | None = None
     """What is scored; None: the run's held-out documents."""

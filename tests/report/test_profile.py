@@ -146,5 +146,5 @@ def test_settings_are_every_combination():
         "eager, not compiled, float32",
         "eager, compiled, float32",
     ]
-    with pytest.raises(UserError, match="--attention flash: is none of sdpa, eager"):
+    with pytest.raises(UserError, match="--attention flash: unknown; choose from sdpa, eager"):
         settings_of(OWN, "flash", None, None)

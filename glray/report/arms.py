@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glray.run.records import LengthLoss
 from glray.run.run import Run
@@ -48,6 +49,16 @@ def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     for arm in by_arm(runs):
         for run in arm.runs:
             yield arm.run_label(run), run
+
+
+def by_environment(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[str]]]:
+    """Each machine and set of versions that runs were trained on, with the runs' labels."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for label, run in labelled(runs):
+        environment = {**run.environment}
+        environment.pop("matmul_flops_per_second", None)  # measured, so it differs at each start
+        found.setdefault(repr(environment), (environment, []))[1].append(label)
+    return list(found.values())
 
 
 def latest_loss(run: Run, seq_len: int) -> LengthLoss | None:

@@ -1,11 +1,12 @@
 """Outputs of a comparison: labelled runs, verdicts, an HTML page and ``comparison.json``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glray.files import write_json
+from glray.report.arms import by_environment
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.page import write_report
@@ -90,7 +91,10 @@ def comparison_record(comparison: Compared) -> dict[str, Any]:
             for arm in spec.arms
         ],
         "long_documents": _long_documents(comparison),
-        "environments": _environments(comparison.runs),
+        "environments": [
+            {**environment, "runs": len(labels)}
+            for environment, labels in by_environment(comparison.runs)
+        ],
         "spec": spec.model_dump(mode="json"),
     }
 
@@ -153,14 +157,3 @@ def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
         for (directory, protocol), record in comparison.long_losses.items()
         if directory == run.directory
     ]
-
-
-def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each machine and set of versions that runs were trained on, once, with how many they are."""
-    counted: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        described = {**run.environment}
-        described.pop("matmul_flops_per_second", None)  # measured at each start
-        entry = counted.setdefault(repr(described), {**described, "runs": 0})
-        entry["runs"] += 1
-    return list(counted.values())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from glray.plan import RESCORE_STEPS, WATCHED_STEPS
-from glray.report.arms import eval_seq_lens, labelled, longest_trained
+from glray.report.arms import by_environment, eval_seq_lens, labelled, longest_trained
 from glray.report.formats import number, plus_minus, seconds_text, tokens_text
 from glray.run.records import BoundaryLoss, BoundaryRecord
 from glray.run.run import Run
@@ -188,22 +188,18 @@ def jumps(runs: Sequence[Run]) -> Sheet:
 
 def identities(runs: Sequence[Run]) -> Sheet:
     """Fingerprints and checksums; machine, versions and commit, each once with its runs."""
-    environments: dict[str, list[str]] = {}
-    rows = []
+    rows, notes = [], []
     for label, run in labelled(runs):
-        described = ", ".join(
-            f"{key.replace('_', ' ')} {'none' if value is None else value}"
-            for key, value in run.environment.items()
-            if key != "matmul_flops_per_second"  # measured, so it differs at each start
-        )
-        environments.setdefault(described, []).append(label)
         checksum = run.result.checksum if run.result else "unfinished"
         peak = _matmul_peak(run)
         rows.append([label, run.pipeline, str(run.seed), run.fingerprint, checksum, peak])
-    notes = [
-        described if len(environments) == 1 else f"{', '.join(labels)}: {described}"
-        for described, labels in environments.items()
-    ]
+    environments = by_environment(runs)
+    for environment, labels in environments:
+        described = ", ".join(
+            f"{key.replace('_', ' ')} {'none' if value is None else value}"
+            for key, value in environment.items()
+        )
+        notes.append(described if len(environments) == 1 else f"{', '.join(labels)}: {described}")
     columns = ["run", "pipeline", "seed", "training fingerprint", "token checksum"]
     title = "Machine, versions and identity"
     return Sheet(title, [*columns, "matmul TFLOP/s"], rows, notes, left=range(5))

@@ -208,7 +208,7 @@ def test_a_column_of_lists_is_token_ids(tmp_path: Path, write, kind) -> None:
     [
         ([1], "a: column 'body' is int64"),
         ([[1.5]], "a: column 'body' is list"),
-        ([[1, -2]], "a:0: -2 is no token id"),
+        ([[1, -2]], "a:0: -2 is not a token id"),
         (pa.array([[2**64 - 1]], pa.list_(pa.uint64())), "a:0: 18,446,744,073,709,551,615 is no"),
         ([[1, None]], "a:0: 1 of its token ids are null"),
     ],

@@ -135,7 +135,8 @@ def _num_characters(item: Document | Skipped) -> int:
 def _encoded(
     items: list[Document | Skipped], encoding: Encoding, schema: pa.Schema
 ) -> pa.RecordBatch:
-    """The rows of some documents, in their order."""
+    """The rows of some documents, in their order. Raises UserError for a given token id that the
+    tokenizer lacks."""
     contents = [item.content if isinstance(item, Document) else None for item in items]
     texts = [content for content in contents if isinstance(content, str)]
     encoded = iter(encode(_tokenizer(encoding.tokenizer_json), texts))
@@ -146,7 +147,15 @@ def _encoded(
         if isinstance(content, str):
             size, ids = len(content.encode()), np.array([*next(encoded), encoding.eos_id])
         elif content is not None:
-            ids = _given_ids(item.name, content, encoding)
+            highest = int(content.max())
+            if highest >= encoding.vocab_size:
+                raise UserError(
+                    f"{item.name}: token id {highest:,}, but the tokenizer has "
+                    f"{encoding.vocab_size:,} ids: another one made these tokens; give its "
+                    "tokenizer.json"
+                )
+            ended = content[-1] == encoding.eos_id
+            ids = content if ended else np.append(content, encoding.eos_id)
             size = int(_token_num_bytes(encoding.tokenizer_json)[content].sum())
         sizes.append(size)
         tokens.append(ids.astype(encoding.dtype))
@@ -159,18 +168,6 @@ def _encoded(
         pa.ListArray.from_arrays(offsets, np.concatenate(tokens)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _given_ids(name: str, ids: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The ids of a tokenized document, ended by EOS. Raises UserError for an id
-    that the tokenizer lacks."""
-    highest = int(ids.max())
-    if highest >= encoding.vocab_size:
-        raise UserError(
-            f"{name}: token id {highest:,}, but the tokenizer has {encoding.vocab_size:,} ids: "
-            "another one made these tokens; give its tokenizer.json"
-        )
-    return ids if ids[-1] == encoding.eos_id else np.append(ids, encoding.eos_id)
 
 
 @lru_cache(maxsize=1)  # once a process: tasks get their own copy of the encoding

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from glray.data.blocks.arrow_files import committed_batches, mapped_batches
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_json, sha256_of, write_json
+from glray.files import read_json, sha256_of
 from glray.record import Record
 from glray.spec.identity import TOKENS_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -117,7 +117,7 @@ def write_manifest(blocks: TokenBlocks) -> TokenBlocks:
     """Write ``manifest.json``; returns what ``open_token_blocks`` reads of it."""
     files = (blocks.tokenizer_path, blocks.heldout_path)
     blocks = blocks.model_copy(update={"checksums": {f.name: sha256_of(f) for f in files}})
-    write_json(blocks.directory / "manifest.json", blocks.model_dump(mode="json"))
+    blocks.write(blocks.directory / "manifest.json")
     return blocks
 
 
@@ -192,8 +192,8 @@ def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
     if found != sha256:
         what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
         raise UserError(
-            f"{path}: {what}, its SHA-256 is {found[:16]}…, the manifest says {sha256[:16]}…: it "
-            f"would not be the corpus's; {_again(directory)}"
+            f"{path}: {what}, its SHA-256 is {found[:16]}…, but the manifest says {sha256[:16]}…: "
+            f"its tokens would not be the corpus's; {_again(directory)}"
         )
 
 

@@ -275,7 +275,7 @@ def _token_ids(name: str, values: pa.Array) -> np.ndarray:
     ids = values.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(ids) and ids.min() < 0:  # or beyond 2^63
         wrong = values[int(ids.argmin())].as_py()
-        raise UserError(f"{name}: {wrong:,} is no token id; fix the row")
+        raise UserError(f"{name}: {wrong:,} is not a token id; fix the row")
     return ids
 
 

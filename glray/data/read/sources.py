@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -84,7 +83,13 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
     store that cannot be reached.
     """
     if isinstance(corpus, StdlibCorpus):
-        files = [_local_file(path) for path in _stdlib_modules()]
+        root = stdlib_directory()
+        modules = (path for path in root.rglob("*.py") if path.is_file())
+        files = [
+            _local_file(path)
+            for path in modules
+            if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
+        ]
     else:
         files = [file for declared in corpus.paths for file in _declared(declared, type(corpus))]
     return tuple(sorted(set(files), key=lambda file: file.uri))
@@ -120,13 +125,6 @@ def is_uri(path: str) -> bool:
 def stdlib_directory() -> Path:
     """Where the running Python keeps its standard library."""
     return Path(sysconfig.get_path("stdlib")).resolve()
-
-
-def _stdlib_modules() -> Iterator[Path]:
-    root = stdlib_directory()
-    for path in root.rglob("*.py"):
-        if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts) and path.is_file():
-            yield path
 
 
 def _declared(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
@@ -166,7 +164,7 @@ def _local_file(path: Path) -> SourceFile:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f"corpus.paths: {str(path)!r} is no UTF-8; rename the file") from None
+        raise UserError(f"corpus.paths: {str(path)!r} is not UTF-8; rename the file") from None
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -282,7 +280,7 @@ def _s3(bucket: str, query: str) -> pafs.S3FileSystem:
     unknown = options.keys() - S3_OPTIONS
     if unknown:
         known = ", ".join(S3_OPTIONS)
-        raise ValueError(f"no option {', '.join(sorted(unknown))} of S3 is known, only {known}")
+        raise ValueError(f"unknown S3 option {', '.join(sorted(unknown))}; known: {known}")
     endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL", "")
     scheme, _, host = endpoint.rpartition("://")
     region = options.get("region") or os.environ.get("AWS_REGION")

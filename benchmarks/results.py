@@ -45,10 +45,8 @@ def page() -> str:
     found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
 
     def results_of(scale: str) -> dict[str, Any]:
-        results = {
-            name: found.get(f"paper-{scale}-{name}") for name in ("tables", *FIGURES, "cost")
-        }
-        return {name: result for name, result in results.items() if result is not None}
+        names = {name: f"paper-{scale}-{name}" for name in ("tables", *FIGURES, "cost")}
+        return {name: found[stem] for name, stem in names.items() if stem in found}
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -15,10 +15,6 @@ class Arm:
     label: str
     runs: tuple[Run, ...]
 
-    def run_label(self, run: Run) -> str:
-        """The arm's label, with the seed if there are several."""
-        return self.label if len(self.runs) == 1 else f"{self.label} seed {run.seed}"
-
 
 def by_arm(runs: Sequence[Run]) -> list[Arm]:
     """The arms in the order of their first run.
@@ -45,10 +41,10 @@ def by_arm(runs: Sequence[Run]) -> list[Arm]:
 
 
 def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
-    """Each run with its label, arm by arm."""
+    """Each run with its arm's label, and with its seed if the arm has several; arm by arm."""
     for arm in by_arm(runs):
         for run in arm.runs:
-            yield arm.run_label(run), run
+            yield arm.label if len(arm.runs) == 1 else f"{arm.label} seed {run.seed}", run
 
 
 def by_environment(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[str]]]:

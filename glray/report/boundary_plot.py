@@ -52,9 +52,9 @@ def around_boundaries(runs: Sequence[Run]) -> Figure:
 
 def _around(run: Run, column: str, stages: slice, step: int, offsets: np.ndarray) -> np.ndarray:
     """float64[offsets]: NaN where the two stages have no such step."""
+    logged = getattr(run.log, column)[: stages.stop]  # line i is of step i, from 0
+    steps = step + offsets
+    inside = (steps >= stages.start) & (steps < len(logged))
     values = np.full(len(offsets), np.nan)
-    log = getattr(run.log, column)
-    places = step + offsets  # the log's line i is of step i, from 0
-    there = (places >= stages.start) & (places < min(stages.stop, len(log)))
-    values[there] = log[places[there]]
+    values[inside] = logged[steps[inside]]
     return values

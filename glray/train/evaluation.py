@@ -19,29 +19,55 @@ from glray.train.parallel import autocast, evaluating
 def score(
     model: NextTokenLoss,
     targets: HeldoutTargets,
-    seq_len: int,
+    windows: "Windows",
     ctx: WorkerContext,
     *,
     rows: int,
     precision: Precision,
-    stride: int | None = None,
 ) -> "Scored":
-    """The targets in windows of ``seq_len`` tokens, ``rows`` of them through the model at once. The
+    """The losses of the targets in ``windows``, ``rows`` of them through the model at once. The
     same on every rank.
+
+    Every rank makes as many passes as the one with most windows, as a sharded model needs all of
+    them; what is left over is padding.
+    """
+    seq_len, per_sequence = windows.seq_len, len(windows.starts)
+    num_sequences = len(targets.tokens)
+    first, last = row_range(num_sequences, ctx.rank, ctx.world_size)
+    mine = torch.from_numpy(targets.tokens[first:last])
+    starts, num_new = torch.from_numpy(windows.starts), torch.from_numpy(windows.num_new)
+    positions = torch.arange(seq_len + 1)
+    num_windows = len(mine) * per_sequence
+    padding = mine.new_zeros((1, seq_len))
+    by_sequence = torch.zeros(num_sequences, dtype=torch.float64)
+    by_place = torch.zeros(targets.longest, dtype=torch.float64)
+    with evaluating(model), torch.no_grad(), autocast(ctx.device, precision):
+        for start in range(0, -(-num_sequences // ctx.world_size) * per_sequence, rows):
+            if start >= num_windows:
+                model(padding.to(ctx.device), padding.to(ctx.device))
+                continue
+            window = torch.arange(start, min(start + rows, num_windows))
+            sequence, index = window // per_sequence, window % per_sequence
+            places = starts[index, None] + positions
+            tokens = mine[sequence[:, None], places]
+            losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
+            is_new = positions[:-1] >= seq_len - num_new[index, None]
+            losses = losses.double().cpu() * is_new
+            by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))
+            by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
+    both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
+    return Scored(targets, windows, both[:num_sequences], both[num_sequences:])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of ``seq_len`` tokens that score each target of a sequence once.
 
     Without a ``stride`` each sequence is cut into windows, so that a target's context is what its
     window has before it. With one, windows begin ``stride`` tokens apart and score what the one
     before has not (Press et al. 2021, arXiv:2108.12409, appendix B; YaRN, arXiv:2309.00071, section
     4.3.1): all but the first window's targets have ``seq_len`` - ``stride`` tokens or more.
     """
-    windows = Windows.over(targets.longest, seq_len, stride or seq_len)
-    with evaluating(model):
-        return _scored(model, targets, windows, ctx, rows, precision)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The windows of ``seq_len`` tokens that score each target of a sequence once."""
 
     seq_len: int
     starts: np.ndarray
@@ -50,11 +76,11 @@ class Windows:
     """int64[windows]: how many targets at the end of each the one before has not scored."""
 
     @classmethod
-    def over(cls, longest: int, seq_len: int, stride: int) -> "Windows":
+    def over(cls, longest: int, seq_len: int, stride: int | None = None) -> "Windows":
         """Over a sequence of ``longest`` targets; the last window is whole, it starts earlier."""
-        starts = [0]
+        starts, move = [0], min(stride or seq_len, seq_len)
         while starts[-1] + seq_len < longest:
-            starts.append(min(starts[-1] + min(stride, seq_len), longest - seq_len))
+            starts.append(min(starts[-1] + move, longest - seq_len))
         new = [seq_len, *(later - earlier for earlier, later in pairwise(starts))]
         return cls(seq_len, np.array(starts), np.array(new))
 
@@ -103,41 +129,3 @@ class Scored:
             bits_per_byte=float(self.by_sequence.sum() / np.log(2) / self.targets.num_bytes),
             loss_by_position=by_position,
         )
-
-
-def _scored(
-    model: NextTokenLoss,
-    targets: HeldoutTargets,
-    windows: Windows,
-    ctx: WorkerContext,
-    rows: int,
-    precision: Precision,
-) -> Scored:
-    """Every rank makes as many passes as the one with most windows, as a sharded model needs all of
-    them; what is left over is padding."""
-    seq_len, per_sequence = windows.seq_len, len(windows.starts)
-    num_sequences = len(targets.tokens)
-    first, last = row_range(num_sequences, ctx.rank, ctx.world_size)
-    mine = torch.from_numpy(targets.tokens[first:last])
-    starts, num_new = torch.from_numpy(windows.starts), torch.from_numpy(windows.num_new)
-    positions = torch.arange(seq_len + 1)
-    num_windows = len(mine) * per_sequence
-    padding = mine.new_zeros((1, seq_len))
-    by_sequence = torch.zeros(num_sequences, dtype=torch.float64)
-    by_place = torch.zeros(targets.longest, dtype=torch.float64)
-    with torch.no_grad(), autocast(ctx.device, precision):
-        for start in range(0, -(-num_sequences // ctx.world_size) * per_sequence, rows):
-            if start >= num_windows:
-                model(padding.to(ctx.device), padding.to(ctx.device))
-                continue
-            window = torch.arange(start, min(start + rows, num_windows))
-            sequence, index = window // per_sequence, window % per_sequence
-            places = starts[index, None] + positions
-            tokens = mine[sequence[:, None], places]
-            losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
-            is_new = positions[:-1] >= seq_len - num_new[index, None]
-            losses = losses.double().cpu() * is_new
-            by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))
-            by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
-    both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
-    return Scored(targets, windows, both[:num_sequences], both[num_sequences:])

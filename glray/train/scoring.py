@@ -17,7 +17,7 @@ from glray.spec.corpus import SourceCorpus
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import EvaluationSpec
 from glray.train.context import LocalContext
-from glray.train.evaluation import score
+from glray.train.evaluation import Windows, score
 from glray.train.trained_model import TrainedModel, find_model
 
 FOLDER_TARGETS = 65_536
@@ -81,11 +81,10 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
         found = score(
             trained.model,
             targets,
-            seq_len,
+            Windows.over(targets.longest, seq_len, protocol.stride),
             ctx,
             rows=trained.rows_at_once(seq_len),
             precision=trained.precision,
-            stride=protocol.stride,
         )
         if not math.isfinite(found.loss):
             raise UserError(

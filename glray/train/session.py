@@ -23,7 +23,7 @@ from glray.run.run import Run
 from glray.train.announcer import Announcer
 from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
-from glray.train.evaluation import Scored, score
+from glray.train.evaluation import Scored, Windows, score
 from glray.train.export import export_model
 from glray.train.metrics import Interval, MetricsLog, PendingStep, Stopwatch
 from glray.train.optimizer import update_norm
@@ -64,7 +64,7 @@ class RunSession:
         self._resumed_at = time.perf_counter()
         self.watch = Stopwatch(state.measured_seconds)
         self._waited_seconds = 0.0
-        self._saved_step, self._must_save = state.step, False
+        self._saved_step = state.step
         self._stage: int | None = None
         self._stop = self._guarded = self._preempted = self._must_save = False
 
@@ -192,11 +192,10 @@ class RunSession:
         return score(
             self.trainee.model,
             self.targets,
-            seq_len,
+            Windows.over(self.targets.longest, seq_len, stride),
             self.ctx,
             rows=self.trainee.execution.rows_at_once(seq_len),
             precision=self.run.spec.precision,
-            stride=stride,
         )
 
     def track(self, scalars: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from glray.errors import UserError
 from glray.run.statistics import standard_error
 from glray.spec import EvaluationSpec
 from glray.train.context import LocalContext
-from glray.train.evaluation import score
+from glray.train.evaluation import Windows, score
 
 
 class NextToken(torch.nn.Module):
@@ -31,7 +31,14 @@ def targets_of(*sequences: list[int]) -> HeldoutTargets:
 def test_losses_by_length_and_position():
     targets = targets_of(list(range(9)), list(range(50, 59)), list(range(100, 109)))
     two, eight = (
-        score(NextToken(), targets, n, LocalContext(), rows=2, precision="float32").record()
+        score(
+            NextToken(),
+            targets,
+            Windows.over(targets.longest, n),
+            LocalContext(),
+            rows=2,
+            precision="float32",
+        ).record()
         for n in (2, 8)
     )
     unknown = math.log(200)

@@ -8,6 +8,7 @@ Who calls it: ``glray plan`` prints it, the training loop follows it, the search
 """
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -178,7 +179,7 @@ class Plan(Record):
 def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     """The plan of one arm; None where seconds decide and the spec has no calibration yet.
 
-    Shares are settled by cumulated ratios rounded down, so that a stage is off by less than one
+    Steps are shared out by cumulated ratios rounded down, so that a stage is off by less than one
     step and the last stage ends with the budget. Raises UserError for a budget smaller than a
     batch, a stage left without a step, or a calibration that lacks a length.
     """
@@ -194,15 +195,23 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     if budget_microseconds is None:
         assert spec.budget.tokens is not None
         num_steps = spec.budget.tokens // spec.tokens_per_batch
-        weights = ratios if spec.ratios_in == "tokens" else _per_cost(ratios, costs)
-        steps = split(num_steps, weights)
+        if spec.ratios_in == "seconds":
+            ratios = [ratio / cost for ratio, cost in zip(ratios, costs, strict=True)]
+        steps = split(num_steps, ratios)
     elif spec.ratios_in == "seconds":
-        steps = _fill_time(budget_microseconds, ratios, _known(costs))
+        steps = _fill_time(budget_microseconds, ratios, costs)
     else:
-        steps = _steps_within(budget_microseconds, ratios, _known(costs))
-    _check_stages(spec, arm, steps)
+        steps = _steps_within(budget_microseconds, ratios, costs)
+    step_costs: Sequence[int | None] = costs or [None] * len(steps)
     stages: list[StagePlan] = []
-    for stage, num_steps, cost in zip(arm.stages, steps, costs, strict=True):
+    for stage, num_steps, cost in zip(arm.stages, steps, step_costs, strict=True):
+        if num_steps < 1:
+            raise UserError(
+                f"arm {arm.name}: stage {len(stages)} (seq_len {stage.seq_len}, ratio "
+                f"{stage.ratio:g}) gets 0 of {sum(steps)} steps of {spec.tokens_per_batch:,} "
+                "tokens: the length would never be trained; raise the budget or the ratio, or "
+                "remove the stage"
+            )
         stages.append(
             StagePlan(
                 seq_len=stage.seq_len,
@@ -239,7 +248,7 @@ def split(total: int, weights: list[Fraction]) -> list[int]:
 
 
 def learning_rate(optimizer: OptimizerSpec, plan: Plan, step: int) -> float:
-    """The rate of step ``step`` (from 0): the schedule's, and over the ``rewarm_steps`` after an
+    """The rate of step ``step`` (from 0): the schedule's, and over the ``rewarm_steps`` after a
     stage boundary n/(rewarm_steps + 1) of it for n = 1, 2, …"""
     rate = scheduled_rate(optimizer.schedule, optimizer.lr, plan.progress(step))
     stage = plan.stages[plan.stage_index(step)]
@@ -269,10 +278,10 @@ def scheduled_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> f
     return peak * (1.0 - (1.0 - schedule.final) * decayed)
 
 
-def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int | None]:
-    """Microseconds of a step of each stage, from the calibration if there is one."""
+def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int]:
+    """Microseconds of a step of each stage; empty where seconds decide nothing."""
     if spec.calibration is None or not spec.needs_calibration:
-        return [None] * len(arm.stages)
+        return []
     known = spec.calibration.step_microseconds
     for stage in arm.stages:
         if stage.seq_len not in known:
@@ -282,14 +291,6 @@ def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int | None]:
                 "another name, or remove the calibration"
             )
     return [known[stage.seq_len] for stage in arm.stages]
-
-
-def _known(costs: list[int | None]) -> list[int]:
-    return [cost for cost in costs if cost is not None]
-
-
-def _per_cost(ratios: list[Fraction], costs: list[int | None]) -> list[Fraction]:
-    return [ratio / cost for ratio, cost in zip(ratios, _known(costs), strict=True)]
 
 
 def _fill_time(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
@@ -318,14 +319,3 @@ def _steps_within(budget: int, ratios: list[Fraction], costs: list[int]) -> list
     while cost_of(num_steps) > budget:
         num_steps -= 1
     return split(num_steps, ratios)
-
-
-def _check_stages(spec: PipelineSpec, arm: ArmSpec, steps: list[int]) -> None:
-    total = sum(steps)
-    for index, (stage, num_steps) in enumerate(zip(arm.stages, steps, strict=True)):
-        if num_steps < 1:
-            raise UserError(
-                f"arm {arm.name}: stage {index} (seq_len {stage.seq_len}, ratio {stage.ratio:g}) "
-                f"gets 0 of {total} steps of {spec.tokens_per_batch:,} tokens: the length would "
-                "never be trained; raise the budget or the ratio, or remove the stage"
-            )

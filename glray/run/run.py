@@ -8,7 +8,7 @@ and, written last, ``result.json``.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +21,7 @@ from glray.errors import UserError
 from glray.files import read_json
 from glray.plan import WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
-from glray.run.records import (
-    BoundaryRecord,
-    Calibration,
-    Evaluation,
-    Manifest,
-    Result,
-    Step,
-)
+from glray.run.records import BoundaryRecord, Calibration, Evaluation, Manifest, Result, Step
 from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import PositionsSpec
@@ -296,22 +289,13 @@ class StepLog:
                 f"{path}: has a line that is not a step ({error.errors()[0]['msg']}), so the run "
                 "cannot be reported; remove the line"
             ) from None
-
-        def column(name: str, dtype: type = np.float64) -> np.ndarray:
-            return np.array([getattr(step, name) for step in steps], dtype=dtype)  # None is NaN
-
-        calibrated = column("calibrated_seconds")
-        return cls(
-            step=column("step", np.int64),
-            tokens=column("tokens", np.int64),
-            loss=column("loss"),
-            grad_norm=column("grad_norm"),
-            update_norm=column("update_norm"),
-            lr=column("lr"),
-            calibrated_seconds=None if np.isnan(calibrated).any() else calibrated,
-            measured_seconds=column("measured_seconds"),
-            data_wait_seconds=column("data_wait_seconds"),
-        )
+        columns: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls)):
+            dtype = np.int64 if Step.model_fields[name].annotation is int else np.float64
+            columns[name] = np.array([getattr(step, name) for step in steps], dtype)  # None is NaN
+        if np.isnan(columns["calibrated_seconds"]).any():
+            columns["calibrated_seconds"] = None
+        return cls(**columns)
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:
@@ -323,8 +307,9 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     """
     directories: dict[Path, None] = {}
     for path in paths:
-        found = [path] if (path / "run.json").is_file() else sorted(path.glob("*/run.json"))
-        directories |= {place.absolute(): None for place in _parents(found) or [path]}
+        is_run = (path / "run.json").is_file()
+        inside = [] if is_run else sorted(file.parent for file in path.glob("*/run.json"))
+        directories |= {directory.absolute(): None for directory in inside or [path]}
     runs = [Run.open(directory) for directory in directories]
     parents = list(dict.fromkeys(run.directory.parent for run in runs))
     arms = {parent: _arm_order(parent) for parent in parents}
@@ -360,17 +345,12 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
 def check_format(path: Path) -> None:
     """Raises UserError unless a ``run.json`` is of this version's format."""
     found = read_json(path)
-    written = found.get("format") if isinstance(found, dict) else None
-    if isinstance(found, dict) and found and written is None:
+    if isinstance(found, dict) and found and found.get("format") is None:
         raise UserError(
             f"{path}: written by glray 0.1 (format 2), this version reads format 3: its "
             "records have other names; read it with glray 0.1, or train under another name "
             "(--set name=…)"
         )
-
-
-def _parents(paths: Sequence[Path]) -> list[Path]:
-    return [path.parent if path.name == "run.json" else path for path in paths]
 
 
 def _arm_order(directory: Path) -> list[str]:

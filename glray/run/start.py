@@ -27,14 +27,10 @@ def record_start(
     if changes or not before:
         before.append(StartedExecution(first_step=step, **execution.model_dump()))
     write_text(run.directory / "spec.yaml", to_yaml(run.spec))
-    started = {
-        "environment": environment,
-        "executions": tuple(before),
-        "predicted_seconds": recorded.predicted_seconds
-        if recorded
-        else _predicted_seconds(run, execution),
-    }
-    run.manifest.model_copy(update=started).write(run.directory / "run.json")
+    predicted = recorded.predicted_seconds if recorded else _predicted_seconds(run, execution)
+    fields = {"executions": tuple(before), "predicted_seconds": predicted}
+    started = run.manifest.model_copy(update={"environment": environment, **fields})
+    started.write(run.directory / "run.json")
     return changes
 
 

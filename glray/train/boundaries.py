@@ -6,7 +6,6 @@ old RoPE and the new one under the same weights, and again some steps later.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -63,23 +62,19 @@ def rescore(session: RunSession) -> None:
     """Score both lengths of the boundary that is due again at the state's step."""
     run, step = session.run, session.state.step
     for boundary in run.plan.boundaries:
+        if boundary.rescore_step != step:
+            continue
         path = run.boundary_path(boundary.step)
-        if boundary.rescore_step != step or not _same_targets(session, path):
+        record = BoundaryRecord.read(path) if session.ctx.rank == 0 else None
+        # The targets are others if the evaluation has been changed since.
+        same = record is not None and record.targets_sha256 == session.targets.sha256
+        if not from_rank_zero(session.ctx, int(same)):
             continue
         start = time.perf_counter()
         after = _losses({n: session.score(n) for n in _scorable(session, boundary)})
         session.state.eval_seconds += time.perf_counter() - start
-        if session.ctx.rank == 0:
-            record = BoundaryRecord.read(path)
-            assert record is not None, "its targets were read"
+        if record is not None:
             record.model_copy(update={"after": after}).write(path)
-
-
-def _same_targets(session: RunSession, path: Path) -> bool:
-    """Whether a boundary was scored on what the session scores; ``evaluation`` may have changed."""
-    record = BoundaryRecord.read(path) if session.ctx.rank == 0 else None
-    same = record is not None and record.targets_sha256 == session.targets.sha256
-    return bool(from_rank_zero(session.ctx, int(same)))
 
 
 def _boundary_record(
@@ -106,10 +101,7 @@ def _boundary_record(
         old, new = before[boundary.from_seq_len], switched[boundary.to_seq_len]
         jump = split_jump(boundary, old, sliding, new)
     return BoundaryRecord(
-        step=boundary.step,
-        from_seq_len=boundary.from_seq_len,
-        to_seq_len=boundary.to_seq_len,
-        rescore_step=boundary.rescore_step,
+        **boundary.model_dump(),
         before=_losses(before),
         switched=_losses(switched),
         jump=jump,
@@ -125,7 +117,7 @@ def split_jump(boundary: StageBoundary, old: Scored, sliding: Scored, new: Score
     ``old`` and ``new`` are whole windows before and after the boundary, ``sliding`` windows of
     the old length that move by half of it, under the old positions. A target at a position of the
     new window that the old one has too has the same context in both: it changes by its positions
-    alone, where they are placed anew (``rescaled_positions``). One beyond gains by the context
+    alone, where RoPE is scaled (``rescaled_positions``). One beyond gains by the context
     that it now has: half an old window or more, which ``sliding`` gives it at positions that were
     trained (``longer_context``). What the new window makes of it on top, with still more context
     and at positions that were not, is ``unseen_positions``.

@@ -103,9 +103,9 @@ class MetricsLog:
 
         This is where the host waits for the device.
         """
-        losses = sum_over_ranks(self._ctx, torch.stack([p.sums.loss for p in self._pending]))
-        checksums = sum_over_ranks(self._ctx, torch.stack([p.sums.checksum for p in self._pending]))
-        loss_values, checksum_values = losses.tolist(), checksums.tolist()
+        sums = [pending.sums for pending in self._pending]
+        losses = sum_over_ranks(self._ctx, torch.stack([s.loss for s in sums])).tolist()
+        checksums = sum_over_ranks(self._ctx, torch.stack([s.checksum for s in sums])).tolist()
         norms: list[dict[str, Any]] = [
             {name: float(norm) for name, norm in p.norms.items()} for p in self._pending
         ]
@@ -126,11 +126,11 @@ class MetricsLog:
             self._write(
                 Step(**pending.known, **norm, **shared, loss=loss, checksum=as_hex(checksum))
                 for pending, loss, norm, checksum in zip(
-                    self._pending, loss_values, norms, checksum_values, strict=True
+                    self._pending, losses, norms, checksums, strict=True
                 )
             )
         self._pending = []
-        return Interval(sum(checksum_values), loss_values[-1], **speed)
+        return Interval(sum(checksums), losses[-1], **speed)
 
     def _write(self, steps: Iterable[Step]) -> None:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:

@@ -92,7 +92,8 @@ class _RankFiles(StorageWriter):
                 offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
             file = self.directory / plan.storage_data
             metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "format": "pt"}
-            _save(tensors, file, metadata)
+            with naming(file):
+                save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata)
             with ThreadPoolExecutor(max_workers=1) as pool:
                 synced = pool.submit(_sync, file)
                 written = CommittedFile(bytes=file.stat().st_size, sha256=sha256_of(file))
@@ -113,11 +114,6 @@ class _RankFiles(StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """See StorageWriter: the folder is given to the constructor."""
         return True
-
-
-def _save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
-    with naming(file):
-        save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata)
 
 
 def _sync(file: Path) -> None:

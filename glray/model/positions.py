@@ -28,8 +28,8 @@ def rope_parameters(
 ) -> dict[str, Any]:
     """``config.rope_parameters`` at a stage of an arm whose stages have ``seq_lens`` tokens.
 
-    Nothing else is known of what was trained before, so that a resumed run cannot place them
-    otherwise. Up to the reference length positions are what the config declares. Raises UserError
+    Nothing else is known of what was trained before, so that a resumed run cannot scale them
+    differently. Up to the reference length positions are what the config declares. Raises UserError
     if the model has too few rotary dimensions.
     """
     declared = dict(config.rope_parameters)
@@ -47,8 +47,8 @@ def rope_parameters(
         dims = rotary_dims(config)
         if dims <= 2:
             raise UserError(
-                f"positions: ntk raises the base by an exponent of dims / (dims - 2), the model's "
-                f"heads turn {dims} dimensions: there is no slower turn to keep; use interpolation "
+                "positions: ntk raises the base to the power dims / (dims - 2), but the model's "
+                f"heads rotate {dims} dimensions and it needs more than 2; use interpolation "
                 "or more rotary dimensions"
             )
         return declared | {"rope_theta": declared["rope_theta"] * scale ** (dims / (dims - 2))}
@@ -74,7 +74,7 @@ def scoring_parameters(
 
 
 def rotary_dims(config: PreTrainedConfig) -> int:
-    """Dimensions of each head that rotary positions turn."""
+    """Dimensions of each head that RoPE rotates."""
     return int(head_dim(config) * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 

@@ -186,5 +186,5 @@ def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
 
 
 def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
-    with pytest.raises(UserError, match="heads turn 2 dimensions"):
+    with pytest.raises(UserError, match="heads rotate 2 dimensions"):
         validated(spec_of(tmp_path, "ntk").derive(model={"rotary_fraction": 0.25}), corpus)

@@ -187,11 +187,8 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
         return None
     costs = _costs(spec, arm)
     ratios = [Fraction(str(stage.ratio)) for stage in arm.stages]
-    budget_microseconds = (
-        None
-        if spec.budget.seconds is None
-        else round(Fraction(str(spec.budget.seconds)) * MICROSECONDS)
-    )
+    seconds = spec.budget.seconds
+    budget_microseconds = None if seconds is None else round(Fraction(str(seconds)) * MICROSECONDS)
     if budget_microseconds is None:
         assert spec.budget.tokens is not None
         num_steps = spec.budget.tokens // spec.tokens_per_batch

@@ -86,11 +86,9 @@ def _planned(
 
 
 def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:
+    longest = max(arm.seq_lens)
     return model_config(
-        start,
-        vocab_size=corpus.vocab_size,
-        eos_id=corpus.eos_id,
-        max_seq_len=max(arm.seq_lens),
+        start, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=longest
     )
 
 

@@ -31,6 +31,7 @@ def pipeline(work: Path, name: str, num_workers: int) -> PipelineSpec:
         work / "runs",
         name=name,
         corpus={"kind": "text", "paths": [str(work / "text")]},
+        heldout_fraction=0.2,
         arms=[{"name": "fixed", "stages": [{"seq_len": 32}]}],
         budget={"tokens": 100_000 * 64},
         compute={

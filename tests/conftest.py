@@ -21,17 +21,21 @@ hypothesis.settings.load_profile("glray")
 
 
 TOGETHER = {
+    "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
+    "test_job.py": "ray_local",
     "test_mixture.py": "ray_local",
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",
     "test_ray.py": "ray_local",
     "test_groups.py": "ray_local",
     "test_profile.py": "start_group",
-    "test_survival.py": "start_group",
+    "test_survival.py": "ray_local",
     "test_workers.py": "start_group",
 }
-"""Files that share one Ray, or one server that forks workers, which first imports for seconds."""
+"""Files that share one Ray, or one server that forks workers, which first imports for seconds. All
+that start Ray run one after another: two clusters starting at once on two cores can miss Ray's own
+limit of 30 s for a node."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -195,8 +195,8 @@ class Run:
     @property
     def measured_seconds(self) -> float:
         """Training seconds measured so far."""
-        if self.result is not None:
-            return self.result.measured_seconds
+        if (result := self.result) is not None:
+            return result.measured_seconds
         return float(self.log.measured_seconds[-1]) if len(self.log.step) else 0.0
 
     def gradient_rise(self, boundary: BoundaryRecord) -> float | None:

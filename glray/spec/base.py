@@ -26,7 +26,11 @@ Count = Annotated[Integer, Field(ge=1)]
 
 
 class Spec(BaseModel):
-    """Base of all specs: a frozen value that rejects keys it does not know."""
+    """Base of all specs: a frozen value that rejects keys it does not know.
+
+    Whether fields fit together is checked in ``model_post_init``, whose ValueError is a problem of
+    the spec like any other.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

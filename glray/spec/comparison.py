@@ -1,8 +1,8 @@
 """A comparison: arms of one or more pipelines side by side, and the claims that it tests."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.corpus import SourceCorpus
@@ -53,39 +53,20 @@ class ClaimSpec(Spec):
     """The claim in words, printed before its verdict. Default: written from the fields above."""
 
 
-def lower(
-    arm: str,
-    against: str,
-    *,
-    at: int | None = None,
-    measure: Measure = "loss",
-    says: str | None = None,
-) -> ClaimSpec:
-    """The claim that ``arm`` has a lower loss than ``against`` in windows of ``at`` tokens, or a
-    lower ``jump`` or ``long_loss``. ``says`` replaces the sentence that it writes."""
-    return _claim(says, arm=arm, against=against, at=at, measure=measure)
+def lower(arm: str, against: str, **fields: Any) -> ClaimSpec:
+    """The claim that ``arm`` has a lower loss than ``against`` in windows of ``at`` tokens, or of
+    another ``measure``; ``says`` replaces the sentence that it writes."""
+    return ClaimSpec(arm=arm, against=against, **fields)
 
 
-def same(
-    arm: str,
-    against: str,
-    *,
-    within: float,
-    at: int | None = None,
-    measure: Measure = "loss",
-    says: str | None = None,
-) -> ClaimSpec:
-    """The claim that two losses differ by at most ``within`` nats per token."""
-    return _claim(says, arm=arm, against=against, within=within, at=at, measure=measure)
+def same(arm: str, against: str, *, within: float, **fields: Any) -> ClaimSpec:
+    """The claim that two losses, or what else is measured, differ by at most ``within``."""
+    return ClaimSpec(arm=arm, against=against, within=within, **fields)
 
 
-def faster(arm: str, against: str, *, says: str | None = None) -> ClaimSpec:
+def faster(arm: str, against: str, **fields: Any) -> ClaimSpec:
     """The claim that ``arm`` takes less measured training time than ``against``."""
-    return _claim(says, arm=arm, against=against, measure="seconds")
-
-
-def _claim(says: str | None, **fields: Any) -> ClaimSpec:
-    return ClaimSpec(**fields) if says is None else ClaimSpec(says=says, **fields)
+    return ClaimSpec(arm=arm, against=against, measure="seconds", **fields)
 
 
 class ContextSpec(Spec):
@@ -100,8 +81,7 @@ class ContextSpec(Spec):
     documents: SourceCorpus | None = None
     """The documents to score. None: each run's own held-out documents."""
 
-    @model_validator(mode="after")
-    def _lengths_divide_the_longest(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
         check_scorable("context", self.seq_lens, self.num_tokens)
         longest = max(self.seq_lens)
         if self.stride > longest:
@@ -109,7 +89,6 @@ class ContextSpec(Spec):
                 f"context.stride {self.stride} is more than the longest window, {longest}: tokens "
                 "between two windows would not be scored; lower it"
             )
-        return self
 
 
 class ComparisonSpec(Spec):
@@ -129,11 +108,13 @@ class ComparisonSpec(Spec):
     @property
     def pipelines(self) -> tuple[PipelineSpec, ...]:
         """Each pipeline once, to train the compared arms alone."""
-        wanted: dict[str, PipelineSpec] = {}
+        arms: dict[str, list[str]] = {}
         for compared in self.arms:
-            wanted.setdefault(compared.pipeline.name, compared.pipeline)
+            arms.setdefault(compared.pipeline.name, []).append(compared.arm)
+        pipelines = {compared.pipeline.name: compared.pipeline for compared in self.arms}
         return tuple(
-            pipeline.derive(only=self._arms_of(pipeline.name)) for pipeline in wanted.values()
+            pipeline.derive(only=list(dict.fromkeys(arms[name])))
+            for name, pipeline in pipelines.items()
         )
 
     @property
@@ -141,52 +122,34 @@ class ComparisonSpec(Spec):
         """The seeds of every arm."""
         return self.arms[0].pipeline.seeds
 
-    def _arms_of(self, pipeline: str) -> list[str]:
-        """Names of its compared arms, each once."""
-        names = [compared.arm for compared in self.arms if compared.pipeline.name == pipeline]
-        return list(dict.fromkeys(names))
-
-    @model_validator(mode="after")
-    def _arms_are_known_and_told_apart(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
         labels = [compared.label for compared in self.arms]
         check_unique("arms", "label", labels, "their numbers would be mixed")
-        for compared in self.arms:
-            names = [arm.name for arm in compared.pipeline.arms]
-            if compared.arm not in names:
-                raise ValueError(
-                    f"arms: pipeline {compared.pipeline.name!r} has no arm {compared.arm!r}; "
-                    f"its arms are {', '.join(names)}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _pipelines_agree(self) -> Self:
-        first: dict[str, PipelineSpec] = {}
+        pipelines: dict[str, PipelineSpec] = {}
         for compared in self.arms:
             pipeline = compared.pipeline
-            if first.setdefault(pipeline.name, pipeline) != pipeline:
+            pipeline.arm(compared.arm)
+            if pipelines.setdefault(pipeline.name, pipeline) != pipeline:
                 raise ValueError(
                     f"arms: two different pipelines have the name {pipeline.name!r}, so their runs "
                     "would share directories; rename one"
                 )
-            if pipeline.seeds != self.seeds:
-                raise ValueError(
-                    f"arms: pipeline {pipeline.name!r} has seeds {pipeline.seeds} and pipeline "
-                    f"{self.arms[0].pipeline.name!r} has {self.seeds}, but differences are paired "
-                    "by seed; give both the same seeds"
-                )
-            if pipeline.compute.storage != self.arms[0].pipeline.compute.storage:
-                raise ValueError(
-                    f"arms: pipeline {pipeline.name!r} has compute.storage "
-                    f"{pipeline.compute.storage!r} and pipeline {self.arms[0].pipeline.name!r} "
-                    f"has {self.arms[0].pipeline.compute.storage!r}, but a comparison is kept in "
-                    "one storage; give both the same"
-                )
-        return self
+            self._check_agrees(pipeline, self.arms[0].pipeline)
+        self._check_claims(labels)
 
-    @model_validator(mode="after")
-    def _claims_are_of_its_arms(self) -> Self:
-        labels = [compared.label for compared in self.arms]
+    def _check_agrees(self, pipeline: PipelineSpec, first: PipelineSpec) -> None:
+        storage, first_storage = pipeline.compute.storage, first.compute.storage
+        for field, its, firsts, because in (
+            ("seeds", pipeline.seeds, first.seeds, "differences are paired by seed"),
+            ("compute.storage", storage, first_storage, "a comparison is kept in one storage"),
+        ):
+            if its != firsts:
+                raise ValueError(
+                    f"arms: pipeline {pipeline.name!r} has {field} {its!r} and pipeline "
+                    f"{first.name!r} has {firsts!r}, but {because}; give both the same"
+                )
+
+    def _check_claims(self, labels: list[str]) -> None:
         for claim in self.claims:
             for label in (claim.arm, claim.against):
                 if label not in labels:
@@ -199,7 +162,6 @@ class ComparisonSpec(Spec):
             for compared in self.arms:
                 if compared.label in (claim.arm, claim.against):
                     self._check_measured(claim, compared)
-        return self
 
     def _check_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
         """Raises ValueError if the arm's runs will lack a number that the claim compares."""

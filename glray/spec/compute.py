@@ -1,8 +1,8 @@
 """Where and how it runs. Nothing here changes what is computed, except the order of float sums."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Spec
 
@@ -49,11 +49,9 @@ class ComputeSpec(Spec):
         """The most workers that train."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
-    @model_validator(mode="after")
-    def _bounds_rise(self) -> "ComputeSpec":
+    def model_post_init(self, context: Any) -> None:
         if self.least_workers > self.most_workers:
             raise ValueError(
                 f"compute.num_workers ({self.least_workers}, {self.most_workers}) is (fewest, "
                 "most): write the smaller number first"
             )
-        return self

@@ -1,8 +1,8 @@
 """Where the text comes from and how it becomes tokens."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Name, Spec, check_unique
 
@@ -75,11 +75,9 @@ class MixtureCorpus(Spec):
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
     """The sources, in the order in which a cycle takes them."""
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> "MixtureCorpus":
+    def model_post_init(self, context: Any) -> None:
         names = [source.name for source in self.sources]
         check_unique("sources", "name", names, "their records could not be told apart")
-        return self
 
 
 CorpusSpec = Annotated[

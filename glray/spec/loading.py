@@ -215,7 +215,7 @@ def _from_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(declared: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=c`` in ``declared``. List items go by index or, where they have one, name."""
+    """Set one ``a.b=c`` in ``declared``."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override}: write it as path=value, for example budget.seconds=60")
@@ -225,25 +225,23 @@ def _apply(declared: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value {text[:40]!r} is not YAML") from None
     *parents, last = path.split(".")
     node: Any = declared
-    for depth, part in enumerate(parents):
-        node = _child(node, part, f"--set {override}: {'.'.join(parents[: depth + 1])}")
-    if isinstance(node, (list, tuple)):
-        raise UserError(f"--set {override}: set the whole list or a field of an item")
+    for part in parents:
+        node = _child(node, part, override)
     if not isinstance(node, dict):
-        raise UserError(f"--set {override}: {'.'.join(parents)} has no fields, it is {node!r}")
-    if last not in node and parents:
-        raise UserError(f"--set {override}: unknown key {last!r}; known: {', '.join(node)}")
+        raise UserError(f"--set {override}: {'.'.join(parents)} has no fields; set all of it")
+    if parents:
+        _child(node, last, override)  # it is known
     node[last] = value
 
 
-def _child(node: Any, part: str, where: str) -> Any:
-    if isinstance(node, dict):
-        if part in node:
-            return node[part]
-        raise UserError(f"{where}: unknown key {part!r}; known: {', '.join(map(str, node))}")
+def _child(node: Any, part: str, override: str) -> Any:
+    """The value of a mapping's key, or a list's item by its index or, where it has one, name."""
+    children: dict[Any, Any] = node if isinstance(node, dict) else {}
     if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            if part == str(index) or (isinstance(item, dict) and item.get("name") == part):
-                return item
-        raise UserError(f"{where}: no item {part!r} in a list of {len(node)}")
-    raise UserError(f"{where}: nothing below {node!r}")
+        children = {str(index): item for index, item in enumerate(node)}
+        named = [item for item in node if isinstance(item, dict) and "name" in item]
+        children |= {item["name"]: item for item in named}
+    if part not in children:
+        known = ", ".join(map(str, children)) or "none"
+        raise UserError(f"--set {override}: unknown key {part!r}; known: {known}")
+    return children[part]

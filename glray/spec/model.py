@@ -1,8 +1,8 @@
 """The model's dimensions, and Pythia's published ones."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Spec
 
@@ -27,14 +27,12 @@ class _Decoder(Spec):
     vocab_size: Count | None = None
     """Rows of the embedding. None: the tokenizer's vocabulary rounded up to a multiple of 128."""
 
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.hidden_size "
                 f"{self.hidden_size}: heads would differ in width; choose a divisor"
             )
-        return self
 
 
 class GPTNeoXModel(_Decoder):
@@ -44,8 +42,8 @@ class GPTNeoXModel(_Decoder):
     rotary_fraction: float = Field(default=0.25, gt=0, le=1)
     """Share of each head's dimensions that RoPE rotates (Pythia: 0.25)."""
 
-    @model_validator(mode="after")
-    def _rotary_dimensions_are_pairs(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         rotary = int(self.hidden_size // self.num_heads * self.rotary_fraction)
         if rotary < 2 or rotary % 2:
             raise ValueError(
@@ -53,7 +51,6 @@ class GPTNeoXModel(_Decoder):
                 f"{self.hidden_size // self.num_heads} dimensions is {rotary}: rotary positions "
                 "turn pairs, so this must be an even number of at least 2"
             )
-        return self
 
 
 class LlamaModel(_Decoder):
@@ -65,8 +62,8 @@ class LlamaModel(_Decoder):
     tie_embeddings: bool = False
     """The embedding is also the output layer."""
 
-    @model_validator(mode="after")
-    def _heads_are_pairs_in_equal_groups(self) -> Self:
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
         width = self.hidden_size // self.num_heads
         if width % 2:
             raise ValueError(
@@ -79,7 +76,6 @@ class LlamaModel(_Decoder):
                 f"model.num_kv_heads {self.num_kv_heads} does not divide model.num_heads "
                 f"{self.num_heads}: groups of queries would differ in size; choose a divisor"
             )
-        return self
 
 
 ModelSpec = Annotated[GPTNeoXModel | LlamaModel, Field(discriminator="kind")]

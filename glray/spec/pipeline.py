@@ -1,6 +1,8 @@
 """The pipeline: one value that declares everything that is trained, and how."""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.compute import ComputeSpec
@@ -37,7 +39,7 @@ class PipelineSpec(Spec):
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
     """The runs to compare; they differ only in stages and positions."""
-    only: tuple[Name, ...] | None = None
+    only: tuple[Name, ...] | None = Field(default=None, min_length=1)
     """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
     that they can join later. None: all."""
     budget: BudgetSpec
@@ -53,7 +55,7 @@ class PipelineSpec(Spec):
     """Optimizer and learning rate."""
     precision: Precision = "float32"
     """Precision of the forward and backward pass; weights and optimizer stay in float32."""
-    seeds: tuple[Integer, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[Integer, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
     """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
     model, the initial weights."""
     evaluation: EvaluationSpec
@@ -96,11 +98,12 @@ class PipelineSpec(Spec):
         return self.budget.seconds is not None or self.ratios_in == "seconds"
 
     def arm(self, name: str) -> ArmSpec:
-        """The arm of that name. Raises KeyError."""
+        """The arm of that name. Raises ValueError."""
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise KeyError(name)
+        names = ", ".join(arm.name for arm in self.arms)
+        raise ValueError(f"pipeline {self.name!r} has no arm {name!r}; its arms are {names}")
 
     def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
         """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""
@@ -111,37 +114,32 @@ class PipelineSpec(Spec):
         """The same pipeline with ``chunk_len`` written out."""
         return self.derive(chunk_len=self.chunk_tokens)
 
-    @model_validator(mode="after")
-    def _starts_from_one_model(self) -> "PipelineSpec":
+    def model_post_init(self, context: Any) -> None:
         if (self.model is None) == (self.init is None):
             given = "neither model nor init is" if self.model is None else "model and init are both"
             raise ValueError(
                 f"{given} set: a run starts from weights drawn for a declared model, or from a "
                 "folder's; set exactly one (null unsets the other)"
             )
-        return self
+        self._check_names()
+        self._check_lengths()
+        self._check_guard()
+        if self.search is not None:
+            self._check_search(self.search)
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> "PipelineSpec":
+    def _check_names(self) -> None:
         names = [arm.name for arm in self.arms]
         check_unique("arms", "name", names, "their runs would share a directory")
         for name in self.only or ():
-            if name not in names:
-                raise ValueError(f"only: no arm is named {name!r}; the arms are {', '.join(names)}")
-        if self.only == ():
-            raise ValueError("only: is empty, so nothing would be trained; null trains all arms")
+            self.arm(name)
         if self.name in ("tokens", "profiles", "comparisons"):
             raise ValueError(
                 f"name {self.name!r} is reserved for a folder of the storage; use another"
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} has a seed twice; remove one")
-        if any(not 0 <= seed < 2**63 for seed in self.seeds):
-            raise ValueError(f"seeds {self.seeds} must lie in [0, 2^63)")
-        return self
 
-    @model_validator(mode="after")
-    def _lengths_divide(self) -> "PipelineSpec":
+    def _check_lengths(self) -> None:
         chunk_len = self.chunk_tokens
         if BLOCK_TOKENS % chunk_len:
             raise ValueError(
@@ -164,10 +162,8 @@ class PipelineSpec(Spec):
                 f"tokens_per_batch {self.tokens_per_batch:,} is not a multiple of chunk_len "
                 f"{chunk_len:,}: a batch would end inside a chunk; use {choices}"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _guard_can_score(self) -> "PipelineSpec":
+    def _check_guard(self) -> None:
         longest = max(self.evaluation.seq_lens)
         for arm in self.arms if self.evaluation.max_rise is not None else ():
             for seq_len in arm.seq_lens[:-1]:
@@ -178,32 +174,16 @@ class PipelineSpec(Spec):
                         f"evaluation.seq_lens, {longest}, so it cannot be scored; add a length "
                         "that every stage's length divides"
                     )
-        return self
 
-    @model_validator(mode="after")
-    def _search_fits(self) -> "PipelineSpec":
-        if self.search is None:
-            return self
-        names = [arm.name for arm in self.arms]
-        if self.search.arm not in names:
-            raise ValueError(
-                f"search.arm: no arm is named {self.search.arm!r}; the arms are {', '.join(names)}"
-            )
-        arm = self.arm(self.search.arm)
+    def _check_search(self, search: SearchSpec) -> None:
+        arm = self.arm(search.arm)
         if isinstance(arm.positions, BaseFrequencies) and any(
-            len(ladder) != len(arm.stages) for ladder in self.search.ladders
+            len(ladder) != len(arm.stages) for ladder in search.ladders
         ):
             raise ValueError(
                 f"search.ladders has a ladder that does not have {len(arm.stages)} lengths, one "
                 f"for each of positions.thetas of {arm.name!r}; use another kind of positions"
             )
-        low, high = self.search.ratio_range
-        if not 0.001 <= low <= high:
-            raise ValueError(
-                f"search.ratio_range {low} to {high} must rise and start at 0.001 or more: drawn "
-                "ratios have three digits"
-            )
-        return self
 
 
 class ComparedArm(Spec):

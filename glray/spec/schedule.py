@@ -52,8 +52,7 @@ class ArmSpec(Spec):
         """Length of each stage in tokens."""
         return tuple(stage.seq_len for stage in self.stages)
 
-    @model_validator(mode="after")
-    def _each_stage_has_a_base_frequency(self) -> "ArmSpec":
+    def model_post_init(self, context: Any) -> None:
         if isinstance(self.positions, BaseFrequencies):
             given, stages = len(self.positions.thetas), len(self.stages)
             if given != stages:
@@ -61,7 +60,6 @@ class ArmSpec(Spec):
                     f"positions.thetas has {given} values, but the arm {self.name!r} has {stages} "
                     "stages; give one for each stage"
                 )
-        return self
 
 
 def fixed(seq_len: int, *, name: str | None = None) -> ArmSpec:
@@ -86,14 +84,12 @@ class BudgetSpec(Spec):
     """Calibrated training seconds of each arm: steps times their calibrated cost. Evaluation,
     checkpoints and start-up do not count."""
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "BudgetSpec":
+    def model_post_init(self, context: Any) -> None:
         if (self.tokens is None) == (self.seconds is None):
             raise ValueError(
                 f"budget.tokens is {self.tokens} and budget.seconds is {self.seconds}: "
                 "set exactly one (null unsets the other)"
             )
-        return self
 
 
 class CalibrationSpec(Spec):

@@ -1,6 +1,6 @@
 """What ``glray tune`` varies."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,3 +24,11 @@ class SearchSpec(Spec):
     """Number of schedules to try."""
     seed: Integer = 0
     """Seed of the sampling."""
+
+    def model_post_init(self, context: Any) -> None:
+        low, high = self.ratio_range
+        if not 0.001 <= low <= high:
+            raise ValueError(
+                f"search.ratio_range {low} to {high} must rise and start at 0.001 or more: drawn "
+                "ratios have three digits"
+            )

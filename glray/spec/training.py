@@ -1,8 +1,8 @@
 """Optimizer, learning rate and evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from glray.spec.base import Count, Integer, Spec
 
@@ -35,14 +35,12 @@ class StableDecaySchedule(_Schedule):
     decay: float = Field(default=0.2, gt=0, le=1)
     """Share of the budget that the decay at the end takes."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> "StableDecaySchedule":
+    def model_post_init(self, context: Any) -> None:
         if self.warmup + self.decay > 1:
             raise ValueError(
                 f"schedule.warmup {self.warmup} + schedule.decay {self.decay} is more than the "
                 "whole budget (1.0): lower one of them"
             )
-        return self
 
 
 ScheduleSpec = Annotated[
@@ -82,12 +80,10 @@ class EvaluationSpec(Spec):
     """Nats per token by which the loss at the length before a stage boundary may rise in the 16
     steps after it. A run that exceeds it stops with a checkpoint. None: no limit."""
 
-    @model_validator(mode="after")
-    def _lengths_divide_the_longest(self) -> "EvaluationSpec":
+    def model_post_init(self, context: Any) -> None:
         check_scorable("evaluation", self.seq_lens, self.num_tokens)
         if len(set(self.seq_lens)) != len(self.seq_lens):
             raise ValueError(f"evaluation.seq_lens {self.seq_lens} has a length twice; remove one")
-        return self
 
 
 def check_scorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:

@@ -56,7 +56,7 @@ def test_overrides_by_path_by_index_and_by_name():
         ("optimizer.lrr=1", ("lrr", "lr, betas")),
         ("optimiser.lr=1", ("optimiser", "optimizer")),
         ("colour=red", ("colour", "unknown key")),
-        ("arms.nosuch.name=x", ("nosuch", "list of 3")),
+        ("arms.nosuch.name=x", ("nosuch", "growlength, llm1024, llm128")),
         ("arms.0.stages.0.ratio=0", ("arms.0.stages.0.ratio", "greater than 0", "0")),
         ("arms.0.stages.0.ratio=-1", ("arms.0.stages.0.ratio", "greater than 0", "-1")),
         ("arms.0.stages.0.ratio=.nan", ("arms.0.stages.0.ratio",)),

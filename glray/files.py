@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -16,6 +15,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from glray.errors import UserError
+
+REMEDY = "restore it, or delete it if it is an evaluation, else the folder that it describes"
+"""For a damaged record."""
 
 
 @contextmanager
@@ -45,16 +47,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by ``value`` as JSON, which has no NaN and no infinity: both become null."""
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(value), parse_constant=lambda constant: None)
+    write_text(path, json.dumps(finite, indent=1, ensure_ascii=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
@@ -63,16 +57,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file, None if it does not exist. Raises UserError for other
-    content."""
+def read_json(path: Path, remedy: str = REMEDY) -> Any:
+    """The value of a JSON file, None if it does not exist. Raises UserError for other content,
+    which says the remedy."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(
-            f"{path}: damaged, it is not JSON ({error}); restore it, or delete it if it is an "
-            "evaluation, else the folder that it describes"
-        ) from None
+        raise UserError(f"{path}: damaged, it is not JSON ({error}); {remedy}") from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic import Field as _Field
 
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import REMEDY, write_text
 
 
 class Record(BaseModel):
@@ -45,8 +45,7 @@ class Record(BaseModel):
             where = ".".join(map(str, problem["loc"]))
             raise UserError(
                 f"{path}: damaged, or written by another version of glray "
-                f"({f'{where}: ' if where else ''}{problem['msg']}); restore it, or delete it if "
-                "it is an evaluation, else the folder that it describes"
+                f"({f'{where}: ' if where else ''}{problem['msg']}); {REMEDY}"
             ) from None
 
 

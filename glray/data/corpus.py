@@ -86,14 +86,11 @@ class PreparedCorpus:
     def heldout(self) -> list[HeldoutDocument]:
         """The held-out documents, source by source; equal ones once, none that is trained."""
         trained = {sha256 for source in self.sources for sha256 in source.blocks.returned}
-        seen = set(trained)
-        documents = []
+        documents: dict[str, HeldoutDocument] = {}
         for source in self.sources:
             for document in read_heldout(source.blocks.heldout_path):
-                if document.sha256 not in seen:
-                    seen.add(document.sha256)
-                    documents.append(document)
-        return documents
+                documents.setdefault(document.sha256, document)
+        return [document for sha256, document in documents.items() if sha256 not in trained]
 
     @cached_property
     def _blocks(self) -> list[tuple[TokenBlocks, int]]:

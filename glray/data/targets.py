@@ -7,12 +7,14 @@ stay the same, and no window crosses a document.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from glray.data.blocks.tokenizer import encode, token_dtype, token_num_bytes, vocab_size
+from glray.data.blocks.tokenizer import encode, token_num_bytes
 from glray.data.corpus import PreparedCorpus
 from glray.data.read.documents import Document, Skipped, read_source
 from glray.data.read.sources import list_source
@@ -64,91 +66,74 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
     """The fixed set of a pipeline's evaluations. Raises UserError if no held-out document is long
     enough."""
     longest = max(evaluation.seq_lens)
-    documents = [document.tokens for document in corpus.heldout()]
-    usable = [tokens for tokens in documents if len(tokens) > longest]
-    if not usable:
-        most = max((len(tokens) for tokens in documents), default=0)
-        raise UserError(
-            f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens, "
-            f"the longest of {len(documents)} has {most:,}: nothing could be scored at that "
-            "length; lower the longest length or raise heldout_fraction"
-        )
+    documents = (document.tokens for document in corpus.heldout())
     num_bytes = corpus.sources[0].blocks.token_num_bytes()
-    return _dealt(usable, longest, evaluation.num_tokens, num_bytes)
+    needs = f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens"
+    remedy = "lower the longest length or raise heldout_fraction"
+    return _dealt(documents, longest, evaluation.num_tokens, num_bytes, needs, remedy)
 
 
 def document_targets(
     source: SourceCorpus, tokenizer: Tokenizer, longest: int, num_tokens: int
 ) -> HeldoutTargets:
-    """A set out of other documents, in the tokens of ``tokenizer``. Raises UserError.
-
-    In memory are one document and what is kept of those before: no more than three times the set.
-    """
-    num_ids = vocab_size(tokenizer)
-    wanted = max(1, num_tokens // longest)
-    kept: list[np.ndarray] = []
-    num_kept = most = num_read = num_skipped = 0
-    for item in read_source(list_source(source), source):
-        if isinstance(item, Skipped):
-            num_skipped += 1
-            continue
-        num_read += 1
-        ids = _token_ids(item, tokenizer, num_ids)
-        most = max(most, len(ids))
-        if len(ids) <= longest:
-            continue
-        kept.append(ids[: wanted * longest + 1].astype(token_dtype(num_ids)))
-        num_kept += (len(kept[-1]) - 1) // longest
-        if num_kept > 3 * wanted:
-            rounds = _rounds([(len(tokens) - 1) // longest for tokens in kept], wanted)
-            kept = [tokens[: rounds * longest + 1].copy() for tokens in kept]
-            num_kept = sum((len(tokens) - 1) // longest for tokens in kept)
-        if len(kept) == wanted:
-            break
-    if not kept:
-        skipped = f" ({num_skipped:,} more are empty or not UTF-8)" if num_skipped else ""
-        raise UserError(
-            f"documents: a window of {longest:,} tokens needs a document of {longest + 1:,}, the "
-            f"longest of {num_read:,} has {most:,}{skipped}: nothing could be scored at that "
-            "length; score shorter windows or longer documents"
-        )
-    dealt = _dealt(kept, longest, num_tokens, token_num_bytes(tokenizer))
-    return replace(dealt, num_skipped=num_skipped)
+    """A set out of other documents, in the tokens of ``tokenizer``. Raises UserError."""
+    num_bytes = token_num_bytes(tokenizer)
+    items = read_source(list_source(source), source)
+    documents = (_token_ids(item, tokenizer, len(num_bytes)) for item in items)
+    needs = f"documents: a window of {longest:,} tokens needs a document of {longest + 1:,}"
+    remedy = "score shorter windows or longer documents"
+    return _dealt(documents, longest, num_tokens, num_bytes, needs, remedy)
 
 
-def _rounds(sequences: list[int], wanted: int) -> int:
-    """Rounds after which ``wanted`` sequences are dealt to documents that have so many, or all."""
-    rounds = 1
-    while rounds < max(sequences) and sum(min(n, rounds) for n in sequences) < wanted:
-        rounds += 1
-    return rounds
-
-
-def _token_ids(document: Document, tokenizer: Tokenizer, num_ids: int) -> np.ndarray:
-    if isinstance(document.content, str):
-        return np.array(encode(tokenizer, [document.content])[0])
-    highest = int(document.content.max())
-    if highest >= num_ids:
-        raise UserError(
-            f"documents: {document.name} has token id {highest:,}, the model's tokenizer "
-            f"{num_ids:,} ids: another one made these tokens; give text"
-        )
-    return document.content
+def _token_ids(item: Document | Skipped, tokenizer: Tokenizer, num_ids: int) -> np.ndarray | None:
+    if isinstance(item, Skipped):
+        return None
+    if isinstance(item.content, str):
+        return np.array(encode(tokenizer, [item.content])[0])
+    return item.given_ids(num_ids)
 
 
 def _dealt(
-    usable: list[np.ndarray], longest: int, num_tokens: int, token_num_bytes: np.ndarray
+    documents: Iterable[np.ndarray | None],
+    longest: int,
+    num_tokens: int,
+    token_num_bytes: np.ndarray,
+    needs: str,
+    remedy: str,
 ) -> HeldoutTargets:
-    """Sequences of ``longest`` targets of documents that are long enough, round after round, up to
-    ``num_tokens``; ``token_num_bytes`` is int64[vocabulary]."""
-    dealt = sorted(
-        (start, index)
-        for index, tokens in enumerate(usable)
-        for start in range(0, len(tokens) - longest, longest)
-    )[: num_tokens // longest]
-    sequences = [usable[index][start : start + longest + 1] for start, index in dealt]
-    tokens = np.stack(sequences).astype(np.int64)
-    num_bytes = int(token_num_bytes[tokens[:, 1:]].sum())
+    """Sequences of ``longest`` targets, round after round, up to ``num_tokens``. None is a document
+    that was skipped; ``token_num_bytes`` is int64[vocabulary].
+
+    In memory are one document and no more than three times the set. Raises UserError, which says
+    what a set ``needs``.
+    """
+    wanted = max(1, num_tokens // longest)
+    dealt: list[tuple[int, int, np.ndarray]] = []  # by where it starts, then by document
+    num_read = num_skipped = num_usable = most = 0
+    for ids in documents:
+        if ids is None:
+            num_skipped += 1
+            continue
+        num_read += 1
+        most = max(most, len(ids))
+        for start in range(0, len(ids) - longest, longest)[:wanted]:
+            dealt.append((start, num_usable, ids[start : start + longest + 1].astype(np.int64)))
+        num_usable += len(ids) > longest
+        if len(dealt) > 2 * wanted:
+            dealt = sorted(dealt, key=itemgetter(0, 1))[:wanted]
+        if num_usable == wanted:
+            break
+    if not dealt:
+        skipped = f" ({num_skipped:,} more are empty or not UTF-8)" if num_skipped else ""
+        raise UserError(
+            f"{needs}, the longest of {num_read:,} has {most:,}{skipped}: nothing could be scored "
+            f"at that length; {remedy}"
+        )
+    dealt = sorted(dealt, key=itemgetter(0, 1))[:wanted]
+    tokens = np.stack([sequence for _, _, sequence in dealt])
     return HeldoutTargets(
-        tokens, np.array([index for _, index in dealt], dtype=np.int64), num_bytes
+        tokens,
+        np.array([document for _, document, _ in dealt], dtype=np.int64),
+        int(token_num_bytes[tokens[:, 1:]].sum()),
+        num_skipped,
     )

@@ -4,7 +4,7 @@ needed for that: see ``glray.model.decoder``."""
 import copy
 from typing import Any
 
-from transformers import AutoConfig, GPTNeoXConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from glray.errors import UserError
 from glray.model.pretrained import PretrainedFolder, read_pretrained
@@ -70,29 +70,26 @@ def model_config(
         config.max_position_embeddings = max(config.max_position_embeddings, max_seq_len)
         config.bos_token_id = config.eos_token_id = eos_id
         return config
-    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
-    shape = {
-        "vocab_size": rows,
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "intermediate_size": model.intermediate_size,
-        "max_position_embeddings": max_seq_len,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "use_cache": False,
-    }
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    own: dict[str, Any] = {}
     if isinstance(model, LlamaModel):
-        from transformers import LlamaConfig  # 5 s, unlike the other
-
-        return LlamaConfig(
-            num_key_value_heads=model.num_kv_heads,
-            tie_word_embeddings=model.tie_embeddings,
-            rope_parameters=rope,
-            **shape,
-        )
-    return GPTNeoXConfig(
-        rope_parameters=rope | {"partial_rotary_factor": model.rotary_fraction}, **shape
+        own["num_key_value_heads"] = model.num_kv_heads
+        own["tie_word_embeddings"] = model.tie_embeddings
+    else:
+        rope["partial_rotary_factor"] = model.rotary_fraction
+    return AutoConfig.for_model(  # imports the one kind alone: Llama's takes 5 s
+        model.kind,
+        vocab_size=rows,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_position_embeddings=max_seq_len,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        use_cache=False,
+        rope_parameters=rope,
+        **own,
     )
 
 

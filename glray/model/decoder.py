@@ -10,25 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from glray.errors import UserError
 from glray.model.attention import CAUSAL
 from glray.model.pretrained import PretrainedFolder
-
-DECODERS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
-    GPTNeoXConfig: GPTNeoXForCausalLM,
-    LlamaConfig: LlamaForCausalLM,
-}
 
 
 def build_model(config: PreTrainedConfig, seed: int, device: torch.device) -> PreTrainedModel:
@@ -36,8 +23,7 @@ def build_model(config: PreTrainedConfig, seed: int, device: torch.device) -> Pr
     own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = DECODERS[type(config)]
-        model = decoder._from_config(copy.deepcopy(config), attn_implementation=CAUSAL)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=CAUSAL)
     return model.to(device=device, dtype=torch.float32)
 
 
@@ -52,7 +38,7 @@ def load_pretrained(
     path = folder.path
     disable_progress_bar()
     try:
-        model, found = DECODERS[type(config)].from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             attn_implementation=CAUSAL,

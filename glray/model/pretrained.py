@@ -10,12 +10,13 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from glray.errors import UserError
-from glray.files import sha256_of
+from glray.files import read_json, sha256_of
 from glray.model.positions import head_dim
 
 ARCHITECTURES = ("gpt_neox", "llama")
@@ -61,48 +62,21 @@ def check_unchanged(folder: PretrainedFolder, sha256: str) -> None:
 
 
 def _config(file: Path) -> PreTrainedConfig:
-    if not file.is_file():
+    declared = read_json(file, "restore it")
+    if declared is None:
         raise UserError(
             f"{file} does not exist; give a local folder as transformers' save_pretrained "
             "writes it (nothing is downloaded)"
         )
-    try:
-        declared = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{file} is not JSON ({error}); restore it") from None
-    if not isinstance(declared, dict):
-        raise UserError(f"{file} holds {type(declared).__name__}, not a mapping; restore it")
-    architecture = declared.get("model_type")
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{file} has model_type {architecture!r}, not {' or '.join(ARCHITECTURES)}: its "
-            "positions may not be rotary; give a Pythia- or Llama-shaped model"
-        )
-    if "quantization_config" in declared:
-        raise UserError(
-            f"{file} declares quantized weights, with which glray cannot compute; give the model's "
-            "unquantized folder"
-        )
-    if "auto_map" in declared:
-        raise UserError(
-            f"{file} names code of its own (auto_map), which is never run: it might be another "
-            f"model; save it again as transformers' own {architecture} model"
-        )
+    if problem := _unknown_model(declared):
+        raise UserError(f"{file}: {problem}")
     try:
         config = AutoConfig.for_model(**declared)
     except Exception as error:  # the library raises nothing narrower
-        problem = " ".join(str(error).split())
-        raise UserError(
-            f"{file} is no configuration of a {architecture} model: {problem}"
-        ) from None
-    _check_positions(file, config)
-    rope_type = config.rope_parameters["rope_type"]
-    if rope_type not in FIXED_SCALINGS:
-        raise UserError(
-            f"{file} scales its rotary positions by rope_type {rope_type!r}, none of "
-            f"{', '.join(FIXED_SCALINGS)}: the positions of windows of different lengths "
-            "would differ; give a model with one of those"
-        )
+        problem, kind = " ".join(str(error).split()), declared["model_type"]
+        raise UserError(f"{file} is no configuration of a {kind} model: {problem}") from None
+    if problem := _impossible_positions(config):
+        raise UserError(f"{file}: {problem}")
     for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -112,13 +86,33 @@ def _config(file: Path) -> PreTrainedConfig:
     return config
 
 
-def _check_positions(file: Path, config: PreTrainedConfig) -> None:
-    """Raises UserError for impossible values: transformers would fail later, or rotate nothing."""
+def _unknown_model(declared: Any) -> str | None:
+    """Why glray cannot compute with the model of a ``config.json``; None if it can."""
+    if not isinstance(declared, dict):
+        return f"holds {type(declared).__name__}, not a mapping; restore it"
+    architecture = declared.get("model_type")
+    if architecture not in ARCHITECTURES:
+        return (
+            f"model_type is {architecture!r}, not {' or '.join(ARCHITECTURES)}: positions may not "
+            "be rotary; give a Pythia- or Llama-shaped model"
+        )
+    if "quantization_config" in declared:
+        return "quantized weights, with which glray cannot compute; give the unquantized folder"
+    if "auto_map" in declared:
+        return (
+            "names code of its own (auto_map), which is never run: it might be another model; "
+            f"save it again as transformers' own {architecture} model"
+        )
+    return None
+
+
+def _impossible_positions(config: PreTrainedConfig) -> str | None:
+    """Why windows cannot have rotary positions of the config; None if they can."""
     heads = config.num_attention_heads
     if heads < 1 or head_dim(config) < 2:
-        raise UserError(
-            f"{file}: {heads} heads of width {config.hidden_size}: each needs two dimensions at "
-            "least for rotary positions to turn; restore the file"
+        return (
+            f"{heads} heads of width {config.hidden_size}: each needs two dimensions at least for "
+            "rotary positions to turn; restore the file"
         )
     bounds = {
         "rope_theta": (1.0, math.inf),
@@ -132,9 +126,14 @@ def _check_positions(file: Path, config: PreTrainedConfig) -> None:
         value = values.get(name, least)
         is_number = isinstance(value, int | float) and math.isfinite(value)
         if not is_number or not least <= value <= most:
-            raise UserError(
-                f"{file}: {name} is {value!r}, which gives no rotary positions; restore the file"
-            )
+            return f"{name} is {value!r}, which gives no rotary positions; restore the file"
+    if values["rope_type"] not in FIXED_SCALINGS:
+        return (
+            f"positions are scaled by rope_type {values['rope_type']!r}, none of "
+            f"{', '.join(FIXED_SCALINGS)}: those of windows of different lengths would differ; "
+            "give a model with one of these"
+        )
+    return None
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:

@@ -137,26 +137,19 @@ def _encoded(
 ) -> pa.RecordBatch:
     """The rows of some documents, in their order. Raises UserError for a given token id that the
     tokenizer lacks."""
-    contents = [item.content if isinstance(item, Document) else None for item in items]
-    texts = [content for content in contents if isinstance(content, str)]
+    documents = [item for item in items if isinstance(item, Document)]
+    texts = [each.content for each in documents if isinstance(each.content, str)]
     encoded = iter(encode(_tokenizer(encoding.tokenizer_json), texts))
     sizes: list[int | None] = []
     tokens: list[np.ndarray] = []
-    for item, content in zip(items, contents, strict=True):
+    for item in items:
         size, ids = None, np.empty(0)
-        if isinstance(content, str):
-            size, ids = len(content.encode()), np.array([*next(encoded), encoding.eos_id])
-        elif content is not None:
-            highest = int(content.max())
-            if highest >= encoding.vocab_size:
-                raise UserError(
-                    f"{item.name}: token id {highest:,}, but the tokenizer has "
-                    f"{encoding.vocab_size:,} ids: another one made these tokens; give its "
-                    "tokenizer.json"
-                )
-            ended = content[-1] == encoding.eos_id
-            ids = content if ended else np.append(content, encoding.eos_id)
-            size = int(_token_num_bytes(encoding.tokenizer_json)[content].sum())
+        if isinstance(item, Document) and isinstance(item.content, str):
+            size, ids = len(item.content.encode()), np.array([*next(encoded), encoding.eos_id])
+        elif isinstance(item, Document):
+            ids = item.given_ids(encoding.vocab_size)
+            size = int(_token_num_bytes(encoding.tokenizer_json)[ids].sum())
+            ids = ids if ids[-1] == encoding.eos_id else np.append(ids, encoding.eos_id)
         sizes.append(size)
         tokens.append(ids.astype(encoding.dtype))
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)

@@ -36,9 +36,7 @@ class SourceSnapshot:
     tokenizer_key: str
     """Of the tokenizer: of its file's content, or of all that one is trained on."""
     key: str
-    """Of the encoded documents."""
-    tokens_key: str
-    """Of the token blocks, which depend on the held-out split too."""
+    """Of the token blocks."""
 
 
 class _Prepared(Record):
@@ -66,10 +64,10 @@ def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     else:
         sha256 = hashlib.sha256(read_tokenizer_json(spec.tokenizer)).hexdigest()
         tokenizer = fingerprint({"sha256": sha256, "eos_token": spec.tokenizer.eos_token})
-    keys = [fingerprint({"tokenizer": tokenizer, "source": state}) for state in states]
+    encoded = [fingerprint({"tokenizer": tokenizer, "source": state}) for state in states]
     return tuple(
-        SourceSnapshot(source, files, tokenizer, key, fingerprint({"key": key, **fraction}))
-        for (source, files), key in zip(listed, keys, strict=True)
+        SourceSnapshot(source, files, tokenizer, fingerprint({"key": key, **fraction}))
+        for (source, files), key in zip(listed, encoded, strict=True)
     )
 
 
@@ -110,4 +108,4 @@ def wait_for_clock_tick(snapshots: tuple[SourceSnapshot, ...]) -> None:
 
 
 def _path(spec: PipelineSpec, snapshot: SourceSnapshot) -> Path:
-    return tokens_directory(spec) / "listings" / f"{snapshot.tokens_key}.json"
+    return tokens_directory(spec) / "listings" / f"{snapshot.key}.json"

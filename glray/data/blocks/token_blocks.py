@@ -127,35 +127,29 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
 
     Raises UserError for another format version and for a missing, truncated or damaged file.
     """
-    manifest = read_json(directory / "manifest.json")
-    again = _again(directory)
+    path = directory / "manifest.json"
+    manifest = read_json(path)
     if manifest is None:
-        raise UserError(f"{directory}: no manifest.json, these are no token blocks; {again}")
+        raise _unusable(directory, f"{path}: does not exist, these are no token blocks")
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != TOKENS_VERSION:
-        raise UserError(
-            f"{directory}: token blocks of format {version}, this glray reads format "
-            f"{TOKENS_VERSION}; {again}"
-        )
+        problem = f"format {version}, but this glray reads format {TOKENS_VERSION}"
+        raise _unusable(directory, f"{path}: {problem}")
     try:
         blocks = TokenBlocks.model_validate(manifest | {"directory": directory})
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise UserError(
-            f"{directory}/manifest.json: damaged, {where}: {problem['msg']}; {again}"
-        ) from None
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        problem = f"damaged, {where}: {error.errors()[0]['msg']}"
+        raise _unusable(directory, f"{path}: {problem}") from None
     for index, block in enumerate(blocks.blocks):
         path = blocks.block_path(index)
         size = path.stat().st_size if path.exists() else 0
         if size != block.num_bytes:
-            raise UserError(
-                f"{path}: {size:,} bytes, the manifest says {block.num_bytes:,}: something is "
-                f"missing; {again}"
-            )
+            problem = f"{size:,} bytes, the manifest says {block.num_bytes:,}: something is missing"
+            raise _unusable(directory, f"{path}: {problem}")
     for path in (blocks.tokenizer_path, blocks.heldout_path):
         if not path.exists():
-            raise UserError(f"{path}: does not exist; {again}")
+            raise _unusable(directory, f"{path}: does not exist")
         _check_sha256(path, blocks.checksums.get(path.name, "none"), directory)
     return blocks
 
@@ -191,11 +185,11 @@ def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
     found = sha256_of(path)
     if found != sha256:
         what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
-        raise UserError(
-            f"{path}: {what}, its SHA-256 is {found[:16]}…, but the manifest says {sha256[:16]}…: "
-            f"its tokens would not be the corpus's; {_again(directory)}"
-        )
+        problem = f"its SHA-256 is {found[:16]}…, but the manifest says {sha256[:16]}…"
+        fate = "its tokens would not be the corpus's"
+        raise _unusable(directory, f"{path}: {what}, {problem}: {fate}")
 
 
-def _again(directory: Path) -> str:
-    return f"delete {directory} and run `glray prepare` again, which makes the same"
+def _unusable(directory: Path, problem: str) -> UserError:
+    remedy = f"delete {directory} and run `glray prepare` again, which makes the same"
+    return UserError(f"{problem}; {remedy}")

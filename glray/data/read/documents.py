@@ -22,14 +22,7 @@ import pyarrow.parquet as pq
 
 from glray.data.read.sources import SourceFile, is_uri, open_source, stdlib_directory
 from glray.errors import UserError
-from glray.spec.corpus import (
-    ArrowCorpus,
-    JsonlCorpus,
-    ParquetCorpus,
-    SourceCorpus,
-    StdlibCorpus,
-    TextCorpus,
-)
+from glray.spec.corpus import SourceCorpus
 
 Item = TypeVar("Item")
 
@@ -56,6 +49,17 @@ class Document:
         text = self.content
         encoded = text.encode() if isinstance(text, str) else text.astype("<u4").tobytes()
         return hashlib.sha256(encoded).digest()
+
+    def given_ids(self, num_ids: int) -> np.ndarray:
+        """The ids that were given. Raises UserError if a tokenizer of ``num_ids`` lacks one."""
+        assert not isinstance(self.content, str), "a text has no ids yet"
+        highest = int(self.content.max())
+        if highest >= num_ids:
+            raise UserError(
+                f"{self.name}: token id {highest:,}, but the tokenizer has {num_ids:,} ids: "
+                "another one made these tokens; give its tokenizer.json"
+            )
+        return self.content
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,13 @@ def split_file(file: SourceFile, corpus: SourceCorpus, part_bytes: int) -> list[
     with _problems_named(file.uri):
         if file.num_bytes <= part_bytes:
             pass
-        elif isinstance(corpus, JsonlCorpus) and not _compression(file.uri):
+        elif corpus.kind == "jsonl" and not _compression(file.uri):
             firsts = list(range(0, file.num_bytes, part_bytes))
-        elif isinstance(corpus, ParquetCorpus):
+        elif corpus.kind == "parquet":
             with pq.ParquetFile(open_source(file.uri)) as parquet:
                 groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
                 firsts = _firsts((group.total_byte_size for group in groups), part_bytes)
-        elif isinstance(corpus, ArrowCorpus) and not is_uri(file.uri):
+        elif corpus.kind == "arrow" and not is_uri(file.uri):
             firsts = _firsts((batch.nbytes for batch in _arrow_batches(file.uri)), part_bytes)
     return [FilePart(file, *ends) for ends in zip(firsts, [*firsts[1:], None], strict=True)]
 
@@ -111,17 +115,16 @@ def read_part(part: FilePart, corpus: SourceCorpus) -> Iterator[Document | Skipp
     """
     uri = part.file.uri
     with _problems_named(uri):
-        match corpus:
-            case StdlibCorpus():
-                yield _whole_file(uri, str(Path(uri).relative_to(stdlib_directory())))
-            case TextCorpus():
-                yield _whole_file(uri, uri)
-            case JsonlCorpus():
-                yield from _jsonl_documents(part, corpus.column)
-            case ParquetCorpus():
-                yield from _parquet_documents(part, corpus.column)
-            case ArrowCorpus():
-                yield from _arrow_documents(part, corpus.column)
+        if corpus.kind == "stdlib":
+            yield _whole_file(uri, str(Path(uri).relative_to(stdlib_directory())))
+        elif corpus.kind == "text":
+            yield _whole_file(uri, uri)
+        elif corpus.kind == "jsonl":
+            yield from _jsonl_documents(part, corpus.column)
+        elif corpus.kind == "parquet":
+            yield from _parquet_documents(part, corpus.column)
+        else:
+            yield from _arrow_documents(part, corpus.column)
 
 
 @contextmanager

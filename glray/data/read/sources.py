@@ -11,7 +11,6 @@ left out is ``AWS_ENDPOINT_URL``, else AWS, and a region ``AWS_REGION``, else th
 into records.
 """
 
-import fnmatch
 import glob
 import json
 import os
@@ -28,25 +27,20 @@ import fsspec
 import fsspec.core
 import pyarrow as pa
 import pyarrow.fs as pafs
+from fsspec.utils import glob_translate
+from pydantic import TypeAdapter
 
 from glray.errors import UserError
-from glray.spec.corpus import (
-    ArrowCorpus,
-    JsonlCorpus,
-    ParquetCorpus,
-    SourceCorpus,
-    StdlibCorpus,
-    TextCorpus,
-)
+from glray.spec.corpus import SourceCorpus
 
 STDLIB_EXCLUDED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__"})
 """Folders left out: installed packages, and tests, which slim images lack."""
 
-SUFFIXES: dict[type[SourceCorpus], tuple[str, ...]] = {
-    TextCorpus: (".txt", ".txt.gz", ".txt.zst"),
-    JsonlCorpus: (".jsonl", ".jsonl.gz", ".jsonl.zst"),
-    ParquetCorpus: (".parquet",),
-    ArrowCorpus: (".arrow",),
+SUFFIXES = {
+    "text": (".txt", ".txt.gz", ".txt.zst"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
 }
 """What is taken from a folder, by the corpus's kind."""
 
@@ -82,7 +76,7 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
     Raises UserError for a path that does not exist, a folder or glob that matches nothing, and a
     store that cannot be reached.
     """
-    if isinstance(corpus, StdlibCorpus):
+    if corpus.kind == "stdlib":
         root = stdlib_directory()
         modules = (path for path in root.rglob("*.py") if path.is_file())
         files = [
@@ -91,7 +85,7 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
             if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
         ]
     else:
-        files = [file for declared in corpus.paths for file in _declared(declared, type(corpus))]
+        files = [file for declared in corpus.paths for file in _declared(declared, corpus.kind)]
     return tuple(sorted(set(files), key=lambda file: file.uri))
 
 
@@ -107,8 +101,11 @@ def corpus_of_files(paths: list[str], column: str) -> SourceCorpus:
             f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or "
             "*.arrow, of a folder as FOLDER/*.txt"
         )
-    columns = {} if kind is TextCorpus else {"column": column}
-    return kind.model_validate({"paths": paths, **columns})
+    columns = {} if kind == "text" else {"column": column}
+    corpus: SourceCorpus = TypeAdapter(SourceCorpus).validate_python(
+        {"kind": kind, "paths": paths, **columns}
+    )
+    return corpus
 
 
 def open_source(uri: str) -> pa.NativeFile:
@@ -127,7 +124,7 @@ def stdlib_directory() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
 
-def _declared(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
+def _declared(declared: str, kind: str) -> list[SourceFile]:
     """The files that one entry of ``corpus.paths`` stands for."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
@@ -147,7 +144,7 @@ def _declared(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
         ) from None
 
 
-def _local(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
+def _local(declared: str, kind: str) -> list[SourceFile]:
     path = Path(declared).expanduser().absolute()
     if path.is_dir():
         names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
@@ -165,45 +162,35 @@ def _local_file(path: Path) -> SourceFile:
         str(path).encode()
     except UnicodeEncodeError:
         raise UserError(f"corpus.paths: {str(path)!r} is not UTF-8; rename the file") from None
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise UserError(
-            f"corpus: {path} disappeared while the corpus was listed; run again when it no longer "
-            "changes"
-        ) from None
+    stat = path.stat()
     return SourceFile(str(path), stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
-def _stored(declared: str, kind: type[SourceCorpus]) -> list[SourceFile]:
+def _stored(declared: str, kind: str) -> list[SourceFile]:
     """``_local`` for a URI. Raises OSError too."""
-    address, mark, query = declared.partition("?")
     filesystem, path = _locate(declared)
     info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.File:
+    if info.is_file:
         return [_stored_file(declared, filesystem, info)]
-    folder = re.split(r"/[^/]*[*[]", address, maxsplit=1)[0].rstrip("/")
-    if info.type == pafs.FileType.Directory:
-        folder = address.rstrip("/")
-    elif folder == address.rstrip("/") or not is_uri(folder):  # no magic, or in a bucket's name
-        raise UserError(
-            f"corpus.paths: {declared} does not exist: no such bucket, folder or object"
-        )
-    root = _locate(folder + mark + query)[1]
+    is_folder = info.type == pafs.FileType.Directory
+    address, mark, query = declared.partition("?")
+    address = address.rstrip("/")
+    folder = address if is_folder else re.split(r"/[^/]*[*[]", address, maxsplit=1)[0]
+    if not is_folder and (folder == address or not is_uri(folder)):  # no magic, or in the bucket's
+        raise UserError(f"corpus.paths: {declared} does not exist: no such bucket or object")
+    place = folder + mark + query
+    root = _locate(place)[1]
     selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
     infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
     found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
-    if info.type == pafs.FileType.Directory:
-        names = _of_kind(kind, folder + mark + query, list(found))
+    if is_folder:
+        names = _of_kind(kind, place, list(found))
     else:
-        patterns = unquote(address.removeprefix(f"{folder}/")).split("/")
-        names = [name for name in found if _matches(name.split("/"), patterns)]
+        pattern = glob_translate(unquote(address.removeprefix(f"{folder}/")))
+        names = [name for name in found if re.match(pattern, name)]
     if not names:
         raise UserError(f"corpus.paths: {declared} matches no file (looked in {folder})")
-    return [
-        _stored_file(_inside(folder + mark + query, name), filesystem, found[name])
-        for name in names
-    ]
+    return [_stored_file(_inside(place, name), filesystem, found[name]) for name in names]
 
 
 def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> SourceFile:
@@ -212,19 +199,10 @@ def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> 
     return SourceFile(uri, info.size, str(version))
 
 
-def _matches(parts: list[str], patterns: list[str]) -> bool:
-    """Whether a path's parts match a glob's; ``**`` stands for any number of them."""
-    if not parts or not patterns:
-        return not parts and set(patterns) <= {"**"}
-    if patterns[0] == "**":
-        return _matches(parts, patterns[1:]) or _matches(parts[1:], patterns)
-    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
-def _of_kind(kind: type[SourceCorpus], folder: str, names: list[str]) -> list[str]:
+def _of_kind(kind: str, folder: str, names: list[str]) -> list[str]:
     """A folder's files of the corpus's kind. Raises OSError too."""
     taken = {name for name in names if name.endswith(SUFFIXES[kind])}
-    for name in names if kind is ArrowCorpus else ():
+    for name in names if kind == "arrow" else ():
         if PurePosixPath(name).name == "dataset_dict.json":
             place = _inside(folder, name).removesuffix("/dataset_dict.json")
             splits = _read_json(folder, name)["splits"]

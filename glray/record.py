@@ -2,7 +2,7 @@
 
 from math import nan
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import (
@@ -30,6 +30,9 @@ class Record(BaseModel):
         arbitrary_types_allowed=True,
     )
 
+    remedy: ClassVar[str] = REMEDY
+    """What to do about a file that cannot be read."""
+
     def write(self, path: Path) -> None:
         """Replace the file at once."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
@@ -45,7 +48,7 @@ class Record(BaseModel):
             where = ".".join(map(str, problem["loc"]))
             raise UserError(
                 f"{path}: damaged, or written by another version of glray "
-                f"({f'{where}: ' if where else ''}{problem['msg']}); {REMEDY}"
+                f"({f'{where}: ' if where else ''}{problem['msg']}); {cls.remedy}"
             ) from None
 
 

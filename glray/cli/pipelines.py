@@ -21,7 +21,7 @@ from glray.cli.app import (
 from glray.cli.training import trained_runs
 from glray.errors import UserError
 from glray.files import sole_writer
-from glray.run.profile import Setting, profile_path, read_profile
+from glray.run.profile import Profile, Setting, own_setting, profile_path
 
 
 @app.command()
@@ -37,7 +37,7 @@ def plan(
     from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
-    sheets = plan_sheets(spec, read_profile(profile_path(spec)))
+    sheets = plan_sheets(spec, Profile.read(profile_path(spec)))
     Console(highlight=False).print(terminal(*sheets, *(event_sheets(spec) if events else [])))
 
 
@@ -77,7 +77,6 @@ def profile(
     from glray.report.profile_plot import write_profile_plot
     from glray.report.profile_sheets import profile_sheets
     from glray.report.render import terminal
-    from glray.run.profile import own_setting, write_profile
     from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
@@ -89,7 +88,7 @@ def profile(
         )
     Console(highlight=False).print(terminal(*profile_sheets(measured, spec)))
     path = profile_path(spec)
-    write_profile(measured, path)
+    measured.keep(path)
     console.print(f"profile: {path}\nplot: {write_profile_plot(measured, out)}")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from glray.cli.app import console, prepared_corpus
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
-from glray.run.profile import profile_path, read_profile
+from glray.run.profile import Profile, profile_path
 from glray.spec import PipelineSpec
 from glray.storage import storage_path
 
@@ -37,7 +37,7 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     from glray.train.runs import plan_runs, validate_pipeline
 
     spec = with_calibration(spec)
-    Console(highlight=False).print(terminal(*plan_sheets(spec, read_profile(profile_path(spec)))))
+    Console(highlight=False).print(terminal(*plan_sheets(spec, Profile.read(profile_path(spec)))))
     start = starting_model(spec)  # what is wrong with its folder is said before preparing
     corpus = prepared_corpus(spec)
     validate_pipeline(spec, corpus, start)

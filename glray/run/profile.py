@@ -5,14 +5,11 @@ Its record lies in the storage, and ``glray plan`` takes a pipeline's prices fro
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from glray.errors import UserError
-from glray.files import write_json
+from glray.record import Record
 from glray.spec.identity import fingerprint
 from glray.spec.model import Precision
 from glray.spec.pipeline import PipelineSpec
@@ -100,17 +97,25 @@ class SettingCosts:
         return next((cost for cost in self.fitting if cost.seq_len == seq_len), None)
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Record):
     """A profile of one pipeline's model on one machine; its first setting is the pipeline's own
     unless another was asked for."""
+
+    remedy = "nothing can be priced; delete it, and run glray profile again"
 
     pipeline: str
     tokens_per_batch: int
     budget_bytes: int
     """Memory that the largest batch may take: the device's, or what was given."""
-    environment: Mapping[str, Any]
+    environment: dict[str, Any]
     settings: tuple[SettingCosts, ...]
+
+    def keep(self, path: Path) -> None:
+        """Write it, with what one before it has of other settings."""
+        before = Profile.read(path)
+        measured = {costs.setting for costs in self.settings}
+        others = [] if before is None else [c for c in before.settings if c.setting not in measured]
+        self.model_copy(update={"settings": (*self.settings, *others)}).write(path)
 
     def of(self, spec: PipelineSpec) -> SettingCosts | None:
         """The costs under the pipeline's own setting."""
@@ -151,23 +156,3 @@ def profile_path(spec: PipelineSpec) -> Path:
         },
     }  # fmt: skip
     return storage_path(spec.compute) / "profiles" / f"{fingerprint(decisive)}.json"
-
-
-def write_profile(profile: Profile, path: Path) -> None:
-    """Keep it, with what one before it has of other settings."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = read_profile(path)
-    measured = {costs.setting for costs in profile.settings}
-    others = [] if before is None else [c for c in before.settings if c.setting not in measured]
-    write_json(path, asdict(replace(profile, settings=(*profile.settings, *others))))
-
-
-def read_profile(path: Path) -> Profile | None:
-    """What ``write_profile`` has written; None if there is no such file. Raises UserError."""
-    try:
-        return TypeAdapter(Profile).validate_json(path.read_bytes()) if path.exists() else None
-    except ValidationError:
-        raise UserError(
-            f"{path}: damaged, or of another version: nothing can be priced; delete it, and run "
-            "glray profile again"
-        ) from None

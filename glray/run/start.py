@@ -4,7 +4,7 @@ from typing import Any
 
 from glray.errors import UserError
 from glray.files import write_text
-from glray.run.profile import prices_of, profile_path, read_profile
+from glray.run.profile import Profile, prices_of, profile_path
 from glray.run.records import Execution, Manifest, StartedExecution
 from glray.run.run import Run, check_format
 from glray.spec.identity import differences
@@ -57,7 +57,7 @@ def _predicted_seconds(run: Run, execution: Execution) -> float | None:
     if execution.num_workers > 1:
         return None
     try:
-        profile = read_profile(profile_path(run.spec))
+        profile = Profile.read(profile_path(run.spec))
     except UserError:  # glray plan and glray run have said it
         return None
     costs = prices_of(profile, run.spec, set(run.seq_lens))

@@ -15,8 +15,6 @@ from glray.run.profile import (
     Setting,
     SettingCosts,
     profile_path,
-    read_profile,
-    write_profile,
 )
 
 from ..tiny import tiny_spec
@@ -32,7 +30,13 @@ COSTS = SettingCosts(
         LengthCost(32, 2**32, 1024, (4.0,), PARTS),
     ),
 )
-PROFILE = Profile("tiny", 64, 2**33, {"gpu": None, "processor": "an abacus"}, (COSTS,))
+PROFILE = Profile(
+    pipeline="tiny",
+    tokens_per_batch=64,
+    budget_bytes=2**33,
+    environment={"gpu": None, "processor": "an abacus"},
+    settings=(COSTS,),
+)
 
 
 def test_each_length_stands_beside_the_longest(tmp_path):
@@ -49,7 +53,7 @@ def test_each_length_stands_beside_the_longest(tmp_path):
 
 def test_what_does_not_fit_is_said(tmp_path):
     costs = SettingCosts(OWN, (COSTS.lengths[0], LengthCost(16384, None, 0)))
-    profile = Profile("tiny", 64, 2**33, PROFILE.environment, (costs,))
+    profile = PROFILE.model_copy(update={"settings": (costs,)})
     text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
     assert "does not fit" in text
     assert "there is nothing to grow" in text
@@ -97,7 +101,7 @@ def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path):
 
 def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_counted(tmp_path):
     uncounted = tuple(replace(cost, peak_bytes=None) for cost in COSTS.lengths)
-    profile = replace(PROFILE, settings=(SettingCosts(OWN, uncounted),))
+    profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, uncounted),)})
     text = rendered(plan_sheets(tiny_spec(tmp_path), profile))
     assert "28.0 s" in text
     assert "GiB" not in text
@@ -111,31 +115,31 @@ def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path
 
 def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
     slow_start = (replace(COSTS.lengths[0], step_seconds=(3.0,)), *COSTS.lengths[1:])
-    profile = replace(PROFILE, settings=(SettingCosts(OWN, slow_start),))
+    profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, slow_start),)})
     text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
     assert "more than 50% of fixed 32's time, which 16 alone does" in " ".join(text.split())
     nothing = tuple(replace(cost, largest_batch_tokens=0) for cost in slow_start)
-    profile = replace(PROFILE, settings=(SettingCosts(OWN, nothing),))
+    profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, nothing),)})
     assert write_profile_plot(profile, tmp_path / "profile.png").exists()
 
 
 def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path):
     path = tmp_path / "profile.json"
-    write_profile(PROFILE, path)
+    PROFILE.keep(path)
     eager = SettingCosts(replace(OWN, kernel="eager"), COSTS.lengths)
-    write_profile(replace(PROFILE, settings=(eager,)), path)
-    assert read_profile(path).settings == (eager, COSTS)
+    PROFILE.model_copy(update={"settings": (eager,)}).keep(path)
+    assert Profile.read(path).settings == (eager, COSTS)
 
 
 def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
     spec = tiny_spec(tmp_path)
-    write_profile(PROFILE, profile_path(spec))
-    assert read_profile(profile_path(spec.derive(name="other", seeds=(3,)))) == PROFILE
-    assert read_profile(profile_path(spec.derive(tokens_per_batch=128))) is None
+    PROFILE.keep(profile_path(spec))
+    assert Profile.read(profile_path(spec.derive(name="other", seeds=(3,)))) == PROFILE
+    assert Profile.read(profile_path(spec.derive(tokens_per_batch=128))) is None
     for damaged in ("{}", "[]", '{"settings": [{"setting": {}}]}'):
         profile_path(spec).write_text(damaged)
         with pytest.raises(UserError, match=r"damaged.*run glray profile again"):
-            read_profile(profile_path(spec))
+            Profile.read(profile_path(spec))
 
 
 def test_settings_are_every_combination():

@@ -94,11 +94,12 @@ def progress_line(progress: Progress) -> str:
     now, name = progress.training, progress.run or ""
     if now is None:
         return f"{name}: {progress.phase}" if name else progress.phase
+    last = now.last_step
     line = (
-        f" {now.stage}/{now.num_stages} seq_len {now.seq_len} "
-        f"step {_short(now.step)}/{_short(now.num_steps)} "
-        f"loss {now.loss:.2f} {_short(now.tokens_per_second)} tok/s "
-        f"{now.mfu:.0%} MFU {_duration(now.seconds_left)} left"
+        f" {last.stage + 1}/{now.num_stages} seq_len {last.seq_len} "
+        f"step {_short(last.step)}/{_short(now.num_steps)} "
+        f"loss {last.loss:.2f} {_short(last.tokens_per_second)} tok/s "
+        f"{last.mfu:.0%} MFU {_duration(now.seconds_left)} left"
     )
     room = COLUMNS - len(line)
     return (name if len(name) <= room else f"{name[: room - 1]}…") + line

@@ -56,28 +56,12 @@ class Step(Record):
 class TrainingProgress(Record):
     """How training stands; ``glray run`` shows it as one line."""
 
-    stage: int = measure("")
-    """The stage, from 1."""
+    last_step: Step = measure("")
+    """The last step that is written, as in `metrics.jsonl`."""
     num_stages: int = measure("stages")
     """Stages of the run."""
-    seq_len: int = measure("tokens")
-    """Length of its windows."""
-    step: int = measure("steps")
-    """Steps trained so far."""
     num_steps: int = measure("steps")
     """Steps of the whole run."""
-    tokens: int = measure("tokens")
-    """Targets trained so far."""
-    loss: Number = measure("nats per token")
-    """Loss of the last step."""
-    tokens_per_second: float = measure("tokens/s", "measured")
-    """As in `metrics.jsonl`."""
-    mfu: float = measure("share", "measured")
-    """As in `metrics.jsonl`."""
-    measured_seconds: float = measure("s", "measured")
-    """So far."""
-    calibrated_seconds: float | None = measure("s", "calibrated")
-    """So far."""
     seconds_left: float = measure("s", "measured")
     """Measured so far × what is left / what is done, both in calibrated seconds or, without a
     calibration, in model FLOPs: later stages are slower either way."""
@@ -115,6 +99,8 @@ class LengthLoss(Record):
 class Evaluation(Record):
     """``evaluations/step-*.json``: the held-out targets scored once, at the end of each stage and
     every ``evaluation.every_tokens``."""
+
+    remedy = "restore it, or delete it"
 
     step: int = measure("steps")
     """Steps trained so far."""

@@ -6,7 +6,7 @@ Values stay on the device until the logging interval, when all ranks sum them in
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +34,6 @@ class PendingStep:
     """``grad_norm`` and, near a stage boundary, ``update_norm``: scalars on the device."""
     known: dict[str, Any]
     """The fields of ``Step`` that do not wait for the device."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The steps between two flushes, over all ranks; the same on every rank but for the seconds."""
-
-    checksum: int
-    """Sum of the steps' checksums."""
-    loss: float
-    """Of the last step."""
-    tokens_per_second: float
-    mfu: float
 
 
 class Stopwatch:
@@ -98,52 +86,48 @@ class MetricsLog:
         """Keep one step's values until the next flush."""
         self._pending.append(pending)
 
-    def flush(self, watch: Stopwatch) -> Interval:
-        """Sum the pending steps (at least one) over ranks and write them.
+    def flush(self, watch: Stopwatch) -> list[Step]:
+        """Sum the pending steps (at least one) over ranks and write them. They are returned, the
+        same on every rank but for seconds, rates and bytes.
 
         This is where the host waits for the device.
         """
-        sums = [pending.sums for pending in self._pending]
-        losses = sum_over_ranks(self._ctx, torch.stack([s.loss for s in sums])).tolist()
-        checksums = sum_over_ranks(self._ctx, torch.stack([s.checksum for s in sums])).tolist()
+        pending, self._pending = self._pending, []
+        losses = self._summed([step.sums.loss for step in pending])
+        checksums = self._summed([step.sums.checksum for step in pending])
         norms: list[dict[str, Any]] = [
-            {name: float(norm) for name, norm in p.norms.items()} for p in self._pending
+            {name: float(norm) for name, norm in step.norms.items()} for step in pending
         ]
 
         # ---- now the device has done all of these steps
-        measured_seconds = watch.seconds
-        seconds = measured_seconds - self._flushed_seconds
-        self._flushed_seconds = measured_seconds
-        last = self._pending[-1].known["step"]
-        first = last - len(self._pending)
+        seconds = watch.seconds - self._flushed_seconds
+        self._flushed_seconds += seconds
+        last = pending[-1].known["step"]
+        first = last - len(pending)
         model_flops = self._run.model_flops(last) - self._run.model_flops(first)
-        speed: dict[str, Any] = {
-            "tokens_per_second": (last - first) * self._run.plan.tokens_per_batch / seconds,
+        shared: dict[str, Any] = {
+            "tokens_per_second": len(pending) * self._run.plan.tokens_per_batch / seconds,
             "mfu": model_flops / (seconds * self._peak),
+            "memory_bytes": _memory_bytes(self._ctx.device),
         }
-        shared = speed | {"memory_bytes": _memory_bytes(self._ctx.device)}
+        steps = [
+            Step(**step.known, **norm, **shared, loss=loss, checksum=as_hex(checksum))
+            for step, loss, norm, checksum in zip(pending, losses, norms, checksums, strict=True)
+        ]
         if self._ctx.rank == 0:
-            self._write(
-                Step(**pending.known, **norm, **shared, loss=loss, checksum=as_hex(checksum))
-                for pending, loss, norm, checksum in zip(
-                    self._pending, losses, norms, checksums, strict=True
-                )
-            )
-        self._pending = []
-        return Interval(sum(checksums), losses[-1], **speed)
+            self._write(steps)
+        return steps
 
-    def _write(self, steps: Iterable[Step]) -> None:
+    def _summed(self, scalars: list[torch.Tensor]) -> list[Any]:
+        return sum_over_ranks(self._ctx, torch.stack(scalars)).tolist()
+
+    def _write(self, steps: list[Step]) -> None:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            for step in steps:
-                file.write(step.model_dump_json() + "\n")
-                scalars = {
-                    f"train/{name}": value
-                    for name, value in step
-                    if name != "step" and isinstance(value, int | float)
-                }
-                for tracker in self._trackers:
-                    tracker.write(step.step, scalars)
+            file.writelines(step.model_dump_json() + "\n" for step in steps)
         for tracker in self._trackers:
+            for step in steps:
+                numbers = {n: v for n, v in step if n != "step" and isinstance(v, int | float)}
+                tracker.write(step.step, {f"train/{name}": v for name, v in numbers.items()})
             tracker.flush()
 
 

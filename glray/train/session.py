@@ -25,7 +25,7 @@ from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.evaluation import Scored, Windows, score
 from glray.train.export import export_model
-from glray.train.metrics import Interval, MetricsLog, PendingStep, Stopwatch
+from glray.train.metrics import MetricsLog, PendingStep, Stopwatch
 from glray.train.optimizer import update_norm
 from glray.train.parallel import whole_weights
 from glray.train.trackers import open_trackers
@@ -207,15 +207,20 @@ class RunSession:
     def flush(self) -> None:
         """Write the metrics, for which the host waits for the device, and look who asks to stop."""
         state = self.state
-        interval = self._log.flush(self.watch)
-        state.checksum = (state.checksum + interval.checksum) % 2**64
+        steps = self._log.flush(self.watch)
+        state.checksum = sum((int(step.checksum, 16) for step in steps), state.checksum) % 2**64
         state.measured_seconds = self.watch.seconds
         self._stop = bool(from_rank_zero(self.ctx, int(self.ctx.stop_requested())))
         if not self._preempted and self.ctx.preempted():
             # Ray ends the group when the node is gone and starts it again without.
             self._preempted = self._must_save = True
             self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
-        progress = self._progress(interval)
+        progress = TrainingProgress(
+            last_step=steps[-1],
+            num_stages=len(self.run.plan.stages),
+            num_steps=self.run.plan.num_steps,
+            seconds_left=state.measured_seconds * self._left_over_done(),
+        )
         self.announcer.progress(Progress(run=self.run.name, phase="training", training=progress))
 
     def look_at_guard(self) -> None:
@@ -225,28 +230,14 @@ class RunSession:
             self.announcer.event(f"{self.run.name}: {rise}: stopped")
         self._guarded = bool(from_rank_zero(self.ctx, int(rise is not None)))
 
-    def _progress(self, interval: Interval) -> TrainingProgress:
-        """What the live line shows. The time left knows that later stages are slower: by their
-        calibrated cost where the plan has it, else by the FLOPs of a token at their length."""
-        state, run, plan = self.state, self.run, self.run.plan
-        done, total = (plan.calibrated_microseconds(n) for n in (state.step, plan.num_steps))
+    def _left_over_done(self) -> float:
+        """What is left / what is done. Later stages are slower, which is known from their
+        calibrated cost where the plan has it, else from the FLOPs of a token at their length."""
+        run, step, end = self.run, self.state.step, self.run.plan.num_steps
+        done, total = (run.plan.calibrated_microseconds(n) for n in (step, end))
         if not done or not total:
-            done, total = run.model_flops(state.step), run.model_flops(plan.num_steps)
-        stage = plan.stage_index(state.step - 1)
-        return TrainingProgress(
-            stage=stage + 1,
-            num_stages=len(plan.stages),
-            seq_len=plan.stages[stage].seq_len,
-            step=state.step,
-            num_steps=plan.num_steps,
-            tokens=state.step * plan.tokens_per_batch,
-            loss=interval.loss,
-            tokens_per_second=interval.tokens_per_second,
-            mfu=interval.mfu,
-            measured_seconds=state.measured_seconds,
-            calibrated_seconds=plan.calibrated_seconds(state.step),
-            seconds_left=state.measured_seconds / done * (total - done),
-        )
+            done, total = run.model_flops(step), run.model_flops(end)
+        return (total - done) / done
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the wait for each. The wait for the first one is start-up."""

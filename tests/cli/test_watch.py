@@ -10,24 +10,29 @@ from glray.cli import watch
 from glray.cli.watch import progress_line, watching
 from glray.run.records import Progress, TrainingProgress
 
-TRAINING = {
-    "stage": 3,
-    "num_stages": 4,
+LAST_STEP = {
+    "stage": 2,
     "seq_len": 512,
     "step": 200,
-    "num_steps": 279,
     "tokens": 819_200,
+    "lr": 0.001,
     "loss": 4.71234,
+    "grad_norm": 0.5,
+    "checksum": "0" * 16,
     "tokens_per_second": 8192.3,
     "mfu": 0.384,
     "measured_seconds": 100.0,
     "calibrated_seconds": 98.0,
-    "seconds_left": 62.0,
+    "data_wait_seconds": 0.0,
+    "memory_bytes": None,
 }
+TRAINING = {"num_stages": 4, "num_steps": 279, "seconds_left": 62.0}
 
 
-def progress(run: str, **training) -> Progress:
-    return Progress(run=run, phase="training", training=TrainingProgress(**(TRAINING | training)))
+def progress(run: str, **changed) -> Progress:
+    last_step = {name: changed.pop(name, value) for name, value in LAST_STEP.items()}
+    training = TrainingProgress(last_step=last_step, **(TRAINING | changed))
+    return Progress(run=run, phase="training", training=training)
 
 
 def test_the_line_fits_80_columns():

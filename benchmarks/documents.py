@@ -25,7 +25,7 @@ from glray.data.windows import Batch
 from glray.model.config import longest_config
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec
 from glray.spec.model import Attention
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.trainee import Trainee
 
@@ -58,7 +58,7 @@ def spec_of(seq_len: int, attention: Attention, *, gpu: bool) -> PipelineSpec:
 def trainee_of(spec: PipelineSpec, vocab_size: int) -> Trainee:
     """The spec's model, as it trains."""
     config = longest_config(spec, vocab_size=vocab_size, eos_id=SEPARATOR)
-    ctx = LocalContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
+    ctx = WorkerContext(device=torch.device("cuda" if spec.compute.compile else "cpu"))
     return Trainee.scratch(config, spec, ctx, execution(spec, ctx))
 
 

@@ -26,7 +26,7 @@ from benchmarks.record import RESULTS, keep
 from glray.model.flops import training_flops_per_token
 from glray.run.profile import own_setting
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.parallel import release_models
 from glray.train.probe.memory import gpu_budget_bytes
 from glray.train.probe.peak import matmul_peak
@@ -98,7 +98,7 @@ def step_seconds(model: ProfiledModel, seq_len: int, tokens: int) -> float:
     return min([trainee.step_seconds(batch) for _ in range(6)][2:])
 
 
-def by_length(ctx: LocalContext, *, gpu: bool) -> dict[str, Any]:
+def by_length(ctx: WorkerContext, *, gpu: bool) -> dict[str, Any]:
     """MFU at each length, and the largest batch."""
     spec = pipeline(Path("/nowhere"), gpu=gpu)
     spec = spec.derive(model={"vocab_size": VOCAB_SIZE if gpu else 4096})
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="leave the run through Ray Train out")
     arguments = parser.parse_args()
     gpu = torch.cuda.is_available()
-    ctx = LocalContext(device=torch.device("cuda" if gpu else "cpu"))
+    ctx = WorkerContext(device=torch.device("cuda" if gpu else "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)

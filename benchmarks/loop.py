@@ -39,13 +39,13 @@ from glray.data.windows import Batch, StageReads, local_batches
 from glray.model.config import config_of
 from glray.model.decoder import build_model
 from glray.ray.cluster import connect
-from glray.ray.train import RayContext, _run_groups
+from glray.ray.train import RayContext, WorkerGroups
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.run.start import record_start
 from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
 from glray.train.checkpoint import save_checkpoint
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.export import run_corpus
 from glray.train.loop import train
@@ -82,7 +82,7 @@ def pipeline(storage: Path, seq_len: int, num_steps: int) -> PipelineSpec:
 
 
 @dataclass
-class BatchesInMemory(LocalContext):
+class BatchesInMemory(WorkerContext):
     """A worker whose batches are read before the first step, and who takes turns."""
 
     turns: Turns = field(default_factory=lambda: Turns(("glray",)))
@@ -239,7 +239,7 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     for step in (1, 2, 3):
         start = time.perf_counter()
         path = save_checkpoint(
-            run.checkpoints, TrainState(step=step), network, optimizer, LocalContext()
+            run.checkpoints, TrainState(step=step), network, optimizer, WorkerContext()
         )
         seconds.append(time.perf_counter() - start)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -275,7 +275,7 @@ def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """What Ray takes of a run's training seconds: the waits for its batches and its answers."""
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
-    _run_groups(partial(_timed, path=path), spec, corpus)
+    WorkerGroups(partial(_timed, path=path), spec, corpus).run()
     (run,) = planned(spec, corpus) or []
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glray.files import write_json
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.execution import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def keep(name: str, figures: dict[str, Any]) -> None:
     """Write ``results/NAME.json`` with command, commit, hardware and versions."""
-    machine = environment(LocalContext())
+    machine = environment(WorkerContext())
     for of_a_run in ("num_workers", "threads_per_worker"):
         del machine[of_a_run]
     result = {

@@ -1,4 +1,4 @@
-"""A group of workers on this machine without Ray: processes that one ``LocalContext`` each joins.
+"""A group of workers on this machine without Ray: processes that one ``WorkerContext`` each joins.
 
 The tests of several workers train in it.
 """
@@ -18,14 +18,14 @@ import torch
 from glray.data.corpus import PreparedCorpus, open_corpus
 from glray.spec import PipelineSpec
 from glray.spec.loading import validate
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 
 Work = Callable[..., None]
 """``work(spec, corpus, ctx, *arguments)``: what each worker of a group does."""
 
 
-def train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext) -> None:
+def train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Train all runs of the pipeline."""
     train_all(spec, corpus, ctx)
 
@@ -91,6 +91,6 @@ def _worker(
             "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
         )
     spec = validate(json.loads(declared), "a worker's spec")
-    work(spec, open_corpus(spec, tokens), LocalContext(rank, world_size), *arguments)
+    work(spec, open_corpus(spec, tokens), WorkerContext(rank, world_size), *arguments)
     if world_size > 1:
         torch.distributed.destroy_process_group()

@@ -16,7 +16,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
 from glray.run.run import Run
 from glray.spec import PipelineSpec
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -32,7 +32,7 @@ def killed_spec(storage: Path, parallelism: str) -> PipelineSpec:
     return spec.derive(compute=compute)
 
 
-def train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext) -> None:
+def train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Train all runs; what a worker says when another of its group dies is expected."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     train_all(spec, corpus, ctx)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
 from glray.model.config import starting_model
 from glray.ray.cluster import groups_with_room, is_own_cluster, worker_resources
-from glray.ray.coordinator import RAY_TRAIN_STORAGE, WorkerGroup, launch
+from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
 from glray.ray.stream import ray_batches, start_reader
 from glray.run.run import pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.train.announcer import write_event
-from glray.train.context import from_rank_zero
+from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs
 
 WORKER_FAILURES = 3
@@ -43,15 +44,13 @@ RESIZE_SECONDS = 60.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
 
-class RayContext:
+class RayContext(WorkerContext):
     """A worker of a Ray Train group."""
 
     def __init__(self, group: WorkerGroup) -> None:
         context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.device: torch.device = ray.train.torch.get_device()
-        self.group = group
+        rank, world_size = context.get_world_rank(), context.get_world_size()
+        super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
@@ -95,10 +94,7 @@ def fit(
     if count > 1:
         said = f"{count} worker groups side by side, {unfinished} runs to train"
         write_event(pipeline_directory(spec), said)
-    in_driver = count == 1 and is_lone_worker(spec.compute) and is_own_cluster()
-    _run_groups(
-        _train, spec, corpus, count=count, stop=stop, callbacks=callbacks, in_driver=in_driver
-    )
+    WorkerGroups(_train, spec, corpus, count, tuple(callbacks or ())).run(stop)
 
 
 def groups_at_once(spec: PipelineSpec, unfinished: int) -> int:
@@ -114,94 +110,97 @@ def is_lone_worker(compute: ComputeSpec) -> bool:
     return compute.least_workers == compute.most_workers == 1 and not compute.use_gpu
 
 
-def calibrate_in_group(spec: PipelineSpec, corpus: PreparedCorpus, path: Path) -> None:
-    """Calibrate in a worker group like training's and leave ``path``."""
-    _run_groups(partial(_calibrate, path=path), spec, corpus)
+def calibrate_in_group(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
+    """Calibrate in a worker group like training's and leave ``calibration.json``."""
+    WorkerGroups(_calibrate, spec, corpus).run()
 
 
-def _run_groups(
-    work: Work,
-    spec: PipelineSpec,
-    corpus: PreparedCorpus,
-    *,
-    count: int = 1,
-    stop: threading.Event | None = None,
-    callbacks: list[Any] | None = None,
-    in_driver: bool = False,
-) -> None:
-    """Have ``count`` groups of the spec's workers do ``work`` until the last has ended."""
-    directory = pipeline_directory(spec)
-    errors: list[Exception] = []  # in the order of time
+@dataclass(frozen=True)
+class WorkerGroups:
+    """Groups of the spec's workers that do the same work side by side."""
 
-    def run(group: WorkerGroup) -> None:
+    work: Work
+    spec: PipelineSpec
+    corpus: PreparedCorpus
+    count: int = 1
+    callbacks: tuple[Any, ...] = ()
+    """Ray Train's, of each group."""
+
+    @property
+    def in_driver(self) -> bool:
+        """Whether the one worker works in this process."""
+        return self.count == 1 and is_lone_worker(self.spec.compute) and is_own_cluster()
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        """Have the groups work until the last has ended; ``stop`` asks them to. Raises what was
+        raised first."""
+        directory = pipeline_directory(self.spec)
+        errors: list[Exception] = []  # in the order of time
+
+        def run(group: WorkerGroup) -> None:
+            try:
+                self._run_group(group)
+            except Exception as error:
+                errors.append(error)
+                if self.count > 1:  # the others go on, for hours perhaps
+                    what = " ".join(str(error).split())[:300] or type(error).__name__
+                    write_event(directory, f"worker group {group.index} ended: {what}")
+
+        with launch(directory, self.count, stop=stop, in_driver=self.in_driver) as groups:
+            if self.count == 1:
+                run(groups[0])  # in the caller's thread: Tune knows its trial by it
+            else:
+                with ThreadPoolExecutor(self.count, thread_name_prefix="group") as pool:
+                    list(pool.map(run, groups))
+        if errors:
+            raise errors[0]
+
+    def _run_group(self, group: WorkerGroup) -> None:
+        """Fit, and again as long as there is progress between the deaths of workers."""
+        directory = pipeline_directory(self.spec)
+        try:
+            while True:
+                before = _committed(directory, group)
+                failure = None
+                try:
+                    self._trainer(group).fit()
+                except ray.train.WorkerGroupError as error:
+                    failure = error
+                said = group.error()
+                if said is not None:
+                    raise UserError(said)
+                if failure is None:
+                    return
+                if _committed(directory, group) == before:
+                    raise failure
+        except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+            raise UserError(
+                f"{directory}: Ray lost the node that led the run ({type(error).__name__}): "
+                "training has stopped; the same command goes on from the latest checkpoint"
+            ) from None
+
+    def _trainer(self, group: WorkerGroup) -> ray.train.torch.TorchTrainer:
+        work, spec, corpus, compute = self.work, self.spec, self.corpus, self.spec.compute
+
         def start_worker() -> None:
-            with _joined(spec, corpus, group) as ctx:
+            with _joined(compute, group) as ctx:
                 work(spec, corpus, ctx)
 
-        new_trainer = partial(_trainer, start_worker, spec, callbacks or [], in_driver)
-        try:
-            _run_group(new_trainer, directory, group)
-        except Exception as error:
-            errors.append(error)
-            if count > 1:  # the others go on, for hours perhaps
-                what = " ".join(str(error).split())[:300] or type(error).__name__
-                write_event(directory, f"worker group {group.index} ended: {what}")
-
-    with launch(directory, count, stop=stop, in_driver=in_driver) as groups:
-        if count == 1:
-            run(groups[0])  # in the caller's thread: Tune knows its trial by it
-        else:
-            with ThreadPoolExecutor(count, thread_name_prefix="group") as pool:
-                list(pool.map(run, groups))
-    if errors:
-        raise errors[0]
-
-
-def _run_group(
-    new_trainer: Callable[[], ray.train.torch.TorchTrainer], directory: Path, group: WorkerGroup
-) -> None:
-    """Fit, and again as long as there is progress between the deaths of workers."""
-    try:
-        while True:
-            before = _committed(directory, group)
-            failure = None
-            try:
-                new_trainer().fit()
-            except ray.train.WorkerGroupError as error:
-                failure = error
-            said = group.error()
-            if said is not None:
-                raise UserError(said)
-            if failure is None:
-                return
-            if _committed(directory, group) == before:
-                raise failure
-    except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
-        raise UserError(
-            f"{directory}: Ray lost the node that led the run ({type(error).__name__}): training "
-            "has stopped; the same command goes on from the latest checkpoint"
-        ) from None
-
-
-def _trainer(
-    start_worker: Callable[[], None], spec: PipelineSpec, callbacks: list[Any], in_driver: bool
-) -> ray.train.torch.TorchTrainer:
-    compute = spec.compute
-    return ray.train.torch.TorchTrainer(
-        start_worker,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if in_driver else compute.num_workers,
-            use_gpu=compute.use_gpu,
-            resources_per_worker=worker_resources(compute),
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-        ),
-        run_config=ray.train.RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=str(pipeline_directory(spec) / RAY_TRAIN_STORAGE),
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-            callbacks=callbacks,
-        ),
-    )
+        return ray.train.torch.TorchTrainer(
+            start_worker,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=0 if self.in_driver else compute.num_workers,
+                use_gpu=compute.use_gpu,
+                resources_per_worker=worker_resources(compute),
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            ),
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex[:8],
+                storage_path=str(pipeline_directory(spec) / RAY_TRAIN_STORAGE),
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+                callbacks=list(self.callbacks),
+            ),
+        )
 
 
 def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
@@ -218,20 +217,20 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
     train_all(spec, corpus, ctx)
 
 
-def _calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext, path: Path) -> None:
+def _calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
     from glray.train.worker import calibrate_alone
 
-    calibrate_alone(spec, corpus, ctx, path)
+    calibrate_alone(spec, corpus, ctx)
 
 
 @contextmanager
-def _joined(spec: PipelineSpec, corpus: PreparedCorpus, group: WorkerGroup) -> Iterator[RayContext]:
+def _joined(compute: ComputeSpec, group: WorkerGroup) -> Iterator[RayContext]:
     """What each worker of a group starts from.
 
     A person's error is left for the driver. A lone worker then returns, so that Ray does not start
     it again to fail the same way; with others it raises, or they would wait for it for ever.
     """
-    torch.set_num_threads(spec.compute.cpus_per_worker)
+    torch.set_num_threads(compute.cpus_per_worker)
     ctx = RayContext(group)
     try:
         if ctx.rank == 0:

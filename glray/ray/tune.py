@@ -15,7 +15,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import write_text
 from glray.model.config import starting_model
-from glray.ray.train import calibrate_in_group, fit
+from glray.ray.train import calibrate_in_group, fit, groups_at_once
 from glray.report.formats import number
 from glray.report.sheets import Sheet
 from glray.run.records import Calibration, Evaluation
@@ -97,22 +97,16 @@ def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
     trial of this search has started with, or one measured now."""
     if spec.calibration is not None:
         return spec
-    directory = Path(spec.compute.storage)
-    recorded = directory / "calibration.json"
-    if not (recorded.exists() and any(directory.glob("*/*/run.json"))):
-        calibrate_in_group(spec, corpus, recorded)
+    recorded = pipeline_directory(spec) / "calibration.json"
+    if not (recorded.exists() and any(Path(spec.compute.storage).glob("*/*/run.json"))):
+        calibrate_in_group(spec, corpus)
     calibration = Calibration.read(recorded)
     assert calibration is not None, "it was written or found"
     return spec.derive(calibration={"step_microseconds": calibration.step_microseconds})
 
 
 def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
-    compute = specs[0].compute
-    free_cpus = ray.cluster_resources().get("CPU", 1)
-    at_once = max(1, int(free_cpus // (compute.most_workers * compute.cpus_per_worker)))
-    if compute.use_gpu:
-        gpus = ray.cluster_resources().get("GPU", 1)
-        at_once = min(at_once, max(1, int(gpus // compute.most_workers)))
+    at_once = groups_at_once(specs[0], len(specs))
     trial = ray.tune.with_parameters(_train_trial, specs=specs, corpus=corpus)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trial, TRIAL_RESOURCES),

@@ -16,7 +16,7 @@ from glray.run.checkpoint import committed_checkpoints, state_of, step_of
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.train.checkpoint import load_weights
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.parallel import whole_weights
 
 
@@ -28,7 +28,7 @@ def export_run(directory: Path, path: Path) -> int:
     model, state = latest_model(run, torch.device("cpu"))
     network = model.network
     network.config.tokens_by_seq_len = state.tokens_by_seq_len
-    export_model(network, whole_weights(network, LocalContext()), run_corpus(run), path)
+    export_model(network, whole_weights(network, WorkerContext()), run_corpus(run), path)
     return state.step
 
 

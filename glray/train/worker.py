@@ -48,8 +48,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     runs = plan_runs(with_calibration(spec), corpus, start)
     # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
     if from_rank_zero(ctx, int(runs is None)):
-        costs = _calibrated(spec, corpus, ctx, executed, announcer)
-        runs = plan_runs(spec.derive(calibration={"step_microseconds": costs}), corpus, start)
+        runs = plan_runs(_calibrated(spec, corpus, ctx, executed), corpus, start)
     runs = runs or plan_runs(with_calibration(spec), corpus, start)
     assert runs is not None, "rank 0 found a calibration"
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
@@ -99,11 +98,9 @@ def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
         yield bool(from_rank_zero(ctx, int(is_ours)))
 
 
-def calibrate_alone(
-    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
-) -> None:
-    """Calibrate as a search does before its trials, and leave ``path``."""
-    _write_calibration(spec, corpus, ctx, _execution(spec, corpus, ctx), path)
+def calibrate_alone(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
+    """Calibrate as a search does before its trials, and leave ``calibration.json``."""
+    _calibrated(spec, corpus, ctx, _execution(spec, corpus, ctx))
 
 
 def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
@@ -121,37 +118,24 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
     return execution(spec, ctx, probed)
 
 
-def _write_calibration(
-    spec: PipelineSpec,
-    corpus: PreparedCorpus,
-    ctx: WorkerContext,
-    executed: Execution,
-    path: Path,
-) -> dict[int, int]:
-    """Measure microseconds of a step by sequence length, all groups at once as they will train, and
-    leave the mean in ``path`` before any of them trains."""
-    agreed = ctx.group.meet() if ctx.rank == 0 else None
-    if from_rank_zero(ctx, int(agreed is None)):
-        costs = calibrate(spec, corpus, ctx, executed)
-        agreed = ctx.group.mean_of_all(costs) if ctx.rank == 0 else None
-    if agreed is not None:
-        Calibration(step_microseconds=agreed, environment=environment(ctx)).write(path)
-    return {
-        length: from_rank_zero(ctx, agreed[length] if agreed else 0) for length in spec.all_seq_lens
-    }
-
-
 def _calibrated(
-    spec: PipelineSpec,
-    corpus: PreparedCorpus,
-    ctx: WorkerContext,
-    executed: Execution,
-    announcer: Announcer,
-) -> dict[int, int]:
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, executed: Execution
+) -> PipelineSpec:
+    """The spec with the cost of a step at each length, measured in all groups at once, as they will
+    train; each group leaves the mean in ``calibration.json`` before it trains."""
+    directory = pipeline_directory(spec)
+    announcer = Announcer(directory, ctx)
     announcer.progress(Progress(phase="calibrating: steps of every length, interleaved"))
-    path = pipeline_directory(spec) / "calibration.json"
-    costs = _write_calibration(spec, corpus, ctx, executed, path)
-    if ctx.rank == 0 and ctx.group.claims("calibration"):
-        shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
-        announcer.event(f"calibration: a step takes {shown}")
-    return costs
+    mean = ctx.group.meet() if ctx.rank == 0 else None
+    if from_rank_zero(ctx, int(mean is None)):
+        costs = calibrate(spec, corpus, ctx, executed)
+        mean = ctx.group.mean_of_all(costs) if ctx.rank == 0 else None
+    if mean is not None:
+        Calibration(step_microseconds=mean, environment=environment(ctx)).write(
+            directory / "calibration.json"
+        )
+        if ctx.group.claims("calibration"):
+            shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in mean.items())
+            announcer.event(f"calibration: a step takes {shown}")
+    costs = {n: from_rank_zero(ctx, mean[n] if mean else 0) for n in spec.all_seq_lens}
+    return spec.derive(calibration={"step_microseconds": costs})

@@ -17,7 +17,7 @@ from glray.data.blocks.snapshot import find_prepared
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints
 from glray.spec.loading import load_pipeline
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 
 PIPELINE = """
@@ -246,7 +246,7 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
     # Trained here, as the first run has shown a worker group: half a minute for each start of one.
     best = load_pipeline(folder / "runs" / name / "best.yaml")
     torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
-    train_all(best, find_prepared(best), LocalContext())
+    train_all(best, find_prepared(best), WorkerContext())
     ran = here(folder, "run", f"runs/{name}/best.yaml")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing to train" in ran.stdout

@@ -15,7 +15,7 @@ from glray.files import sha256_of
 from glray.plan import make_plan
 from glray.ray.stream import ray_batches, segment_dataset
 from glray.ray.train import fit
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -92,7 +92,7 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, t
     alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # as each worker below: the same sums
-    train_all(alone, corpus, LocalContext())
+    train_all(alone, corpus, WorkerContext())
     torch.set_num_threads(threads)
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
     spec = spec.derive(compute={"cpus_per_worker": 2})

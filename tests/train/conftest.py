@@ -9,7 +9,7 @@ import torch
 
 from glray.data.corpus import PreparedCorpus
 from glray.run.run import Run
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.probe import peak
 from glray.train.worker import train_all
 from tests.planned import planned
@@ -43,7 +43,7 @@ def trained_storage(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCo
     """Where both arms of the tiny pipeline were trained without a break. Not to be written to."""
     torch.set_num_threads(1)
     storage = tmp_path_factory.mktemp("trained")
-    train_all(tiny_spec(storage), corpus, LocalContext())
+    train_all(tiny_spec(storage), corpus, WorkerContext())
     return storage
 
 

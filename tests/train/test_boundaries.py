@@ -22,7 +22,7 @@ from glray.spec import (
     OptimizerSpec,
 )
 from glray.train.boundaries import split_jump
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.evaluation import Scored, Windows
 from glray.train.optimizer import build_optimizer, update_norm
 from glray.train.worker import train_all
@@ -43,7 +43,7 @@ def grown(storage, **fields):
 
 
 def trained(spec, corpus):
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0]
 
 
@@ -154,7 +154,7 @@ def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
         optimizer=WILD,
         evaluation=EvaluationSpec(seq_lens=(8, 32, 64), num_tokens=128, max_rise=0.0),
     )
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     grow, fixed = planned(spec, corpus)
     assert not grow.is_finished
     assert fixed.is_finished
@@ -163,7 +163,7 @@ def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
 def test_a_guard_passes_over_boundaries_that_were_scored_at_other_lengths(tmp_path, corpus):
     asked = iter([False] * 5 + [True])  # at a border after the second boundary
     spec = grown(tmp_path, optimizer=WILD, evaluation={"seq_lens": (12,), "num_tokens": 96})
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     later = spec.derive(evaluation={"seq_lens": (8, 32, 64), "num_tokens": 128, "max_rise": 0.0})
     assert trained(later, corpus).is_finished
 
@@ -172,7 +172,7 @@ def test_held_out_loss_is_also_scored_between_boundaries_and_changes_nothing(tmp
     evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 128, "every_tokens": 3 * 64 + 5}
     often = grown(tmp_path / "often", evaluation=evaluation)
     asked = iter([False, False, True])
-    train_all(often, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(often, corpus, WorkerContext(stop=lambda: next(asked)))
     run = trained(often, corpus)
     steps = sorted(int(path.stem[-8:]) for path in (run.directory / "evaluations").iterdir())
     ends = [stage.end_step for stage in run.plan.stages]

@@ -10,7 +10,7 @@ from glray.data.targets import HeldoutTargets, heldout_targets
 from glray.errors import UserError
 from glray.run.statistics import standard_error
 from glray.spec import EvaluationSpec
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.evaluation import Windows, score
 
 
@@ -35,7 +35,7 @@ def test_losses_by_length_and_position():
             NextToken(),
             targets,
             Windows.over(targets.longest, n),
-            LocalContext(),
+            WorkerContext(),
             rows=2,
             precision="float32",
         ).record()

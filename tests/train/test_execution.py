@@ -14,7 +14,7 @@ from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import TrainState
 from glray.spec import OptimizerSpec
 from glray.train.checkpoint import load_checkpoint, save_checkpoint
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.optimizer import build_optimizer
 from glray.train.probe import micro_batches
 from glray.train.trainee import Trainee
@@ -33,7 +33,7 @@ def spec_with(storage, **compute):
 
 def trained(storage, corpus, **compute):
     spec = spec_with(storage, **compute)
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0]
 
 
@@ -62,7 +62,7 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     counters.clear()
     arms = [{"name": "grow", "stages": [{"seq_len": 16}, {"seq_len": 32}]}]
     spec = spec_with(tmp_path / "one", compile=True).derive(arms=arms)
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     assert graphs == [counters["stats"]["unique_graphs"]]
     assert graphs[0] >= 2
     (run,) = planned(spec, corpus)
@@ -74,8 +74,8 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     # Stopped inside a stage and gone on, it ends with the same bits.
     again = spec.derive(compute={"storage": str(tmp_path / "two")})
     asked = iter([False, False, True])
-    train_all(again, corpus, LocalContext(stop=lambda: next(asked)))
-    train_all(again, corpus, LocalContext())
+    train_all(again, corpus, WorkerContext(stop=lambda: next(asked)))
+    train_all(again, corpus, WorkerContext())
     assert same_weights(planned(again, corpus)[0], run)
 
 
@@ -88,7 +88,7 @@ def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
     assert executed["micro_batch_tokens"] == probed
     written = path.stat().st_mtime_ns
     more = spec_with(tmp_path, micro_batch_tokens="auto").derive(seeds=(0, 1))
-    train_all(more, corpus, LocalContext())
+    train_all(more, corpus, WorkerContext())
     assert path.stat().st_mtime_ns == written
 
 
@@ -102,7 +102,7 @@ def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch):
     def work(seq_len, rows):
         tried.append((seq_len, rows, 1 if seq_len * rows <= 3000 else None))
 
-    found = micro_batches._rows_on_gpu(work, {128: 20, 1024: 7}, LocalContext())
+    found = micro_batches._rows_on_gpu(work, {128: 20, 1024: 7}, WorkerContext())
     assert found == {1024: 2, 128: 20}
     assert [rows for _, rows, _ in tried] == [7, 4, 2, 20]
 
@@ -110,10 +110,10 @@ def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch):
 def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
     spec = spec_with(tmp_path)
     asked = iter([False, False, True])
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     step = step_of(committed_checkpoints(planned(spec, corpus)[0].checkpoints)[-1])
     other = spec.derive(compute={"micro_batch_tokens": 64})
-    train_all(other, corpus, LocalContext())
+    train_all(other, corpus, WorkerContext())
     events = (tmp_path / "tiny" / "events.log").read_text()
     assert f"bit-identity ends at step {step}: micro_batch_tokens {{'8': 32" in events
     assert events.count("bit-identity") == 1
@@ -127,7 +127,7 @@ def fill_the_disk(spec, corpus, answer):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     try:
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     except UserError as error:
         answer.put(str(error))
 
@@ -143,7 +143,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, c
     said = answer.get()
     assert f"{run.checkpoints}: the checkpoint of step 3 cannot be written: File too large" in said
     assert list(run.checkpoints.iterdir()) == []
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     assert same_weights(run, plain)
 
 
@@ -160,12 +160,12 @@ def test_the_random_state_and_the_moments_come_back(plain, tmp_path):
     network, optimizer = network_and_optimizer()
     network(torch.ones(4, 3)).square().sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path, TrainState(step=1), network, optimizer, LocalContext())
+    save_checkpoint(tmp_path, TrainState(step=1), network, optimizer, WorkerContext())
     drawn = torch.rand(5)
 
     fresh, other = network_and_optimizer()
     (path,) = committed_checkpoints(tmp_path)
-    assert load_checkpoint(path, fresh, other, LocalContext()).step == 1
+    assert load_checkpoint(path, fresh, other, WorkerContext()).step == 1
     assert torch.equal(torch.rand(5), drawn)
     for ours, theirs in zip(fresh.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -176,15 +176,15 @@ def test_the_random_state_and_the_moments_come_back(plain, tmp_path):
 
 def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(tmp_path, corpus):
     alone = tiny_spec(tmp_path, only=("fixed32",))
-    train_all(alone, corpus, LocalContext())
+    train_all(alone, corpus, WorkerContext())
     directory = tmp_path / "tiny"
     assert [path.parent.name for path in directory.glob("*/result.json")] == ["fixed32-seed0"]
     assert "only: null" in (directory / "spec.yaml").read_text()
     fixed = (directory / "fixed32-seed0" / "result.json").read_bytes()
 
-    train_all(tiny_spec(tmp_path), corpus, LocalContext())
+    train_all(tiny_spec(tmp_path), corpus, WorkerContext())
     assert (directory / "fixed32-seed0" / "result.json").read_bytes() == fixed
-    train_all(tiny_spec(tmp_path / "b"), corpus, LocalContext())
+    train_all(tiny_spec(tmp_path / "b"), corpus, WorkerContext())
     joined, together = (
         read_json(storage / "tiny" / "grow-seed0" / "run.json")["fingerprint"]
         for storage in (tmp_path, tmp_path / "b")

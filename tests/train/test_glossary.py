@@ -10,7 +10,7 @@ import pytest
 from glray.files import read_json
 from glray.run.records import Progress
 from glray.train.announcer import Announcer
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -39,7 +39,7 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         # What is written, for the file keeps the last and not all reach it.
         patch.setattr(Announcer, "progress", lambda self, value: progress.append(value))
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     run = planned(spec, corpus)[0]
     lines = [
         json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()

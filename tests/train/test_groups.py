@@ -11,12 +11,13 @@ import pytest
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json, sole_writer, write_text
-from glray.ray import coordinator
 from glray.ray import train as ray_train
-from glray.ray.coordinator import Coordinator, WorkerGroup, launch
+from glray.ray.coordinator import launch
 from glray.spec import PipelineSpec
+from glray.train import group as group_module
 from glray.train import worker
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
+from glray.train.group import Coordinator, WorkerGroup
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -61,7 +62,7 @@ def test_a_group_whose_driver_was_killed_claims_nothing_more(ray_local, tmp_path
 
 
 def train_as(
-    spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, group: WorkerGroup
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, group: WorkerGroup
 ) -> None:
     train_all(spec, corpus, replace(ctx, group=group))
 
@@ -92,7 +93,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monke
     run = planned(spec, corpus)[0]
     monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
     with sole_writer(run.directory), pytest.raises(UserError, match="another glray process"):
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     assert not (run.directory / "metrics.jsonl").exists()
 
     monkeypatch.setattr(worker, "ORPHAN_SECONDS", 60.0)
@@ -107,10 +108,17 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monke
     thread.start()
     held.wait()
     threading.Timer(0.5, release.set).start()
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     assert release.is_set()
     assert all(run.is_finished for run in planned(spec, corpus))
     thread.join()
+
+
+def calibrated_costs(
+    spec: PipelineSpec, corpus: PreparedCorpus, group: WorkerGroup
+) -> dict[int, int]:
+    calibrated = worker._calibrated(spec, corpus, WorkerContext(group=group), None)
+    return calibrated.calibration.step_microseconds
 
 
 def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corpus, monkeypatch):
@@ -123,32 +131,28 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corp
         return measured[ctx.group.index]
 
     monkeypatch.setattr(worker, "calibrate", calibrate)
-    path = tmp_path / "tiny" / "calibration.json"
 
     def costs_of(group: WorkerGroup) -> dict[int, int]:
-        return worker._write_calibration(spec, corpus, LocalContext(group=group), None, path)
+        return calibrated_costs(spec, corpus, group)
 
     mean = {8: 2000, 16: 1200, 32: 1202}
     with launch(tmp_path / "tiny", 2, in_driver=True) as both:
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(costs_of, both)) == [mean, mean]
         assert costs_of(both[1]) == mean  # started again it does not measure
-    recorded = read_json(path)["step_microseconds"]
+    recorded = read_json(tmp_path / "tiny" / "calibration.json")["step_microseconds"]
     assert recorded == {str(length): cost for length, cost in mean.items()}
 
 
 def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(coordinator, "MEETING_SECONDS", 0.2)
+    monkeypatch.setattr(group_module, "MEETING_SECONDS", 0.2)
     monkeypatch.setattr(worker, "calibrate", lambda *_: {8: 1000, 16: 1100, 32: 1201})
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
-    path = tmp_path / "tiny" / "calibration.json"
     with launch(tmp_path / "tiny", 2, in_driver=True) as (first, second):
-        ctx = LocalContext(group=first)
-        costs = worker._write_calibration(spec, corpus, ctx, None, path)
+        costs = calibrated_costs(spec, corpus, first)
         assert costs == {8: 1000, 16: 1100, 32: 1201}
         monkeypatch.setattr(worker, "calibrate", lambda *_: pytest.fail("measured again"))
-        late = LocalContext(group=second)
-        assert worker._write_calibration(spec, corpus, late, None, path) == costs
+        assert calibrated_costs(spec, corpus, second) == costs
 
 
 def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
@@ -169,7 +173,7 @@ def test_what_a_group_raised_first_is_raised_when_all_have_ended(
 ):
     failed, ended = threading.Event(), []
 
-    def run_group(new_trainer, directory, group) -> None:
+    def run_group(groups, group) -> None:
         if group.index == 2:
             failed.set()
             raise UserError("the disk is full")
@@ -180,7 +184,7 @@ def test_what_a_group_raised_first_is_raised_when_all_have_ended(
             raise RuntimeError("later")
 
     monkeypatch.setattr(ray_train, "groups_with_room", lambda compute: 3)
-    monkeypatch.setattr(ray_train, "_run_group", run_group)
+    monkeypatch.setattr(ray_train.WorkerGroups, "_run_group", run_group)
     with pytest.raises(UserError, match="the disk is full"):
         ray_train.fit(tiny_spec(tmp_path, seeds=(0, 1)), corpus)
     assert sorted(ended) == [0, 1]

@@ -14,7 +14,7 @@ from glray.files import read_json
 from glray.report.headline import headline
 from glray.run.checkpoint import TENSORS, committed_checkpoints
 from glray.run.run import Run, open_runs
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.export import export_run, latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
@@ -72,7 +72,7 @@ def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, corpus):
 
 def test_a_finished_pipeline_returns_at_once(finished, corpus):
     before = [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
-    train_all(finished[0].spec, corpus, LocalContext())
+    train_all(finished[0].spec, corpus, WorkerContext())
     assert before == [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
 
 
@@ -80,10 +80,10 @@ def test_a_finished_pipeline_returns_at_once(finished, corpus):
 def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, corpus, stop_after):
     spec = tiny_spec(tmp_path / f"stopped-{stop_after}")
     asked = iter([False] * stop_after + [True])
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     runs = planned(spec, corpus)
     assert not runs[0].is_finished
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     for run, undisturbed in zip(runs, finished, strict=True):
         assert run.is_finished
         assert same_weights(run, undisturbed)
@@ -96,9 +96,9 @@ def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, co
 def test_documents_apart_are_fed_the_same_tokens_and_resume(finished, tmp_path, corpus):
     specs = [tiny_spec(tmp_path / name, attention="document") for name in ("whole", "stopped")]
     asked = iter([False] * 3 + [True])
-    train_all(specs[1], corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(specs[1], corpus, WorkerContext(stop=lambda: next(asked)))
     for spec in specs:
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     whole, stopped = (planned(spec, corpus)[0] for spec in specs)
     assert same_weights(whole, stopped)
     assert not same_weights(whole, finished[0])
@@ -124,8 +124,8 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
         return False
 
     with pytest.raises(Killed):
-        train_all(spec, corpus, LocalContext(stop=die))
-    train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext(stop=die))
+    train_all(spec, corpus, WorkerContext())
     for run, undisturbed in zip(planned(spec, corpus), finished, strict=True):
         assert same_weights(run, undisturbed)
         assert [m["checksum"] for m in metrics(run)] == [
@@ -136,12 +136,12 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
 def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
     spec = tiny_spec(tmp_path / "uncommitted")
     asked = iter([False, True])
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     run = planned(spec, corpus)[0]
     torn = run.checkpoints / "step-00000009"
     torn.mkdir()
     (torn / "state.json").write_bytes(b"torn")
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     assert same_weights(run, finished[0])
 
 
@@ -196,7 +196,7 @@ def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, corpus):
 def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, corpus):
     spec = tiny_spec(tmp_path, budget={"seconds": 0.2}, ratios_in="seconds")
     assert planned(spec, corpus) is None
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     runs = planned(spec, corpus)
     assert all(run.is_finished for run in runs)
     for run in runs:
@@ -238,7 +238,7 @@ def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, 
     before = read_json(path)["lengths"]
     path.unlink()
     assert not run.is_finished
-    train_all(run.spec, corpus, LocalContext())
+    train_all(run.spec, corpus, WorkerContext())
     assert read_json(path)["lengths"] == before
     assert len(metrics(run)) == 12
 
@@ -248,7 +248,7 @@ def calibrated(tmp_path_factory, corpus):
     """The spec of a trained pipeline whose budget is in seconds."""
     storage = tmp_path_factory.mktemp("calibrated")
     spec = tiny_spec(storage, budget={"seconds": 0.3}, ratios_in="seconds")
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     return spec
 
 
@@ -268,7 +268,7 @@ def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     # The evaluation may change between two calls; then the report must not rank across it.
     evaluation = {"seq_lens": (8, 32), "num_tokens": 128}
     spec = tiny_spec(finished[0].directory.parents[1], seeds=(0, 1), evaluation=evaluation)
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     runs = open_runs([finished[0].directory.parent])
     assert len(runs) == 4
     assert "do not compare" in headline(runs)[0]

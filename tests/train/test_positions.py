@@ -22,7 +22,7 @@ from glray.spec import (
     NtkAware,
     Yarn,
 )
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.export import latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
@@ -53,7 +53,7 @@ def spec_of(storage, kind):
 
 
 def trained(spec, corpus, stop=lambda: False):
-    train_all(spec, corpus, LocalContext(stop=stop))
+    train_all(spec, corpus, WorkerContext(stop=stop))
     return planned(spec, corpus)[0]
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_stops_before_on_and_after_a_boundary_ends_with_the_same_bits
 
 
 @dataclass
-class Mortal(LocalContext):
+class Mortal(WorkerContext):
     """Killed as it asks for the tokens of a step, so after as many steps."""
 
     dies_after: int = 0

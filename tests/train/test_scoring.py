@@ -22,7 +22,7 @@ from glray.spec import (
     ParquetCorpus,
     TextCorpus,
 )
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.evaluation import Windows
 from glray.train.export import latest_model, run_corpus
 from glray.train.scoring import ScoringProtocol, score_model
@@ -220,6 +220,6 @@ def test_only_what_was_trained_with_the_positions_in_force_counts_as_trained(
     positions = Interpolation(relative_to="previous")
     arms = (ArmSpec(name="grow", stages=seq_lens, positions=positions),)
     spec = tiny_spec(tmp_path, arms=arms)
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)
     assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == trained_len

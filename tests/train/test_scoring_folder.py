@@ -7,7 +7,7 @@ import pytest
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.spec import ArmSpec, GPTNeoXModel, Yarn
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned
@@ -28,7 +28,7 @@ def documents(tmp_path):
 def trained(tmp_path, corpus, **fields):
     """Up to 32 tokens."""
     spec = tiny_spec(tmp_path / "runs", **fields)
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0].directory
 
 

@@ -14,7 +14,7 @@ from glray.model.config import model_config
 from glray.model.decoder import build_model
 from glray.run.run import Run
 from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.export import export_run, latest_model
 from glray.train.scoring import ScoringProtocol, score_model
@@ -65,7 +65,7 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
     assert len(runs) == 4
     for run in runs:
         run.directory.mkdir(parents=True)
-        ctx = LocalContext()
+        ctx = WorkerContext()
         executed = execution(run.spec, ctx)
         session = open_session(run, corpus, ctx, executed, peak=1e12)
         assert_same(session.trainee.model.network.state_dict(), start)
@@ -73,12 +73,12 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
 
 def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):
     spec = spec_from(folder, tmp_path / "undisturbed")
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     undisturbed = planned(spec, corpus)
     stopped = spec_from(folder, tmp_path / "stopped")
     asked = iter([False, False, True])
-    train_all(stopped, corpus, LocalContext(stop=lambda: next(asked)))
-    train_all(stopped, corpus, LocalContext())
+    train_all(stopped, corpus, WorkerContext(stop=lambda: next(asked)))
+    train_all(stopped, corpus, WorkerContext())
     for run, expected in zip(planned(stopped, corpus), undisturbed, strict=True):
         assert run.is_finished
         assert_same(weights(run.directory / "model"), weights(expected.directory / "model"))
@@ -111,13 +111,13 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
     save_model(folder, MODELS["llama"])
     spec = spec_from(folder, tmp_path)
     asked = iter([False, True])
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     before = planned(spec, corpus)[0].identity["init"]
     save_model(folder, MODELS["llama"], seed=8)
     with pytest.raises(
         UserError, match=rf'grow-seed0: holds run .*\(init: "{before}" → "'
     ) as error:
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     assert "\n" not in str(error.value)
 
 
@@ -133,7 +133,7 @@ def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
     folder = tmp_path / "start"
     save_model(folder, MODELS["llama"])
     spec = spec_from(folder, tmp_path, budget={"seconds": 0.3}, ratios_in="seconds")
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     assert all(run.is_finished for run in planned(spec, corpus))
 
 
@@ -143,7 +143,7 @@ def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
 )
 def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
     spec = tiny_spec(tmp_path, model=MODELS[kind])
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     for run in planned(spec, corpus):
         assert run.is_finished
         exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
@@ -166,6 +166,6 @@ def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):
     config = tmp_path / "start" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))
     spec = spec_from(tmp_path / "start", tmp_path / "runs")
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     run = planned(spec, corpus)[0]
     assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == 64

@@ -13,7 +13,7 @@ from tensorboardX.record_writer import masked_crc32c
 from glray.errors import UserError
 from glray.files import read_json
 from glray.train import runs
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
 from glray.train.trackers import TensorBoard
 from glray.train.worker import train_all
@@ -83,10 +83,10 @@ def killed_and_resumed(tmp_path_factory, corpus):
         return False
 
     with pytest.raises(Killed):
-        train_all(spec, corpus, LocalContext(stop=die))
+        train_all(spec, corpus, WorkerContext(stop=die))
     (run,) = planned(spec, corpus)
     assert metrics(run)[-1]["step"] == 8
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext())
     return run
 
 
@@ -146,7 +146,7 @@ def test_model_flops_count_each_stage_at_its_length(killed_and_resumed):
 def test_the_measured_peak_is_one_that_training_cannot_reach(killed_and_resumed):
     assert all(line["mfu"] < 1 for line in metrics(killed_and_resumed))
     assert measured_peak(CPU, torch.float32) > 1e8
-    assert matmul_peak(LocalContext(), "float32").nominal is None
+    assert matmul_peak(WorkerContext(), "float32").nominal is None
 
 
 def test_the_nominal_peak_is_known_by_the_whole_name():
@@ -180,8 +180,8 @@ def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     spec = one_arm(tmp_path, wandb_project="glray")
     asked = iter([False, True])
-    train_all(spec, corpus, LocalContext(stop=lambda: next(asked)))
-    train_all(spec, corpus, LocalContext())
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)
     folders = list((run.directory / "wandb").glob("offline-run-*"))
     ids = {folder.name.rpartition("-")[2] for folder in folders}

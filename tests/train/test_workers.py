@@ -16,7 +16,7 @@ from glray.files import read_json
 from glray.model.config import model_config
 from glray.plan import make_plan
 from glray.spec import PipelineSpec
-from glray.train.context import LocalContext
+from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
@@ -32,7 +32,7 @@ def in_a_group(work: Work, world_size: int, spec: PipelineSpec, *arguments: obje
 
 
 def train_until(
-    spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, stop_after: int
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, stop_after: int
 ) -> None:
     """Train, and stop when the ``stop_after``-th time is asked."""
     asked = count(1)
@@ -43,7 +43,7 @@ def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, paralleli
     spec = tiny_spec(storage, budget={"tokens": 6 * 64})
     spec = spec.derive(compute={"parallelism": parallelism})
     if world_size == 1:
-        train_all(spec, corpus, LocalContext())
+        train_all(spec, corpus, WorkerContext())
     else:
         in_a_group(train, world_size, spec, corpus)
     return planned(spec, corpus)
@@ -86,7 +86,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def save_gradients(spec: PipelineSpec, corpus: PreparedCorpus, ctx: LocalContext, out: str) -> None:
+def save_gradients(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, out: str
+) -> None:
     """The gradient of one step of each stage, all at the initial weights."""
     config = model_config(
         spec.model, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=32
@@ -142,7 +144,7 @@ def test_workers_that_come_and_go_go_on_at_the_cursor(tmp_path, corpus):
     ]
     mixture = {"corpus": {"kind": "mixture", "sources": sources}, "budget": {"tokens": 24 * 64}}
     alone = tiny_spec(tmp_path / "alone", **mixture)
-    train_all(alone, both, LocalContext())
+    train_all(alone, both, WorkerContext())
 
     spec = tiny_spec(tmp_path / "elastic", **mixture)
     for world_size, parallelism, stop_after in (

@@ -22,7 +22,7 @@ from glray.run.profile import Kernel, LengthCost, Profile, Setting, SettingCosts
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 from glray.spec.schedule import fixed
-from glray.train.context import LocalContext, device_clock
+from glray.train.context import WorkerContext, device_clock
 from glray.train.execution import environment, execution
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import interleaved_steps
@@ -85,9 +85,9 @@ class ProfiledModel:
         return replace(self, spec=self.spec.model_copy(update=batch))
 
     @property
-    def ctx(self) -> LocalContext:
+    def ctx(self) -> WorkerContext:
         """The one worker."""
-        return LocalContext(device=torch.device("cuda" if self.spec.compute.use_gpu else "cpu"))
+        return WorkerContext(device=torch.device("cuda" if self.spec.compute.use_gpu else "cpu"))
 
     def trainee(self) -> Trainee:
         """A scratch model with its optimizer; on a CPU this process computes with its threads."""
@@ -164,7 +164,13 @@ def measure(
         timed = _timed(model, fitting) if fitting else {}
         lengths = tuple(LengthCost(n, *memory[n], *timed.get(n, ())) for n in seq_lens)
         costs.append(SettingCosts(setting, lengths))
-    return Profile(spec.name, spec.tokens_per_batch, budget, environment(ctx), tuple(costs))
+    return Profile(
+        pipeline=spec.name,
+        tokens_per_batch=spec.tokens_per_batch,
+        budget_bytes=budget,
+        environment=environment(ctx),
+        settings=tuple(costs),
+    )
 
 
 def _validate(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Setting]) -> None:

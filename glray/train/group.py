@@ -1,0 +1,124 @@
+"""What the worker groups of one launch (a call of ``fit``) agree on: a coordinator and its groups.
+
+The coordinator knows which group has claimed which run, what a step has cost each group where a
+calibration is missing (they measure at the same time: beside others a step costs more, and so it
+will in training), whether they are asked to stop, and what a group met that a person can fix.
+Nothing of it outlives its launch: what has to is a record in the storage. No Ray.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MEETING_SECONDS = 120.0
+"""How long a group waits for the others: one may have found no room after all, or have died."""
+
+
+class Coordinator:
+    """What the groups have told, by their index; each method may be called again with the same."""
+
+    def __init__(self, count: int, stop: threading.Event | None = None) -> None:
+        self._count = count
+        self._stop = stop or threading.Event()
+        self._changed = threading.Condition()
+        self._claims: dict[str, int] = {}
+        self._came: set[int] = set()
+        self._costs: dict[int, dict[int, int]] = {}
+        self._mean: dict[int, int] | None = None
+        self._errors: dict[int, str] = {}
+
+    def claims(self, index: int, task: str) -> bool:
+        """Whether a task is the group's: the first that asks has it."""
+        with self._changed:
+            return self._claims.setdefault(task, index) == index
+
+    def claimed(self, index: int) -> list[str]:
+        """What the group has claimed so far."""
+        with self._changed:
+            return [task for task, owner in self._claims.items() if owner == index]
+
+    def meet(self, index: int) -> dict[int, int] | None:
+        """Return when all groups have come, or after ``MEETING_SECONDS``: the mean costs, if the
+        others have agreed on them before."""
+        with self._changed:
+            self._came.add(index)
+            self._wait_until(lambda: self._mean is not None or len(self._came) == self._count)
+            return self._mean
+
+    def mean_of_all(self, index: int, costs: dict[int, int]) -> dict[int, int]:
+        """The mean, by length, of the costs of all groups that have come to ``meet``; the same for
+        each that asks, also later."""
+        with self._changed:
+            self._costs[index] = costs
+            self._wait_until(lambda: self._mean is not None or self._costs.keys() >= self._came)
+            if self._mean is None:
+                brought = self._costs.values()
+                self._mean = {n: round(sum(c[n] for c in brought) / len(brought)) for n in costs}
+            return self._mean
+
+    def request_stop(self) -> None:
+        """Ask all groups to stop at their next logging boundary."""
+        self._stop.set()
+
+    def stop_requested(self, index: int) -> bool:
+        """Whether the groups are asked to stop."""
+        return self._stop.is_set()
+
+    def set_error(self, index: int, error: str | None) -> None:
+        """Keep what ended the group for a person to fix; None as it starts (again)."""
+        with self._changed:
+            self._errors.pop(index, None)
+            if error is not None:
+                self._errors[index] = error
+
+    def error(self, index: int) -> str | None:
+        """What ended the group, if a person can fix it."""
+        with self._changed:
+            return self._errors.get(index)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        self._changed.notify_all()
+        self._changed.wait_for(condition, MEETING_SECONDS)
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """One of the groups of a launch, the only one unless told otherwise. Rank 0 alone asks."""
+
+    index: int = 0
+    count: int = 1
+    coordinator: Any = field(default_factory=lambda: Coordinator(1))
+    """A Coordinator, or a handle of one; see there for what the methods do."""
+
+    def claims(self, task: str) -> bool:
+        """Whether a task, such as the run of a name, is this group's; still so when Ray has started
+        it again."""
+        return self._ask("claims", task)
+
+    def claimed(self) -> list[str]:
+        """What this group has claimed so far."""
+        return self._ask("claimed")
+
+    def meet(self) -> dict[int, int] | None:
+        """Return when all groups have come here."""
+        return self._ask("meet")
+
+    def mean_of_all(self, costs: dict[int, int]) -> dict[int, int]:
+        """The mean of what each group brings, by length."""
+        return self._ask("mean_of_all", costs)
+
+    def stop_requested(self) -> bool:
+        """Whether to stop at the next logging boundary."""
+        return self._ask("stop_requested")
+
+    def set_error(self, error: str | None) -> None:
+        """Leave for the driver what has ended this group."""
+        self._ask("set_error", error)
+
+    def error(self) -> str | None:
+        """What has ended this group, if a person can fix it."""
+        return self._ask("error")
+
+    def _ask(self, name: str, *arguments: object) -> Any:
+        return getattr(self.coordinator, name)(self.index, *arguments)

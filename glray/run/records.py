@@ -100,8 +100,6 @@ class Evaluation(Record):
     """``evaluations/step-*.json``: the held-out targets scored once, at the end of each stage and
     every ``evaluation.every_tokens``."""
 
-    remedy = "restore it, or delete it"
-
     step: int = measure("steps")
     """Steps trained so far."""
     tokens: int = measure("tokens")

@@ -24,9 +24,8 @@ def storage_path(compute: ComputeSpec) -> Path:
     path = Path(os.path.expanduser(compute.storage))
     if not path.is_absolute() and _SUBMITTED_JOB_VARIABLE in os.environ:
         raise UserError(
-            f"compute.storage {compute.storage!r} is relative to the submitted job's working "
-            f"directory, {Path.cwd()}, an uploaded copy that is gone with the job: give a folder "
-            "that every node sees, --set compute.storage=/absolute/path"
+            f"compute.storage {compute.storage!r} is in the submitted job's copy, {Path.cwd()}, "
+            "gone with the job: give what every node sees, --set compute.storage=/absolute/path"
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"compute.storage {compute.storage!r} is a file; give a folder")

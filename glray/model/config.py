@@ -25,9 +25,8 @@ def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
     rope_type = folder.config.rope_parameters["rope_type"]
     if rope_type != "default":
         raise UserError(
-            f"init: {folder.path} scales its rotary positions by rope_type {rope_type!r}, only "
-            "'default' can be trained: an arm's positions would be a scaling upon another; give a "
-            "model without RoPE scaling"
+            f"init: {folder.path} has rope_type {rope_type!r}, only 'default' can be trained: an "
+            "arm's positions would be a scaling upon another; give a model without"
         )
     return folder
 
@@ -35,22 +34,19 @@ def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
 def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
     """Rows of the embedding for a tokenizer of ``vocab_size`` ids. Raises UserError."""
     if isinstance(model, PretrainedFolder):
-        rows = model.config.vocab_size
-        if rows < vocab_size:
-            raise UserError(
-                f"{model.path}: its embedding has {rows:,} rows, less than the tokenizer's "
-                f"{vocab_size:,} ids: some tokens would have none; use the folder's own "
-                "tokenizer.json"
-            )
-        return rows
-    if model.vocab_size is None:
+        rows, remedy = model.config.vocab_size, "use the folder's own tokenizer.json"
+        where = str(model.path)
+    elif model.vocab_size is None:
         return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if model.vocab_size < vocab_size:
+    else:
+        rows, remedy = model.vocab_size, f"set at least {vocab_size:,}, or null"
+        where = "model.vocab_size"
+    if rows < vocab_size:
         raise UserError(
-            f"model.vocab_size {model.vocab_size:,} is less than the tokenizer's {vocab_size:,} "
-            f"ids: some tokens would have no embedding; set at least {vocab_size:,}, or null"
+            f"{where}: the embedding has {rows:,} rows, less than the tokenizer's {vocab_size:,} "
+            f"ids: some tokens would have none; {remedy}"
         )
-    return model.vocab_size
+    return rows
 
 
 def model_config(

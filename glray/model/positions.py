@@ -6,21 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from glray.errors import UserError
-from glray.spec.positions import (
-    BaseFrequencies,
-    Extrapolation,
-    Interpolation,
-    NtkAware,
-    PositionsSpec,
-    Reference,
-    Yarn,
-)
-
-SCALINGS: dict[str, PositionsSpec] = {
-    positions.kind: positions
-    for positions in (Extrapolation(), Interpolation(), NtkAware(), Yarn())
-}
-"""Choices that a model can be scored under beyond the length that it was trained at."""
+from glray.spec.positions import PositionsSpec, Reference
 
 
 def rope_parameters(
@@ -33,23 +19,22 @@ def rope_parameters(
     if the model has too few rotary dimensions.
     """
     declared = dict(config.rope_parameters)
-    if isinstance(positions, Extrapolation):
+    if positions.kind == "extrapolation":
         return declared
-    if isinstance(positions, BaseFrequencies):
+    if positions.kind == "theta":
         return declared | {"rope_theta": positions.thetas[stage]}
     reference = _reference_len(positions.relative_to, seq_lens, stage)
     scale = seq_lens[stage] / reference
     if scale <= 1:
         return declared
-    if isinstance(positions, Interpolation):
+    if positions.kind == "interpolation":
         return declared | {"rope_type": "linear", "factor": scale}
-    if isinstance(positions, NtkAware):
+    if positions.kind == "ntk":
         dims = rotary_dims(config)
         if dims <= 2:
             raise UserError(
-                "positions: ntk raises the base to the power dims / (dims - 2), but the model's "
-                f"heads rotate {dims} dimensions and it needs more than 2; use interpolation "
-                "or more rotary dimensions"
+                f"positions: ntk needs more than 2 rotary dimensions, but the heads have {dims}; "
+                "use interpolation or more"
             )
         return declared | {"rope_theta": declared["rope_theta"] * scale ** (dims / (dims - 2))}
     return declared | {

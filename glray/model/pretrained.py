@@ -145,10 +145,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     if not index.is_file():
         pickles = sorted(file.name for file in path.glob("*.bin"))
         instead = f", only {pickles[0]}, which could run code when it is read" if pickles else ""
-        raise UserError(
-            f"{path} has no model.safetensors{instead}; write it with save_pretrained of "
-            "transformers"
-        )
+        raise UserError(f"{path} has no model.safetensors{instead}; write it with save_pretrained")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):

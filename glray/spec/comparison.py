@@ -86,8 +86,7 @@ class ContextSpec(Spec):
         longest = max(self.seq_lens)
         if self.stride > longest:
             raise ValueError(
-                f"context.stride {self.stride} is more than the longest window, {longest}: tokens "
-                "between two windows would not be scored; lower it"
+                f"context.stride {self.stride} is more than the longest, {longest}: it skips tokens"
             )
 
 
@@ -131,8 +130,7 @@ class ComparisonSpec(Spec):
             pipeline.arm(compared.arm)
             if pipelines.setdefault(pipeline.name, pipeline) != pipeline:
                 raise ValueError(
-                    f"arms: two different pipelines have the name {pipeline.name!r}, so their runs "
-                    "would share directories; rename one"
+                    f"arms: two different pipelines have the name {pipeline.name!r}; rename one"
                 )
             self._check_agrees(pipeline, self.arms[0].pipeline)
         self._check_claims(labels)
@@ -153,10 +151,8 @@ class ComparisonSpec(Spec):
         for claim in self.claims:
             for label in (claim.arm, claim.against):
                 if label not in labels:
-                    raise ValueError(
-                        f"claims: no arm has the label {label!r}; the labels are "
-                        f"{', '.join(labels)}"
-                    )
+                    known = ", ".join(labels)
+                    raise ValueError(f"claims: no arm has the label {label!r}; those are {known}")
             if claim.arm == claim.against:
                 raise ValueError(f"claims: {claim.arm!r} is compared with itself; name another arm")
             for compared in self.arms:
@@ -171,16 +167,12 @@ class ComparisonSpec(Spec):
             if claim.at is not None:
                 raise ValueError(f"{where}: {claim.measure} has no length; remove at={claim.at}")
             if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
-                raise ValueError(
-                    f"{where} never grows, so its loss has no jump; compare another arm"
-                )
+                raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
             return
         evaluated, field = compared.pipeline.evaluation.seq_lens, "evaluation"
         if claim.measure == "long_loss":
             if claim.at is None:
-                raise ValueError(
-                    f"{where} is scored on long documents at several lengths; give at=, one of them"
-                )
+                raise ValueError(f"{where} has a long_loss at each length; give at=, one of them")
             evaluated, field = self.context.seq_lens if self.context else (), "context"
         if claim.at is not None and claim.at not in evaluated:
             raise ValueError(

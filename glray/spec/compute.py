@@ -52,6 +52,5 @@ class ComputeSpec(Spec):
     def model_post_init(self, context: Any) -> None:
         if self.least_workers > self.most_workers:
             raise ValueError(
-                f"compute.num_workers ({self.least_workers}, {self.most_workers}) is (fewest, "
-                "most): write the smaller number first"
+                f"compute.num_workers {self.num_workers} is (fewest, most): put the smaller first"
             )

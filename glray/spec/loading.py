@@ -207,9 +207,8 @@ def _from_yaml(path: Path) -> dict[str, Any]:
     if version != RUN_VERSION:
         written = "by glray 0.1 (it has no format)" if version is None else f"in format {version}"
         raise UserError(
-            f"{path}: written {written}, but this glray reads format {RUN_VERSION}, whose fields "
-            "have other names; load the pipeline's .py file, or rename the fields and begin with "
-            f"the line format: {RUN_VERSION}"
+            f"{path}: written {written}, this glray reads format {RUN_VERSION} with other names; "
+            f"load the .py file, or rename the fields and begin with the line format: {RUN_VERSION}"
         )
     return declared
 

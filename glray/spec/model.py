@@ -44,12 +44,12 @@ class GPTNeoXModel(_Decoder):
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        rotary = int(self.hidden_size // self.num_heads * self.rotary_fraction)
+        width = self.hidden_size // self.num_heads
+        rotary = int(width * self.rotary_fraction)
         if rotary < 2 or rotary % 2:
             raise ValueError(
-                f"model.rotary_fraction {self.rotary_fraction} of a head's "
-                f"{self.hidden_size // self.num_heads} dimensions is {rotary}: rotary positions "
-                "turn pairs, so this must be an even number of at least 2"
+                f"model.rotary_fraction {self.rotary_fraction} of {width} dimensions is {rotary}: "
+                "rotary positions turn pairs, so this must be even and at least 2"
             )
 
 
@@ -68,8 +68,7 @@ class LlamaModel(_Decoder):
         if width % 2:
             raise ValueError(
                 f"model.num_heads {self.num_heads} of model.hidden_size {self.hidden_size} are "
-                f"{width} wide: rotary positions turn pairs, so this must be even; choose another "
-                "divisor"
+                f"{width} wide: rotary positions turn pairs; choose a divisor that makes it even"
             )
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             raise ValueError(

@@ -133,9 +133,7 @@ class PipelineSpec(Spec):
         for name in self.only or ():
             self.arm(name)
         if self.name in ("tokens", "profiles", "comparisons"):
-            raise ValueError(
-                f"name {self.name!r} is reserved for a folder of the storage; use another"
-            )
+            raise ValueError(f"name {self.name!r} is a folder of the storage; use another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} has a seed twice; remove one")
 
@@ -149,15 +147,12 @@ class PipelineSpec(Spec):
         for seq_len in self.all_seq_lens:
             if chunk_len % seq_len:
                 raise ValueError(
-                    f"seq_len {seq_len} does not divide chunk_len {chunk_len}: "
-                    f"{chunk_len % seq_len} tokens of each chunk would never be trained; "
-                    "use a power of two"
+                    f"seq_len {seq_len} does not divide chunk_len {chunk_len}: tokens of each "
+                    "chunk would never be trained; use a power of two"
                 )
         if self.tokens_per_batch % chunk_len:
             lower = self.tokens_per_batch // chunk_len * chunk_len
-            choices = " or ".join(
-                f"{choice:,}" for choice in (lower, lower + chunk_len) if choice > 0
-            )
+            choices = f"{lower:,} or {lower + chunk_len:,}" if lower else f"{chunk_len:,}"
             raise ValueError(
                 f"tokens_per_batch {self.tokens_per_batch:,} is not a multiple of chunk_len "
                 f"{chunk_len:,}: a batch would end inside a chunk; use {choices}"
@@ -169,10 +164,9 @@ class PipelineSpec(Spec):
             for seq_len in arm.seq_lens[:-1]:
                 if longest % seq_len:
                     raise ValueError(
-                        f"evaluation.max_rise watches the loss at {seq_len} across a boundary of "
-                        f"{arm.name!r}, but {seq_len} does not divide the longest of "
-                        f"evaluation.seq_lens, {longest}, so it cannot be scored; add a length "
-                        "that every stage's length divides"
+                        f"evaluation.max_rise needs the loss at {seq_len}, of {arm.name!r}, "
+                        f"which does not divide the longest of evaluation.seq_lens, {longest}: it "
+                        "cannot be scored; add a length that every stage's length divides"
                     )
 
     def _check_search(self, search: SearchSpec) -> None:

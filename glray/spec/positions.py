@@ -57,3 +57,8 @@ PositionsSpec = Annotated[
     Extrapolation | Interpolation | NtkAware | BaseFrequencies | Yarn, Field(discriminator="kind")
 ]
 """A RoPE scaling."""
+
+SCALINGS: dict[str, PositionsSpec] = {
+    scaling.kind: scaling for scaling in (Extrapolation(), Interpolation(), NtkAware(), Yarn())
+}
+"""Choices that a model can be scored under beyond the length that it was trained at."""

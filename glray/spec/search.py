@@ -29,6 +29,6 @@ class SearchSpec(Spec):
         low, high = self.ratio_range
         if not 0.001 <= low <= high:
             raise ValueError(
-                f"search.ratio_range {low} to {high} must rise and start at 0.001 or more: drawn "
-                "ratios have three digits"
+                f"search.ratio_range {low} to {high} must rise from 0.001 or more: ratios are "
+                "rounded to three digits"
             )

@@ -38,8 +38,7 @@ class StableDecaySchedule(_Schedule):
     def model_post_init(self, context: Any) -> None:
         if self.warmup + self.decay > 1:
             raise ValueError(
-                f"schedule.warmup {self.warmup} + schedule.decay {self.decay} is more than the "
-                "whole budget (1.0): lower one of them"
+                f"schedule.warmup {self.warmup} + decay {self.decay} is more than the whole budget"
             )
 
 
@@ -97,6 +96,5 @@ def check_scorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> No
             )
     if num_tokens < longest:
         raise ValueError(
-            f"{field}.num_tokens {num_tokens} is less than one window of the longest "
-            f"length, {longest}: raise it"
+            f"{field}.num_tokens {num_tokens} is less than one window of {longest}: raise it"
         )

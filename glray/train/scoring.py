@@ -20,12 +20,12 @@ from glray.errors import UserError
 from glray.model.config import config_of, model_config
 from glray.model.decoder import load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
-from glray.model.positions import SCALINGS, scoring_parameters
+from glray.model.positions import scoring_parameters
 from glray.model.pretrained import read_pretrained
 from glray.run.run import Run
 from glray.spec.corpus import SourceCorpus
 from glray.spec.model import Precision
-from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
+from glray.spec.positions import SCALINGS, BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
 from glray.train.evaluation import Windows, score

@@ -14,7 +14,7 @@ from glray.data.blocks.token_blocks import (
     write_block,
     write_manifest,
 )
-from glray.data.blocks.tokenizer import token_dtype, train_bpe
+from glray.data.blocks.tokenizer import Encoding, train_bpe
 from glray.errors import UserError
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -57,7 +57,7 @@ def test_a_block_is_one_flat_column_that_is_mapped(tmp_path: Path) -> None:
 
 
 def test_ids_that_outgrow_two_bytes_take_four() -> None:
-    assert [token_dtype(size) for size in (2**16, 2**16 + 1)] == ["uint16", "uint32"]
+    assert [Encoding("", size, 0).dtype for size in (2**16, 2**16 + 1)] == ["uint16", "uint32"]
 
 
 def test_a_manifest_is_read_as_it_was_written(prepared: TokenBlocks) -> None:

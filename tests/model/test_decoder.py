@@ -87,7 +87,7 @@ def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
 
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
     small = TINY.derive(vocab_size=299)
-    with pytest.raises(UserError, match="299 is less than the tokenizer's 300"):
+    with pytest.raises(UserError, match="has 299 rows, less than the tokenizer's 300 ids"):
         embedding_rows(small, 300)
     assert embedding_rows(TINY, 300) == 384
 

@@ -71,7 +71,7 @@ def test_pipelines_come_once_and_with_the_compared_arms_alone():
         ),
         (
             {"claims": (ClaimSpec(says="s", arm="growlength", against="llm4096"),)},
-            ("no arm has the label 'llm4096'", "are growlength, llm1024"),
+            ("no arm has the label 'llm4096'", "those are growlength, llm1024"),
         ),
         (
             {"claims": (ClaimSpec(says="s", arm="growlength", against="growlength"),)},

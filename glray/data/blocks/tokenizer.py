@@ -55,13 +55,8 @@ class Encoding:
 
     @property
     def dtype(self) -> Literal["uint16", "uint32"]:
-        """Of the tokens."""
-        return token_dtype(self.vocab_size)
-
-
-def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
-    """The smallest type that holds every id below ``vocab_size``."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
+        """Of the tokens: the smallest that holds every id."""
+        return "uint16" if self.vocab_size <= 2**16 else "uint32"
 
 
 def read_tokenizer_json(spec: TokenizerFile) -> bytes:

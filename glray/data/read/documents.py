@@ -135,8 +135,7 @@ def _problems_named(uri: str) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid) as error:
         problem = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
-            f"{uri}: cannot be read: {problem}; what is prepared so far is kept: fix that and "
-            "run the same command again"
+            f"{uri}: cannot be read: {problem}; fix that and run the same again, which goes on"
         ) from None
 
 

@@ -98,8 +98,7 @@ def corpus_of_files(paths: list[str], column: str) -> SourceCorpus:
     kind = kinds.pop()
     if kinds or kind is None:
         raise UserError(
-            f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or "
-            "*.arrow, of a folder as FOLDER/*.txt"
+            f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or *.arrow"
         )
     columns = {} if kind == "text" else {"column": column}
     corpus: SourceCorpus = TypeAdapter(SourceCorpus).validate_python(
@@ -137,10 +136,9 @@ def _declared(declared: str, kind: str) -> list[SourceFile]:
         return (_stored if is_uri(declared) else _local)(declared, kind)
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         problem = " ".join(str(error).split())
-        remedy = "the address, and the credentials in the environment"
+        cause = "address and the environment's credentials" if is_uri(declared) else "path"
         raise UserError(
-            f"corpus.paths: {declared} cannot be reached: {problem}; check "
-            f"{remedy if is_uri(declared) else 'the path'}"
+            f"corpus.paths: {declared} cannot be reached: {problem}; check the {cause}"
         ) from None
 
 

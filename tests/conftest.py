@@ -63,6 +63,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as in glray's own cluster
     ray.init(
         address="local",
         num_cpus=4,

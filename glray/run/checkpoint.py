@@ -33,6 +33,8 @@ class CommittedFile(Record):
 class Commitment(Record):
     """``COMMITTED``: every file of a checkpoint."""
 
+    remedy = "delete its folder: an unfinished run goes on from the checkpoint before it"
+
     step: int
     files: dict[str, CommittedFile]
     """By the path within the checkpoint."""
@@ -80,37 +82,31 @@ def state_of(path: Path) -> TrainState:
 
 def verify(path: Path) -> None:
     """Compare every file of a checkpoint with its manifest. Raises UserError."""
-    remedy = f"delete {path}: an unfinished run goes on from the checkpoint before it"
-    for name, expected in _committed_files(path, remedy).items():
+    for name, expected in _committed_files(path).items():
         file = path / name
         size = file.stat().st_size if file.exists() else 0
         if size != expected.bytes:
             raise UserError(
                 f"{file}: {size:,} bytes, {expected.bytes:,} were committed: the checkpoint "
-                f"is damaged; {remedy}"
+                f"is damaged; {Commitment.remedy}"
             )
         digest = sha256_of(file)
         if digest != expected.sha256:
             raise UserError(
                 f"{file}: SHA-256 {digest[:12]}…, {expected.sha256[:12]}… was committed: the "
-                f"checkpoint is damaged; {remedy}"
+                f"checkpoint is damaged; {Commitment.remedy}"
             )
 
 
-def _committed_files(path: Path, remedy: str) -> dict[str, CommittedFile]:
+def _committed_files(path: Path) -> dict[str, CommittedFile]:
     """Size and SHA-256 of each file of a checkpoint. Raises UserError if its manifest is damaged,
     belongs to another checkpoint, or does not name every file."""
-    try:
-        commitment = Commitment.read(path / COMMITTED)
-        assert commitment is not None, "a committed checkpoint has it"
-    except UserError:
-        raise UserError(
-            f"{path / COMMITTED}: damaged, it is not a manifest of files; {remedy}"
-        ) from None
+    commitment = Commitment.read(path / COMMITTED)
+    assert commitment is not None, "a committed checkpoint has it"
     if commitment.step != step_of(path):
         raise UserError(
             f"{path}: its manifest belongs to step {commitment.step}, its name to step "
-            f"{step_of(path)}: it is not what was committed there; {remedy}"
+            f"{step_of(path)}: it was not committed there; {commitment.remedy}"
         )
     present = {
         str(file.relative_to(path))
@@ -119,5 +115,5 @@ def _committed_files(path: Path, remedy: str) -> dict[str, CommittedFile]:
     }
     unnamed = (present | {STATE}) - commitment.files.keys()
     if unnamed:
-        raise UserError(f"{path / min(unnamed)}: its manifest does not name it; {remedy}")
+        raise UserError(f"{path / min(unnamed)}: not in its manifest; {commitment.remedy}")
     return commitment.files

@@ -62,7 +62,11 @@ class MetricsLog:
     """
 
     def __init__(
-        self, run: Run, ctx: WorkerContext, trackers: Sequence[Tracker], peak: float
+        self,
+        run: Run,
+        ctx: WorkerContext,
+        trackers: Sequence[Tracker],
+        peak: float,
     ) -> None:
         self._run = run
         self._path = run.directory / "metrics.jsonl"

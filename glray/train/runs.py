@@ -18,7 +18,7 @@ from glray.model.config import embedding_rows, model_config
 from glray.model.flops import training_flops_per_token
 from glray.model.positions import rope_parameters
 from glray.model.pretrained import PretrainedFolder
-from glray.plan import make_plan
+from glray.plan import Plan, make_plan
 from glray.run.records import Manifest
 from glray.run.run import Run, pipeline_directory
 from glray.run.start import recorded_manifest
@@ -50,22 +50,18 @@ def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) 
 def plan_runs(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> list[Run] | None:
     """Every run of the pipeline, seed by seed; None where seconds decide and the spec has no
     calibration yet. Pure. Raises UserError for a plan that is impossible."""
-    runs = []
-    for seed in spec.seeds:
-        for arm in spec.trained_arms:
-            run = _planned(spec, arm, seed, corpus, start)
-            if run is None:
-                return None
-            runs.append(run)
-    return runs
+    plans = [(arm, make_plan(spec, arm)) for arm in spec.trained_arms]
+    return [
+        _planned(spec, arm, plan, seed, corpus, start)
+        for seed in spec.seeds
+        for arm, plan in plans
+        if plan is not None
+    ] or None
 
 
 def _planned(
-    spec: PipelineSpec, arm: ArmSpec, seed: int, corpus: PreparedCorpus, start: Start
-) -> Run | None:
-    plan = make_plan(spec, arm)
-    if plan is None:
-        return None
+    spec: PipelineSpec, arm: ArmSpec, plan: Plan, seed: int, corpus: PreparedCorpus, start: Start
+) -> Run:
     config = _config(arm, corpus, start)
     init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
     identity = training_identity(spec, arm, seed, corpus.identity, init_sha256)

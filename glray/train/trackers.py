@@ -6,7 +6,7 @@ is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what 
 
 import socket
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from glray.files import naming
 from glray.run.run import Run
@@ -14,20 +14,9 @@ from glray.spec.identity import fingerprint
 from glray.train.context import WorkerContext
 
 
-class Tracker(Protocol):
-    """One place that shows scalars by step."""
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Show ``scalars`` at ``step``: the steps trained so far."""
-
-    def flush(self) -> None:
-        """See that all of it is written."""
-
-    def close(self) -> None:
-        """Flush for the last time; the run goes no further in this process."""
-
-
-def open_trackers(run: Run, ctx: WorkerContext, step: int) -> list[Tracker]:
+def open_trackers(
+    run: Run, ctx: WorkerContext, step: int
+) -> "list[TensorBoard | WeightsAndBiases]":
     """The run's trackers, which goes on after ``step`` steps; none on other ranks than 0."""
     if ctx.rank != 0:
         return []
@@ -62,19 +51,19 @@ class TensorBoard:
         self._append(Event(wall_time=time.time(), step=step + 1, session_log=restart))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """See Tracker."""
+        """Show ``scalars`` at ``step``: the steps trained so far."""
         event = self._event(wall_time=time.time(), step=step)
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag, simple_value=value)
         self._append(event)
 
     def flush(self) -> None:
-        """See Tracker."""
+        """See that all of it is written."""
         with naming(self._path):
             self._records.flush()
 
     def close(self) -> None:
-        """See Tracker."""
+        """Flush for the last time; the run goes no further in this process."""
         with naming(self._path):
             self._records.close()
 
@@ -105,12 +94,15 @@ class WeightsAndBiases:
         )
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """See Tracker."""
+        """See TensorBoard."""
         self._run.log(scalars, step=step)
 
     def flush(self) -> None:
-        """See Tracker: a process of its own sends what it is given."""
+        """See TensorBoard: a process of its own sends what it is given."""
 
     def close(self) -> None:
-        """See Tracker."""
+        """See TensorBoard."""
         self._run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases

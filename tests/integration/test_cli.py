@@ -40,6 +40,7 @@ def pipeline():
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-2),
         evaluation=EvaluationSpec(seq_lens=(16, 32, 64), num_tokens=1024),
+        compute=ComputeSpec(groups=1),
         search=SearchSpec(arm="grow", num_trials=2),
     )
 """
@@ -263,7 +264,8 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
 @trained
 def test_ctrl_c_stops_at_a_checkpoint(folder):
     command = [sys.executable, "-m", "glray", "run", "tiny.py"]
-    command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
+    # Two groups are workers of Ray's, which the coordinator's actor tells to stop.
+    command += ["--set", "name=stopped", "--set", "budget.seconds=600", "--set", "compute.groups=2"]
     with (folder / "stopped.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=persons_environment(), stdout=log, stderr=log

@@ -37,14 +37,13 @@ def pipeline():
         tokenizer=BpeTokenizer(vocab_size=257),
         model=GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64),
         arms=(ArmSpec(name="grow", stages=SEQ_LENS),),
-        budget=BudgetSpec(tokens=2000 * 256),
+        budget=BudgetSpec(tokens=200 * 256),
         tokens_per_batch=256,
         optimizer=OptimizerSpec(lr=1e-3),
         evaluation=EvaluationSpec(seq_lens=(32, 64), num_tokens=256),
         compute=ComputeSpec(checkpoint_every_tokens=50 * 256, log_every_steps=5),
     )
 """
-NUM_STEPS = 2000
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -182,13 +181,15 @@ def working_dir(tmp_path: Path) -> Path:
 def test_a_submitted_run_trains_there_and_resumes(
     head: Head, working_dir: Path, tmp_path: Path, is_stopped: bool
 ):
+    num_steps = 2000 if is_stopped else 200  # to be stopped it has to last
     storage = tmp_path / "storage"
     run = storage / "tiny" / "grow-seed0"
 
     def submit(job: str, *more: str) -> subprocess.CompletedProcess[str]:
         submission = ["job", "submit", "--address", head.url, "--submission-id", job, *more]
         submission += ["--working-dir", str(working_dir), "--", sys.executable, "-m", "glray"]
-        return head.ray(*submission, "run", "tiny.py", "--set", f"compute.storage={storage}")
+        fields = (f"compute.storage={storage}", f"budget.tokens={num_steps * 256}")
+        return head.ray(*submission, "run", "tiny.py", *(f"--set={field}" for field in fields))
 
     def logs(job: str) -> str:
         return head.ray("job", "logs", "--address", head.url, job).stdout
@@ -208,7 +209,7 @@ def test_a_submitted_run_trains_there_and_resumes(
     last = submit("last")
     assert last.returncode == 0, last.stdout + last.stderr
     assert ("resumed at step" in last.stdout) == is_stopped
-    assert json.loads((run / "result.json").read_text())["steps"] == NUM_STEPS
+    assert json.loads((run / "result.json").read_text())["steps"] == num_steps
 
     # All ran on the head's own cluster, and none was started beside it.
     (session,) = head.sessions()  # a second cluster would have left its own

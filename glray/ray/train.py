@@ -10,7 +10,7 @@ storage holds nothing that matters: checkpoints and records are glray's, in the 
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,23 +135,19 @@ class WorkerGroups:
         """Have the groups work until the last has ended; ``stop`` asks them to. Raises what was
         raised first."""
         directory = pipeline_directory(self.spec)
-        errors: list[Exception] = []  # in the order of time
-
-        def run(group: WorkerGroup) -> None:
-            try:
-                self._run_group(group)
-            except Exception as error:
-                errors.append(error)
-                if self.count > 1:  # the others go on, for hours perhaps
-                    what = " ".join(str(error).split())[:300] or type(error).__name__
-                    write_event(directory, f"worker group {group.index} ended: {what}")
-
+        errors: list[BaseException] = []
         with launch(directory, self.count, stop=stop, in_driver=self.in_driver) as groups:
-            if self.count == 1:
-                run(groups[0])  # in the caller's thread: Tune knows its trial by it
-            else:
-                with ThreadPoolExecutor(self.count, thread_name_prefix="group") as pool:
-                    list(pool.map(run, groups))
+            if self.count == 1:  # in the caller's thread: Tune knows its trial by it
+                self._run_group(groups[0])
+                return
+            with ThreadPoolExecutor(self.count, thread_name_prefix="group") as pool:
+                working = {pool.submit(self._run_group, group): group for group in groups}
+                for ended in as_completed(working):  # in the order of time
+                    if error := ended.exception():  # the others go on, for hours perhaps
+                        errors.append(error)
+                        what = " ".join(str(error).split())[:300] or type(error).__name__
+                        index = working[ended].index
+                        write_event(directory, f"worker group {index} ended: {what}")
         if errors:
             raise errors[0]
 

@@ -114,7 +114,7 @@ def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:
             (
                 arm["label"],
                 "-".join(map(str, arm["stages"])),
-                tokens_text(round(fmean(run["tokens"] for run in runs))),
+                tokens_text(fmean(run["tokens"] for run in runs)),
                 *(seconds_text(None if None in each else fmean(each)) for each in seconds),
                 *(mean_text(*mean_interval(each)) for each in losses),
                 f"{fmean(map(max, jumps)):+.3f}" if has_jumps else "-",

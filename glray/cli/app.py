@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,14 @@ from rich.console import Console
 from glray import __version__
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
+from glray.report.render import terminal
+from glray.report.sheets import Sheet
+from glray.run.run import open_runs
 from glray.spec import ComputeSpec, PipelineSpec, Spec, load_pipeline
 from glray.storage import storage_path
+
+if TYPE_CHECKING:
+    from glray.report.page import Report
 
 app = typer.Typer(
     name="glray",
@@ -119,15 +125,20 @@ def parsed_lengths(text: str) -> tuple[int, ...]:
         raise UserError(f"--seq-lens {text}: write lengths as 128,256,512") from None
 
 
-def write_and_show(runs: list[Path], out: Path) -> None:
-    """Print the runs' results and write the page."""
-    from glray.report.headline import headline
-    from glray.report.page import write_report
-    from glray.report.render import terminal
-    from glray.report.sheets import summary
-    from glray.run.run import open_runs
+def show(*parts: Sheet | str) -> None:
+    """Print tables and sentences."""
+    Console(highlight=False).print(terminal(*parts))
 
-    records = open_runs(runs)
-    page = write_report(records, out)
-    Console(highlight=False).print(terminal(*summary(records), *headline(records)))
+
+def write_and_show(report: "Report", directory: Path) -> None:
+    """Print what the runs say and write the page."""
+    page = report.write(directory)
+    show(*report.sheets(), *report.sentences)
     console.print(f"report: {page}")
+
+
+def show_runs(paths: list[Path], directory: Path) -> None:
+    """The same of the runs of each path."""
+    from glray.report.page import Report
+
+    write_and_show(Report(open_runs(paths)), directory)

@@ -1,15 +1,19 @@
 """The command that trains a comparison's runs and judges its claims: compare."""
 
-from typing import Annotated
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from glray.cli.app import Overrides, absolute, app, console
-from glray.cli.long_documents import check_documents, scored_long_documents
+from glray.cli.app import Overrides, absolute, app, console, write_and_show
 from glray.cli.training import trained_runs
 from glray.errors import UserError
-from glray.spec import ComparisonSpec, load_comparison
+from glray.files import read_json, write_json
+from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
+from glray.run.run import Run
+from glray.spec import ComparisonSpec, ContextSpec, load_comparison
 from glray.storage import storage_path
 
 
@@ -43,26 +47,92 @@ def compare(
                 f"{reference}: {names.count(spec.name)} of these comparisons are named "
                 f"{spec.name!r}, one would replace the other; leave one out or rename it"
             )
-        check_documents(spec)
+        _document_files(spec)  # said before anything is trained
     for spec in specs:
         _compare(spec)
 
 
 def _compare(spec: ComparisonSpec) -> None:
-    from glray.report.compared import compared, labelled_runs, write_comparison
-    from glray.report.render import terminal
+    from glray.report.compared import compared, comparison_record, labelled_runs
 
-    places = {
-        (pipeline.name, run.arm, run.seed): run.directory
-        for pipeline in spec.pipelines
-        for run in trained_runs(pipeline)
-    }
+    for pipeline in spec.pipelines:
+        trained_runs(pipeline)
     directory = storage_path(spec.arms[0].pipeline.compute) / "comparisons" / spec.name
-    runs = labelled_runs(spec, places)
-    long_losses = scored_long_documents(spec, runs, directory / "long_documents")
-    comparison = compared(spec, runs, long_losses)
-    page = write_comparison(comparison, directory)
-    out = Console(highlight=False, markup=False)
-    out.print(f"\n{spec.name}: {spec.title}", style="bold")
-    out.print(terminal(*comparison.sheets(), *comparison.sentences()))
-    console.print(f"report: {page}\nnumbers: {directory / 'comparison.json'}")
+    runs = labelled_runs(spec)
+    report = compared(spec, runs, _scored_long_documents(spec, runs, directory / "long_documents"))
+    numbers = directory / "comparison.json"
+    write_json(numbers, comparison_record(spec, report))
+    console.print(f"\n{report.title}", style="bold", markup=False)
+    write_and_show(report, directory)
+    console.print(f"numbers: {numbers}")
+
+
+def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Path) -> LongLosses:
+    """Every run's loss on the long documents, in whole and in sliding windows.
+
+    What ``directory`` has of the same run, documents and protocol is read. A run that diverged is
+    left out. Raises UserError.
+    """
+    context = spec.context
+    if context is None:
+        return {}
+    files = _document_files(spec)
+    return {
+        (run.directory, name): _scored(run, context, name, stride, files, directory)
+        for run in runs
+        if not _diverged(run)
+        for name, stride in ((WHOLE, None), (SLIDING, context.stride))
+    }
+
+
+def _scored(
+    run: Run,
+    context: ContextSpec,
+    name: str,
+    stride: int | None,
+    files: list[dict[str, Any]],
+    directory: Path,
+) -> dict[str, Any]:
+    """One run in whole or in sliding windows: ``report.context.context_record``."""
+    from glray.report.context import context_record
+    from glray.train.scoring import ScoringProtocol, score_model
+
+    assert run.result is not None, "compared runs are finished"
+    scored_as = {
+        "fingerprint": run.fingerprint,
+        "trained_in_seconds": run.result.wall_seconds,  # trained again it may end elsewhere
+        "context": context.model_dump(mode="json"),
+        "files": files,
+    }
+    path = directory / f"{run.name}-{name}.json"
+    record = read_json(path)
+    if record is None or record.get("scored_as") != scored_as:
+        console.print(f"{run.name}: long documents, {name} windows")
+        protocol = ScoringProtocol(
+            seq_lens=context.seq_lens,
+            stride=stride,
+            positions=SCALINGS,
+            documents=context.documents,
+            num_tokens=context.num_tokens,
+        )
+        scores = score_model(run.directory, protocol)
+        record = {"scored_as": scored_as, **context_record(scores, protocol)}
+        write_json(path, record)
+    return dict(record)
+
+
+def _document_files(spec: ComparisonSpec) -> list[dict[str, Any]]:
+    """The long documents' files as they are now; empty for held-out text, which is the corpus's.
+
+    Raises UserError if they are not there.
+    """
+    from glray.data.read.sources import list_source
+
+    if spec.context is None or spec.context.documents is None:
+        return []
+    return [asdict(file) for file in list_source(spec.context.documents)]
+
+
+def _diverged(run: Run) -> bool:
+    """Whether the run's last evaluation has a loss that is not a number."""
+    return run.latest is None or not all(math.isfinite(score.loss) for score in run.latest.lengths)

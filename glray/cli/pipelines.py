@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from glray.cli.app import (
     Overrides,
@@ -16,12 +15,14 @@ from glray.cli.app import (
     naming_options,
     parsed_lengths,
     prepared_corpus,
-    write_and_show,
+    show,
+    show_runs,
 )
 from glray.cli.training import trained_runs
 from glray.errors import UserError
 from glray.files import sole_writer
 from glray.run.profile import Profile, Setting, own_setting, profile_path
+from glray.run.run import pipeline_directory
 
 
 @app.command()
@@ -34,11 +35,10 @@ def plan(
 ) -> None:
     """Print each arm's stages in steps and tokens. Touches nothing."""
     from glray.report.plan_sheets import event_sheets, plan_sheets
-    from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
     sheets = plan_sheets(spec, Profile.read(profile_path(spec)))
-    Console(highlight=False).print(terminal(*sheets, *(event_sheets(spec) if events else [])))
+    show(*sheets, *(event_sheets(spec) if events else []))
 
 
 @app.command()
@@ -74,9 +74,9 @@ def profile(
     the length can save. Each of --attention, --compile and --precision may name several: every
     combination is measured. glray plan prices the pipeline by what was measured.
     """
-    from glray.report.profile_plot import write_profile_plot
+    from glray.report.length_plots import costs_by_length
+    from glray.report.look import save
     from glray.report.profile_sheets import profile_sheets
-    from glray.report.render import terminal
     from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
@@ -86,10 +86,10 @@ def profile(
         measured = measure(
             spec, lengths, settings, memory_gib, lambda phase: console.print(phase, style="dim")
         )
-    Console(highlight=False).print(terminal(*profile_sheets(measured, spec)))
+    show(*profile_sheets(measured, spec))
     path = profile_path(spec)
     measured.keep(path)
-    console.print(f"profile: {path}\nplot: {write_profile_plot(measured, out)}")
+    console.print(f"profile: {path}\nplot: {save(costs_by_length(measured), out)}")
 
 
 def settings_of(
@@ -135,25 +135,20 @@ def data(
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
     from glray.data.inspection import shown_windows
     from glray.report.corpus_sheets import document_lengths, sources, windows_text
-    from glray.report.render import terminal
 
     spec = load_spec(pipeline, overrides)
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
     with naming_options({"^step": "--step", "^seq_len": "--seq-len"}):
         windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
-    shown = sources(corpus), document_lengths(corpus), windows_text(windows, step, length)
-    Console(highlight=False).print(terminal(*shown))
+    show(sources(corpus), document_lengths(corpus), windows_text(windows, step, length))
 
 
 @app.command()
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
-    from glray.run.run import pipeline_directory
-
     spec = load_spec(pipeline, overrides)
-    runs = trained_runs(spec)
-    write_and_show([run.directory for run in runs], pipeline_directory(spec))
+    show_runs([run.directory for run in trained_runs(spec)], pipeline_directory(spec))
 
 
 @app.command()
@@ -167,8 +162,6 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     from glray.model.config import starting_model
     from glray.ray.cluster import connect, require_workers
     from glray.ray.tune import search
-    from glray.report.render import terminal
-    from glray.run.run import pipeline_directory
     from glray.search.space import check_search
 
     spec = load_spec(pipeline, overrides)
@@ -179,5 +172,5 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
         result = search(spec, corpus, console.print)
-    Console(highlight=False).print(terminal(result.sheet()))
+    show(result.sheet())
     console.print(f"best schedule: glray run {result.best_yaml}")

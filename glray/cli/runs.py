@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from glray.cli.app import app, console, naming_options, parsed_lengths, write_and_show
+from glray.cli.app import app, console, naming_options, parsed_lengths, show, show_runs
 from glray.errors import UserError
 
 RunDirectories = Annotated[
@@ -87,7 +86,6 @@ def evaluate(
     """Score a model at any window lengths, on its run's held-out text or other documents."""
     from glray.data.read.sources import corpus_of_files
     from glray.report.context import context_sheets, write_context
-    from glray.report.render import terminal
     from glray.train.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
@@ -101,7 +99,7 @@ def evaluate(
     if stride is None and is_sliding:
         stride = min(256, max(lengths))
     if out is not None:
-        _make_folder(out)  # before hours of scoring
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before hours of scoring
     chosen = ScoringProtocol(
         seq_lens=lengths,
         stride=stride,
@@ -111,21 +109,11 @@ def evaluate(
     )
     with naming_options(EVAL_OPTIONS):
         scores = score_model(model, chosen)
-    Console(highlight=False).print(terminal(*context_sheets(scores, chosen)))
+    show(*context_sheets(scores, chosen))
     if out is not None:
         about = {"model": str(model), "documents": documents}
         paths = write_context(scores, chosen, about, out)
         console.print(f"written: {' and '.join(map(str, paths))}")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {out}: no folder can be made there ({error.strerror}), so the scores would be "
-            "lost; name another"
-        ) from None
 
 
 @app.command()
@@ -136,7 +124,7 @@ def report(
     ),
 ) -> None:
     """Tables, plots and one HTML page of any set of runs."""
-    write_and_show(runs, out)
+    show_runs(runs, out)
 
 
 @app.command()

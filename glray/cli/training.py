@@ -4,26 +4,22 @@ import gc
 import os
 import threading
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
-from rich.console import Console
 
-from glray.cli.app import console, prepared_corpus
+from glray.cli.app import console, prepared_corpus, show
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
 from glray.run.profile import Profile, profile_path
+from glray.run.run import Run, pipeline_directory, run_directory, with_calibration
 from glray.spec import PipelineSpec
-from glray.storage import storage_path
-
-if TYPE_CHECKING:
-    from glray.run.run import Run
 
 GUARDED_STATUS = 3
 """Of a command when the held-out loss has risen by more than ``evaluation.max_rise``."""
 
 
-def trained_runs(spec: PipelineSpec) -> "list[Run]":
+def trained_runs(spec: PipelineSpec) -> list[Run]:
     """Every run of the pipeline, finished: what is not is prepared and trained now.
 
     Exits where it was stopped or its guard stopped a run. Raises UserError.
@@ -31,13 +27,11 @@ def trained_runs(spec: PipelineSpec) -> "list[Run]":
     _start_early(spec)
     from glray.model.config import starting_model
     from glray.report.plan_sheets import plan_sheets
-    from glray.report.render import terminal
     from glray.run.guard import excessive_rise
-    from glray.run.run import with_calibration
     from glray.train.runs import plan_runs, validate_pipeline
 
     spec = with_calibration(spec)
-    Console(highlight=False).print(terminal(*plan_sheets(spec, Profile.read(profile_path(spec)))))
+    show(*plan_sheets(spec, Profile.read(profile_path(spec))))
     start = starting_model(spec)  # what is wrong with its folder is said before preparing
     corpus = prepared_corpus(spec)
     validate_pipeline(spec, corpus, start)
@@ -69,11 +63,11 @@ def _start_early(spec: PipelineSpec) -> None:
     from glray.ray.cluster import connect, joined_address
 
     compute = spec.compute
-    directory = storage_path(compute) / spec.name
-    runs = [
-        directory / f"{arm.name}-seed{seed}" for arm in spec.trained_arms for seed in spec.seeds
-    ]
-    unfinished = sum(not (run / "result.json").exists() for run in runs)
+    unfinished = sum(
+        not (run_directory(spec, arm.name, seed) / "result.json").exists()
+        for arm in spec.trained_arms
+        for seed in spec.seeds
+    )
     if joined_address() is not None or not unfinished or find_prepared(spec) is None:
         return
     room = (os.cpu_count() or 1) // compute.cpus_per_worker
@@ -95,7 +89,7 @@ def _say_stopped(exit_status: int) -> NoReturn:
     raise typer.Exit(exit_status)
 
 
-def exit_if_guarded(runs: "list[Run]") -> None:
+def exit_if_guarded(runs: list[Run]) -> None:
     """Exit with status 3 if the guard has stopped a run."""
     from glray.run.guard import excessive_rise
 
@@ -116,7 +110,6 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     from glray.cli.watch import watching
     from glray.ray.cluster import connect, require_workers
     from glray.ray.train import fit
-    from glray.run.run import pipeline_directory
 
     directory = pipeline_directory(spec)
     with sole_writer(directory):

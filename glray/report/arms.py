@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from glray.run.records import LengthLoss
@@ -14,6 +15,21 @@ class Arm:
 
     label: str
     runs: tuple[Run, ...]
+
+    @property
+    def seq_lens(self) -> tuple[int, ...]:
+        """The lengths of its stages, in their order."""
+        return self.runs[0].seq_lens
+
+    @property
+    def tokens(self) -> float:
+        """Tokens trained, mean over seeds."""
+        return fmean(run.tokens for run in self.runs)
+
+    @property
+    def measured_seconds(self) -> float:
+        """Training seconds measured, mean over seeds."""
+        return fmean(run.measured_seconds for run in self.runs)
 
 
 def by_arm(runs: Sequence[Run]) -> list[Arm]:

@@ -1,99 +1,55 @@
-"""Outputs of a comparison: labelled runs, verdicts, an HTML page and ``comparison.json``."""
+"""A comparison whose runs are finished: they are labelled, judged, and kept as plain values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from glray.files import write_json
 from glray.report.arms import by_environment
-from glray.report.headline import headline
-from glray.report.long_losses import LongLosses, long_sheet
-from glray.report.page import write_report
-from glray.report.sheets import Sheet, summary
-from glray.report.verdict import Judgement, judge
-from glray.run.run import Run
+from glray.report.long_losses import LongLosses
+from glray.report.page import Report
+from glray.report.verdict import judge
+from glray.run.run import Run, run_directory
 from glray.spec.comparison import ComparisonSpec
 
-RunPlaces = Mapping[tuple[str, str, int], Path]
-"""The directory of each run by pipeline, arm and seed."""
+OF_TARGETS = ("targets_sha256", "num_target_tokens", "num_documents")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A comparison whose runs are finished and judged."""
-
-    spec: ComparisonSpec
-    runs: list[Run]
-    """Labelled, arm by arm, then by seed."""
-    long_losses: LongLosses
-    judgements: list[Judgement]
-
-    def sheets(self) -> list[Sheet]:
-        """What each run took, its held-out loss and that on long documents."""
-        sheets = summary(self.runs)
-        return [*sheets, long_sheet(self.runs, self.long_losses)] if self.long_losses else sheets
-
-    def sentences(self) -> list[str]:
-        """The verdicts, and what else the numbers say."""
-        return [*self.verdicts(), *headline(self.runs)]
-
-    def verdicts(self) -> list[str]:
-        """A sentence a claim."""
-        return [judgement.sentence for judgement in self.judgements]
-
-
-def labelled_runs(spec: ComparisonSpec, places: RunPlaces) -> list[Run]:
-    """The records of the compared runs under the comparison's labels."""
+def labelled_runs(spec: ComparisonSpec) -> list[Run]:
+    """The compared runs under the comparison's labels, arm by arm, then by seed."""
     return [
-        replace(Run.open(places[arm.pipeline.name, arm.arm, seed]), label=arm.label)
+        replace(Run.open(run_directory(arm.pipeline, arm.arm, seed)), label=arm.label)
         for arm in spec.arms
         for seed in spec.seeds
     ]
 
 
-def compared(spec: ComparisonSpec, runs: list[Run], long_losses: LongLosses) -> Compared:
+def compared(spec: ComparisonSpec, runs: list[Run], long_losses: LongLosses) -> Report:
     """Judge the claims."""
-    arms = {arm.label: [run for run in runs if run.label == arm.label] for arm in spec.arms}
-    return Compared(spec, runs, long_losses, judge(spec.claims, arms, long_losses))
+    judgements = judge(spec.claims, runs, long_losses)
+    return Report(runs, f"{spec.name}: {spec.title}", judgements, long_losses)
 
 
-def write_comparison(comparison: Compared, directory: Path) -> Path:
-    """Write plots, ``report.html`` and ``comparison.json``; returns the page's path."""
-    page = write_report(
-        comparison.runs,
-        directory,
-        title=f"{comparison.spec.name}: {comparison.spec.title}",
-        verdicts=comparison.verdicts(),
-        long_losses=comparison.long_losses,
-    )
-    write_json(directory / "comparison.json", comparison_record(comparison))
-    return page
-
-
-def comparison_record(comparison: Compared) -> dict[str, Any]:
-    """All that a page of results needs, as plain values."""
-    spec = comparison.spec
+def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
+    """``comparison.json``: all that a page of results needs, as plain values."""
     return {
         "name": spec.name,
         "title": spec.title,
         "seeds": spec.seeds,
-        "claims": [judgement.record() for judgement in comparison.judgements],
-        "headline": headline(comparison.runs),
+        "claims": [judgement.record() for judgement in report.judgements],
+        "headline": report.headline,
         "arms": [
             {
                 "label": arm.label,
                 "pipeline": arm.pipeline.name,
                 "arm": arm.arm,
-                "stages": [stage.seq_len for stage in arm.pipeline.arm(arm.arm).stages],
-                "runs": [_run(run) for run in comparison.runs if run.label == arm.label],
+                "stages": arm.pipeline.arm(arm.arm).seq_lens,
+                "runs": [_run(run) for run in report.runs if run.label == arm.label],
             }
             for arm in spec.arms
         ],
-        "long_documents": _long_documents(comparison),
+        "long_documents": _long_documents(report),
         "environments": [
             {**environment, "runs": len(labels)}
-            for environment, labels in by_environment(comparison.runs)
+            for environment, labels in by_environment(report.runs)
         ],
         "spec": spec.model_dump(mode="json"),
     }
@@ -119,41 +75,34 @@ def _run(run: Run) -> dict[str, Any]:
             "wall": result.wall_seconds,
         },
         "heldout": {
-            "targets_sha256": latest.targets_sha256,
-            "num_target_tokens": latest.num_target_tokens,
-            "num_documents": latest.num_documents,
+            **{name: getattr(latest, name) for name in OF_TARGETS},
             **{
                 name: {str(score.seq_len): getattr(score, name) for score in latest.lengths}
                 for name in ("loss", "standard_error", "bits_per_byte")
             },
         },
         "boundaries": [
-            {
-                "from": boundary.from_seq_len,
-                "to": boundary.to_seq_len,
-                "jump": None if boundary.jump is None else boundary.jump.jump,
-            }
-            for boundary in run.boundaries
+            {"from": b.from_seq_len, "to": b.to_seq_len, "jump": b.jump and b.jump.jump}
+            for b in run.boundaries
         ],
     }
 
 
-def _long_documents(comparison: Compared) -> list[dict[str, Any]]:
+def _long_documents(report: Report) -> list[dict[str, Any]]:
     """By arm, seed and protocol, without the losses of each document and position."""
-    of_record = ("stride", "targets_sha256", "num_documents", "num_target_tokens")
     of_length = ("seq_len", "loss", "standard_error")
     return [
         {
             "label": run.label,
             "seed": run.seed,
             "protocol": protocol,
-            **{key: record[key] for key in of_record},
+            **{key: record[key] for key in ("stride", *OF_TARGETS)},
             "positions": {
                 scaling: [{key: length[key] for key in of_length} for length in lengths]
                 for scaling, lengths in record["positions"].items()
             },
         }
-        for run in comparison.runs
-        for (directory, protocol), record in comparison.long_losses.items()
+        for run in report.runs
+        for (directory, protocol), record in report.long_losses.items()
         if directory == run.directory
     ]

@@ -7,46 +7,46 @@ seeds an arm's loss is the mean over the seeds that every arm has finished.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 import numpy as np
 
 from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
-from glray.run.records import Evaluation
+from glray.run.records import Evaluation, LengthLoss
 from glray.run.run import Run
 from glray.run.statistics import standard_error
 
 
 @dataclass(frozen=True)
-class ArmScore:
+class ArmScore(Arm):
     """One arm's held-out loss, in nats per token."""
 
-    label: str
-    runs: tuple[Run, ...]
-    loss: float
-    """Mean over seeds."""
-    standard_error: float | None
-    """Over documents: the mean of the seeds' errors (all seeds are scored on the same documents,
-    so that more seeds do not make it smaller). None for one document."""
-    seed_losses: tuple[float, ...]
-    document_losses: np.ndarray | None
-    """float64[documents]: mean over seeds. None if they were not scored on the same targets."""
-    bits_per_byte: float
+    seq_len: int
+    """Window length that it is scored at."""
+
+    @cached_property
+    def scores(self) -> list[LengthLoss]:
+        """A score a seed."""
+        scores = [latest_loss(run, self.seq_len) for run in self.runs]
+        return [score for score in scores if score is not None]
 
     @property
-    def tokens(self) -> float:
-        """Tokens trained, mean over seeds."""
-        return fmean([run.tokens for run in self.runs])
+    def seed_losses(self) -> list[float]:
+        """A loss a seed."""
+        return [score.loss for score in self.scores]
 
     @property
-    def measured_seconds(self) -> float:
-        """Training seconds measured, mean over seeds."""
-        return fmean([run.measured_seconds for run in self.runs])
+    def loss(self) -> float:
+        """Mean over seeds."""
+        return fmean(self.seed_losses)
 
     @property
-    def seq_lens(self) -> list[int]:
-        """The lengths of its stages, in their order."""
-        return [stage.seq_len for stage in self.runs[0].plan.stages]
+    def standard_error(self) -> float | None:
+        """Over documents: the mean of the seeds' errors (all seeds are scored on the same
+        documents, so that more seeds do not make it smaller). None for one document."""
+        errors = [score.standard_error for score in self.scores if score.standard_error is not None]
+        return fmean(errors) if len(errors) == len(self.scores) else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Comparison:
 
     seq_len: int
     seeds: tuple[int, ...]
-    num_documents: int
     scores: tuple[ArmScore, ...]
     """In the order of the arms."""
 
@@ -63,6 +62,11 @@ class Comparison:
     def runs(self) -> list[Run]:
         """All runs compared."""
         return [run for score in self.scores for run in score.runs]
+
+    @property
+    def num_documents(self) -> int:
+        """Held-out documents scored."""
+        return _last_evaluation(self.runs[0]).num_documents
 
     @property
     def longest_fixed(self) -> ArmScore | None:
@@ -84,63 +88,33 @@ def compare(runs: Sequence[Run]) -> Comparison | None:
     if not arms:
         return None
     seeds = set.intersection(*({run.seed for run in arm.runs} for arm in arms))
-    compared = [run for arm in arms for run in arm.runs if run.seed in seeds]
-    shared = [
-        seq_len
-        for seq_len in eval_seq_lens(compared)
-        if all(latest_loss(run, seq_len) for run in compared)
-    ]
+    arms = [Arm(arm.label, tuple(run for run in arm.runs if run.seed in seeds)) for arm in arms]
+    compared = [run for arm in arms for run in arm.runs]
+    shared = [n for n in eval_seq_lens(compared) if all(latest_loss(run, n) for run in compared)]
     if not shared:
         return None
-    within = [seq_len for seq_len in shared if seq_len <= longest_trained(compared)]
-    seq_len = max(within) if within else min(shared)
-    return Comparison(
-        seq_len=seq_len,
-        seeds=tuple(sorted(seeds)),
-        num_documents=_latest(compared[0]).num_documents,
-        scores=tuple(_arm_score(arm, seeds, seq_len) for arm in arms),
-    )
+    longest = longest_trained(compared)
+    seq_len = max((n for n in shared if n <= longest), default=shared[0])
+    scores = tuple(ArmScore(arm.label, arm.runs, seq_len) for arm in arms)
+    return Comparison(seq_len, tuple(sorted(seeds)), scores)
 
 
 def paired_error(first: ArmScore, second: ArmScore) -> float | None:
     """The standard error over documents of the difference of two losses on the same documents.
 
-    What makes a document hard for both cancels. None for one document, or targets that differ.
+    What makes a document hard for both cancels. None for one document.
     """
-    tokens = _latest(first.runs[0]).document_tokens
-    if first.document_losses is None or second.document_losses is None:
-        return None
-    return standard_error(tokens, first.document_losses - second.document_losses)
+    losses = [
+        np.mean([score.document_losses for score in arm.scores], axis=0) for arm in (first, second)
+    ]
+    return standard_error(_last_evaluation(first.runs[0]).document_tokens, losses[0] - losses[1])
 
 
 def share_targets(runs: Sequence[Run]) -> bool:
     """Whether all runs' latest evaluations scored the same held-out tokens."""
-    return len({_latest(run).targets_sha256 for run in runs}) == 1
+    return len({_last_evaluation(run).targets_sha256 for run in runs}) == 1
 
 
-def clock_drift(run: Run) -> float:
-    """Measured over calibrated training seconds, less 1; 0.0 where nothing is calibrated."""
-    calibrated = run.calibrated_seconds
-    return run.measured_seconds / calibrated - 1.0 if calibrated else 0.0
-
-
-def _arm_score(arm: Arm, seeds: set[int], seq_len: int) -> ArmScore:
-    runs = tuple(run for run in arm.runs if run.seed in seeds)
-    scores = [score for run in runs if (score := latest_loss(run, seq_len))]
-    errors = [score.standard_error for score in scores if score.standard_error is not None]
-    return ArmScore(
-        label=arm.label,
-        runs=runs,
-        loss=fmean([score.loss for score in scores]),
-        standard_error=fmean(errors) if len(errors) == len(scores) else None,
-        seed_losses=tuple(score.loss for score in scores),
-        document_losses=np.mean([score.document_losses for score in scores], axis=0)
-        if share_targets(runs)
-        else None,
-        bits_per_byte=fmean([score.bits_per_byte for score in scores]),
-    )
-
-
-def _latest(run: Run) -> Evaluation:
+def _last_evaluation(run: Run) -> Evaluation:
     assert run.latest is not None
     return run.latest

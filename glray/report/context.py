@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glray.files import write_json
-from glray.report.figure import save
 from glray.report.formats import plus_minus
 from glray.report.length_plots import loss_by_context
+from glray.report.look import save
 from glray.report.sheets import Sheet
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ def mean_text(mean: float, half: float | None) -> str:
     return plus_minus(mean, half) if math.isfinite(mean) else "-"
 
 
-def tokens_text(num_tokens: int) -> str:
+def tokens_text(num_tokens: float) -> str:
     """``1.27 M``: three significant digits."""
     for factor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if num_tokens >= factor:
             value = num_tokens / factor
             return f"{value:.{max(0, 3 - len(str(int(value))))}f}{unit}"
-    return str(num_tokens)
+    return f"{num_tokens:.0f}"
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -3,17 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from glray.report.comparison import (
-    ArmScore,
-    Comparison,
-    clock_drift,
-    compare,
-    paired_error,
-    share_targets,
-)
+import numpy as np
+
+from glray.report.comparison import ArmScore, Comparison, compare, paired_error, share_targets
 from glray.report.formats import plus_minus, seconds_text, tokens_text
-from glray.report.time_to_loss import time_to_loss
-from glray.report.verdict import Verdict, verdict_of
+from glray.run.records import Evaluation
 from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
@@ -31,50 +25,69 @@ def headline(runs: Sequence[Run]) -> list[str]:
     comparison = compare(runs)
     sentences = []
     if comparison is not None:
-        sentences = [
-            *_result(comparison),
-            *([*_tokens(comparison), *time_to_loss(comparison)] if _one_model(comparison) else []),
-            _seeds(comparison),
-            *_drift(comparison),
-            *_predictions(comparison),
-        ]
+        sentences += _result(comparison)
+        base = comparison.longest_fixed
+        if base is not None and _one_model(comparison):
+            sentences += [*_tokens(comparison, base), *_times_to_loss(comparison, base)]
+        sentences += [_seeds(comparison), _drift(comparison), _predictions(comparison)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
-    return sentences + _unfinished(runs)
+    return [sentence for sentence in (*sentences, _unfinished(runs)) if sentence]
+
+
+def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
+    """Training seconds until the held-out loss at ``seq_len`` first is ``loss`` or less, between
+    two evaluations on the straight line between them; None if it never is.
+
+    The seconds are calibrated ones where the run has them, else measured. A loss that the first
+    evaluation is already below was reached by then. Evaluations on other targets than the last's do
+    not count.
+    """
+    targets = run.evaluations[-1].targets_sha256
+    seconds, losses = np.array(
+        [
+            (_clock(evaluation), score.loss)
+            for evaluation in run.evaluations
+            if evaluation.targets_sha256 == targets and (score := evaluation.at(seq_len))
+        ]
+    ).T
+    reached = np.flatnonzero(losses <= loss)
+    if not len(reached):
+        return None
+    line = slice(max(reached[0] - 1, 0), reached[0] + 1)
+    return float(np.interp(-loss, -losses[line], seconds[line]))
 
 
 def _result(comparison: Comparison) -> list[str]:
     """The losses, which is lowest and by how much; or why they do not compare."""
-    scores, seq_len = comparison.scores, comparison.seq_len
+    scores = comparison.scores
     decimals = _decimals(scores)
     if len(scores) == 1:
-        return [_single(scores[0], seq_len, decimals)]
+        return [_single(scores[0], decimals)]
+    is_at = f"held-out loss at {comparison.seq_len} tokens is"
     if not share_targets(comparison.runs):
-        losses = _losses(scores, seq_len, decimals)
         return [
-            f"Held-out loss at {seq_len} tokens is {losses}, but not on the same held-out "
+            f"{is_at.capitalize()} {_losses(scores, decimals)}, but not on the same held-out "
             "targets: these losses do not compare."
         ]
     ordered = comparison.ranked
     diverged = [score.label for score in scores if score not in ordered]
     shown = ordered if len(scores) > MOST_LISTED else scores
-    sentence = (
-        f"{_equal_budget(comparison.runs)}, held-out loss at {seq_len} tokens is "
-        f"{_losses(shown, seq_len, decimals)}"
-    )
+    sentence = f"{_equal_budget(comparison.runs)}, {is_at} {_losses(shown, decimals)}"
     sentence += f": {_lead(ordered, decimals)}." if len(ordered) > 1 else "."
     if diverged:
         sentence += f" {', '.join(diverged)} diverged: the loss is not a number."
     return [sentence, *_other_differences(comparison.runs)]
 
 
-def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
+def _single(score: ArmScore, decimals: int) -> str:
     known = [run.calibrated_seconds for run in score.runs if run.calibrated_seconds is not None]
     clock = f"{seconds_text(fmean(known))} s calibrated and " if known else ""
+    bits_per_byte = fmean(length.bits_per_byte for length in score.scores)
     return (
-        f"{score.label}: held-out loss at {seq_len} tokens is "
+        f"{score.label}: held-out loss at {score.seq_len} tokens is "
         f"{plus_minus(score.loss, score.standard_error, decimals)} nats "
-        f"({score.bits_per_byte:.3f} bits per byte) after {tokens_text(round(score.tokens))} "
+        f"({bits_per_byte:.3f} bits per byte) after {tokens_text(score.tokens)} "
         f"tokens, {clock}{seconds_text(score.measured_seconds)} s measured training time."
     )
 
@@ -82,37 +95,36 @@ def _single(score: ArmScore, seq_len: int, decimals: int) -> str:
 def _lead(ordered: list[ArmScore], decimals: int) -> str:
     """How far the lowest arm is below the next: over seeds where there are enough of them for an
     interval, else over documents."""
-    best, following = ordered[0], ordered[1]
-    next_label = f"{following.label}{', the next' if len(ordered) > 2 else ''}"
+    best, following = ordered[:2]
+    following_label = f"{following.label}{', the next' if len(ordered) > 2 else ''}"
     pairs = zip(following.seed_losses, best.seed_losses, strict=True)
     difference, half = mean_interval([theirs - ours for theirs, ours in pairs])
     num_seeds = len(best.seed_losses)
+    noise = ""
     if num_seeds >= SEEDS_FOR_A_VERDICT and half is not None:
-        low, high = difference - half, difference + half
-        lead = (
-            f"{best.label} is lowest, {difference:.{decimals}f} nats below {next_label} (95% "
-            f"interval over {num_seeds} seeds, paired: {low:.{decimals}f} to {high:.{decimals}f})"
-        )
-        is_noise = verdict_of(-difference, half) is Verdict.WITHIN_NOISE
-        return f"{lead}, so within noise" if is_noise else lead
-    error = paired_error(best, following)
-    shown = plus_minus(difference, error, decimals)
-    lead = f"{best.label} is lowest, {shown} nats below {next_label}"
-    if error is not None:
-        lead += " (paired by document)"
-        if verdict_of(-difference, NOISE_ERRORS * error) is Verdict.WITHIN_NOISE:
-            return f"{lead}: less than {NOISE_ERRORS} standard errors, so within noise"
-    if max(best.seed_losses) >= min(following.seed_losses):
-        return f"{lead}: less than the spread over seeds, so within noise"
-    return lead
+        low, high = (f"{end:.{decimals}f}" for end in (difference - half, difference + half))
+        shown = f"{difference:.{decimals}f}"
+        paired = f" (95% interval over {num_seeds} seeds, paired: {low} to {high})"
+        if difference <= half:
+            noise = ", so within noise"
+    else:
+        error = paired_error(best, following)
+        shown = plus_minus(difference, error, decimals)
+        paired = "" if error is None else " (paired by document)"
+        if error is not None and difference <= NOISE_ERRORS * error:
+            noise = f": less than {NOISE_ERRORS} standard errors, so within noise"
+        elif max(best.seed_losses) >= min(following.seed_losses):
+            noise = ": less than the spread over seeds, so within noise"
+    return f"{best.label} is lowest, {shown} nats below {following_label}{paired}{noise}"
 
 
-def _losses(scores: Sequence[ArmScore], seq_len: int, decimals: int) -> str:
+def _losses(scores: Sequence[ArmScore], decimals: int) -> str:
     parts = []
     for score in scores:
-        text = f"{score.label} {plus_minus(score.loss, score.standard_error, decimals)}"
-        longest = score.runs[0].longest_seq_len
-        parts.append(text + (f" (trained up to {longest})" if longest < seq_len else ""))
+        longest = max(score.seq_lens)
+        unseen = f" (trained up to {longest})" if longest < score.seq_len else ""
+        loss = plus_minus(score.loss, score.standard_error, decimals)
+        parts.append(f"{score.label} {loss}{unseen}")
     return _listed(parts)
 
 
@@ -126,19 +138,18 @@ def _equal_budget(runs: Sequence[Run]) -> str:
     return "At unequal budgets"
 
 
-def _tokens(comparison: Comparison) -> list[str]:
+def _tokens(comparison: Comparison, base: ArmScore) -> list[str]:
     """What each growing arm processed, or took, against the longest fixed arm."""
     growing = [score for score in comparison.scores if score.seq_lens[0] < score.seq_lens[-1]]
-    base = comparison.longest_fixed
-    if base is None or len(growing) > MOST_LISTED:
+    if len(growing) > MOST_LISTED:
         return []
     sentences = []
     for score in growing:
         if score.tokens != base.tokens:
             sentences.append(
                 f"{score.label} processed {score.tokens / base.tokens:.0%} of {base.label}'s "
-                f"tokens ({tokens_text(round(score.tokens))} against "
-                f"{tokens_text(round(base.tokens))})."
+                f"tokens ({tokens_text(score.tokens)} against "
+                f"{tokens_text(base.tokens)})."
             )
         elif base.measured_seconds > 0:
             sentences.append(
@@ -147,6 +158,41 @@ def _tokens(comparison: Comparison) -> list[str]:
                 f"against {seconds_text(base.measured_seconds)} s)."
             )
     return sentences
+
+
+def _times_to_loss(comparison: Comparison, base: ArmScore) -> list[str]:
+    """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
+    between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
+    little."""
+    if not share_targets(comparison.runs):
+        return []
+    return [
+        _time_to_loss(score, base)
+        for score in comparison.scores
+        if score is not base
+        and all(len(run.evaluations) > len(run.plan.stages) for run in score.runs)
+    ]
+
+
+def _time_to_loss(score: ArmScore, base: ArmScore) -> str:
+    """The mean over seeds of how long the arm takes, as a share of the base's whole time."""
+    taken = [
+        (seconds_to_loss(run, score.seq_len, theirs), _clock(against.evaluations[-1]))
+        for run, against, theirs in zip(score.runs, base.runs, base.seed_losses, strict=True)
+    ]
+    reached = [(own, whole) for own, whole in taken if own is not None]
+    goal = f"{base.label}'s final loss at {score.seq_len:,} tokens"
+    if len(reached) < len(taken):
+        of_seeds = f" under {len(taken) - len(reached)} of {len(taken)} seeds"
+        return f"{score.label} does not reach {goal}{of_seeds if len(taken) > 1 else ''}."
+    shares = [own / whole for own, whole in reached]
+    share, half = mean_interval(shares)
+    over_seeds = f" ± {half:.0%}, 95% over {len(shares)} seeds" if half is not None else ""
+    seconds, whole = map(fmean, zip(*reached, strict=True))
+    return (
+        f"{score.label} reaches {goal} in {share:.0%} of {base.label}'s training time{over_seeds} "
+        f"({seconds_text(seconds)} of {seconds_text(whole)} s)."
+    )
 
 
 def _one_model(comparison: Comparison) -> bool:
@@ -171,24 +217,25 @@ def _seeds(comparison: Comparison) -> str:
     )
 
 
-def _drift(comparison: Comparison) -> list[str]:
-    drifting = [
-        f"{run.name} {seconds_text(run.measured_seconds)} s measured for "
-        f"{seconds_text(run.calibrated_seconds)} s calibrated ({clock_drift(run):+.0%})"
-        for run in comparison.runs
-        if abs(clock_drift(run)) > DRIFT_LIMIT
-    ]
-    if not drifting:
-        return []
+def _drift(comparison: Comparison) -> str:
+    drifting = []
+    for run in comparison.runs:
+        measured, calibrated = run.measured_seconds, run.calibrated_seconds
+        if calibrated and abs(drift := measured / calibrated - 1) > DRIFT_LIMIT:
+            drifting.append(
+                f"{run.name} {seconds_text(measured)} s measured for {seconds_text(calibrated)} s "
+                f"calibrated ({drift:+.0%})"
+            )
     by_time = any(run.plan.budget_seconds is not None for run in comparison.runs)
     concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
-    return [
+    sentence = (
         f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
         f"{_listed(drifting)}; {concerned} off by that much."
-    ]
+    )
+    return sentence if drifting else ""
 
 
-def _predictions(comparison: Comparison) -> list[str]:
+def _predictions(comparison: Comparison) -> str:
     """How well a profile predicted the training time, where there was one."""
     parts = [
         f"{run.name} {seconds_text(run.manifest.predicted_seconds)} s, measured "
@@ -197,7 +244,7 @@ def _predictions(comparison: Comparison) -> list[str]:
         for run in comparison.runs
         if run.manifest.predicted_seconds
     ]
-    return [f"The profile had predicted {_listed(parts, '; ')}."] if parts else []
+    return f"The profile had predicted {_listed(parts, '; ')}." if parts else ""
 
 
 def _other_differences(runs: Sequence[Run]) -> list[str]:
@@ -211,13 +258,13 @@ def _other_differences(runs: Sequence[Run]) -> list[str]:
     return [f"Besides their stages, the runs differ in {', '.join(others)}."] if others else []
 
 
-def _unfinished(runs: Sequence[Run]) -> list[str]:
+def _unfinished(runs: Sequence[Run]) -> str:
     parts = [
         f"{run.name} ({run.steps_done:,} of {run.plan.num_steps:,} steps)"
         for run in runs
         if not run.is_finished
     ]
-    return [f"Unfinished and not compared: {_listed(parts)}."] if parts else []
+    return f"Unfinished and not compared: {_listed(parts)}." if parts else ""
 
 
 def _listed(parts: Sequence[str], separator: str = ", ") -> str:
@@ -230,3 +277,8 @@ def _decimals(scores: Sequence[ArmScore]) -> int:
     """Two decimals where every standard error is 0.01 or more, else three."""
     errors = [score.standard_error for score in scores]
     return 2 if all(error is not None and error >= 0.01 for error in errors) else 3
+
+
+def _clock(evaluation: Evaluation) -> float:
+    calibrated = evaluation.calibrated_seconds
+    return evaluation.measured_seconds if calibrated is None else calibrated

@@ -1,5 +1,5 @@
 """Loss over the window length or the position in the window: held out, on long documents, and of
-one model that ``glray eval`` scores."""
+one model that ``glray eval`` scores. A profile's costs over the length."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,68 +7,57 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from glray.report import look
 from glray.report.arms import eval_seq_lens, latest_loss, longest_trained
-from glray.report.figure import (
-    LINES,
-    add_legend,
-    arms_legend,
-    grey_handle,
-    length_axis,
-    new_figure,
-    one_panel,
-    shade_unseen,
-    shifted,
-    styled,
-    styled_arms,
-    styles_of,
-)
-from glray.report.long_losses import (
-    PROTOCOLS,
-    SCALINGS,
-    LongLosses,
-    long_seq_lens,
-    mean_long_loss,
-)
+from glray.report.long_losses import PROTOCOLS, SCALINGS, LongLosses, long_seq_lens, mean_long_loss
+from glray.run.profile import Profile
 from glray.run.run import Run
 
 LengthRecords = Sequence[Mapping[str, Any]]
 """One record a window length: ``seq_len``, ``loss`` (nats per token), ``standard_error`` …"""
+_COSTS = (
+    ("step time", "seconds"),
+    ("peak memory of a step", "peak_bytes"),
+    ("largest batch", "largest_batch_tokens"),
+)
 _RING: dict[str, Any] = {"marker": "o", "markerfacecolor": "none"}
-_UNSEEN = grey_handle("longer than the arm trained on", marker="o", markerfacecolor="white")
+_UNSEEN = look.grey_handle("longer than the arm trained on", marker="o", markerfacecolor="white")
 
 
-@styled
+@look.styled
 def loss_by_length(runs: Sequence[Run]) -> Figure:
     """Held-out loss over window length, with standard errors over documents."""
-    figure, axes = one_panel("window length (tokens)", "held-out loss (nats per token)")
-    length_axis(axes, eval_seq_lens(runs), longest_trained(runs))
-    arms = styled_arms(runs)
+    figure, axes = look.one_panel("window length (tokens)", "held-out loss (nats per token)")
+    look.length_axis(axes, eval_seq_lens(runs), longest_trained(runs))
+    arms = look.styled_arms(runs)
     for index, (arm, style) in enumerate(arms):
         for run in arm.runs:
             if run.latest is None:
                 continue
             scores = run.latest.lengths
             lengths = np.array([score.seq_len for score in scores])
-            x = shifted(lengths, index, len(arms))
+            x = look.shifted(lengths, index, len(arms))
             y = np.array([score.loss for score in scores])
             errors = [score.standard_error or 0.0 for score in scores]
             own = lengths == run.longest_seq_len
             style.draw(axes, x, y, errors=errors, seen=lengths <= run.longest_seq_len)
             style.draw(axes, x[own], y[own], linestyle="none", markersize=13, **_RING)
-    arms_legend(figure, arms, grey_handle("longest trained", markersize=11, **_RING), _UNSEEN)
+    look.arms_legend(
+        figure, arms, look.grey_handle("longest trained", markersize=11, **_RING), _UNSEEN
+    )
     return figure
 
 
-@styled
+@look.styled
 def loss_by_position(runs: Sequence[Run]) -> Figure:
     """Held-out loss by position in the longest window, means over ranges that double."""
     longest_window, longest = eval_seq_lens(runs)[-1], longest_trained(runs)
-    figure, axes = one_panel(
+    figure, axes = look.one_panel(
         f"position in a window of {longest_window:,} tokens (means over ranges that double)",
         "held-out loss (nats per token)",
     )
-    length_axis(axes, [2**power for power in range(longest_window.bit_length())])
-    arms = styled_arms(runs)
+    look.length_axis(axes, [2**power for power in range(longest_window.bit_length())])
+    arms = look.styled_arms(runs)
     for arm, style in arms:
         for run in arm.runs:
             score = latest_loss(run, longest_window)
@@ -80,48 +69,72 @@ def loss_by_position(runs: Sequence[Run]) -> Figure:
                 style.draw(axes, [own], [nearest], marker="|", markersize=13, markeredgewidth=1.6)
     axes.set_xlim(left=0.9, right=longest_window * 1.1)
     if longest_window > longest:
-        shade_unseen(axes, longest, longest_window * 1.1)
-    arms_legend(figure, arms, grey_handle("longest trained", marker="|", markersize=12), _UNSEEN)
+        look.shade_unseen(axes, longest, longest_window * 1.1)
+    look.arms_legend(
+        figure, arms, look.grey_handle("longest trained", marker="|", markersize=12), _UNSEEN
+    )
     return figure
 
 
-@styled
+@look.styled
 def loss_on_long_documents(runs: Sequence[Run], losses: LongLosses) -> Figure:
     """Whole windows to the left and sliding ones to the right; full lines extrapolate positions,
     dashed ones interpolate them. Means over seeds."""
-    lengths, arms = long_seq_lens(losses), styled_arms(runs)
-    lines = dict(zip(SCALINGS, LINES, strict=False))
-    figure = new_figure(9, 4.7)
+    lengths, arms = long_seq_lens(losses), look.styled_arms(runs)
+    lines = dict(zip(SCALINGS, look.LINES, strict=False))
+    figure = Figure(figsize=(9, 4.7))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, protocol in zip(panels, PROTOCOLS, strict=True):
         axes.set_xlabel(f"window length (tokens), {protocol} windows")
-        length_axis(axes, lengths, longest_trained(runs))
+        look.length_axis(axes, lengths, longest_trained(runs))
         for arm, style in arms:
             for scaling, line in lines.items():
                 means = [mean_long_loss(losses, arm, n, protocol, scaling) for n in lengths]
                 style.draw(axes, lengths, means, seen=True, linestyle=line)
     panels[0].set_ylabel("loss on long documents (nats per token)")
-    marks = [grey_handle(name, linestyle=line) for name, line in lines.items()]
-    arms_legend(figure, arms, *marks)
+    marks = [look.grey_handle(name, linestyle=line) for name, line in lines.items()]
+    look.arms_legend(figure, arms, *marks)
     return figure
 
 
-@styled
+@look.styled
 def loss_by_context(
     by_positions: Mapping[str, LengthRecords], trained_len: int, how: str
 ) -> Figure:
     """Loss of one model over window length under each scaling of positions, with standard errors
     over documents; the x axis says ``how`` windows go over them."""
-    figure, axes = one_panel(f"window length (tokens), {how}", "loss (nats per token)")
+    figure, axes = look.one_panel(f"window length (tokens), {how}", "loss (nats per token)")
     seq_lens = [record["seq_len"] for record in next(iter(by_positions.values()))]
-    length_axis(axes, seq_lens, trained_len)
-    styles = styles_of(by_positions)
+    look.length_axis(axes, seq_lens, trained_len)
+    styles = look.styles_of(by_positions)
     for index, (name, records) in enumerate(by_positions.items()):
         losses = [record["loss"] for record in records]
         errors = [record["standard_error"] or 0.0 for record in records]
-        x = shifted(seq_lens, index, len(by_positions))
+        x = look.shifted(seq_lens, index, len(by_positions))
         styles[name].draw(axes, x, losses, errors=errors, seen=True)
-    add_legend(figure, styles)
+    look.add_legend(figure, styles)
+    return figure
+
+
+@look.styled
+def costs_by_length(profile: Profile) -> Figure:
+    """Three panels over the length, the paper's Tables 1 to 3: each value over that of the longest
+    length that the setting fits; a line a setting."""
+    figure = Figure(figsize=(11, 3.9))
+    styles = look.styles_of([costs.setting.name for costs in profile.settings])
+    lengths = [cost.seq_len for cost in profile.settings[0].lengths]
+    for axes, (title, field) in zip(figure.subplots(1, 3), _COSTS, strict=True):
+        axes.set(xlabel="sequence length (tokens)", title=f"{title}, of the longest's")
+        look.length_axis(axes, lengths)
+        axes.tick_params(axis="x", labelsize=8, labelrotation=45 if len(lengths) > 5 else 0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        for costs in profile.settings:
+            known = [cost for cost in costs.fitting if getattr(cost, field)]
+            values = np.array([getattr(cost, field) for cost in known], dtype=float)
+            seq_lens = [cost.seq_len for cost in known]
+            styles[costs.setting.name].draw(axes, seq_lens, values / values[-1:], seen=True)
+        axes.set_ylim(bottom=0)
+    look.add_legend(figure, styles)
     return figure
 
 

@@ -5,6 +5,7 @@ Whole windows and sliding ones, each with positions extrapolated and interpolate
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,10 +61,8 @@ def long_sheet(runs: Sequence[Run], losses: LongLosses) -> Sheet:
     """One row an arm, protocol and scaling: the mean over its seeds at each window length."""
     lengths = long_seq_lens(losses)
     rows = []
-    for protocol in PROTOCOLS:
-        for scaling in SCALINGS:
-            for arm in by_arm(runs):
-                means = [mean_long_loss(losses, arm, n, protocol, scaling) for n in lengths]
-                rows.append([arm.label, protocol, scaling, *(mean_text(m, None) for m in means)])
+    for protocol, scaling, arm in product(PROTOCOLS, SCALINGS, by_arm(runs)):
+        means = [mean_long_loss(losses, arm, n, protocol, scaling) for n in lengths]
+        rows.append([arm.label, protocol, scaling, *(mean_text(mean, None) for mean in means)])
     title = "Loss on long documents (nats per token) by window length"
     return Sheet(title, ["run", "windows", "positions", *map(str, lengths)], rows, left=(0, 1, 2))

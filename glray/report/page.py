@@ -2,61 +2,101 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+
+from matplotlib.figure import Figure
 
 from glray.errors import UserError
 from glray.files import write_text
-from glray.report import sheets
+from glray.report import length_plots, look, sheets, training_plots
 from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
-from glray.report.plots import draw
 from glray.report.render import html
+from glray.report.sheets import Sheet
+from glray.report.verdict import Judgement
 from glray.run.run import Run
 from glray.spec.loading import to_yaml
 
 
-def write_report(
-    runs: list[Run],
-    directory: Path,
-    *,
-    title: str | None = None,
-    verdicts: Sequence[str] = (),
-    long_losses: LongLosses = MappingProxyType({}),
-) -> Path:
-    """Write the plots and ``report.html`` into ``directory``; returns the page's path.
+@dataclass(frozen=True)
+class Report:
+    """Any set of runs side by side, for a terminal and as a page."""
 
-    A comparison has a ``title``, ``verdicts`` that come before anything else, and may have scored
-    long documents. Raises UserError if there is no run.
-    """
-    if not runs:
-        raise UserError(f"{directory}: 0 runs to report, a report needs at least 1; name one")
-    seq_lens = eval_seq_lens(runs)
-    results = [sheets.training(runs), sheets.heldout(runs, seq_lens, seq_lens)]
-    if long_losses:
-        results.append(long_sheet(runs, long_losses))
-    details = [sheets.stage_ends(runs), sheets.boundaries(runs), sheets.jumps(runs)]
-    details += [sheets.stages(runs), sheets.identities(runs)]
-    plots = draw(runs, directory, long_losses)
-    scored = {
-        (run.latest.num_target_tokens, run.latest.num_documents)
-        for run in runs
-        if run.latest is not None
-    }
-    page = html(
-        "page.html.j2",
-        title=title or " and ".join(dict.fromkeys(run.pipeline for run in runs)),
-        sentences=[*verdicts, *headline(runs)],
-        results=[sheet for sheet in results if sheet.rows],
-        plots={path.stem: base64.b64encode(path.read_bytes()).decode("ascii") for path in plots},
-        details=[sheet for sheet in details if sheet.rows],
-        specs=[(label, to_yaml(run.spec)) for label, run in labelled(runs)],
-        targets=" or ".join(f"{t:,} tokens of {d:,} documents" for t, d in sorted(scored)),
-        num_seeds=len({run.seed for run in runs}),
-        seq_lens=seq_lens,
-        longest=longest_trained(runs),
-    )
-    path = directory / "report.html"
-    write_text(path, page)
-    return path
+    runs: list[Run]
+    title: str = ""
+    """Of a comparison, which also has the two below."""
+    judgements: Sequence[Judgement] = ()
+    long_losses: LongLosses = field(default_factory=dict)
+
+    @cached_property
+    def headline(self) -> list[str]:
+        """What the numbers say."""
+        return headline(self.runs)
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdicts, then the headline."""
+        return [*(judgement.sentence for judgement in self.judgements), *self.headline]
+
+    def sheets(self) -> list[Sheet]:
+        """For a terminal: what each run took, its held-out loss and that on long documents."""
+        return [*sheets.summary(self.runs), *self._long_sheets()]
+
+    def write(self, directory: Path) -> Path:
+        """Write the plots and ``report.html`` into ``directory``; returns the page's path.
+
+        Raises UserError if there is no run.
+        """
+        runs = self.runs
+        if not runs:
+            raise UserError(f"{directory}: 0 runs to report, a report needs at least 1; name one")
+        seq_lens = eval_seq_lens(runs)
+        results = [sheets.training(runs), sheets.heldout(runs, seq_lens, seq_lens)]
+        details = [sheets.stage_ends(runs), sheets.boundaries(runs), sheets.jumps(runs)]
+        details += [sheets.stages(runs), sheets.identities(runs)]
+        latest = [run.latest for run in runs if run.latest is not None]
+        scored = sorted({(last.num_target_tokens, last.num_documents) for last in latest})
+        page = html(
+            "page.html.j2",
+            title=self.title or " and ".join(dict.fromkeys(run.pipeline for run in runs)),
+            sentences=self.sentences,
+            results=[sheet for sheet in [*results, *self._long_sheets()] if sheet.rows],
+            plots={
+                plot.stem: base64.b64encode(plot.read_bytes()).decode()
+                for plot in self.draw(directory)
+            },
+            details=[sheet for sheet in details if sheet.rows],
+            specs=[(label, to_yaml(run.spec)) for label, run in labelled(runs)],
+            targets=" or ".join(f"{t:,} tokens of {d:,} documents" for t, d in scored),
+            num_seeds=len({run.seed for run in runs}),
+            seq_lens=seq_lens,
+            longest=longest_trained(runs),
+        )
+        path = directory / "report.html"
+        write_text(path, page)
+        return path
+
+    def draw(self, directory: Path) -> list[Path]:
+        """Write the plots that the runs have data for as PNG files; returns their paths."""
+        runs = self.runs
+        directory.mkdir(parents=True, exist_ok=True)
+        figures: dict[str, Figure] = {}
+        if self.long_losses:
+            figures["long_documents.png"] = length_plots.loss_on_long_documents(
+                runs, self.long_losses
+            )
+        if any(len(run.log.step) for run in runs):
+            figures["loss_over_time.png"] = training_plots.loss_over_time(runs)
+            figures["loss_over_tokens.png"] = training_plots.loss_over_tokens(runs)
+        if eval_seq_lens(runs):
+            figures["loss_by_length.png"] = length_plots.loss_by_length(runs)
+            figures["loss_by_position.png"] = length_plots.loss_by_position(runs)
+        if any(run.boundaries for run in runs):
+            figures["around_boundaries.png"] = training_plots.around_boundaries(runs)
+        return [look.save(figure, directory / name) for name, figure in figures.items()]
+
+    def _long_sheets(self) -> list[Sheet]:
+        return [long_sheet(self.runs, self.long_losses)] if self.long_losses else []

@@ -42,12 +42,11 @@ def event_sheets(spec: PipelineSpec) -> list[Sheet]:
         plan = make_plan(spec, arm)
         if plan is None:
             return []
-        rows = []
-        for step in range(1, plan.num_steps + 1):
-            events = plan.events_after(step)
-            if len(events) > 1:
-                length = plan.stages[plan.stage_index(step - 1)].seq_len
-                rows.append([f"{step:,}", f"{length:,}", ", ".join(events)])
+        rows = [
+            [f"{step:,}", f"{plan.stages[plan.stage_index(step - 1)].seq_len:,}", ", ".join(events)]
+            for step in range(1, plan.num_steps + 1)
+            if len(events := plan.events_after(step)) > 1
+        ]
         logged = f"log every {spec.compute.log_every_steps} steps"
         columns = ("after step", "seq_len", "then, in this order")
         sheets.append(Sheet(f"{arm.name}: events", columns, rows, [logged], left=(2,)))
@@ -79,23 +78,20 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
 
 
 def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
-    has_time = plan.stages[0].step_microseconds is not None
-    timed = ["ms/step", "seconds"] if has_time else []
     rows = []
     for stage in plan.stages:
         cost = stage.step_microseconds
-        seconds = None if cost is None else stage.num_steps * cost / MICROSECONDS
-        rows.append(
-            [
-                f"{stage.seq_len:,}",
-                f"{stage.windows_per_batch:,}",
-                f"{stage.num_steps:,}",
-                f"{stage.num_steps * plan.tokens_per_batch:,}",
-                f"{stage.num_steps / plan.num_steps:.1%}",
-                *([] if cost is None else [f"{cost / 1000:,.0f}", f"{seconds:,.1f}"]),
-                _rates(spec, plan, stage),
-            ]
-        )
+        row = [
+            f"{stage.seq_len:,}",
+            f"{stage.windows_per_batch:,}",
+            f"{stage.num_steps:,}",
+            f"{stage.num_steps * plan.tokens_per_batch:,}",
+            f"{stage.num_steps / plan.num_steps:.1%}",
+        ]
+        if cost is not None:
+            row += [f"{cost / 1000:,.0f}", f"{stage.num_steps * cost / MICROSECONDS:,.1f}"]
+        rows.append([*row, _rates(spec, plan, stage)])
+    timed = [] if plan.stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
     notes = [*_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
     return Sheet(_title(arm), columns, rows, notes, left=())
@@ -124,10 +120,7 @@ def _totals(plan: Plan) -> list[str]:
     if plan.budget_tokens is not None:
         rest = plan.budget_tokens - plan.num_tokens
         return [total, f"{rest:,} tokens of the budget are less than a batch: not trained"]
-    calibrated = plan.calibrated_microseconds(plan.num_steps)
-    assert plan.budget_microseconds is not None
-    assert calibrated is not None
-    seconds = (plan.budget_microseconds - calibrated) / MICROSECONDS
+    seconds = (plan.budget_seconds or 0.0) - (plan.calibrated_seconds(plan.num_steps) or 0.0)
     return [total, f"{seconds:.3f} s of the budget are less than a step: not used"]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from glray.plan import RESCORE_STEPS, WATCHED_STEPS
 from glray.report.arms import by_environment, eval_seq_lens, labelled, longest_trained
 from glray.report.formats import number, plus_minus, seconds_text, tokens_text
-from glray.run.records import BoundaryLoss, BoundaryRecord
+from glray.run.records import BoundaryRecord, Jump
 from glray.run.run import Run
 from glray.run.statistics import standard_error
 
@@ -169,9 +169,8 @@ def boundaries(runs: Sequence[Run]) -> Sheet:
 
 def jumps(runs: Sequence[Run]) -> Sheet:
     """The jump of the held-out loss at each boundary where the length grows, and its parts."""
-    parts = ("jump", "rescaled_positions", "longer_context", "unseen_positions")
     rows = [
-        [*_name(label, boundary), *(f"{getattr(boundary.jump, part):+.3f}" for part in parts)]
+        [*_name(label, boundary), *(f"{change:+.3f}" for _, change in boundary.jump)]
         for label, run in labelled(runs)
         for boundary in run.boundaries
         if boundary.jump
@@ -182,7 +181,7 @@ def jumps(runs: Sequence[Run]) -> Sheet:
         "Longer context: what half an old window or more before each of the other targets gives, "
         "at trained positions. Unseen positions: what the new window makes of it on top."
     )
-    columns = ["run", "boundary", "step", *(part.replace("_", " ") for part in parts)]
+    columns = ["run", "boundary", "step", *(part.replace("_", " ") for part in Jump.model_fields)]
     return Sheet("The jump at each boundary", columns, rows, [note], left=(0, 1))
 
 
@@ -218,17 +217,15 @@ def _name(label: str, boundary: BoundaryRecord) -> list[str]:
 
 
 def _change(boundary: BoundaryRecord, seq_len: int) -> list[str]:
-    """Loss before, loss after, and their difference."""
+    """Loss before, loss after, and their difference over its standard error."""
     before, after = boundary.before.get(seq_len), boundary.after.get(seq_len)
-    cells = [number(scored.loss if scored else None) for scored in (before, after)]
-    return [*cells, _difference(boundary, before, after) if before and after else "-"]
-
-
-def _difference(boundary: BoundaryRecord, before: BoundaryLoss, after: BoundaryLoss) -> str:
+    if before is None or after is None:
+        return [*(number(scored.loss if scored else None) for scored in (before, after)), "-"]
     losses = after.document_losses - before.document_losses
     error = standard_error(boundary.document_tokens, losses)
     sign = "+" if after.loss >= before.loss else ""
-    return sign + plus_minus(after.loss - before.loss, error)
+    change = sign + plus_minus(after.loss - before.loss, error)
+    return [number(before.loss), number(after.loss), change]
 
 
 def _matmul_peak(run: Run) -> str:

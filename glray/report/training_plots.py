@@ -1,15 +1,26 @@
-"""Loss while the arms train, over time and over tokens."""
+"""Training while it runs: loss over time and over tokens, and what the boundaries between stages
+do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from glray.plan import WATCHED_STEPS
+from glray.report import look
 from glray.report.arms import Arm
-from glray.report.figure import Style, arms_legend, grey_handle, one_panel, styled, styled_arms
 from glray.run.run import Run
 
+PANELS = {
+    "loss": "training loss (nats per token)",
+    "grad_norm": "gradient norm before clipping",
+    "update_norm": "norm of the update",
+    "lr": "learning rate",
+}
+_OPEN: dict[str, Any] = {"markerfacecolor": "white", "capsize": 0, "clip_on": False, "zorder": 4}
 START_SHARE = 0.12
 """Share of the x axis whose (much higher) losses do not set the y axis."""
 
@@ -33,21 +44,48 @@ def smoothed(loss: np.ndarray, num_steps: int) -> np.ndarray:
     Steps whose loss is not a number are left out of the means.
     """
     finite = np.isfinite(loss)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, loss, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(loss) + 1)
-    starts = np.maximum(ends - num_steps, 0)
-    counted = (counts[ends] - counts[starts]).astype(np.float64)
-    counted[counted == 0] = np.nan
-    return (sums[ends] - sums[starts]) / counted
+    sums, counts = (
+        np.concatenate([np.zeros(num_steps), np.cumsum(values)])
+        for values in (np.where(finite, loss, 0.0), finite)
+    )
+    with np.errstate(invalid="ignore"):  # without a loss that is a number, 0 / 0 is NaN
+        return (sums[num_steps:] - sums[:-num_steps]) / (counts[num_steps:] - counts[:-num_steps])
 
 
-@styled
+@look.styled
+def around_boundaries(runs: Sequence[Run]) -> Figure:
+    """Loss, gradient norm, update norm and learning rate of the steps before and after each
+    boundary, within its two stages; a line an arm and boundary, the mean over its seeds."""
+    lines: dict[str, look.Style] = {}
+    sides: dict[str, list[tuple[Run, list[int]]]] = {}
+    for arm, style in look.styled_arms(runs):
+        for run in arm.runs:
+            ends = [0, *run.plan.stage_ends]
+            for index, boundary in enumerate(run.boundaries):
+                name = f"{arm.label} {boundary.from_seq_len:,}→{boundary.to_seq_len:,}"
+                lines[name] = replace(style, line=look.LINES[index % len(look.LINES)], marker="")
+                sides.setdefault(name, []).append((run, ends[index : index + 3]))
+    figure = Figure(figsize=(8, 6.6))
+    offsets = np.arange(-WATCHED_STEPS, WATCHED_STEPS)
+    panels = zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True)
+    for axes, (column, label) in panels:
+        axes.set_ylabel(label)
+        axes.axvline(-0.5, color=look.GREY, linewidth=0.8, linestyle=":")
+        for name, style in lines.items():
+            values = np.array([_around(run, column, *ends) for run, ends in sides[name]])
+            known = np.isfinite(values).all(axis=0)
+            style.draw(axes, offsets[known], values[:, known].mean(axis=0))
+    figure.supxlabel("steps from the first of the stage after the boundary")
+    look.add_legend(figure, lines)
+    return figure
+
+
+@look.styled
 def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> Figure:
     steps = max(1, max(run.plan.num_steps for run in runs) // 50)
     mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
-    figure, axes = one_panel(x_label, f"loss (nats per token)\ntraining: {mean}")
-    arms = styled_arms(runs)
+    figure, axes = look.one_panel(x_label, f"loss (nats per token)\ntraining: {mean}")
+    arms = look.styled_arms(runs)
     late: list[float] = []  # what sets the y axis
     right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
     for arm, style in arms:
@@ -66,8 +104,10 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
         axes.set_ylim(min(finite) - margin, max(finite) + margin)
     axes.set_xlim(0, right * 1.02)
     _mark_stages(axes, arms, column, scale)
-    mark = grey_handle("held-out, at the length in training", marker="o", markerfacecolor="white")
-    arms_legend(figure, arms, mark)
+    mark = look.grey_handle(
+        "held-out, at the length in training", marker="o", markerfacecolor="white"
+    )
+    look.arms_legend(figure, arms, mark)
     return figure
 
 
@@ -77,7 +117,9 @@ def _seeds_together(arm: Arm) -> list[list[Run]]:
     return [list(arm.runs)] if as_far else [[run] for run in arm.runs]
 
 
-def _draw_evaluations(axes: Axes, runs: Sequence[Run], x: np.ndarray, style: Style) -> list[float]:
+def _draw_evaluations(
+    axes: Axes, runs: Sequence[Run], x: np.ndarray, style: look.Style
+) -> list[float]:
     """Held-out loss at each evaluation, at the length just trained; returns the losses drawn.
 
     A bar is the standard error over documents, of several runs the range over seeds.
@@ -93,35 +135,22 @@ def _draw_evaluations(axes: Axes, runs: Sequence[Run], x: np.ndarray, style: Sty
         errors = [[mean - min(losses)], [max(losses) - mean]]
         if len(runs) == 1 and scores[0] is not None:
             errors = [[scores[0].standard_error or 0.0]] * 2
-        style.draw(
-            axes,
-            [x[place]],
-            [mean],
-            errors=errors,
-            marker=style.marker,
-            markersize=6.5,
-            markerfacecolor="white",
-            capsize=0,
-            elinewidth=1.2,
-            clip_on=False,
-            zorder=4,
-        )
+        style.draw(axes, [x[place]], [mean], errors=errors, marker=style.marker, **_OPEN)
         drawn += losses
     return drawn
 
 
-def _mark_stages(axes: Axes, arms: list[tuple[Arm, Style]], column: str, scale: float) -> None:
+def _mark_stages(axes: Axes, arms: list[tuple[Arm, look.Style]], column: str, scale: float) -> None:
     """A dotted line where a stage of the arm's first run starts, its length above the axes; arms
     whose stages start together share their labels."""
     row, right = 0, axes.get_xlim()[1]
     labelled: set[tuple[int, ...]] = set()
     for arm, style in arms:
         run, colour, last = arm.runs[0], style.colour, -right
-        if len(run.plan.stages) == 1:
+        if len(arm.seq_lens) == 1:
             continue
-        lengths = tuple(stage.seq_len for stage in run.plan.stages)
-        is_new = lengths not in labelled or column == "tokens"
-        labelled.add(lengths)
+        is_new = arm.seq_lens not in labelled or column == "tokens"
+        labelled.add(arm.seq_lens)
         for stage in run.plan.stages:
             # The stage starts where the step before its first one ends.
             place = int(np.searchsorted(run.log.step, stage.first_step))
@@ -133,13 +162,14 @@ def _mark_stages(axes: Axes, arms: list[tuple[Arm, Style]], column: str, scale: 
             if x - last < 0.05 * right or not is_new:
                 continue  # no room for its label, or it stands there
             last = x
-            axes.annotate(
-                f"{stage.seq_len:,} tokens" if stage.first_step == 0 else f"{stage.seq_len:,}",
-                (x, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 3 + 11 * row),
-                textcoords="offset points",
-                color=colour,
-                fontsize=8.5,
-            )
+            length = f"{stage.seq_len:,}" if stage.first_step else f"{stage.seq_len:,} tokens"
+            look.above(axes, x + 0.004 * right, length, row, color=colour)
         row += is_new
+
+
+def _around(run: Run, column: str, start: int, step: int, end: int) -> np.ndarray:
+    """float64[2 × WATCHED_STEPS] around ``step``: NaN where the two stages from ``start`` to
+    ``end`` have no such step."""
+    both = getattr(run.log, column)[start:end]  # line i is of step i, from 0
+    padded = np.pad(both, WATCHED_STEPS, constant_values=np.nan)
+    return np.asarray(padded[step - start :][: 2 * WATCHED_STEPS])

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
-from glray.report.arms import latest_loss
+import numpy as np
+
+from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
 from glray.report.comparison import share_targets
 from glray.report.formats import seconds_text
 from glray.report.long_losses import LongLosses, long_loss, share_long_targets
@@ -54,9 +56,10 @@ class Judgement:
     """Why it is inconclusive; empty with any other verdict."""
     at: int | None
     """Window length of the losses, in tokens."""
-    means: tuple[float, float] | None
-    """Of the arm and of what it is measured against, over seeds: nats, or seconds."""
-    difference: float | None
+    means: tuple[float, float]
+    """Of the arm and of what it is measured against, over seeds: nats, or seconds; NaN where a
+    run lacks it."""
+    difference: float
     """The arm's less the other's, mean over seeds: nats, or a share of the other's seconds."""
     half: float | None
     """Half of its 95% interval over seeds; None for one seed."""
@@ -75,7 +78,7 @@ class Judgement:
         return self.claim.model_dump(mode="json") | numbers
 
     def _numbers(self) -> str:
-        if self.means is None or self.difference is None:
+        if math.isnan(self.difference):
             return ""
         claim, form = self.claim, "+.3f"
         if claim.measure == "seconds":
@@ -96,37 +99,34 @@ class Judgement:
 
 
 def judge(
-    claims: Sequence[ClaimSpec],
-    arms: Mapping[str, Sequence[Run]],
-    long_losses: LongLosses,
+    claims: Sequence[ClaimSpec], runs: Sequence[Run], long_losses: LongLosses
 ) -> list[Judgement]:
-    """A judgement of each claim; ``arms`` are the runs by label, in the order of the seeds."""
-    longest = max(run.longest_seq_len for runs in arms.values() for run in runs)
+    """A judgement of each claim; each arm's runs are in the order of the seeds."""
+    arms = {arm.label: arm for arm in by_arm(runs)}
+    longest = longest_trained(runs)
     return [_judged(claim, arms, long_losses, claim.at or longest) for claim in claims]
 
 
 def _judged(
-    claim: ClaimSpec,
-    arms: Mapping[str, Sequence[Run]],
-    long_losses: LongLosses,
-    seq_len: int,
+    claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses, seq_len: int
 ) -> Judgement:
     measured = {
-        label: [_measured(claim, run, seq_len, long_losses) for run in arms[label]]
+        label: [_measured(claim, run, seq_len, long_losses) for run in arms[label].runs]
         for label in (claim.arm, claim.against)
     }
-    ours, theirs = measured[claim.arm], measured[claim.against]
-    at = None if claim.measure in ("seconds", "jump") else seq_len
-    missing = [label for label, values in measured.items() if not all(map(math.isfinite, values))]
-    if missing:
-        reason = f"{' and '.join(missing)} is unfinished, not scored or diverged"
-        return Judgement(claim, Verdict.INCONCLUSIVE, reason, at, None, None, None, len(ours))
+    ours, theirs = measured.values()
     scale = theirs if claim.measure == "seconds" else [1.0] * len(theirs)
     difference, half = mean_interval(
         [(own - other) / by for own, other, by in zip(ours, theirs, scale, strict=True)]
     )
-    reason = _why_not(claim, arms, long_losses)
+    missing = [label for label, values in measured.items() if not all(map(math.isfinite, values))]
+    reason = (
+        f"{' and '.join(missing)} is unfinished, not scored or diverged"
+        if missing
+        else _why_not(claim, arms, long_losses)
+    )
     verdict = Verdict.INCONCLUSIVE if reason else verdict_of(difference, half or 0.0, claim.within)
+    at = None if claim.measure in ("seconds", "jump") else seq_len
     means = (fmean(ours), fmean(theirs))
     return Judgement(claim, verdict, reason, at, means, difference, half, len(ours))
 
@@ -138,10 +138,8 @@ def _measured(claim: ClaimSpec, run: Run, seq_len: int, long_losses: LongLosses)
     if claim.measure == "seconds":
         return run.measured_seconds
     if claim.measure == "jump":
-        jumps = [
-            math.nan if boundary.jump is None else boundary.jump.jump for boundary in run.boundaries
-        ]
-        return math.nan if any(map(math.isnan, jumps)) else max(jumps, default=math.nan)
+        jumps = [boundary.jump.jump if boundary.jump else math.nan for boundary in run.boundaries]
+        return float(np.max(jumps)) if jumps else math.nan  # one that is NaN makes all NaN
     if claim.measure == "long_loss":
         return long_loss(long_losses, run, seq_len)
     return _heldout(run, seq_len)
@@ -152,10 +150,10 @@ def _heldout(run: Run, seq_len: int) -> float:
     return math.nan if score is None else score.loss
 
 
-def _why_not(claim: ClaimSpec, arms: Mapping[str, Sequence[Run]], long_losses: LongLosses) -> str:
+def _why_not(claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses) -> str:
     """Why no verdict can be given; empty if one can."""
-    compared = [*arms[claim.arm], *arms[claim.against]]
-    seeds = len(arms[claim.arm])
+    compared = [*arms[claim.arm].runs, *arms[claim.against].runs]
+    seeds = len(arms[claim.arm].runs)
     if seeds < SEEDS_FOR_A_VERDICT:
         return f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {seeds}"
     if claim.measure in ("seconds", "jump"):
@@ -164,41 +162,44 @@ def _why_not(claim: ClaimSpec, arms: Mapping[str, Sequence[Run]], long_losses: L
         return "they are not scored on the same held-out targets"
     if claim.measure == "long_loss" and not share_long_targets(compared, long_losses):
         return "they are not scored on the same tokens of the long documents"
-    return _unused_context(*_baseline(claim, arms))
+    return _unused_context(_baseline(claim, arms))
 
 
-def _baseline(claim: ClaimSpec, arms: Mapping[str, Sequence[Run]]) -> tuple[str, Sequence[Run]]:
+def _baseline(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Arm:
     """The longest fixed length among the compared arms of ``against``'s pipeline; where none is
     longer than the shortest length scored, the claim's own arm."""
-    directory = arms[claim.against][0].directory.parent
+    directory = arms[claim.against].runs[0].directory.parent
     fixed = [
-        (label, runs)
-        for label, runs in arms.items()
-        if runs[0].directory.parent == directory
-        and len(runs[0].plan.stages) == 1
-        and runs[0].longest_seq_len > _shortest(runs[0])
+        arm
+        for arm in arms.values()
+        if arm.runs[0].directory.parent == directory
+        and len(arm.seq_lens) == 1
+        and arm.seq_lens[0] > _shortest(arm)
     ]
-    own = (claim.arm, arms[claim.arm])
-    return max(fixed, key=lambda arm: arm[1][0].longest_seq_len, default=own)
+    return max(fixed, key=lambda arm: arm.seq_lens, default=arms[claim.arm])
 
 
-def _unused_context(label: str, runs: Sequence[Run]) -> str:
-    """What is wrong if these runs score no better in windows of their own length than in the
-    shortest; empty if they do."""
-    longest, shortest = runs[0].longest_seq_len, _shortest(runs[0])
+def _unused_context(arm: Arm) -> str:
+    """What is wrong if an arm scores no better in windows of its own length than in the shortest;
+    empty if it does."""
+    longest, shortest = max(arm.seq_lens), _shortest(arm)
     if longest == shortest:
-        return f"{label} is scored at no length but its own, {longest:,}"
-    gain, half = mean_interval([_heldout(run, shortest) - _heldout(run, longest) for run in runs])
+        return f"{arm.label} is scored at no length but its own, {longest:,}"
+    gain, half = mean_interval(
+        [_heldout(run, shortest) - _heldout(run, longest) for run in arm.runs]
+    )
     if not math.isfinite(gain):
-        return f"{label}, the baseline, is not scored at {shortest:,} and {longest:,}, or diverged"
+        return (
+            f"{arm.label}, the baseline, is not scored at {shortest:,} and {longest:,}, or diverged"
+        )
     if half is not None and verdict_of(-gain, half) is Verdict.SUPPORTED:
         return ""
     return (
-        f"at this scale {label} does not use its context: its loss at {longest:,} tokens is "
+        f"at this scale {arm.label} does not use its context: its loss at {longest:,} tokens is "
         f"{gain:.3f} ± {half or 0.0:.3f} below that at {shortest:,}"
     )
 
 
-def _shortest(run: Run) -> int:
-    """The shortest window length that the run was scored at."""
-    return run.latest.lengths[0].seq_len if run.latest is not None else run.longest_seq_len
+def _shortest(arm: Arm) -> int:
+    """The shortest window length that the arm is scored at."""
+    return min(eval_seq_lens(arm.runs), default=max(arm.seq_lens))

@@ -328,6 +328,11 @@ def pipeline_directory(spec: PipelineSpec) -> Path:
     return storage_path(spec.compute) / spec.name
 
 
+def run_directory(spec: PipelineSpec, arm: str, seed: int) -> Path:
+    """Where the run of an arm under a seed lies."""
+    return pipeline_directory(spec) / f"{arm}-seed{seed}"
+
+
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     """The spec with the calibration of its pipeline's directory, if it needs one and has none.
 

@@ -2,12 +2,11 @@
 
 import math
 import random
-from fractions import Fraction
 from itertools import pairwise
 
 from glray.errors import UserError
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.schedule import ArmSpec, StageSpec
+from glray.spec.schedule import StageSpec
 from glray.spec.search import SearchSpec
 
 RATIO_DIGITS = 3
@@ -24,7 +23,7 @@ def draw_stages(search: SearchSpec, ladder: tuple[int, ...], rng: random.Random)
         units = 10**RATIO_DIGITS
         inner = sorted(rng.sample(range(1, units), len(ladder) - 1))
         boundaries = [0, *inner, units]
-        ratios = [float(Fraction(end - start, units)) for start, end in pairwise(boundaries)]
+        ratios = [(end - start) / units for start, end in pairwise(boundaries)]
     least = 10.0**-RATIO_DIGITS
     return [
         StageSpec(seq_len=seq_len, ratio=max(ratio, least))
@@ -42,11 +41,9 @@ def trial_spec(spec: PipelineSpec, number: int) -> PipelineSpec:
     rng = random.Random(f"glray search {search.seed} {number}")
     searched = spec.arm(search.arm)
     ladder = rng.choice(search.ladders) if search.ladders else searched.seq_lens
-    stages = tuple(draw_stages(search, ladder, rng))
-    arm = ArmSpec(name=searched.name, stages=stages, positions=searched.positions)
     return spec.derive(
         name=f"{spec.name}-trial{number:03d}",
-        arms=[arm],
+        arms=[searched.derive(stages=draw_stages(search, ladder, rng))],
         only=None,
         seeds=spec.seeds[:1],
         chunk_len=spec.chunk_tokens,

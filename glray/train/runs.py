@@ -20,7 +20,7 @@ from glray.model.positions import rope_parameters
 from glray.model.pretrained import PretrainedFolder
 from glray.plan import Plan, make_plan
 from glray.run.records import Manifest
-from glray.run.run import Run, pipeline_directory
+from glray.run.run import Run, run_directory
 from glray.run.start import recorded_manifest
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint, training_identity
@@ -78,7 +78,7 @@ def _planned(
         flops_per_token=tuple(training_flops_per_token(config, n) for n in arm.seq_lens),
         tokens_directories=tuple(corpus.directories),
     )
-    return Run(pipeline_directory(spec) / f"{arm.name}-seed{seed}", own, manifest)
+    return Run(run_directory(spec, arm.name, seed), own, manifest)
 
 
 def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from glray.report.compared import compared, labelled_runs, write_comparison
+from glray.files import write_json
+from glray.report.compared import compared, comparison_record, labelled_runs
 from glray.report.long_losses import long_loss, long_sheet
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline
 from tests.report.written import write_run
@@ -18,8 +19,8 @@ def length(seq_len, loss):
 
 
 @pytest.fixture
-def comparison(tmp_path):
-    """Two arms of two pipelines under two seeds; ``small-grow`` is also scored at 8 and 16."""
+def spec(tmp_path):
+    """Two arms of two pipelines under two seeds."""
     arm = {"name": "grow", "stages": [{"seq_len": 4}, {"seq_len": 8}]}
     fields = {
         "arms": [arm],
@@ -27,28 +28,31 @@ def comparison(tmp_path):
         "chunk_len": 8,
         "seeds": (0, 1),
         "search": None,
+        "compute": {"storage": str(tmp_path)},
     }
     pipelines = [
         load_pipeline("pipelines/quickstart.py").derive(name=name, **fields)
         for name in ("small", "large")
     ]
     claim = ClaimSpec(says="small is better", arm="small-grow", against="large-grow")
-    spec = ComparisonSpec(
+    return ComparisonSpec(
         name="sizes",
         title="Two sizes",
         arms=tuple(ComparedArm(pipeline=p, arm="grow", label=f"{p.name}-grow") for p in pipelines),
         claims=(claim,),
     )
-    places = {
-        (p.name, "grow", seed): write_run(
-            tmp_path / p.name, "grow", [(4, 10), (8, 5)], {4: 4.0, 8: loss + seed}, seed=seed
-        )
-        for p, loss in zip(pipelines, (3.0, 3.5), strict=True)
-        for seed in (0, 1)
-    }
-    runs = labelled_runs(spec, places)
+
+
+@pytest.fixture
+def comparison(spec, tmp_path):
+    """``small-grow`` is also scored at 8 and 16."""
+    for name, loss in (("small", 3.0), ("large", 3.5)):
+        for seed in (0, 1):
+            losses = {4: 4.0, 8: loss + seed}
+            write_run(tmp_path / name, "grow", [(4, 10), (8, 5)], losses, seed=seed)
+    runs = labelled_runs(spec)
     losses = {
-        (places["small", "grow", seed], protocol): {
+        (tmp_path / "small" / f"grow-seed{seed}", protocol): {
             "stride": None,
             "targets_sha256": "aaaa",
             "num_documents": 2,
@@ -87,8 +91,9 @@ def test_the_table_of_long_losses_has_means_over_seeds(comparison):
     assert row == ["small-grow", "whole", "interpolation", "2.500", "3.000"]
 
 
-def test_the_record_has_every_figure_and_the_page_its_verdict(comparison, tmp_path):
-    page = write_comparison(comparison, tmp_path / "out")
+def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, tmp_path):
+    page = comparison.write(tmp_path / "out")
+    write_json(tmp_path / "out" / "comparison.json", comparison_record(spec, comparison))
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["seeds"] == [0, 1]
     assert record["claims"][0]["difference"] == pytest.approx(-0.5)
@@ -103,6 +108,6 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(comparison, tmp_pa
     assert (tmp_path / "out" / "long_documents.png").exists()
 
 
-def test_without_long_documents_there_is_no_plot_of_them(comparison, tmp_path):
-    write_comparison(compared(comparison.spec, comparison.runs, {}), tmp_path / "out")
+def test_without_long_documents_there_is_no_plot_of_them(spec, comparison, tmp_path):
+    compared(spec, comparison.runs, {}).write(tmp_path / "out")
     assert not (tmp_path / "out" / "long_documents.png").exists()

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from glray.errors import UserError
-from glray.report.page import write_report
+from glray.report.page import Report
 from glray.run.run import open_runs
 from tests.report.written import write_run
 
@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 
 def page_of(directory, paths) -> Page:
-    return Page(write_report(open_runs(paths), directory).read_text(encoding="utf-8"))
+    return Page(Report(open_runs(paths)).write(directory).read_text(encoding="utf-8"))
 
 
 def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
@@ -106,7 +106,7 @@ def test_writing_again_replaces_the_page_and_leaves_no_partial_file(pipeline, tm
 
 def test_no_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + ".*0 runs"):
-        write_report([], tmp_path)
+        Report([]).write(tmp_path)
 
 
 def test_the_page_says_what_each_boundary_did(pipeline, tmp_path):

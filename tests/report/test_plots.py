@@ -4,11 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glray.report.boundary_plot import around_boundaries
-from glray.report.figure import styles_of
 from glray.report.length_plots import bucketed, loss_by_length, loss_by_position
-from glray.report.plots import draw
-from glray.report.training_plots import loss_over_time, loss_over_tokens, smoothed
+from glray.report.look import styles_of
+from glray.report.page import Report
+from glray.report.training_plots import (
+    around_boundaries,
+    loss_over_time,
+    loss_over_tokens,
+    smoothed,
+)
 from glray.run.run import open_runs
 from tests.report.written import write_run
 
@@ -49,7 +53,7 @@ def test_bucketed_counts_every_position_once(by_position):
 
 
 def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
-    paths = draw(open_runs([pipeline]), tmp_path / "out")
+    paths = Report(open_runs([pipeline])).draw(tmp_path / "out")
 
     assert [path.name for path in paths] == [
         "loss_over_time.png",
@@ -90,13 +94,13 @@ def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_p
 def test_runs_without_steps_or_evaluations_draw_nothing(tmp_path):
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, steps_done=0)
 
-    assert draw(open_runs([tmp_path / "toy"]), tmp_path / "out") == []
+    assert Report(open_runs([tmp_path / "toy"])).draw(tmp_path / "out") == []
 
 
 def test_a_diverged_run_is_drawn_beside_the_others(pipeline, tmp_path):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
 
-    assert len(draw(open_runs([pipeline]), tmp_path / "out")) == 5
+    assert len(Report(open_runs([pipeline])).draw(tmp_path / "out")) == 5
 
 
 def test_seeds_are_one_line_of_means_with_the_range_around_it(tmp_path):

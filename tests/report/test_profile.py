@@ -6,8 +6,9 @@ import pytest
 
 from glray.cli.pipelines import settings_of
 from glray.errors import UserError
+from glray.report.length_plots import costs_by_length
+from glray.report.look import save
 from glray.report.plan_sheets import plan_sheets
-from glray.report.profile_plot import write_profile_plot
 from glray.report.profile_sheets import profile_sheets, saved_share
 from glray.run.profile import (
     LengthCost,
@@ -58,7 +59,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert "does not fit" in text
     assert "there is nothing to grow" in text
     assert "100%" in text  # of itself: the longest that fits
-    assert write_profile_plot(profile, tmp_path / "profile.png").exists()
+    assert save(costs_by_length(profile), tmp_path / "profile.png").exists()
 
 
 def test_savings_by_hand(tmp_path):
@@ -120,7 +121,7 @@ def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
     assert "more than 50% of fixed 32's time, which 16 alone does" in " ".join(text.split())
     nothing = tuple(replace(cost, largest_batch_tokens=0) for cost in slow_start)
     profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, nothing),)})
-    assert write_profile_plot(profile, tmp_path / "profile.png").exists()
+    assert save(costs_by_length(profile), tmp_path / "profile.png").exists()
 
 
 def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path):

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from glray.report.headline import headline
-from glray.report.time_to_loss import seconds_to_loss
+from glray.report.headline import headline, seconds_to_loss
 from glray.run.run import open_runs
 from tests.report.written import write_run
 

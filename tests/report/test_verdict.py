@@ -31,7 +31,7 @@ def arms_of(tmp_path, grow, fixed8, *, context_gain=(0.1, 0.1, 0.1), targets=("a
 
 
 def judged(claim, arms):
-    (judgement,) = judge([claim], arms, {})
+    (judgement,) = judge([claim], [run for runs in arms.values() for run in runs], {})
     return judgement
 
 
@@ -123,9 +123,10 @@ def test_long_losses_on_other_tokens_do_not_compare(tmp_path):
             for run in arms[label]
         }
 
-    (same,) = judge([claim], arms, scored({"grow": "a", "fixed8": "a"}))
+    runs = [*arms["grow"], *arms["fixed8"]]
+    (same,) = judge([claim], runs, scored({"grow": "a", "fixed8": "a"}))
     assert same.verdict is Verdict.SUPPORTED
-    (other,) = judge([claim], arms, scored({"grow": "a", "fixed8": "b"}))
+    (other,) = judge([claim], runs, scored({"grow": "a", "fixed8": "b"}))
     assert "same tokens of the long documents" in other.reason
 
 

@@ -1,6 +1,6 @@
 """The look shared by all plots: an arm's colour by its name, its line, axes and the legend.
 
-Figures are matplotlib's objects with the Agg canvas; pyplot is never touched.
+Figures are matplotlib's objects; pyplot is never touched.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,10 +13,10 @@ from zlib import crc32
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from glray.files import committed
 from glray.report.arms import Arm, by_arm
@@ -32,20 +32,15 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Line = Literal["-", "--", "-.", ":"] | tuple[int, tuple[int, ...]]
 LINES: tuple[Line, ...] = ("-", "--", "-.", ":", (0, (10, 3)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 4)))
-_WELL_KNOWN = {
-    "growlength": 0,
-    "llm1024": 1,
-    "llm128": 2,
-    "growlength-1": 0,
-    "growlength-2": 5,
-    "128-512-1024": 3,
-    "128-1024": 4,
-    "llm4096": 1,
-    "growlength4096": 0,
-    "llm8192": 1,
-    "growlength8192": 0,
-}
-"""Colours of the arms of the paper and of the quickstart, on every page."""
+_ARMS = (
+    ("growlength", "growlength-1", "growlength4096", "growlength8192"),
+    ("llm1024", "llm4096", "llm8192"),
+    ("llm128",),
+    ("128-512-1024",),
+    ("128-1024",),
+    ("growlength-2",),
+)
+"""Arms of the paper and of the quickstart by their colour, on every page."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,10 @@ class Style:
     def draw(
         self,
         axes: Axes,
-        x: Sequence[float] | np.ndarray,
-        y: Sequence[float] | np.ndarray,
-        *,
+        x: ArrayLike,
+        y: ArrayLike,
         errors: Any = None,
-        seen: np.ndarray | bool | None = None,
+        seen: Any = None,
         **look: Any,
     ) -> None:
         """One line, with bars of ``errors`` if they are given, and marks unless ``seen`` is None:
@@ -90,17 +84,12 @@ def styles_of(names: Collection[str]) -> dict[str, Style]:
     if that is taken. No two share a colour while one is left; beyond seven, lines differ.
     """
 
-    def arm(name: str) -> str:
-        return name.rpartition("/")[2]  # of PIPELINE/ARM
-
-    def place(name: str) -> tuple[int, str]:
-        known = list(_WELL_KNOWN)
-        return known.index(arm(name)) if arm(name) in known else len(known), name
-
+    known = {arm: colour for colour, arms in enumerate(_ARMS) for arm in arms}
+    arms = {name: name.rpartition("/")[2] for name in names}  # of PIPELINE/ARM
     styles: dict[str, Style] = {}
     taken: set[int] = set()
-    for name in sorted(set(names), key=place):
-        wanted = _WELL_KNOWN.get(arm(name), crc32(name.encode()))
+    for name in sorted(arms, key=lambda name: (arms[name] not in known, name)):
+        wanted = known.get(arms[name], crc32(name.encode()))
         places = (7 * turn + (wanted + step) % 7 for turn in count() for step in range(7))
         index = next(index for index in places if index not in taken)
         taken.add(index)
@@ -115,16 +104,9 @@ def styled_arms(runs: Sequence[Run]) -> list[tuple[Arm, Style]]:
     return list(zip(arms, styles_of([arm.label for arm in arms]).values(), strict=True))
 
 
-def new_figure(width_inches: float = 8, height_inches: float = 4.7) -> Figure:
-    """A figure without axes."""
-    figure = Figure(figsize=(width_inches, height_inches))
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def one_panel(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of axes."""
-    figure = new_figure()
+    figure = Figure(figsize=(8, 4.7))
     axes = figure.subplots()
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure, axes
@@ -148,16 +130,13 @@ def length_axis(axes: Axes, lengths: Sequence[int], trained_len: float = np.inf)
 def shade_unseen(axes: Axes, start: float, end: float) -> None:
     """Shade the lengths from ``start`` to ``end``, longer than any arm was trained on."""
     axes.axvspan(start, end, color="#F0F0F0", zorder=0)
-    axes.annotate(
-        "longer than any trained",
-        (end, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8.5,
-        color=GREY,
-    )
+    above(axes, end, "longer than any trained", ha="right", color=GREY)
+
+
+def above(axes: Axes, x: float, text: str, row: int = 0, **look: Any) -> None:
+    """Small words above the axes at ``x``, in the first row or a higher one."""
+    place = axes.get_xaxis_transform()
+    axes.text(x, 1.01 + 0.035 * row, text, transform=place, fontsize=8.5, **look)
 
 
 def shifted(lengths: Sequence[int] | np.ndarray, index: int, num_lines: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from glray.errors import UserError
 from glray.files import read_json, write_json
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
 from glray.run.run import Run
-from glray.spec import ComparisonSpec, ContextSpec, load_comparison
+from glray.spec import ComparisonSpec, load_comparison
 from glray.storage import storage_path
 
 
@@ -73,52 +74,34 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
     What ``directory`` has of the same run, documents and protocol is read. A run that diverged is
     left out. Raises UserError.
     """
-    context = spec.context
-    if context is None:
+    if (context := spec.context) is None:
         return {}
-    files = _document_files(spec)
-    return {
-        (run.directory, name): _scored(run, context, name, stride, files, directory)
-        for run in runs
-        if not _diverged(run)
-        for name, stride in ((WHOLE, None), (SLIDING, context.stride))
-    }
-
-
-def _scored(
-    run: Run,
-    context: ContextSpec,
-    name: str,
-    stride: int | None,
-    files: list[dict[str, Any]],
-    directory: Path,
-) -> dict[str, Any]:
-    """One run in whole or in sliding windows: ``report.context.context_record``."""
     from glray.report.context import context_record
     from glray.train.scoring import ScoringProtocol, score_model
 
-    assert run.result is not None, "compared runs are finished"
-    scored_as = {
-        "fingerprint": run.fingerprint,
-        "trained_in_seconds": run.result.wall_seconds,  # trained again it may end elsewhere
-        "context": context.model_dump(mode="json"),
-        "files": files,
-    }
-    path = directory / f"{run.name}-{name}.json"
-    record = read_json(path)
-    if record is None or record.get("scored_as") != scored_as:
-        console.print(f"{run.name}: long documents, {name} windows")
-        protocol = ScoringProtocol(
-            seq_lens=context.seq_lens,
-            stride=stride,
-            positions=SCALINGS,
-            documents=context.documents,
-            num_tokens=context.num_tokens,
-        )
-        scores = score_model(run.directory, protocol)
-        record = {"scored_as": scored_as, **context_record(scores, protocol)}
-        write_json(path, record)
-    return dict(record)
+    files = _document_files(spec)
+    losses = {}
+    for run, (name, stride) in product(runs, ((WHOLE, None), (SLIDING, context.stride))):
+        if run.result is None or _diverged(run):
+            continue
+        scored_as = {
+            "fingerprint": run.fingerprint,
+            "trained_in_seconds": run.result.wall_seconds,  # trained again it may end elsewhere
+            "context": context.model_dump(mode="json"),
+            "files": files,
+        }
+        path = directory / f"{run.name}-{name}.json"
+        record = read_json(path)
+        if record is None or record.get("scored_as") != scored_as:
+            console.print(f"{run.name}: long documents, {name} windows")
+            protocol = ScoringProtocol(
+                context.seq_lens, stride, SCALINGS, context.documents, context.num_tokens
+            )
+            scores = score_model(run.directory, protocol)
+            record = {"scored_as": scored_as, **context_record(scores, protocol)}
+            write_json(path, record)
+        losses[run.directory, name] = record
+    return losses
 
 
 def _document_files(spec: ComparisonSpec) -> list[dict[str, Any]]:

@@ -9,15 +9,6 @@ import typer
 from glray.cli.app import app, console, naming_options, parsed_lengths, show, show_runs
 from glray.errors import UserError
 
-RunDirectories = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
-]
-RunDirectory = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0.")
-]
-
-
 EVAL_OPTIONS = {
     r"^seq_lens\b": "--seq-lens",
     r"^num_tokens\b": "--num-tokens",
@@ -118,7 +109,10 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: RunDirectories,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and the plots.")] = Path(
         "report"
     ),
@@ -129,7 +123,10 @@ def report(
 
 @app.command()
 def export(
-    run: RunDirectory,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0."),
+    ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
 ) -> None:
     """Write a run's latest model as a folder that transformers loads."""

@@ -115,9 +115,6 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     with sole_writer(directory):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
-        with (
-            stop_on_signals(console.print) as stop,
-            watching(directory, console),
-        ):
+        with stop_on_signals(console.print) as stop, watching(directory, console):
             in_a_thread(lambda: fit(spec, corpus, stop=stop.event))
     return stop.exit_status

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.status import Status
 
 from glray.run.records import Progress
 
@@ -25,67 +24,64 @@ QUIET_LINE_SECONDS = 15.0
 @contextmanager
 def watching(directory: Path, console: Console) -> Iterator[None]:
     """Show what the pipeline of ``directory`` writes from now on, until the block ends."""
-    watcher = _Watcher(directory, console)
-    thread = threading.Thread(target=watcher.run, name="watch", daemon=True)
+    done = threading.Event()
+    _, position = _lines_from(directory / "events.log", 0)
+    seen = directory, position, _progress_files(directory)
+    thread = threading.Thread(target=_watch, args=(*seen, console, done), name="watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        watcher.done.set()
+        done.set()
         thread.join()
 
 
-class _Watcher:
-    def __init__(self, directory: Path, console: Console) -> None:
-        self.done = threading.Event()
-        self._console = console
-        self._directory = directory
-        self._events = directory / "events.log"
-        self._position = self._events.stat().st_size if self._events.exists() else 0
-        self._before = self._progress_files()
-        self._shown = self._before
-        self._last_lines = time.monotonic()
-
-    def run(self) -> None:
-        """Poll until done, then once more for the last events."""
-        with self._console.status("starting the workers") as status:
-            while not self.done.wait(POLL_SECONDS):
-                self._poll(status)
-            self._poll(status)
-
-    def _poll(self, status: Status) -> None:
-        if self._events.exists():
-            with self._events.open(encoding="utf-8") as file:
-                file.seek(self._position)
-                lines = file.readlines()
-                self._position = file.tell()
-            for line in lines:
+def _watch(
+    directory: Path, position: int, before: dict[Path, int], console: Console, done: threading.Event
+) -> None:
+    """Show events after ``position`` and progress since ``before``; once more when it is done."""
+    shown, last_lines, is_last = before, time.monotonic(), False
+    with console.status("starting the workers") as status:
+        while not is_last:
+            is_last = done.wait(POLL_SECONDS)
+            events, position = _lines_from(directory / "events.log", position)
+            for line in events:
                 # drop the date: it stays in the file
-                self._console.print(line.rstrip("\n").partition(" ")[2], markup=False)
-        files = self._progress_files()
-        if files == self._shown:
-            return
-        self._shown = files
-        lines = [
-            progress_line(Progress.model_validate_json(path.read_bytes()))
-            for path, modified in files.items()
-            if modified != self._before.get(path)  # else of an earlier launch
-        ]
-        if lines:
-            status.update("\n  ".join(lines))  # below the first, which follows the spinner
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_lines >= QUIET_LINE_SECONDS:
-            self._last_lines = now
-            for line in lines:
-                self._console.print(line, markup=False)
+                console.print(line.rstrip("\n").partition(" ")[2], markup=False)
+            files = _progress_files(directory)
+            if files == shown:
+                continue
+            shown = files
+            lines = [
+                progress_line(Progress.model_validate_json(path.read_bytes()))
+                for path, modified in files.items()
+                if modified != before.get(path)  # else of an earlier launch
+            ]
+            if lines:
+                status.update("\n  ".join(lines))  # below the first, which follows the spinner
+            now = time.monotonic()
+            if not console.is_terminal and now - last_lines >= QUIET_LINE_SECONDS:
+                last_lines = now
+                for line in lines:
+                    console.print(line, markup=False)
 
-    def _progress_files(self) -> dict[Path, int]:
-        """When each group's progress file was last written, in the order of the groups."""
-        found = {}
-        for path in self._directory.glob("progress*.json"):
-            with suppress(FileNotFoundError):  # a launch removes those of the one before
-                found[path] = path.stat().st_mtime_ns
-        return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
+
+def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
+    """The lines of a file, if it is there, from ``position`` on, and where they end."""
+    if not path.exists():
+        return [], position
+    with path.open(encoding="utf-8") as file:
+        file.seek(position)
+        return file.readlines(), file.tell()
+
+
+def _progress_files(directory: Path) -> dict[Path, int]:
+    """When each group's progress file was last written, in the order of the groups."""
+    found = {}
+    for path in directory.glob("progress*.json"):
+        with suppress(FileNotFoundError):  # a launch removes those of the one before
+            found[path] = path.stat().st_mtime_ns
+    return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
 
 
 def progress_line(progress: Progress) -> str:

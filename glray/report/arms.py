@@ -39,9 +39,8 @@ def by_arm(runs: Sequence[Run]) -> list[Arm]:
     pipelines stand together, with the pipeline's name before it, or with its directory if two
     pipelines share a name.
     """
-    parents = {run.directory.parent for run in runs}
-    pipelines = {(run.directory.parent, run.pipeline) for run in runs}
-    names_differ = len({name for _, name in pipelines}) == len(parents)
+    parents = {run.directory.parent: run.pipeline for run in runs}
+    names_differ = len(set(parents.values())) == len(parents)
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         if run.label is not None:

@@ -4,7 +4,6 @@ Only finished runs compare, at the longest length that any of them was trained o
 seeds an arm's loss is the mean over the seeds that every arm has finished.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
-from glray.run.records import Evaluation, LengthLoss
+from glray.run.records import LengthLoss
 from glray.run.run import Run
 from glray.run.statistics import standard_error
 
@@ -49,54 +48,27 @@ class ArmScore(Arm):
         return fmean(errors) if len(errors) == len(self.scores) else None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The arms' scores at one window length."""
-
-    seq_len: int
-    seeds: tuple[int, ...]
-    scores: tuple[ArmScore, ...]
-    """In the order of the arms."""
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs compared."""
-        return [run for score in self.scores for run in score.runs]
-
-    @property
-    def num_documents(self) -> int:
-        """Held-out documents scored."""
-        return _last_evaluation(self.runs[0]).num_documents
-
-    @property
-    def longest_fixed(self) -> ArmScore | None:
-        """The arm of the longest fixed length, which the others are measured against."""
-        fixed = [score for score in self.scores if len(score.seq_lens) == 1]
-        return max(fixed, key=lambda score: score.seq_lens, default=None)
-
-    @property
-    def ranked(self) -> list[ArmScore]:
-        """Arms whose loss is a number, lowest first."""
-        finite = [score for score in self.scores if math.isfinite(score.loss)]
-        return sorted(finite, key=lambda score: score.loss)
-
-
-def compare(runs: Sequence[Run]) -> Comparison | None:
-    """The comparison of the finished runs; None if no seed is finished in every arm that has a
-    finished run, or they share no evaluated length."""
+def compare(runs: Sequence[Run]) -> list[ArmScore]:
+    """The finished runs' scores at one length, in the order of the arms; empty if no seed is
+    finished in every arm that has a finished run, or they share no evaluated length."""
     arms = by_arm([run for run in runs if run.is_finished and run.latest is not None])
     if not arms:
-        return None
+        return []
     seeds = set.intersection(*({run.seed for run in arm.runs} for arm in arms))
     arms = [Arm(arm.label, tuple(run for run in arm.runs if run.seed in seeds)) for arm in arms]
     compared = [run for arm in arms for run in arm.runs]
     shared = [n for n in eval_seq_lens(compared) if all(latest_loss(run, n) for run in compared)]
     if not shared:
-        return None
+        return []
     longest = longest_trained(compared)
     seq_len = max((n for n in shared if n <= longest), default=shared[0])
-    scores = tuple(ArmScore(arm.label, arm.runs, seq_len) for arm in arms)
-    return Comparison(seq_len, tuple(sorted(seeds)), scores)
+    return [ArmScore(arm.label, arm.runs, seq_len) for arm in arms]
+
+
+def longest_fixed(scores: Sequence[ArmScore]) -> ArmScore | None:
+    """The arm of the longest fixed length, which the others are measured against."""
+    fixed = [score for score in scores if len(score.seq_lens) == 1]
+    return max(fixed, key=lambda score: score.seq_lens, default=None)
 
 
 def paired_error(first: ArmScore, second: ArmScore) -> float | None:
@@ -104,17 +76,14 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
 
     What makes a document hard for both cancels. None for one document.
     """
+    latest = first.runs[0].latest
+    assert latest is not None, "it is compared"
     losses = [
         np.mean([score.document_losses for score in arm.scores], axis=0) for arm in (first, second)
     ]
-    return standard_error(_last_evaluation(first.runs[0]).document_tokens, losses[0] - losses[1])
+    return standard_error(latest.document_tokens, losses[0] - losses[1])
 
 
 def share_targets(runs: Sequence[Run]) -> bool:
     """Whether all runs' latest evaluations scored the same held-out tokens."""
-    return len({_last_evaluation(run).targets_sha256 for run in runs}) == 1
-
-
-def _last_evaluation(run: Run) -> Evaluation:
-    assert run.latest is not None
-    return run.latest
+    return len({run.latest.targets_sha256 for run in runs if run.latest is not None}) == 1

@@ -1,11 +1,12 @@
 """What the numbers say, in a few plain sentences: the result, its noise, and what it rests on."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
-from glray.report.comparison import ArmScore, Comparison, compare, paired_error, share_targets
+from glray.report.comparison import ArmScore, compare, longest_fixed, paired_error, share_targets
 from glray.report.formats import plus_minus, seconds_text, tokens_text
 from glray.run.records import Evaluation
 from glray.run.run import Run
@@ -22,14 +23,15 @@ MOST_LISTED = 6
 
 def headline(runs: Sequence[Run]) -> list[str]:
     """Sentences to be read before any table, computed from the records alone."""
-    comparison = compare(runs)
+    scores = compare(runs)
+    compared = [run for score in scores for run in score.runs]
+    base = longest_fixed(scores)
     sentences = []
-    if comparison is not None:
-        sentences += _result(comparison)
-        base = comparison.longest_fixed
-        if base is not None and _one_model(comparison):
-            sentences += [*_tokens(comparison, base), *_times_to_loss(comparison, base)]
-        sentences += [_seeds(comparison), _drift(comparison), _predictions(comparison)]
+    if scores:
+        sentences += _result(scores, compared)
+        if base is not None and _one_model(compared):
+            sentences += [*_tokens(scores, base), *_times_to_loss(scores, base)]
+        sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
     return [sentence for sentence in (*sentences, _unfinished(runs)) if sentence]
@@ -58,26 +60,26 @@ def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
     return float(np.interp(-loss, -losses[line], seconds[line]))
 
 
-def _result(comparison: Comparison) -> list[str]:
+def _result(scores: Sequence[ArmScore], runs: Sequence[Run]) -> list[str]:
     """The losses, which is lowest and by how much; or why they do not compare."""
-    scores = comparison.scores
     decimals = _decimals(scores)
     if len(scores) == 1:
         return [_single(scores[0], decimals)]
-    is_at = f"held-out loss at {comparison.seq_len} tokens is"
-    if not share_targets(comparison.runs):
+    is_at = f"held-out loss at {scores[0].seq_len} tokens is"
+    if not share_targets(runs):
         return [
             f"{is_at.capitalize()} {_losses(scores, decimals)}, but not on the same held-out "
             "targets: these losses do not compare."
         ]
-    ordered = comparison.ranked
-    diverged = [score.label for score in scores if score not in ordered]
+    finite = [score for score in scores if math.isfinite(score.loss)]
+    ordered = sorted(finite, key=lambda score: score.loss)
+    diverged = [score.label for score in scores if score not in finite]
     shown = ordered if len(scores) > MOST_LISTED else scores
-    sentence = f"{_equal_budget(comparison.runs)}, {is_at} {_losses(shown, decimals)}"
+    sentence = f"{_equal_budget(runs)}, {is_at} {_losses(shown, decimals)}"
     sentence += f": {_lead(ordered, decimals)}." if len(ordered) > 1 else "."
     if diverged:
         sentence += f" {', '.join(diverged)} diverged: the loss is not a number."
-    return [sentence, *_other_differences(comparison.runs)]
+    return [sentence, *_other_differences(runs)]
 
 
 def _single(score: ArmScore, decimals: int) -> str:
@@ -138,9 +140,9 @@ def _equal_budget(runs: Sequence[Run]) -> str:
     return "At unequal budgets"
 
 
-def _tokens(comparison: Comparison, base: ArmScore) -> list[str]:
+def _tokens(scores: Sequence[ArmScore], base: ArmScore) -> list[str]:
     """What each growing arm processed, or took, against the longest fixed arm."""
-    growing = [score for score in comparison.scores if score.seq_lens[0] < score.seq_lens[-1]]
+    growing = [score for score in scores if score.seq_lens[0] < score.seq_lens[-1]]
     if len(growing) > MOST_LISTED:
         return []
     sentences = []
@@ -160,15 +162,15 @@ def _tokens(comparison: Comparison, base: ArmScore) -> list[str]:
     return sentences
 
 
-def _times_to_loss(comparison: Comparison, base: ArmScore) -> list[str]:
+def _times_to_loss(scores: Sequence[ArmScore], base: ArmScore) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
     between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
     little."""
-    if not share_targets(comparison.runs):
+    if not share_targets([run for score in scores for run in score.runs]):
         return []
     return [
         _time_to_loss(score, base)
-        for score in comparison.scores
+        for score in scores
         if score is not base
         and all(len(run.evaluations) > len(run.plan.stages) for run in score.runs)
     ]
@@ -195,38 +197,39 @@ def _time_to_loss(score: ArmScore, base: ArmScore) -> str:
     )
 
 
-def _one_model(comparison: Comparison) -> bool:
+def _one_model(runs: Sequence[Run]) -> bool:
     """Whether one arm's time and tokens say anything about another's."""
-    first = comparison.runs[0].identity.get("model")
-    return all(run.identity.get("model") == first for run in comparison.runs)
+    first = runs[0].identity.get("model")
+    return all(run.identity.get("model") == first for run in runs)
 
 
-def _seeds(comparison: Comparison) -> str:
-    documents = f"{comparison.num_documents} held-out documents"
-    if len(comparison.seeds) == 1:
+def _seeds(scores: Sequence[ArmScore]) -> str:
+    documents = f"{len(scores[0].scores[0].document_losses)} held-out documents"
+    num_seeds = len(scores[0].runs)
+    if num_seeds == 1:
         return f"This is 1 seed: ± is the standard error over {documents}, not over seeds."
-    decimals = _decimals(comparison.scores)
+    decimals = _decimals(scores)
     spans = ", ".join(
         f"{score.label} {min(score.seed_losses):.{decimals}f} to "
         f"{max(score.seed_losses):.{decimals}f}"
-        for score in comparison.scores[:MOST_LISTED]
+        for score in scores[:MOST_LISTED]
     )
     return (
-        f"These are means of {len(comparison.seeds)} seeds: ± is the standard error over "
+        f"These are means of {num_seeds} seeds: ± is the standard error over "
         f"{documents}, not over seeds; over seeds the loss spans {spans}."
     )
 
 
-def _drift(comparison: Comparison) -> str:
+def _drift(runs: Sequence[Run]) -> str:
     drifting = []
-    for run in comparison.runs:
+    for run in runs:
         measured, calibrated = run.measured_seconds, run.calibrated_seconds
         if calibrated and abs(drift := measured / calibrated - 1) > DRIFT_LIMIT:
             drifting.append(
                 f"{run.name} {seconds_text(measured)} s measured for {seconds_text(calibrated)} s "
                 f"calibrated ({drift:+.0%})"
             )
-    by_time = any(run.plan.budget_seconds is not None for run in comparison.runs)
+    by_time = any(run.plan.budget_seconds is not None for run in runs)
     concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
     sentence = (
         f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
@@ -235,13 +238,13 @@ def _drift(comparison: Comparison) -> str:
     return sentence if drifting else ""
 
 
-def _predictions(comparison: Comparison) -> str:
+def _predictions(runs: Sequence[Run]) -> str:
     """How well a profile predicted the training time, where there was one."""
     parts = [
         f"{run.name} {seconds_text(run.manifest.predicted_seconds)} s, measured "
         f"{seconds_text(run.measured_seconds)} "
         f"({run.measured_seconds / run.manifest.predicted_seconds - 1:+.0%})"
-        for run in comparison.runs
+        for run in runs
         if run.manifest.predicted_seconds
     ]
     return f"The profile had predicted {_listed(parts, '; ')}." if parts else ""

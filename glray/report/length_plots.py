@@ -141,11 +141,7 @@ def costs_by_length(profile: Profile) -> Figure:
 def bucketed(by_position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means over positions 1, 2, 3–4, 5–8, 9–16 … (counted from 1), and where to draw them: the
     geometric centre of each range."""
-    centres, means = [], []
-    start = 0
-    while start < len(by_position):
-        end = min(max(2 * start, 1), len(by_position))
-        centres.append(((start + 1) * end) ** 0.5)
-        means.append(by_position[start:end].mean())
-        start = end
-    return np.array(centres), np.array(means)
+    num = len(by_position)
+    edges = np.array([0, *(2**power for power in range(num.bit_length()) if 2**power < num), num])
+    starts, ends = edges[:-1], edges[1:]
+    return np.sqrt((starts + 1) * ends), np.add.reduceat(by_position, starts) / (ends - starts)

@@ -83,7 +83,6 @@ def styles_of(names: Collection[str]) -> dict[str, Style]:
     An arm of the paper has its own colour; another takes the one that its name hashes to, the next
     if that is taken. No two share a colour while one is left; beyond seven, lines differ.
     """
-
     known = {arm: colour for colour, arms in enumerate(_ARMS) for arm in arms}
     arms = {name: name.rpartition("/")[2] for name in names}  # of PIPELINE/ARM
     styles: dict[str, Style] = {}

@@ -28,7 +28,6 @@ def costs_sheet(
     longest = (costs.fitting or costs.lengths)[-1]
     rows = []
     for cost in costs.lengths:
-        gib = None if cost.peak_bytes is None else cost.peak_bytes / GIB
         rows.append(
             [
                 f"{cost.seq_len:,}",
@@ -36,7 +35,7 @@ def costs_sheet(
                 f"{cost.spread:.0%}" if cost.fits else "-",
                 _share(cost.fits and cost.seconds, longest.fits and longest.seconds),
                 _phases(cost),
-                number(gib, ".2f"),
+                number(cost.peak_bytes and cost.peak_bytes / GIB, ".2f"),
                 _share(cost.peak_bytes, longest.peak_bytes),
                 number(cost.largest_batch_tokens, ","),
                 _share(cost.largest_batch_tokens, longest.largest_batch_tokens),
@@ -50,18 +49,16 @@ def costs_sheet(
 def saved_share(costs: SettingCosts, spec: PipelineSpec, arm: ArmSpec) -> float | None:
     """Share of the time of its longest length, trained alone on as many tokens, that an arm saves;
     None where it has one length or one was not measured."""
-    prices = [costs.at(seq_len) for seq_len in arm.seq_lens]
-    longest = costs.at(max(arm.seq_lens))
-    if longest is None or len(set(arm.seq_lens)) == 1:
+    prices = [price for seq_len in arm.seq_lens if (price := costs.at(seq_len))]
+    if len(prices) < len(arm.seq_lens) or len(set(arm.seq_lens)) == 1:
         return None
-    seconds = tokens = 0.0
-    for stage, price in zip(arm.stages, prices, strict=True):
-        if price is None:
-            return None
-        steps = stage.ratio / price.seconds if spec.ratios_in == "seconds" else stage.ratio
-        tokens += steps
-        seconds += steps * price.seconds
-    return 1 - seconds / (tokens * longest.seconds)
+    longest = max(prices, key=lambda price: price.seq_len)
+    steps = [
+        stage.ratio / price.seconds if spec.ratios_in == "seconds" else stage.ratio
+        for stage, price in zip(arm.stages, prices, strict=True)
+    ]
+    seconds = sum(num * price.seconds for num, price in zip(steps, prices, strict=True))
+    return 1 - seconds / (sum(steps) * longest.seconds)
 
 
 def _share(value: float | None, whole: float | None) -> str:

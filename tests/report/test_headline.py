@@ -15,15 +15,13 @@ def sentence_with(sentences: list[str], *parts: str) -> str:
 
 
 def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pipeline):
-    comparison = compare(open_runs([pipeline]))
+    scores = compare(open_runs([pipeline]))
 
-    assert comparison.seq_len == 8
-    assert [(score.label, score.loss) for score in comparison.scores] == [
-        ("grow", 4.45),
-        ("fixed8", 4.69),
-        ("fixed4", 4.67),
+    assert [(score.label, score.seq_len, score.loss) for score in scores] == [
+        ("grow", 8, 4.45),
+        ("fixed8", 8, 4.69),
+        ("fixed4", 8, 4.67),
     ]
-    assert [score.label for score in comparison.ranked] == ["grow", "fixed4", "fixed8"]
 
 
 def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
@@ -54,7 +52,7 @@ def test_a_paired_difference_below_two_standard_errors_is_noise(tmp_path, differ
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.5 + difference}, document_spread=3.2)
     runs = open_runs([tmp_path / "toy"])
 
-    assert paired_error(*compare(runs).scores) == pytest.approx(0.2 / 15**0.5)
+    assert paired_error(*compare(runs)) == pytest.approx(0.2 / 15**0.5)
     assert ("within noise" in headline(runs)[0]) == is_noise
 
 
@@ -75,12 +73,12 @@ def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 1.0}, seed=2, steps_done=9)
     runs = open_runs([tmp_path / "toy"])
 
-    comparison = compare(runs)
+    scores = compare(runs)
 
-    assert comparison.seeds == (0, 1)
-    assert [score.loss for score in comparison.scores] == [pytest.approx(4.5), pytest.approx(5.0)]
+    assert [[run.seed for run in score.runs] for score in scores] == [[0, 1], [0, 1]]
+    assert [score.loss for score in scores] == [pytest.approx(4.5), pytest.approx(5.0)]
     # the seeds are scored on the same documents: more of them do not shrink this error
-    assert [score.standard_error for score in comparison.scores] == [pytest.approx(0.05)] * 2
+    assert [score.standard_error for score in scores] == [pytest.approx(0.05)] * 2
     sentence_with(headline(runs), "2 seeds", "a 4.40 to 4.60", "b 4.90 to 5.10")
     sentence_with(headline(runs), "b-seed2", "9 of 10")
 

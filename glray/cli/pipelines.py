@@ -46,8 +46,7 @@ def profile(
     pipeline: PipelineFile,
     overrides: Overrides = None,
     seq_lens: Annotated[
-        str | None,
-        typer.Option("--seq-lens", help="Lengths: 128,256,512. Default: the pipeline's."),
+        str | None, typer.Option(help="Lengths: 128,256,512. Default: the pipeline's.")
     ] = None,
     attention: Annotated[
         str, typer.Option(help="Fused, or with its scores in memory, or both: sdpa,eager.")
@@ -61,7 +60,6 @@ def profile(
     memory_gib: Annotated[
         float | None,
         typer.Option(
-            "--memory-gib",
             min=0.1,
             help="What a step may take. Default: 92% of the GPU's memory, 80% of what is free.",
         ),

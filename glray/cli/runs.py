@@ -36,9 +36,7 @@ def evaluate(
             "transformers loads, with tokenizer.json.",
         ),
     ],
-    seq_lens: Annotated[
-        str, typer.Option("--seq-lens", help="Window lengths: 128,256,512,1024,2048.")
-    ],
+    seq_lens: Annotated[str, typer.Option(help="Window lengths: 128,256,512,1024,2048.")],
     positions: Annotated[
         str,
         typer.Option(
@@ -47,12 +45,10 @@ def evaluate(
         ),
     ] = "as trained",
     protocol: Annotated[
-        EvalProtocol,
-        typer.Option(help="Cut documents into whole windows, or slide one over them."),
+        EvalProtocol, typer.Option(help="Cut documents into whole windows, or slide one over them.")
     ] = EvalProtocol.WHOLE,
     stride: Annotated[
-        int | None,
-        typer.Option(help="Tokens by which a sliding window moves; 256 by default."),
+        int | None, typer.Option(help="Tokens by which a sliding window moves; 256 by default.")
     ] = None,
     documents: Annotated[
         list[str] | None,

@@ -14,14 +14,10 @@ from types import FrameType
 class StopRequest:
     """Whether a signal has asked to stop, and which."""
 
-    signal_number: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
     """Set by the signal."""
-
-    @property
-    def exit_status(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM, as a shell counts them; 0 without a signal."""
-        return 0 if self.signal_number is None else 128 + self.signal_number
+    exit_status: int = 0
+    """130 for Ctrl-C, 143 for SIGTERM, as a shell counts them; 0 without a signal."""
 
 
 @contextmanager
@@ -31,18 +27,17 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def stop(signal_number: int, _: FrameType | None) -> None:
-        if request.signal_number is not None:
+        if request.exit_status:
             os._exit(128 + signal_number)
-        request.signal_number = signal_number
+        request.exit_status = 128 + signal_number
         request.event.set()
         say("stopping at the next checkpoint; again to end at once")
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in signals]
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

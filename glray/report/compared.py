@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from glray.report.arms import by_environment
+from glray.report.headline import headline
 from glray.report.long_losses import LongLosses
 from glray.report.page import Report
 from glray.report.verdict import judge
@@ -35,7 +36,7 @@ def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
         "title": spec.title,
         "seeds": spec.seeds,
         "claims": [judgement.record() for judgement in report.judgements],
-        "headline": report.headline,
+        "headline": headline(report.runs),
         "arms": [
             {
                 "label": arm.label,
@@ -48,16 +49,14 @@ def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
         ],
         "long_documents": _long_documents(report),
         "environments": [
-            {**environment, "runs": len(labels)}
-            for environment, labels in by_environment(report.runs)
+            found | {"runs": len(labels)} for found, labels in by_environment(report.runs)
         ],
         "spec": spec.model_dump(mode="json"),
     }
 
 
 def _run(run: Run) -> dict[str, Any]:
-    latest, result = run.latest, run.result
-    assert latest is not None, "a finished run is scored"
+    latest, result = run.evaluations[-1], run.result
     assert result is not None, "compared runs are finished"
     return {
         "seed": run.seed,

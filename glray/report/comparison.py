@@ -76,12 +76,11 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
 
     What makes a document hard for both cancels. None for one document.
     """
-    latest = first.runs[0].latest
-    assert latest is not None, "it is compared"
+    tokens = first.runs[0].evaluations[-1].document_tokens
     losses = [
         np.mean([score.document_losses for score in arm.scores], axis=0) for arm in (first, second)
     ]
-    return standard_error(latest.document_tokens, losses[0] - losses[1])
+    return standard_error(tokens, losses[0] - losses[1])
 
 
 def share_targets(runs: Sequence[Run]) -> bool:

@@ -30,7 +30,8 @@ def headline(runs: Sequence[Run]) -> list[str]:
     if scores:
         sentences += _result(scores, compared)
         if base is not None and _one_model(compared):
-            sentences += [*_tokens(scores, base), *_times_to_loss(scores, base)]
+            sentences += _tokens(scores, base)
+            sentences += _times_to_loss(scores, base) if share_targets(compared) else []
         sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
@@ -166,8 +167,6 @@ def _times_to_loss(scores: Sequence[ArmScore], base: ArmScore) -> list[str]:
     """A sentence for each arm, against the arm fixed at the longest length: where runs were scored
     between their stage boundaries (``evaluation.every_tokens``), as boundaries alone say too
     little."""
-    if not share_targets([run for score in scores for run in score.runs]):
-        return []
     return [
         _time_to_loss(score, base)
         for score in scores

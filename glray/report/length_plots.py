@@ -40,7 +40,7 @@ def loss_by_length(runs: Sequence[Run]) -> Figure:
             y = np.array([score.loss for score in scores])
             errors = [score.standard_error or 0.0 for score in scores]
             own = lengths == run.longest_seq_len
-            style.draw(axes, x, y, errors=errors, seen=lengths <= run.longest_seq_len)
+            style.draw(axes, x, y, bars=errors, seen=lengths <= run.longest_seq_len)
             style.draw(axes, x[own], y[own], linestyle="none", markersize=13, **_RING)
     look.arms_legend(
         figure, arms, look.grey_handle("longest trained", markersize=11, **_RING), _UNSEEN
@@ -111,7 +111,7 @@ def loss_by_context(
         losses = [record["loss"] for record in records]
         errors = [record["standard_error"] or 0.0 for record in records]
         x = look.shifted(seq_lens, index, len(by_positions))
-        styles[name].draw(axes, x, losses, errors=errors, seen=True)
+        styles[name].draw(axes, x, losses, bars=errors, seen=True)
     look.add_legend(figure, styles)
     return figure
 

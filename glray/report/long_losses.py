@@ -25,11 +25,7 @@ LongLosses = Mapping[tuple[Path, str], Mapping[str, Any]]
 
 
 def long_loss(
-    losses: LongLosses,
-    run: Run,
-    seq_len: int,
-    protocol: str = WHOLE,
-    scaling: str = SCALINGS[0],
+    losses: LongLosses, run: Run, seq_len: int, protocol: str = WHOLE, scaling: str = SCALINGS[0]
 ) -> float:
     """Nats per token in windows of ``seq_len``; NaN if they are not scored."""
     record = losses.get((run.directory, protocol))

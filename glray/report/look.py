@@ -52,28 +52,22 @@ class Style:
     line: Line
 
     def draw(
-        self,
-        axes: Axes,
-        x: ArrayLike,
-        y: ArrayLike,
-        errors: Any = None,
-        seen: Any = None,
-        **look: Any,
+        self, axes: Axes, x: ArrayLike, y: ArrayLike, bars: Any = None, seen: Any = None, **how: Any
     ) -> None:
-        """One line, with bars of ``errors`` if they are given, and marks unless ``seen`` is None:
+        """One line, with error ``bars`` if they are given, and marks unless ``seen`` is None:
         filled where it is true, open elsewhere."""
         x, y = np.asarray(x), np.asarray(y)
-        look = {"color": self.colour, "linestyle": self.line} | look
-        if errors is None:
-            axes.plot(x, y, **look)
+        how = {"color": self.colour, "linestyle": self.line} | how
+        if bars is None:
+            axes.plot(x, y, **how)
         else:
-            axes.errorbar(x, y, errors, **look)
+            axes.errorbar(x, y, bars, **how)
         if seen is None:
             return
         filled = np.broadcast_to(seen, x.shape)
         for mask, face in ((filled, self.colour), (~filled, "white")):
             if mask.any():
-                marks = look | {"linestyle": "none", "marker": self.marker}
+                marks = how | {"linestyle": "none", "marker": self.marker}
                 axes.plot(x[mask], y[mask], **marks | {"markerfacecolor": face})
 
 

@@ -32,14 +32,9 @@ class Report:
     long_losses: LongLosses = field(default_factory=dict)
 
     @cached_property
-    def headline(self) -> list[str]:
-        """What the numbers say."""
-        return headline(self.runs)
-
-    @property
     def sentences(self) -> list[str]:
-        """The verdicts, then the headline."""
-        return [*(judgement.sentence for judgement in self.judgements), *self.headline]
+        """The verdicts, and what else the numbers say."""
+        return [*(judgement.sentence for judgement in self.judgements), *headline(self.runs)]
 
     def sheets(self) -> list[Sheet]:
         """For a terminal: what each run took, its held-out loss and that on long documents."""

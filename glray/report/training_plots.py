@@ -135,7 +135,7 @@ def _draw_evaluations(
         errors = [[mean - min(losses)], [max(losses) - mean]]
         if len(runs) == 1 and scores[0] is not None:
             errors = [[scores[0].standard_error or 0.0]] * 2
-        style.draw(axes, [x[place]], [mean], errors=errors, marker=style.marker, **_OPEN)
+        style.draw(axes, [x[place]], [mean], bars=errors, marker=style.marker, **_OPEN)
         drawn += losses
     return drawn
 

@@ -49,24 +49,9 @@ class PreparedCorpus:
         return [str(source.blocks.directory) for source in self.sources]
 
     @property
-    def dtype(self) -> str:
-        """``uint16`` or ``uint32``."""
-        return self.sources[0].blocks.dtype
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids of the tokenizer."""
-        return self.sources[0].blocks.vocab_size
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a document."""
-        return self.sources[0].blocks.eos_id
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The ``tokenizer.json`` that made the tokens."""
-        return self.sources[0].blocks.tokenizer_path
+    def vocabulary(self) -> TokenBlocks:
+        """Token blocks whose tokenizer, ids and dtype are those of every source."""
+        return self.sources[0].blocks
 
     def order(self, chunk_len: int, seed: int) -> ChunkOrder:
         """The order of the corpus's chunks."""

@@ -52,7 +52,7 @@ def shown_windows(
     if len(rows) == 0:
         return
     windows = read_windows(corpus.block_refs(offsets), offsets, seq_len)
-    tokenizer = Tokenizer.from_file(str(corpus.tokenizer_path))
+    tokenizer = Tokenizer.from_file(str(corpus.vocabulary.tokenizer_path))
     for row, place in enumerate(places.tolist()):
         source = int(chunks.source[place])
         yield ShownWindow(

@@ -67,7 +67,7 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
     enough."""
     longest = max(evaluation.seq_lens)
     documents = (document.tokens for document in corpus.heldout())
-    num_bytes = corpus.sources[0].blocks.token_num_bytes()
+    num_bytes = corpus.vocabulary.token_num_bytes()
     needs = f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens"
     remedy = "lower the longest length or raise heldout_fraction"
     return _dealt(documents, longest, evaluation.num_tokens, num_bytes, needs, remedy)

@@ -112,6 +112,6 @@ def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Ite
             tokens = (
                 read_windows(blocks, offsets, reads.seq_len)
                 if len(offsets)
-                else np.empty((0, reads.seq_len + 1), dtype=corpus.dtype)
+                else np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
             )
             yield Batch(reads.first_step + index, reads.seq_len, offsets, tokens)

@@ -50,11 +50,7 @@ def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
 
 
 def model_config(
-    model: ModelSpec | PretrainedFolder,
-    *,
-    vocab_size: int,
-    eos_id: int,
-    max_seq_len: int,
+    model: ModelSpec | PretrainedFolder, *, vocab_size: int, eos_id: int, max_seq_len: int
 ) -> PreTrainedConfig:
     """The configuration for a tokenizer of ``vocab_size`` ids, trained up to ``max_seq_len``.
 
@@ -101,9 +97,5 @@ def config_of(architecture: dict[str, Any], where: str) -> PreTrainedConfig:
 
 def longest_config(spec: PipelineSpec, *, vocab_size: int, eos_id: int) -> PreTrainedConfig:
     """The configuration of a scratch model for every length of the spec, trained by no run."""
-    return model_config(
-        starting_model(spec),
-        vocab_size=vocab_size,
-        eos_id=eos_id,
-        max_seq_len=max(spec.all_seq_lens),
-    )
+    start, longest = starting_model(spec), max(spec.all_seq_lens)
+    return model_config(start, vocab_size=vocab_size, eos_id=eos_id, max_seq_len=longest)

@@ -33,8 +33,8 @@ def rope_parameters(
         dims = rotary_dims(config)
         if dims <= 2:
             raise UserError(
-                f"positions: ntk needs more than 2 rotary dimensions, but the heads have {dims}; "
-                "use interpolation or more"
+                f"positions: ntk needs more than 2, but the heads rotate {dims} dimensions; use "
+                "interpolation or more rotary dimensions"
             )
         return declared | {"rope_theta": declared["rope_theta"] * scale ** (dims / (dims - 2))}
     return declared | {

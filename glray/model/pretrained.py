@@ -148,16 +148,14 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         raise UserError(f"{path} has no model.safetensors{instead}; write it with save_pretrained")
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ValueError("a shard lies beside its index")
+        if not names or any(Path(n).name != n or Path(n).suffix != ".safetensors" for n in names):
+            raise ValueError("a shard lies beside its index, and is no pickle")
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is no index of shards; restore it") from None
+        raise UserError(
+            f"{index} is no index of shards beside it, each a safetensors file (others could run "
+            "code when they are read); write the folder with save_pretrained"
+        ) from None
     for name in names:
-        if not name.endswith(".safetensors"):
-            raise UserError(
-                f"{index} names {name}, which is no safetensors file and could run code when it is "
-                "read; write the folder with save_pretrained of transformers"
-            )
         _check_header(path / name)
     return (index, *(path / name for name in names))
 

@@ -89,7 +89,7 @@ def _opened(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
 def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
     num_steps, rows = reads.offsets.shape
     if rows == 0:
-        nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.dtype)
+        nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
         for index in range(num_steps):
             yield Batch(reads.first_step + index, reads.seq_len, reads.offsets[index], nothing)
         return

@@ -133,7 +133,7 @@ class ComparisonSpec(Spec):
                     f"arms: two different pipelines have the name {pipeline.name!r}; rename one"
                 )
             self._check_agrees(pipeline, self.arms[0].pipeline)
-        self._check_claims(labels)
+        self._check_claims({compared.label: compared for compared in self.arms})
 
     def _check_agrees(self, pipeline: PipelineSpec, first: PipelineSpec) -> None:
         storage, first_storage = pipeline.compute.storage, first.compute.storage
@@ -147,17 +147,15 @@ class ComparisonSpec(Spec):
                     f"{first.name!r} has {firsts!r}, but {because}; give both the same"
                 )
 
-    def _check_claims(self, labels: list[str]) -> None:
+    def _check_claims(self, arms: dict[str, ComparedArm]) -> None:
         for claim in self.claims:
-            for label in (claim.arm, claim.against):
-                if label not in labels:
-                    known = ", ".join(labels)
-                    raise ValueError(f"claims: no arm has the label {label!r}; those are {known}")
             if claim.arm == claim.against:
                 raise ValueError(f"claims: {claim.arm!r} is compared with itself; name another arm")
-            for compared in self.arms:
-                if compared.label in (claim.arm, claim.against):
-                    self._check_measured(claim, compared)
+            for label in (claim.arm, claim.against):
+                if label not in arms:
+                    known = ", ".join(arms)
+                    raise ValueError(f"claims: no arm has the label {label!r}; those are {known}")
+                self._check_measured(claim, arms[label])
 
     def _check_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:
         """Raises ValueError if the arm's runs will lack a number that the claim compares."""

@@ -169,7 +169,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
     others = {
         name
         for name in neighbours - sys.stdlib_module_names - {"glray"}
-        if name in sys.modules and not _lies_in(sys.modules[name], folder)
+        if not _lies_in(sys.modules.get(name), folder)
     }
     hidden = {name: sys.modules.pop(name) for name in _below(others)}
     modules, path = set(sys.modules), sys.path[:]

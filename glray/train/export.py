@@ -81,8 +81,8 @@ def export_model(
 
     ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load it.
     """
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.tokenizer_path))
-    eos_token = tokenizer.convert_ids_to_tokens(corpus.eos_id)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.vocabulary.tokenizer_path))
+    eos_token = tokenizer.convert_ids_to_tokens(corpus.vocabulary.eos_id)
     tokenizer.add_special_tokens({"eos_token": eos_token, "bos_token": eos_token})
     tokenizer.model_max_length = model.config.max_position_embeddings
     use_cache = model.config.use_cache

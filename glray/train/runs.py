@@ -39,7 +39,7 @@ def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) 
     installed."""
     _check_tracker(spec.compute)
     _check_corpus_size(spec, corpus)
-    embedding_rows(start, corpus.vocab_size)
+    embedding_rows(start, corpus.vocabulary.vocab_size)
     heldout_targets(corpus, spec.evaluation)
     for arm in spec.trained_arms:
         _rope_parameters(arm, _config(arm, corpus, start))
@@ -82,10 +82,8 @@ def _planned(
 
 
 def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:
-    longest = max(arm.seq_lens)
-    return model_config(
-        start, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=longest
-    )
+    ids, longest = corpus.vocabulary, max(arm.seq_lens)
+    return model_config(start, vocab_size=ids.vocab_size, eos_id=ids.eos_id, max_seq_len=longest)
 
 
 def _rope_parameters(arm: ArmSpec, config: PreTrainedConfig) -> tuple[dict[str, Any], ...]:

@@ -240,7 +240,7 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
         scaled_by=None if rope == config.rope_parameters else run.positions.kind,
         config=config,
         trained_len=_trained_len(run, stage, config),
-        tokenizer=_tokenizer(corpus.tokenizer_path),
+        tokenizer=_tokenizer(corpus.vocabulary.tokenizer_path),
         precision=run.spec.precision,
         rows_at_once=executed.rows_at_once,
         run=run,

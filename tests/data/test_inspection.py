@@ -29,7 +29,7 @@ def shown(spec: PipelineSpec, corpus: PreparedCorpus, step: int, seq_len: int) -
 
 def test_a_steps_windows_are_its_tokens_at_every_length(tmp_path, counting) -> None:
     spec = tiny_spec(tmp_path)  # 2 chunks of 32 tokens a step
-    decode = Tokenizer.from_file(str(counting.tokenizer_path)).decode
+    decode = Tokenizer.from_file(str(counting.vocabulary.tokenizer_path)).decode
     for step in (0, 1, 17):
         for seq_len in (8, 16, 32):
             windows = shown(spec, counting, step, seq_len)

@@ -109,5 +109,5 @@ def test_a_trained_tokenizer_learns_equally_from_each_source(mixture: PipelineSp
     lines: list[str] = []
     corpus = prepare(spec, lines.append)
     both = [text(n) for n in [*range(60), *range(5), *range(100, 115)] if not drawn(text(n))]
-    assert corpus.tokenizer_path.read_text() == train_bpe(both, 300).to_str()
+    assert corpus.vocabulary.tokenizer_path.read_text() == train_bpe(both, 300).to_str()
     assert sum("trained a byte-level BPE" in line for line in lines) == 1

@@ -112,7 +112,7 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
     assert scores.targets.num_targets == 256
     assert scores.targets.num_documents == 3
     assert scores.targets.document_tokens == [128, 64, 64]
-    tokenizer = Tokenizer.from_file(str(run_corpus(run).tokenizer_path))
+    tokenizer = Tokenizer.from_file(str(run_corpus(run).vocabulary.tokenizer_path))
     assert tokenizer.decode(scores.targets.tokens[0][:5].tolist()) in texts[0]
 
 

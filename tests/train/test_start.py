@@ -122,7 +122,7 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
 
 
 def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_path, corpus):
-    ids = corpus.vocab_size
+    ids = corpus.vocabulary.vocab_size
     small = MODELS["llama"].derive(vocab_size=ids - 1)
     save_model(tmp_path / "small", small, vocab_size=ids - 1)
     with pytest.raises(UserError, match=f"{ids - 1} rows, less than the tokenizer's {ids} ids"):

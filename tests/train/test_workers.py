@@ -91,7 +91,10 @@ def save_gradients(
 ) -> None:
     """The gradient of one step of each stage, all at the initial weights."""
     config = model_config(
-        spec.model, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id, max_seq_len=32
+        spec.model,
+        vocab_size=corpus.vocabulary.vocab_size,
+        eos_id=corpus.vocabulary.eos_id,
+        max_seq_len=32,
     )
     executed = execution(spec, ctx)
     trainee = Trainee.scratch(config, spec, ctx, executed)

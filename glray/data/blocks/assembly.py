@@ -69,7 +69,7 @@ def scan_shards(
     split = Split(heldout_fraction, return_oversized(drawn))
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
-    seen: set[bytes] = set()
+    heldout_tokens: dict[bytes, int] = {}  # of each content
     lengths = np.zeros((2, 64), dtype=np.int64)  # documents and tokens, by power of two
     shard_tokens = []
     names: list[str] = []
@@ -85,21 +85,21 @@ def scan_shards(
             counts["documents"] += len(heldout)
             counts["bytes"] += int(documents.num_bytes.sum())
             for index in np.flatnonzero(heldout).tolist():
-                sha256 = documents.sha256[index].tobytes()
-                is_new = sha256 not in seen
-                seen.add(sha256)
-                counts["heldout_tokens"] += is_new * (int(documents.num_tokens[index]) - 1)
-                counts["heldout_duplicates_dropped"] += not is_new
+                num_tokens = int(documents.num_tokens[index]) - 1
+                heldout_tokens[documents.sha256[index].tobytes()] = num_tokens
             for skipped in documents.skipped:
                 counts[SKIPPED[skipped.reason]] += 1
                 if skipped.reason == NOT_UTF8 and len(names) < NAMES_SHOWN:
                     names.append(skipped.name)
         shard_tokens.append(int(lengths[1].sum()) - before)
+    num_heldout = counts["documents"] - int(lengths[0].sum())
     longest = int(np.max(np.flatnonzero(lengths[0]), initial=-1)) + 1
     stats = SourceStats(
         **counts,
         training_documents=int(lengths[0].sum()),
-        heldout_documents=len(seen),
+        heldout_documents=len(heldout_tokens),
+        heldout_tokens=sum(heldout_tokens.values()),
+        heldout_duplicates_dropped=num_heldout - len(heldout_tokens),
         not_utf8_names=tuple(names),
         length_documents=tuple(lengths[0, :longest].tolist()),
         length_tokens=tuple(lengths[1, :longest].tolist()),

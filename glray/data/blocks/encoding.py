@@ -73,8 +73,8 @@ def _undrawn(snapshot: SourceSnapshot, fraction: float, limit: int) -> Iterator[
             continue
         if not isinstance(item.content, str):
             raise UserError(
-                f"{item.name}: token ids train no tokenizer; declare the one that made them as a "
-                "TokenizerFile"
+                f"{item.name}: holds token ids, which train no tokenizer; declare the one that "
+                "made them as a TokenizerFile"
             )
         if not is_drawn(np.frombuffer(item.sha256, dtype=np.uint8).reshape(1, 32), fraction)[0]:
             num_bytes += len(item.content.encode())

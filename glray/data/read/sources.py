@@ -101,10 +101,8 @@ def corpus_of_files(paths: list[str], column: str) -> SourceCorpus:
             f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or *.arrow"
         )
     columns = {} if kind == "text" else {"column": column}
-    corpus: SourceCorpus = TypeAdapter(SourceCorpus).validate_python(
-        {"kind": kind, "paths": paths, **columns}
-    )
-    return corpus
+    adapter: TypeAdapter[SourceCorpus] = TypeAdapter(SourceCorpus)
+    return adapter.validate_python({"kind": kind, "paths": paths, **columns})
 
 
 def open_source(uri: str) -> pa.NativeFile:

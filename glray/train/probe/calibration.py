@@ -31,7 +31,8 @@ def calibrate(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
 ) -> dict[int, int]:
     """Microseconds of one optimizer step by sequence length, the same on every rank."""
-    config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
+    ids = corpus.vocabulary
+    config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     trainee = Trainee.scratch(config, spec, ctx, execution)
     if trainee.has_to_warm_up:
         trainee.warm_up(spec.all_seq_lens)

@@ -45,7 +45,8 @@ def micro_batches(
     """
     if spec.compute.micro_batch_tokens != "auto":
         return declared_micro_batches(spec)
-    config = longest_config(spec, vocab_size=corpus.vocab_size, eos_id=corpus.eos_id)
+    ids = corpus.vocabulary
+    config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     conditions = _conditions(spec, config, ctx)
     recorded = MicroBatches.read(path)
     known = recorded is not None and recorded.conditions == conditions

@@ -85,7 +85,7 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
         if run.result is None or _diverged(run):
             continue
         scored_as = {
-            "fingerprint": run.fingerprint,
+            "fingerprint": run.manifest.fingerprint,
             "trained_in_seconds": run.result.wall_seconds,  # trained again it may end elsewhere
             "context": context.model_dump(mode="json"),
             "files": files,

@@ -38,7 +38,10 @@ def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Itera
 
         def open_next() -> Iterator[Batch] | None:
             reads = next(segments, None)  # its order is worked out here, beside the loop, too
-            return None if reads is None else _opened(corpus, reads)
+            if reads is None:
+                return None
+            batches = _segment_batches(corpus, reads)
+            return chain([next(batches)], batches)  # the first is fetched here
 
         opening = pool.submit(open_next)
         while (batches := opening.result()) is not None:
@@ -77,13 +80,6 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
         object_store_memory=STORE_BYTES
     )
     return dataset
-
-
-def _opened(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
-    """The segment's batches, the first already fetched."""
-    batches = _segment_batches(corpus, reads)
-    first = next(batches)
-    return chain([first], batches)
 
 
 def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:

@@ -74,18 +74,15 @@ def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult
     searched = _calibrated(_stored_in(spec, directory), corpus)
     say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} calibrated seconds each")
     start = starting_model(spec)
-    specs = [trial_spec(searched, number) for number in range(spec.search.num_trials)]
-    for trial in specs:
+    trials = Trials([trial_spec(searched, n) for n in range(spec.search.num_trials)], corpus)
+    for trial in trials.specs:
         validate_pipeline(trial, corpus, start)  # before any is trained
-    _train_trials(specs, corpus, directory)
-    trials = sorted(
-        (_finished(number, trial, corpus) for number, trial in enumerate(specs)),
-        key=lambda trial: (trial.loss, trial.number),
-    )
+    trials.train(directory / ".ray-tune")
+    scored = sorted(map(trials.scored, range(spec.search.num_trials)), key=lambda t: t.loss)
     best_yaml = pipeline_directory(spec) / "best.yaml"
-    winner = _stored_in(trials[0].spec, Path(spec.compute.storage))
+    winner = _stored_in(scored[0].spec, Path(spec.compute.storage))
     write_text(best_yaml, to_yaml(winner.derive(name=f"{spec.name}-best")))
-    return SearchResult(tuple(trials), seq_len, best_yaml)
+    return SearchResult(tuple(scored), seq_len, best_yaml)
 
 
 def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
@@ -105,49 +102,55 @@ def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
     return spec.derive(calibration={"step_microseconds": calibration.step_microseconds})
 
 
-def _train_trials(specs: list[PipelineSpec], corpus: PreparedCorpus, directory: Path) -> None:
-    at_once = groups_at_once(specs[0], len(specs))
-    trial = ray.tune.with_parameters(_train_trial, specs=specs, corpus=corpus)
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trial, TRIAL_RESOURCES),
-        param_space={"trial": ray.tune.grid_search(list(range(len(specs))))},
-        tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
-        run_config=ray.tune.RunConfig(
-            name="trials", storage_path=str(directory / ".ray-tune"), verbose=0
-        ),
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # Tune prints its own boxes even when silent
-        results = tuner.fit()
-    if results.errors:
-        raise results.errors[0]
+@dataclass(frozen=True)
+class Trials:
+    """The pipelines of a search: one arm and one seed each, with their calibration."""
 
+    specs: list[PipelineSpec]
+    corpus: PreparedCorpus
 
-def _train_trial(config: dict[str, int], specs: list[PipelineSpec], corpus: PreparedCorpus) -> None:
-    """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
-    spec = specs[config["trial"]]
-    if not _run_of(spec, corpus).is_finished:
-        fit(spec, corpus, callbacks=[TuneReportCallback()])
-    ray.tune.report({"loss": _finished(0, spec, corpus).loss})
-
-
-def _finished(number: int, spec: PipelineSpec, corpus: PreparedCorpus) -> Trial:
-    """A trained trial and its held-out loss at the longest trained length of the search."""
-    run = _run_of(spec, corpus)
-    path = run.evaluation_path(run.plan.num_steps)
-    evaluation, seq_len = Evaluation.read(path), ranking_seq_len(spec)
-    assert evaluation is not None, "a finished run has been evaluated"
-    score = evaluation.at(seq_len)
-    if score is None:
-        lengths = ", ".join(str(length.seq_len) for length in evaluation.lengths)
-        raise UserError(
-            f"{path}: scored at {lengths}, not at {seq_len}: the trials do not compare; delete it, "
-            "and the same command scores again"
+    def train(self, storage: Path) -> None:
+        """Train what is unfinished, as many at once as there is room for. Raises what the first
+        trial raised that failed."""
+        at_once = groups_at_once(self.specs[0], len(self.specs))
+        trial = ray.tune.with_parameters(_train_trial, trials=self)
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trial, TRIAL_RESOURCES),
+            param_space={"trial": ray.tune.grid_search(list(range(len(self.specs))))},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
+            run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
         )
-    return Trial(number, spec, score.loss, score.standard_error)
+        with contextlib.redirect_stdout(io.StringIO()):  # Tune prints boxes even when silent
+            results = tuner.fit()
+        if results.errors:
+            raise results.errors[0]
+
+    def run(self, number: int) -> Run:
+        """The one run of a trial."""
+        spec = self.specs[number]
+        runs = plan_runs(spec, self.corpus, starting_model(spec))
+        assert runs is not None, "a trial's spec has its calibration"
+        return runs[0]
+
+    def scored(self, number: int) -> Trial:
+        """A trained trial and its held-out loss at the longest trained length of the search."""
+        run, seq_len = self.run(number), ranking_seq_len(self.specs[number])
+        path = run.evaluation_path(run.plan.num_steps)
+        evaluation = Evaluation.read(path)
+        assert evaluation is not None, "a finished run has been evaluated"
+        score = evaluation.at(seq_len)
+        if score is None:
+            lengths = ", ".join(str(length.seq_len) for length in evaluation.lengths)
+            raise UserError(
+                f"{path}: scored at {lengths}, not at {seq_len}: the trials do not compare; "
+                "delete it, and the same command scores again"
+            )
+        return Trial(number, self.specs[number], score.loss, score.standard_error)
 
 
-def _run_of(spec: PipelineSpec, corpus: PreparedCorpus) -> Run:
-    """The one run of a trial."""
-    runs = plan_runs(spec, corpus, starting_model(spec))
-    assert runs is not None, "a trial's spec has its calibration"
-    return runs[0]
+def _train_trial(config: dict[str, int], trials: Trials) -> None:
+    """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
+    number = config["trial"]
+    if not trials.run(number).is_finished:
+        fit(trials.specs[number], trials.corpus, callbacks=[TuneReportCallback()])
+    ray.tune.report({"loss": trials.scored(number).loss})

@@ -39,7 +39,7 @@ def by_arm(runs: Sequence[Run]) -> list[Arm]:
     pipelines stand together, with the pipeline's name before it, or with its directory if two
     pipelines share a name.
     """
-    parents = {run.directory.parent: run.pipeline for run in runs}
+    parents = {run.directory.parent: run.manifest.pipeline for run in runs}
     names_differ = len(set(parents.values())) == len(parents)
     grouped: dict[str, list[Run]] = {}
     for run in runs:
@@ -48,7 +48,7 @@ def by_arm(runs: Sequence[Run]) -> list[Arm]:
         elif len(parents) == 1:
             label = run.arm
         elif names_differ:
-            label = f"{run.pipeline}/{run.arm}"
+            label = f"{run.manifest.pipeline}/{run.arm}"
         else:
             label = f"{run.directory.parent}/{run.arm}"
         grouped.setdefault(label, []).append(run)
@@ -66,7 +66,7 @@ def by_environment(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[str]]
     """Each machine and set of versions that runs were trained on, with the runs' labels."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for label, run in labelled(runs):
-        environment = {**run.environment}
+        environment = {**run.manifest.environment}
         environment.pop("matmul_flops_per_second", None)  # measured, so it differs at each start
         found.setdefault(repr(environment), (environment, []))[1].append(label)
     return list(found.values())

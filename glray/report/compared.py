@@ -60,9 +60,9 @@ def _run(run: Run) -> dict[str, Any]:
     assert result is not None, "compared runs are finished"
     return {
         "seed": run.seed,
-        "fingerprint": run.fingerprint,
+        "fingerprint": run.manifest.fingerprint,
         "checksum": result.checksum,
-        "commit": run.environment.get("commit"),
+        "commit": run.manifest.environment.get("commit"),
         "steps": run.plan.num_steps,
         "tokens": run.tokens,
         "seconds": {

@@ -198,8 +198,8 @@ def _time_to_loss(score: ArmScore, base: ArmScore) -> str:
 
 def _one_model(runs: Sequence[Run]) -> bool:
     """Whether one arm's time and tokens say anything about another's."""
-    first = runs[0].identity.get("model")
-    return all(run.identity.get("model") == first for run in runs)
+    first = runs[0].manifest.identity.get("model")
+    return all(run.manifest.identity.get("model") == first for run in runs)
 
 
 def _seeds(scores: Sequence[ArmScore]) -> str:
@@ -252,9 +252,11 @@ def _predictions(runs: Sequence[Run]) -> str:
 def _other_differences(runs: Sequence[Run]) -> list[str]:
     """What besides the stages, the seed and the budget sets the runs apart."""
     expected = ("stages", "seed", "step_microseconds", "budget")
-    first = runs[0].identity
+    first = runs[0].manifest.identity
     fields = {
-        change.partition(":")[0] for run in runs[1:] for change in differences(first, run.identity)
+        change.partition(":")[0]
+        for run in runs[1:]
+        for change in differences(first, run.manifest.identity)
     }
     others = sorted(field for field in fields if field.partition(".")[0] not in expected)
     return [f"Besides their stages, the runs differ in {', '.join(others)}."] if others else []

@@ -56,7 +56,7 @@ class Report:
         scored = sorted({(last.num_target_tokens, last.num_documents) for last in latest})
         page = html(
             "page.html.j2",
-            title=self.title or " and ".join(dict.fromkeys(run.pipeline for run in runs)),
+            title=self.title or " and ".join(dict.fromkeys(run.manifest.pipeline for run in runs)),
             sentences=self.sentences,
             results=[sheet for sheet in [*results, *self._long_sheets()] if sheet.rows],
             plots={

@@ -191,7 +191,8 @@ def identities(runs: Sequence[Run]) -> Sheet:
     for label, run in labelled(runs):
         checksum = run.result.checksum if run.result else "unfinished"
         peak = _matmul_peak(run)
-        rows.append([label, run.pipeline, str(run.seed), run.fingerprint, checksum, peak])
+        about = run.manifest
+        rows.append([label, about.pipeline, str(run.seed), about.fingerprint, checksum, peak])
     environments = by_environment(runs)
     for environment, labels in environments:
         described = ", ".join(
@@ -230,7 +231,7 @@ def _change(boundary: BoundaryRecord, seq_len: int) -> list[str]:
 
 def _matmul_peak(run: Run) -> str:
     """``0.101``, of one worker as measured, or ``742 (nominal 989)``; empty in older records."""
-    peak = run.environment.get("matmul_flops_per_second")
+    peak = run.manifest.environment.get("matmul_flops_per_second")
     if peak is None:
         return ""
     nominal = "" if peak["nominal"] is None else f" (nominal {peak['nominal'] / 1e12:.3g})"

@@ -142,17 +142,7 @@ def own_setting(spec: PipelineSpec) -> Setting:
 def profile_path(spec: PipelineSpec) -> Path:
     """``<storage>/profiles/<fingerprint>.json``: of what decides a step's cost, so that another
     model's or batch's profile is never taken for this one's."""
-    compute = spec.compute.model_dump(mode="json")
-    decisive: dict[str, object] = {
-        "model": spec.model.model_dump(mode="json") if spec.model else spec.init,
-        "tokenizer": spec.tokenizer.model_dump(mode="json"),
-        "tokens_per_batch": spec.tokens_per_batch,
-        "attention": spec.attention,
-        "compute": {
-            name: compute[name]
-            for name in (
-                "cpus_per_worker", "use_gpu", "activation_checkpointing", "micro_batch_tokens",
-            )
-        },
-    }  # fmt: skip
+    compute = {"cpus_per_worker", "use_gpu", "activation_checkpointing", "micro_batch_tokens"}
+    whole = dict.fromkeys(("model", "init", "tokenizer", "tokens_per_batch", "attention"), True)
+    decisive = spec.model_dump(mode="json", include={**whole, "compute": compute})
     return storage_path(spec.compute) / "profiles" / f"{fingerprint(decisive)}.json"

@@ -3,10 +3,13 @@
 ``docs/metrics.md`` is rendered from this file: a field's docstring is its definition there.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from glray.errors import UserError
+from glray.files import read_json
 from glray.plan import Plan
 from glray.record import Counts, Number, Numbers, Record, measure
 
@@ -311,6 +314,18 @@ class Manifest(Record):
     """Each change of the execution, with the step that it began at."""
     predicted_seconds: float | None = None
     """Seconds of the whole plan by a profile of the machine; None without one."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest | None":
+        """See Record. Raises UserError for a run of glray 0.1, too."""
+        found = read_json(path)
+        if isinstance(found, dict) and found and found.get("format") is None:
+            raise UserError(
+                f"{path}: written by glray 0.1 (format 2), this version reads format 3: its "
+                "records have other names; read it with glray 0.1, or train under another name "
+                "(--set name=…)"
+            )
+        return super().read(path)
 
 
 class Calibration(Record):

@@ -18,7 +18,6 @@ import yaml
 from pydantic import ValidationError
 
 from glray.errors import UserError
-from glray.files import read_json
 from glray.plan import WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
 from glray.run.records import BoundaryRecord, Calibration, Evaluation, Manifest, Result, Step
@@ -53,7 +52,6 @@ class Run:
                 f"{directory}: has no run.json, so it is not a run; give a run's directory, such "
                 "as runs/quickstart/growlength-seed0"
             )
-        check_format(path)
         manifest = Manifest.read(path)
         assert manifest is not None, "the file is there"
         return cls(directory, load_pipeline(directory / "spec.yaml"), manifest)
@@ -64,11 +62,6 @@ class Run:
     def name(self) -> str:
         """``growlength-seed0``, with the comparison's label where it has one."""
         return self.directory.name if self.label is None else f"{self.label}-seed{self.seed}"
-
-    @property
-    def pipeline(self) -> str:
-        """Name of its pipeline."""
-        return self.manifest.pipeline
 
     @property
     def arm(self) -> str:
@@ -84,21 +77,6 @@ class Run:
     def plan(self) -> Plan:
         """Its stages in steps."""
         return self.manifest.plan
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides its weights."""
-        return self.manifest.identity
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the identity."""
-        return self.manifest.fingerprint
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Machine and versions of its last start."""
-        return self.manifest.environment
 
     @property
     def positions(self) -> PositionsSpec:
@@ -345,17 +323,6 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     if recorded is None or not any(directory.glob("*/run.json")):
         return spec
     return spec.derive(calibration={"step_microseconds": recorded.step_microseconds})
-
-
-def check_format(path: Path) -> None:
-    """Raises UserError unless a ``run.json`` is of this version's format."""
-    found = read_json(path)
-    if isinstance(found, dict) and found and found.get("format") is None:
-        raise UserError(
-            f"{path}: written by glray 0.1 (format 2), this version reads format 3: its "
-            "records have other names; read it with glray 0.1, or train under another name "
-            "(--set name=…)"
-        )
 
 
 def _arm_order(directory: Path) -> list[str]:

@@ -6,7 +6,7 @@ from glray.errors import UserError
 from glray.files import write_text
 from glray.run.profile import Profile, prices_of, profile_path
 from glray.run.records import Execution, Manifest, StartedExecution
-from glray.run.run import Run, check_format
+from glray.run.run import Run
 from glray.spec.identity import differences
 from glray.spec.loading import to_yaml
 
@@ -38,16 +38,15 @@ def recorded_manifest(run: Run) -> Manifest | None:
     """What the run's directory was started with; None if it was not. Raises UserError if another
     run was."""
     path = run.directory / "run.json"
-    check_format(path)
-    recorded = Manifest.read(path)
-    if recorded is None or recorded.fingerprint == run.fingerprint:
+    recorded, planned = Manifest.read(path), run.manifest
+    if recorded is None or recorded.fingerprint == planned.fingerprint:
         return recorded
-    changes = differences(recorded.identity, run.identity)
+    changes = differences(recorded.identity, planned.identity)
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     raise UserError(
-        f"{run.directory}: holds run {recorded.fingerprint}, this spec is {run.fingerprint} "
+        f"{run.directory}: holds run {recorded.fingerprint}, this spec is {planned.fingerprint} "
         f"({shown}): its records would mix two runs; use another name "
-        f"(--set name={run.pipeline}-2), for a comparison another --set compute.storage=…, or "
+        f"(--set name={planned.pipeline}-2), for a comparison another --set compute.storage=…, or "
         "delete the directory"
     )
 

@@ -86,7 +86,8 @@ class ContextSpec(Spec):
         longest = max(self.seq_lens)
         if self.stride > longest:
             raise ValueError(
-                f"context.stride {self.stride} is more than the longest, {longest}: it skips tokens"
+                f"context.stride {self.stride} is more than the longest window, {longest}: tokens "
+                "between two windows would not be scored; lower it"
             )
 
 

@@ -284,7 +284,7 @@ def latest_step(run: Run, ctx: WorkerContext) -> int:
 def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
     """At step 0 what the run starts from, later what its checkpoint is loaded into."""
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
-    init_sha256 = run.identity["init"]
+    init_sha256 = run.manifest.identity["init"]
     if step == 0 and run.spec.init and init_sha256:
         folder = read_pretrained(run.spec.init)
         check_unchanged(folder, init_sha256)

@@ -85,12 +85,12 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=run.spec.compute.wandb_project,
             # With its name: the copy of a pipeline under another one has the same identity.
-            id=fingerprint({"name": name, "identity": run.identity}),
+            id=fingerprint({"name": name, "identity": run.manifest.identity}),
             name=name,
             group=run.spec.name,
             resume="allow",
             dir=str(run.directory),
-            config=run.identity,
+            config=run.manifest.identity,
         )
 
     def write(self, step: int, scalars: dict[str, float]) -> None:

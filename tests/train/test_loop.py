@@ -203,7 +203,7 @@ def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, cor
         result = read_json(run.directory / "result.json")
         assert 0 < result["calibrated_seconds"] <= 0.2
         again = Run.open(run.directory)
-        assert again.identity == run.identity
+        assert again.manifest.identity == run.manifest.identity
         assert again.plan == run.plan
 
 

@@ -93,7 +93,7 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_pat
     shutil.rmtree(folder)
     run = undisturbed[0]
     again = Run.open(run.directory)
-    assert again.identity == run.identity
+    assert again.manifest.identity == run.manifest.identity
     assert again.manifest.architecture == run.manifest.architecture
     recorded = read_json(run.evaluation_path(12))["lengths"]
     scored = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64))).by_positions[

@@ -38,7 +38,7 @@ class StableDecaySchedule(_Schedule):
     def model_post_init(self, context: Any) -> None:
         if self.warmup + self.decay > 1:
             raise ValueError(
-                f"schedule.warmup {self.warmup} + decay {self.decay} is more than 1.0, the whole "
+                f"schedule.warmup {self.warmup} + decay {self.decay} is more than the whole "
                 "budget; lower one of them"
             )
 

@@ -264,8 +264,7 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
 @trained
 def test_ctrl_c_stops_at_a_checkpoint(folder):
     command = [sys.executable, "-m", "glray", "run", "tiny.py"]
-    # Two groups are workers of Ray's, which the coordinator's actor tells to stop.
-    command += ["--set", "name=stopped", "--set", "budget.seconds=600", "--set", "compute.groups=2"]
+    command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
     with (folder / "stopped.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=persons_environment(), stdout=log, stderr=log

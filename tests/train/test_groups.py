@@ -46,6 +46,18 @@ def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
 
 
 @pytest.mark.ray
+def test_a_stop_reaches_groups_in_other_processes(ray_local, tmp_path):
+    stop = threading.Event()
+    with launch(tmp_path, 1, stop=stop) as (group,):
+        assert not group.stop_requested()
+        stop.set()
+        deadline = time.monotonic() + 30
+        while not group.stop_requested():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.ray
 def test_a_group_whose_driver_was_killed_claims_nothing_more(ray_local, tmp_path):
     killed = launch(tmp_path, 1)
     (orphan,) = killed.__enter__()

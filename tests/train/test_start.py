@@ -112,7 +112,7 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
     spec = spec_from(folder, tmp_path)
     asked = iter([False, True])
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
-    before = planned(spec, corpus)[0].identity["init"]
+    before = planned(spec, corpus)[0].manifest.identity["init"]
     save_model(folder, MODELS["llama"], seed=8)
     with pytest.raises(
         UserError, match=rf'grow-seed0: holds run .*\(init: "{before}" → "'

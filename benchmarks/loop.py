@@ -40,6 +40,7 @@ from glray.model.config import config_of
 from glray.model.decoder import build_model
 from glray.ray.cluster import connect
 from glray.ray.train import RayContext, WorkerGroups
+from glray.run.checkpoint import checkpoint_path
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.run.start import record_start
@@ -238,10 +239,10 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     seconds = []
     for step in (1, 2, 3):
         start = time.perf_counter()
-        path = save_checkpoint(
-            run.checkpoints, TrainState(step=step), network, optimizer, WorkerContext()
-        )
+        state = TrainState(step=step)
+        save_checkpoint(run.checkpoints, state, network, optimizer, WorkerContext())
         seconds.append(time.perf_counter() - start)
+    path = checkpoint_path(run.checkpoints, step)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return {
         "seconds": round(median(seconds), 2),

@@ -23,7 +23,6 @@ hypothesis.settings.load_profile("glray")
 TOGETHER = {
     "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
-    "test_job.py": "ray_local",
     "test_mixture.py": "ray_local",
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",
@@ -34,8 +33,8 @@ TOGETHER = {
     "test_workers.py": "start_group",
 }
 """Files that share one Ray, or one server that forks workers, which first imports for seconds. All
-that start Ray run one after another: two clusters starting at once on two cores can miss Ray's own
-limit of 30 s for a node."""
+that start Ray, test_job.py apart, run one after another: clusters that start at once on two cores
+can miss Ray's own limit of 30 s for a node."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -52,9 +51,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``pytest -n``, the tests that start Ray, which take longest, come first."""
+    """Under ``pytest -n``, the tests that share Ray, which take longest, come first."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+        items.sort(key=lambda item: TOGETHER.get(item.path.name) != "ray_local")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def pipeline():
         compute=ComputeSpec(num_workers={num_workers}, checkpoint_every_tokens={every_steps} * 128),
     )
 """
-NUM_STEPS = 1000
+NUM_STEPS = 500
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

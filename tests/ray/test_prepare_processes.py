@@ -79,7 +79,7 @@ def write_words(path: Path, num_documents: int, words_each: int) -> None:
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path, num_kills: int
 ) -> None:
-    write_words(tmp_path / "a.jsonl", 3000, 800)  # 8 MB: 40 shards
+    write_words(tmp_path / "a.jsonl", 2000, 800)  # 5 MB: 27 shards
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
     declared = {"corpus": source, "heldout_fraction": 0.01}
     whole = files_of(prepared(pipeline(tmp_path / "whole", **declared)))
@@ -122,7 +122,7 @@ def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
-    write_words(tmp_path / "a.jsonl", 2200, 2400)  # 23 MB
+    write_words(tmp_path / "a.jsonl", 1400, 2400)  # 15 MB
     tokenizer = train_bpe([" ".join(f"word{number}" for number in range(5000))], 6000)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))

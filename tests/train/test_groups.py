@@ -49,6 +49,8 @@ def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
 def test_a_stop_reaches_groups_in_other_processes(ray_local, tmp_path):
     stop = threading.Event()
     with launch(tmp_path, 1, stop=stop) as (group,):
+        group.set_error("the disk is full")  # the coordinator, too, is in another process
+        assert group.error() == "the disk is full"
         assert not group.stop_requested()
         stop.set()
         deadline = time.monotonic() + 30

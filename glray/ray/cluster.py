@@ -27,6 +27,9 @@ from glray.spec.compute import ComputeSpec
 OBJECT_STORE_BYTES = 2**30
 """Most that a cluster started here keeps in its object store: blocks pass through, none stay."""
 
+START_TIMEOUT = "timed out during startup"
+"""What Ray's error says when a node was too slow to start."""
+
 Say = Callable[[str], None]
 
 _own_node: str | None = None
@@ -148,13 +151,22 @@ def _start() -> None:
     # Nobody drains the one node; to watch for it would be one more process to start, 5 s of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=min(OBJECT_STORE_BYTES, memory_bytes // 8),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=min(OBJECT_STORE_BYTES, memory_bytes // 8),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray has no name for it
+        if START_TIMEOUT not in str(error):
+            raise
+        raise UserError(
+            f"Ray did not start here within its limit of 30 s (load {os.getloadavg()[0]:.0f} on "
+            f"{os.cpu_count()} cores): nothing has begun; give the same command when the machine "
+            "is less busy"
+        ) from None
     if os.environ.get(LOOPBACK) == "0" and ray.util.get_node_ip_address() != "127.0.0.1":
         ray.shutdown()
         raise UserError(

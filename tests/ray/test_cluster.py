@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import socket
@@ -7,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ray._private import state
+from ray._private import node, state
 from typer.testing import CliRunner
 
 from glray.errors import UserError
 from glray.ray import cluster
 from glray.ray.cluster import (
+    START_TIMEOUT,
     connect,
     groups_with_room,
     require_workers,
@@ -102,6 +104,20 @@ def test_an_address_that_is_no_cluster_head_is_refused(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=address):
         connect(ComputeSpec(), silent)
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch):
+    def too_slow(**_: object) -> None:
+        raise Exception(f"The current node {START_TIMEOUT}. This could happen because …")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", too_slow)
+    with pytest.raises(UserError, match=r"^Ray did not start here within its limit [^\n]*$"):
+        connect(ComputeSpec(), silent)
+    assert START_TIMEOUT in inspect.getsource(node), (
+        "Ray's own words have changed: find what ray.init raises when a node starts too slowly"
+    )
 
 
 OWN_CLUSTER = """

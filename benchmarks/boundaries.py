@@ -18,7 +18,6 @@ each seed; finished runs are not trained again) and puts 95% intervals over the 
 import argparse
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def figures_of(run: Run, boundary: BoundaryRecord) -> dict[str, float]:
     old, new, rise = boundary.from_seq_len, boundary.to_seq_len, run.gradient_rise(boundary)
     assert boundary.jump is not None, "the pipeline's lengths grow and are all evaluated"
     assert rise is not None, "the run is finished"
-    return asdict(boundary.jump) | {
+    return dict(boundary.jump) | {
         "switch_at_old": boundary.switched[old].loss - boundary.before[old].loss,
         "old_after": boundary.after[old].loss - boundary.before[old].loss,
         "new_after": boundary.after[new].loss - boundary.before[new].loss,

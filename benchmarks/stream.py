@@ -56,7 +56,7 @@ from glray.spec import (
     StdlibCorpus,
 )
 from glray.spec.pipeline import BLOCK_TOKENS
-from glray.train.loop import SEGMENT_TOKENS
+from glray.train.session import SEGMENT_TOKENS
 
 BATCH_TOKENS = 16_384
 CHUNK_LEN = 4096

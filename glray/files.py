@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there: a temporary name, then a rename."""
+"""Writing files whole or not at all: a temporary name, then a rename."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ REMEDY = "restore it, or delete it if it is an evaluation, else the folder that 
 def committed(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces ``path`` at once when the block ends without an error.
 
-    An OSError that names no file, as that of a full disk, is given this one's name.
+    An OSError that names no file, as on a full disk, gets this one's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

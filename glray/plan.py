@@ -1,10 +1,10 @@
-"""The plan: what a spec comes to, in steps and tokens. Pure integers, made before any work.
+"""The plan: what a spec comes to, in steps and tokens. Pure, and made before any work.
 
 A plan is a function of the spec and, where seconds decide, of the calibration in it. From step 0 on
 no clock is read to decide anything: stage boundaries, the end and the learning rate follow from the
 plan, so that a resumed run is the same run.
 
-Who calls it: ``glray plan`` prints it, the training loop follows it, the search compares it.
+Who calls it: ``glray plan`` prints it, the training loop follows it, the report shows it.
 """
 
 import math

@@ -25,7 +25,7 @@ def storage_path(compute: ComputeSpec) -> Path:
     if not path.is_absolute() and _SUBMITTED_JOB_VARIABLE in os.environ:
         raise UserError(
             f"compute.storage {compute.storage!r} is in the submitted job's copy, {Path.cwd()}, "
-            "gone with the job: give what every node sees, --set compute.storage=/absolute/path"
+            "deleted with it: give what every node sees, --set compute.storage=/absolute/path"
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"compute.storage {compute.storage!r} is a file; give a folder")

@@ -11,7 +11,7 @@ from glray import spec
 from glray.spec import ComparisonSpec, PipelineSpec, Spec, faster, fixed, grow, lower, same
 
 LENGTHS = (128, 256, 512, 1024)
-LLM128, LLM1024, GROWLENGTH = ARMS = (fixed(128), fixed(1024), grow(*LENGTHS))
+_, LLM1024, GROWLENGTH = ARMS = (fixed(128), fixed(1024), grow(*LENGTHS))
 OTHER_RATIOS = (grow(128, 512, 1024, name="128-512-1024"), grow(128, 1024, name="128-1024"))
 LONG_DOCUMENTS = spec.ParquetCorpus(paths=("long-documents.parquet",))
 TWO_LAYERS = spec.GPTNeoXModel(num_layers=2, hidden_size=128, num_heads=4, intermediate_size=512)

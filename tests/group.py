@@ -57,7 +57,7 @@ def start_group(
 
 def join_group(processes: list[BaseProcess], seconds: float = 120) -> bool:
     """Wait for a group to end; whether all of it ended well. If one fails the others are ended, as
-    Ray Train does: they would wait for it for ever."""
+    Ray Train does: they would wait for it forever."""
     end = time.monotonic() + seconds
     while any(process.is_alive() for process in processes):
         if any(process.exitcode for process in processes) or time.monotonic() > end:

@@ -115,7 +115,7 @@ def _moment(spec: PipelineSpec) -> str:
 
 
 def same_run(run: Run, expected: Run) -> bool:
-    """Whether two runs end with the same weights, moments, token checksum and ledger."""
+    """Whether two runs end with the same weights, moments, token checksum and tokens by length."""
     result, wanted = (read_json(r.directory / "result.json") for r in (run, expected))
     keys = ("checksum", "steps", "tokens_by_seq_len")
     return all(result[key] == wanted[key] for key in keys) and same_weights(run, expected)

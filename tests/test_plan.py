@@ -215,7 +215,7 @@ def test_progress_rises_inside_the_unit_interval(ratios, num_steps):
     assert seen[-1] < 1
 
 
-def test_progress_in_seconds_follows_charged_time():
+def test_progress_in_seconds_follows_calibrated_time():
     plan = plan_of(spec(seconds=60, costs=COSTS))  # 4 steps of each length: 4, 8, 16, 32 s
     assert plan.progress(0) == Fraction(1, 120)
     assert plan.progress(4) == Fraction(5, 60)

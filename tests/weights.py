@@ -27,6 +27,6 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def same_weights(run, expected) -> bool:
-    """Whether two runs end bit by bit alike, optimizer included."""
+    """Whether two runs end bit-identical, optimizer included."""
     ours, theirs = weights_of(run), weights_of(expected)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in theirs)

@@ -138,7 +138,7 @@ def write_and_show(report: "Report", directory: Path) -> None:
 
 
 def show_runs(paths: list[Path], directory: Path) -> None:
-    """The same of the runs of each path."""
+    """Report on the runs of each path."""
     from glray.report.page import Report
 
     write_and_show(Report(open_runs(paths)), directory)

@@ -30,7 +30,7 @@ def compare(
     overrides: Overrides = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Seeds 0, 1 … of every arm. Default: the comparison's."),
+        typer.Option(min=1, help="Use seeds 0 to N - 1. Default: the comparison's."),
     ] = None,
 ) -> None:
     """Train what comparisons need, judge their claims and report. Run again to resume.

@@ -49,7 +49,7 @@ def profile(
         str | None, typer.Option(help="Lengths: 128,256,512. Default: the pipeline's.")
     ] = None,
     attention: Annotated[
-        str, typer.Option(help="Fused, or with its scores in memory, or both: sdpa,eager.")
+        str, typer.Option(help="Kernel: sdpa (fused), eager (scores in memory) or sdpa,eager.")
     ] = "sdpa",
     compiled: Annotated[
         str | None, typer.Option("--compile", help="off,on. Default: the pipeline's.")
@@ -61,15 +61,15 @@ def profile(
         float | None,
         typer.Option(
             min=0.1,
-            help="What a step may take. Default: 92% of the GPU's memory, 80% of what is free.",
+            help="Memory of a step. Default: 92% of the GPU's, or 80% of what a CPU has free.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("profile.png"),
 ) -> None:
-    """Time, memory and largest batch of a step at each length, on this machine.
+    """Measure time, memory and largest batch of a step at each length.
 
-    The paper's Tables 1 to 3, for the pipeline's model and batch, with the ceiling of what growing
-    the length can save. Each of --attention, --compile and --precision may name several: every
+    The paper's Tables 1 to 3, for the pipeline's model and batch, with an upper bound on what
+    growing can save. Each of --attention, --compile and --precision may name several: every
     combination is measured. glray plan prices the pipeline by what was measured.
     """
     from glray.report.length_plots import costs_by_length
@@ -151,7 +151,7 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
-    """Search an arm's stages; writes best.yaml.
+    """Search an arm's stages; write best.yaml.
 
     Draws the ratios or boundaries that the pipeline's `search=SearchSpec(…)` declares, trains each
     trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in

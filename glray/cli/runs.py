@@ -63,7 +63,7 @@ def evaluate(
     num_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Target tokens. Default: as many as the run's evaluations, 65,536 of a folder."
+            help="Target tokens. Default: as in the run's evaluations; 65,536 for a folder."
         ),
     ] = None,
     out: Annotated[
@@ -113,7 +113,7 @@ def report(
         "report"
     ),
 ) -> None:
-    """Tables, plots and one HTML page of any set of runs."""
+    """Show any runs as tables, plots and one HTML page."""
     show_runs(runs, out)
 
 

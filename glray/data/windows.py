@@ -29,16 +29,6 @@ class Batch:
     tokens: np.ndarray
     """uint16 or uint32[rows, seq_len + 1]; may be read-only and shared: never write to it."""
 
-    @property
-    def inputs(self) -> np.ndarray:
-        """[rows, seq_len]: a view of ``tokens``."""
-        return self.tokens[:, :-1]
-
-    @property
-    def targets(self) -> np.ndarray:
-        """[rows, seq_len]: a view of ``tokens``, one token later."""
-        return self.tokens[:, 1:]
-
 
 @dataclass(frozen=True)
 class StageReads:

@@ -26,7 +26,7 @@ def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
     if rope_type != "default":
         raise UserError(
             f"init: {folder.path} has rope_type {rope_type!r}, only 'default' can be trained: an "
-            "arm's positions would be a scaling upon another; give a model without"
+            "arm would scale scaled positions; give a model without scaling"
         )
     return folder
 

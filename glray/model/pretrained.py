@@ -97,7 +97,7 @@ def _unknown_model(declared: Any) -> str | None:
             "be rotary; give a Pythia- or Llama-shaped model"
         )
     if "quantization_config" in declared:
-        return "quantized weights, with which glray cannot compute; give the unquantized folder"
+        return "its weights are quantized, which glray cannot use; give an unquantized folder"
     if "auto_map" in declared:
         return (
             "names code of its own (auto_map), which is never run: it might be another model; "

@@ -164,8 +164,8 @@ def _start() -> None:
             raise
         raise UserError(
             f"Ray did not start here within its limit of 30 s (load {os.getloadavg()[0]:.0f} on "
-            f"{os.cpu_count()} cores): nothing has begun; give the same command when the machine "
-            "is less busy"
+            f"{os.cpu_count()} cores): nothing was started; repeat the command when the "
+            "machine is less busy"
         ) from None
     if os.environ.get(LOOPBACK) == "0" and ray.util.get_node_ip_address() != "127.0.0.1":
         ray.shutdown()
@@ -207,7 +207,7 @@ def _shortage(compute: ComputeSpec, room: int) -> str:
         f"{node.get('CPU', 0):.0f} CPUs, {node.get('GPU', 0):.0f} GPUs" for node in _nodes()
     )
     return (
-        f"compute.num_workers {compute.least_workers} of {each} each, but room for {room} "
+        f"compute.num_workers {compute.least_workers} of {each} each: room for {room} "
         f"(nodes: {nodes})"
     )
 

@@ -74,7 +74,7 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
     if not corpus.heldout():
         raise UserError(
             f"corpus: no held-out documents: heldout_fraction {spec.heldout_fraction:g} draws none "
-            "that is at most 20% of them: nothing could be evaluated; raise it, or split the "
+            "within 20% of their bytes: nothing could be evaluated; raise it, or split the "
             "corpus into more documents"
         )
     return corpus
@@ -270,5 +270,5 @@ def _check_and_say(scan: ShardScan, say: Say) -> None:
     if scan.num_drawn == len(scan.split.returned):
         say(
             "none of its documents is held out, so evaluation will not cover this source: "
-            f"{fraction} drew {scan.num_drawn:,}, each more than 20% of them"
+            f"{fraction} drew {scan.num_drawn:,}, each over 20% of the bytes"
         )

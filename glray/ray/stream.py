@@ -7,7 +7,7 @@ without a copy. The next segment is opened, and its first batch fetched, while t
 that a stage boundary is only a segment border.
 
 ``streaming_split`` is not used: it drops rows and has no order to resume. The position is ours: the
-step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one would wait for ever.)
+step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one would wait forever.)
 """
 
 from collections.abc import Iterator

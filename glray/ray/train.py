@@ -224,7 +224,7 @@ def _joined(compute: ComputeSpec, group: WorkerGroup) -> Iterator[RayContext]:
     """What each worker of a group starts from.
 
     A person's error is left for the driver. A lone worker then returns, so that Ray does not start
-    it again to fail the same way; with others it raises, or they would wait for it for ever.
+    it again to fail the same way; with others it raises, or they would wait for it forever.
     """
     torch.set_num_threads(compute.cpus_per_worker)
     ctx = RayContext(group)

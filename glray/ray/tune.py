@@ -5,7 +5,6 @@ import contextlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.tune
@@ -15,6 +14,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import write_text
 from glray.model.config import starting_model
+from glray.ray.cluster import Say
 from glray.ray.train import calibrate_in_group, fit, groups_at_once
 from glray.report.formats import number
 from glray.report.sheets import Sheet
@@ -60,7 +60,7 @@ class SearchResult:
         return Sheet(title, columns, rows, left=(1,))
 
 
-def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Any) -> SearchResult:
+def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Say) -> SearchResult:
     """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
 
     All lengths are calibrated once; then each trial trains its whole schedule at the same

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from glray.files import write_json
 from glray.report.formats import plus_minus
 from glray.report.length_plots import loss_by_context
+from glray.report.long_losses import SLIDING, WHOLE
 from glray.report.look import save
 from glray.report.sheets import Sheet
 
@@ -52,7 +53,7 @@ def context_record(scores: "Scores", protocol: "ScoringProtocol") -> dict[str, A
     targets = scores.targets
     return {
         "step": scores.step,
-        "protocol": "whole" if protocol.stride is None else "sliding",
+        "protocol": WHOLE if protocol.stride is None else SLIDING,
         "stride": protocol.stride,
         "num_documents": targets.num_documents,
         "num_target_tokens": targets.num_targets,

@@ -141,7 +141,7 @@ def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) ->
 def _origin(profile: Profile, priced: bool, by_prices: bool) -> str:
     if not priced:
         return (
-            "\nnot priced: the profile here lacks a length of the pipeline, or how it computes; "
+            "\nnot priced: the profile here lacks one of the pipeline's lengths, or its setting; "
             "glray profile measures them"
         )
     machine = profile.environment["gpu"] or profile.environment["processor"]

@@ -80,7 +80,7 @@ def _savings(costs: SettingCosts, spec: PipelineSpec | None) -> list[str]:
     cheapest = min(costs.fitting, key=lambda cost: cost.seconds)
     lines = [
         f"At equal tokens no schedule saves more than {most:.0%} of fixed {longest.seq_len:,}'s "
-        f"time, which {cheapest.seq_len:,} alone does."
+        f"time, as {cheapest.seq_len:,} alone does."
     ]
     if spec is not None:
         lines += [

@@ -178,8 +178,8 @@ def jumps(runs: Sequence[Run]) -> Sheet:
     note = (
         "The same weights from the old length to the new: the jump, and the parts that sum to it. "
         "Rescaled positions: at positions that the old window has too, where RoPE is scaled. "
-        "Longer context: what half an old window or more before each of the other targets gives, "
-        "at trained positions. Unseen positions: what the new window makes of it on top."
+        "Longer context: what the other targets gain from half an old window or more, at trained "
+        "positions. Unseen positions: what the new window adds to that."
     )
     columns = ["run", "boundary", "step", *(part.replace("_", " ") for part in Jump.model_fields)]
     return Sheet("The jump at each boundary", columns, rows, [note], left=(0, 1))

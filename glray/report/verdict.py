@@ -121,7 +121,7 @@ def _judged(
     )
     missing = [label for label, values in measured.items() if not all(map(math.isfinite, values))]
     reason = (
-        f"{' and '.join(missing)} is unfinished, not scored or diverged"
+        f"unfinished, not scored or diverged: {' and '.join(missing)}"
         if missing
         else _why_not(claim, arms, long_losses)
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from glray.plan import MICROSECONDS
 from glray.record import Record
 from glray.spec.identity import fingerprint
 from glray.spec.model import Precision
@@ -90,7 +91,7 @@ class SettingCosts:
     @property
     def step_microseconds(self) -> dict[int, int]:
         """What a step takes by length, of those that fit."""
-        return {c.seq_len: max(1, round(c.seconds * 1e6)) for c in self.fitting}
+        return {c.seq_len: max(1, round(c.seconds * MICROSECONDS)) for c in self.fitting}
 
     def at(self, seq_len: int) -> LengthCost | None:
         """The cost of a length; None if it was not measured or does not fit."""

@@ -236,14 +236,12 @@ class TrainState(BaseModel):
     step: int = 0
     checksum: int = 0
     """Token checksum of all steps so far, modulo 2^64."""
-    calibrated_seconds: float | None = None
-    """None without a calibration."""
     measured_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     wall_seconds: float = 0.0
-    """Over all attempts, everything included from the wait for the first batch on."""
+    """Over all attempts, everything included once the checkpoint is loaded."""
     tokens_by_seq_len: dict[str, int] = Field(default_factory=dict)
     """Tokens trained at each length."""
 

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from glray.errors import UserError
-from glray.plan import WATCHED_STEPS, Plan, StagePlan
+from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
 from glray.run.records import BoundaryRecord, Calibration, Evaluation, Manifest, Result, Step
 from glray.spec.loading import load_pipeline
@@ -194,7 +194,7 @@ class RunStage:
 
     @property
     def planned(self) -> StagePlan:
-        """Its steps, and what each is calibrated at."""
+        """Its steps and their calibrated cost."""
         return self.run.plan.stages[self.index]
 
     @property
@@ -216,7 +216,7 @@ class RunStage:
     def calibrated_seconds(self) -> float | None:
         """Calibrated seconds so far; None without a calibration."""
         cost = self.planned.step_microseconds
-        return None if cost is None else self.steps_trained * cost / 1e6
+        return None if cost is None else self.steps_trained * cost / MICROSECONDS
 
     @property
     def measured_seconds(self) -> float | None:

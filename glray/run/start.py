@@ -4,6 +4,7 @@ from typing import Any
 
 from glray.errors import UserError
 from glray.files import write_text
+from glray.plan import MICROSECONDS
 from glray.run.profile import Profile, prices_of, profile_path
 from glray.run.records import Execution, Manifest, StartedExecution
 from glray.run.run import Run
@@ -64,4 +65,4 @@ def _predicted_seconds(run: Run, execution: Execution) -> float | None:
         return None
     microseconds = costs.step_microseconds
     total = sum(stage.num_steps * microseconds[stage.seq_len] for stage in run.plan.stages)
-    return total / 1e6
+    return total / MICROSECONDS

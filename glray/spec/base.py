@@ -72,5 +72,5 @@ def check_unique(field: str, kind: str, names: Sequence[str], consequence: str) 
         if names.count(name) > 1:
             raise ValueError(
                 f"{field}: {names.count(name)} {field} have the {kind} {name!r}, so {consequence}; "
-                f"give one another {kind}"
+                "rename one of them"
             )

@@ -155,7 +155,7 @@ class ComparisonSpec(Spec):
             for label in (claim.arm, claim.against):
                 if label not in arms:
                     known = ", ".join(arms)
-                    raise ValueError(f"claims: no arm has the label {label!r}; those are {known}")
+                    raise ValueError(f"claims: no arm has the label {label!r}; known: {known}")
                 self._check_measured(claim, arms[label])
 
     def _check_measured(self, claim: ClaimSpec, compared: ComparedArm) -> None:

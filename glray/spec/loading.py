@@ -59,8 +59,8 @@ def load_comparison(
     for override in overrides or []:
         if override.startswith("name="):
             raise UserError(
-                f"--set {override}: its pipelines' names tell a comparison's runs apart; for "
-                "others beside them use another folder, --set compute.storage=FOLDER"
+                f"--set {override}: runs are known by their pipelines' names; to train "
+                "them again use another folder, --set compute.storage=FOLDER"
             )
         pipelines = [compared["pipeline"] for compared in declared["arms"]]
         for overridden in [declared] if override.startswith("context.") else pipelines:
@@ -138,7 +138,7 @@ def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
                 function = getattr(function, part, None)
             if not callable(function):
                 raise UserError(
-                    f"{path}: defines no function {name}(), which returns a {kind.__name__}"
+                    f"{path}: defines no function {name}() that returns a {kind.__name__}"
                 )
             spec = function()
     except ValidationError as error:

@@ -27,7 +27,7 @@ class Interpolation(Spec):
 
 
 class NtkAware(Spec):
-    """The base θ raised to θ·s^(d/(d − 2)), where s = length / reference and d is the number of
+    """The base θ becomes θ·s^(d/(d − 2)), where s = length / reference and d is the number of
     rotary dimensions: the lowest frequency is interpolated, the highest is kept (section 3.1 of
     YaRN, arXiv:2309.00071)."""
 

@@ -1,1 +1,1 @@
-"""The loop of one worker, its checkpoints and evaluations, and the boundary that puts it on Ray."""
+"""The loop of one worker, its checkpoints and evaluations. No Ray."""

@@ -24,7 +24,7 @@ def export_run(directory: Path, path: Path) -> int:
     """Write the run's latest model to the new folder ``path``; returns its step."""
     run = Run.open(directory)
     if path.exists():
-        raise UserError(f"{path}: is there already, an export would replace it; name a new folder")
+        raise UserError(f"{path}: is there already, and would be replaced; name a new folder")
     model, state = latest_model(run, torch.device("cpu"))
     network = model.network
     network.config.tokens_by_seq_len = state.tokens_by_seq_len

@@ -83,7 +83,7 @@ class MetricsLog:
         if self._ctx.rank == 0 and self._path.exists():
             text = self._path.read_text(encoding="utf-8", errors="replace")
             lines = text.splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
+            kept = [line for line in lines if line.endswith("\n") and self._step_of(line) <= step]
             write_text(self._path, "".join(kept))
 
     def add(self, pending: PendingStep) -> None:
@@ -134,12 +134,11 @@ class MetricsLog:
                 tracker.write(step.step, {f"train/{name}": v for name, v in numbers.items()})
             tracker.flush()
 
-
-def _step_of(line: str) -> int:
-    try:
-        return Step.model_validate_json(line).step
-    except ValidationError:
-        raise UserError(f"metrics.jsonl: {line[:40]!r} is not a step; remove the line") from None
+    def _step_of(self, line: str) -> int:
+        try:
+            return Step.model_validate_json(line).step
+        except ValidationError:
+            raise UserError(f"{self._path}: {line[:40]!r} is not a step; remove the line") from None
 
 
 def _memory_bytes(device: torch.device) -> int | None:

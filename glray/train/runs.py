@@ -101,9 +101,8 @@ def _check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
         available += order.num_chunks(index) * spec.chunk_tokens
         if order.num_chunks(index) == 0:
             raise UserError(
-                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are less "
-                f"than a chunk of {spec.chunk_tokens:,} and a token: it would never be read; "
-                f"{remedy}"
+                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are fewer "
+                f"than a chunk of {spec.chunk_tokens:,} plus one: none would be read; {remedy}"
             )
     if available < spec.tokens_per_batch:
         raise UserError(

@@ -119,7 +119,7 @@ def _check_lengths(protocol: ScoringProtocol) -> None:
     longest = max(protocol.seq_lens)
     for seq_len in protocol.seq_lens:
         if seq_len < 1:
-            raise UserError(f"seq_lens: {seq_len} is no window; a length is 1 or more")
+            raise UserError(f"seq_lens: {seq_len} is not a length; give 1 or more")
         if longest % seq_len:
             raise UserError(
                 f"seq_lens: {seq_len} does not divide the longest, {longest}: their targets "

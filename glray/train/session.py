@@ -147,7 +147,7 @@ class RunSession:
         if self.ctx.rank == 0:
             network.config.tokens_by_seq_len = state.tokens_by_seq_len
             export_model(network, weights, self.corpus, run.directory / "model")
-            clocks = state.model_dump(exclude={"step", "checksum", "calibrated_seconds"})
+            clocks = state.model_dump(exclude={"step", "checksum"})
             Result(
                 steps=state.step,
                 tokens=state.step * run.plan.tokens_per_batch,
@@ -173,7 +173,6 @@ class RunSession:
         start = time.perf_counter()
         state, directory = self.state, self.run.checkpoints
         self._count_wall_seconds()
-        state.calibrated_seconds = self.run.plan.calibrated_seconds(state.step)
         try:
             network, optimizer = self.trainee.model.network, self.trainee.optimizer
             save_checkpoint(directory, state, network, optimizer, self.ctx)
@@ -214,7 +213,7 @@ class RunSession:
         if not self._preempted and self.ctx.preempted():
             # Ray ends the group when the node is gone and starts it again without.
             self._preempted = self._must_save = True
-            self.announcer.event(f"{self.run.name}: a node is about to be taken away, checkpoint")
+            self.announcer.event(f"{self.run.name}: a node is about to be taken away, saving")
         progress = TrainingProgress(
             last_step=steps[-1],
             num_stages=len(self.run.plan.stages),

@@ -123,7 +123,7 @@ def _sync(file: Path) -> None:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Let an OSError of the storage out of PyTorch's wrapping, which says less than it."""
+    """Unwrap an OSError of the storage from PyTorch's error, which says less."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:

@@ -1,6 +1,6 @@
 """Where a run is watched from outside: TensorBoard always, Weights & Biases where it is asked for.
 
-Rank 0 alone writes, at the flushes of the metrics and at the boundaries. What cannot be written
+Rank 0 alone writes, at the flushes of the metrics and at evaluations. What cannot be written
 is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what was asked for.
 """
 
@@ -17,7 +17,7 @@ from glray.train.context import WorkerContext
 def open_trackers(
     run: Run, ctx: WorkerContext, step: int
 ) -> "list[TensorBoard | WeightsAndBiases]":
-    """The run's trackers, which goes on after ``step`` steps; none on other ranks than 0."""
+    """Trackers of a run that goes on after ``step`` steps; none but on rank 0."""
     if ctx.rank != 0:
         return []
     trackers: list[Tracker] = [TensorBoard(run, step)]
@@ -30,7 +30,7 @@ class TensorBoard:
     """An event file under ``tensorboard/`` for each start of the run.
 
     Its records are written in this thread: tensorboardX's ``SummaryWriter`` has one of its own,
-    which a full disk ends without a word; after that its queue blocks training for ever.
+    which a full disk ends without a word; after that its queue blocks training forever.
     """
 
     def __init__(self, run: Run, step: int) -> None:

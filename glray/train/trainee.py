@@ -135,7 +135,7 @@ class Trainee:
     def warm_up(self, seq_lens: Iterable[int]) -> None:
         """Compile every length and try its memory, before a clock starts; no weight changes.
 
-        What a stage needs first at its boundary, hours into a run, is so found out before step 0: a
+        What a stage first needs at its boundary, hours into a run, is found before step 0: a
         kernel that has to be compiled, or a device that is too small. All ranks do it together, so
         that none races ahead of one that still compiles. Raises UserError if the device's memory
         does not hold a length.

@@ -27,7 +27,7 @@ from glray.train.runs import plan_runs
 from glray.train.session import latest_step
 
 ORPHAN_SECONDS = 120.0
-"""How long a run is waited for that a group whose driver was killed still trains: its workers were
+"""How long to wait for a run that a group whose driver was killed still trains: its workers were
 seen to go on for some seconds, and two groups would write the same files."""
 PROBE_SECONDS = 900.0
 """How long a group waits for another that probes what fits in memory."""

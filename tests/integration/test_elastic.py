@@ -62,7 +62,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
     run.wait_until(lambda: any(run.run.glob("checkpoints/*/COMMITTED")))
 
     drain(cluster, second.node_id, seconds=10)
-    wait_for("a node is about to be taken away, checkpoint")
+    wait_for("a node is about to be taken away, saving")
     wait_for("num_workers 2 → 1")
     cluster.remove_node(second, allow_graceful=False)
 

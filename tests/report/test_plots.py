@@ -81,7 +81,7 @@ def test_the_time_plot_marks_a_stage_where_it_starts(pipeline):
     assert [list(x) for x in vertical] == [[10.0, 10.0]]
 
 
-def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_charged_ones(tmp_path):
+def test_the_time_plot_takes_measured_seconds_if_a_run_has_no_calibrated_ones(tmp_path):
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6}, calibrated=False, slowdown=3.0)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.6}, slowdown=2.0)
 

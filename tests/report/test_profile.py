@@ -118,7 +118,7 @@ def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
     slow_start = (replace(COSTS.lengths[0], step_seconds=(3.0,)), *COSTS.lengths[1:])
     profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, slow_start),)})
     text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
-    assert "more than 50% of fixed 32's time, which 16 alone does" in " ".join(text.split())
+    assert "more than 50% of fixed 32's time, as 16 alone does" in " ".join(text.split())
     nothing = tuple(replace(cost, largest_batch_tokens=0) for cost in slow_start)
     profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, nothing),)})
     assert save(costs_by_length(profile), tmp_path / "profile.png").exists()

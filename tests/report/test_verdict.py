@@ -82,7 +82,7 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
     arms = arms_of(tmp_path, (4.8, float("nan"), 4.8), (5.0, 5.0, 5.0))
     judgement = judged(LOWER, arms)
     assert judgement.verdict is Verdict.INCONCLUSIVE
-    assert "grow is unfinished, not scored or diverged" in judgement.sentence
+    assert "unfinished, not scored or diverged: grow" in judgement.sentence
 
 
 def longer(run: Run, seq_len: int) -> Run:

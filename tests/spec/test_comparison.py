@@ -54,7 +54,7 @@ def test_pipelines_come_once_and_with_the_compared_arms_alone():
     [
         (
             {"arms": (compared(), compared())},
-            ("2 arms have the label 'growlength'", "another label"),
+            ("2 arms have the label 'growlength'", "rename one of them"),
         ),
         ({"arms": (compared("nosuch", "x"),)}, ("'nosuch'", "growlength, llm1024, llm128")),
         (
@@ -71,7 +71,7 @@ def test_pipelines_come_once_and_with_the_compared_arms_alone():
         ),
         (
             {"claims": (ClaimSpec(says="s", arm="growlength", against="llm4096"),)},
-            ("no arm has the label 'llm4096'", "those are growlength, llm1024"),
+            ("no arm has the label 'llm4096'", "known: growlength, llm1024"),
         ),
         (
             {"claims": (ClaimSpec(says="s", arm="growlength", against="growlength"),)},

@@ -106,7 +106,7 @@ def test_another_failure_of_the_process_is_no_lack_of_memory():
     ("seq_lens", "fields", "setting", "words"),
     [
         ((8, 12), {}, FUSED, "12 does not divide a token block"),
-        ((0,), {}, FUSED, "0 is no window"),
+        ((0,), {}, FUSED, "0 is not a length"),
         ((8192,), {}, FUSED, "--set tokens_per_batch=8192"),
         ((8,), {"attention": "document"}, EAGER, "add --set attention=window"),
     ],

@@ -131,7 +131,7 @@ def test_the_kind_of_documents_is_told_by_their_names():
     ("protocol", "words"),
     [
         ({"seq_lens": (8, 12)}, "8 does not divide the longest, 12"),
-        ({"seq_lens": (0, 8)}, "0 is no window"),
+        ({"seq_lens": (0, 8)}, "0 is not a length"),
         ({"seq_lens": (8, 16), "stride": 17}, "^stride 17: a window of 16 tokens"),
         ({"seq_lens": (8,), "stride": 0}, "^stride 0"),
         ({"seq_lens": (8, 64), "num_tokens": 63}, "^num_tokens 63 is less than one window of 64"),

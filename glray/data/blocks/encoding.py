@@ -36,7 +36,7 @@ def resolve_encoding(
     path = directory / f"{snapshots[0].tokenizer_key}.json"
     if not path.exists():
         write_text(path, _train(spec.tokenizer, spec.heldout_fraction, snapshots, say).to_str())
-    where = f"{path}: damaged; delete it, and the same command trains it again: it"
+    where = f"{path}: damaged (delete it to train it again): it"
     return encoding_of(path.read_bytes(), EOS_TOKEN, where)
 
 

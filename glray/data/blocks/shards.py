@@ -112,7 +112,7 @@ def read_shard(path: Path) -> Iterator[Documents]:
     except (pa.ArrowInvalid, OSError) as error:
         problem = " ".join(str(error).split())
         raise UserError(
-            f"{path}: damaged: {problem}; delete {path.parent.parent} and run the same again"
+            f"{path}: damaged: {problem}; delete {path.parent.parent} and run it again"
         ) from None
     for batch in batches:
         kept = batch.filter(batch.column("skipped").is_null())

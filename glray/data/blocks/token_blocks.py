@@ -130,7 +130,7 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
     path = directory / "manifest.json"
     manifest = read_json(path)
     if manifest is None:
-        raise _unusable(directory, f"{path}: does not exist, these are no token blocks")
+        raise _unusable(directory, f"{path}: does not exist: no token blocks here")
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != TOKENS_VERSION:
         problem = f"format {version}, but this glray reads format {TOKENS_VERSION}"
@@ -191,5 +191,5 @@ def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
 
 
 def _unusable(directory: Path, problem: str) -> UserError:
-    remedy = f"delete {directory} and run `glray prepare` again, which makes the same"
+    remedy = f"delete {directory} and run `glray prepare` again to remake it"
     return UserError(f"{problem}; {remedy}")

@@ -135,7 +135,7 @@ def _problems_named(uri: str) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid) as error:
         problem = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
-            f"{uri}: cannot be read: {problem}; fix that and run the same again, which goes on"
+            f"{uri}: cannot be read: {problem}; fix that, and the same command goes on"
         ) from None
 
 
@@ -194,7 +194,7 @@ def _jsonl_content(line: str, column: str) -> str | np.ndarray | None:
     if isinstance(value, list) and all(type(item) is int and 0 <= item < 2**32 for item in value):
         return np.array(value, dtype=np.int64)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{column!r} is {type(value).__name__}, no text and no list of token ids")
+        raise ValueError(f"{column!r} is {type(value).__name__}, neither text nor token ids")
     return value
 
 
@@ -290,7 +290,7 @@ def _check_column(uri: str, schema: pa.Schema, column: str) -> None:
     is_list = isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
     is_ids = is_list and pa.types.is_integer(kind.value_type)
     if not is_ids and kind not in (pa.string(), pa.large_string(), pa.string_view()):
-        raise UserError(f"{uri}: column {column!r} is {kind}, no text and no list of token ids")
+        raise UserError(f"{uri}: column {column!r} is {kind}, neither text nor token ids")
 
 
 # ---- documents

@@ -1,1 +1,1 @@
-"""Time, memory and largest batch at each length: the paper's Tables 1 to 3 (section 3.2)."""
+"""Measured before step 0: calibration, micro-batches, memory, matmul peak; and profiles."""

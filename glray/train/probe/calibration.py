@@ -1,4 +1,4 @@
-"""What one optimizer step costs at each length: measured once, before step 0, then calibrated.
+"""The calibration: what one optimizer step costs at each length, measured once before step 0.
 
 All lengths of all arms are timed in one process, interleaved, in alternating order, on the same
 workers, precision and micro-batch as training, on random tokens with a scratch model. A length's

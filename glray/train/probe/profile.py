@@ -181,7 +181,7 @@ def _validate(spec: PipelineSpec, seq_lens: Sequence[int], settings: Sequence[Se
         )
     for seq_len in seq_lens:
         if seq_len < 1:
-            raise UserError(f"seq_lens: {seq_len} is no window; a length is 1 or more")
+            raise UserError(f"seq_lens: {seq_len} is not a length; give 1 or more")
         if BLOCK_TOKENS % seq_len:
             raise UserError(
                 f"seq_lens: {seq_len} does not divide a token block of {BLOCK_TOKENS:,} tokens: "

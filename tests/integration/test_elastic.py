@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from glray.files import read_json
 from glray.run.run import Run
 from glray.train.context import WorkerContext
+from glray.train.export import run_corpus
 from glray.train.worker import train_all
 
 from .test_survival import GlrayRun, steps, write_pipeline
@@ -82,7 +83,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
     # Not the bits of one worker, whose sums have another order, but its tokens, all of them once.
     elastic = Run.open(run.run)
     alone = elastic.spec.derive(compute={"storage": str(tmp_path / "alone"), "num_workers": 1})
-    train_all(alone, elastic.corpus, WorkerContext())
+    train_all(alone, run_corpus(elastic), WorkerContext())
     expected = Run.open(tmp_path / "alone" / "tiny" / "grow-seed0")
     results = [read_json(r.directory / "result.json") for r in (elastic, expected)]
     assert results[0]["checksum"] == results[1]["checksum"]

@@ -122,7 +122,7 @@ def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
-    write_words(tmp_path / "a.jsonl", 1400, 2400)  # 15 MB
+    write_words(tmp_path / "a.jsonl", 1000, 2400)  # 11 MB
     tokenizer = train_bpe([" ".join(f"word{number}" for number in range(5000))], 6000)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from glray.errors import UserError
 from glray.files import write_text
 from glray.report import length_plots, look, sheets, training_plots
-from glray.report.arms import eval_seq_lens, labelled, longest_trained
+from glray.report.arms import by_arm, eval_seq_lens, labelled, longest_trained
+from glray.report.far_context import far_sentence, far_sheet
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.render import html
@@ -34,11 +35,14 @@ class Report:
     @cached_property
     def sentences(self) -> list[str]:
         """The verdicts, and what else the numbers say."""
-        return [*(judgement.sentence for judgement in self.judgements), *headline(self.runs)]
+        verdicts = [judgement.sentence for judgement in self.judgements]
+        far = far_sentence(by_arm(self.runs))
+        return [*verdicts, *headline(self.runs), *([far] if far else [])]
 
     def sheets(self) -> list[Sheet]:
         """For a terminal: what each run took, its held-out loss and that on long documents."""
-        return [*sheets.summary(self.runs), *self._long_sheets()]
+        far = [sheet for sheet in [far_sheet(by_arm(self.runs))] if sheet.rows]
+        return [*sheets.summary(self.runs), *far, *self._long_sheets()]
 
     def write(self, directory: Path) -> Path:
         """Write the plots and ``report.html`` into ``directory``; returns the page's path.
@@ -50,6 +54,7 @@ class Report:
             raise UserError(f"{directory}: 0 runs to report, a report needs at least 1; name one")
         seq_lens = eval_seq_lens(runs)
         results = [sheets.training(runs), sheets.heldout(runs, seq_lens, seq_lens)]
+        results.append(far_sheet(by_arm(runs)))
         details = [sheets.stage_ends(runs), sheets.boundaries(runs), sheets.jumps(runs)]
         details += [sheets.stages(runs), sheets.identities(runs)]
         latest = [run.latest for run in runs if run.latest is not None]

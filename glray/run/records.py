@@ -99,6 +99,34 @@ class LengthLoss(Record):
     """Mean loss at each position of the window."""
 
 
+class FarLoss(Record):
+    """The far targets' loss in sliding windows of one length."""
+
+    seq_len: int = measure("tokens")
+    """Length of the windows, which move by half of it: a target sees at least that half."""
+    loss: Number = measure("nats per token")
+    """Mean over the far targets."""
+    document_losses: Numbers = measure("nats per token")
+    """Mean loss of each document's, in the order of `document_tokens`."""
+
+
+class FarContext(Record):
+    """What the model makes of context further back: the same targets, each with at least
+    `tokens_before` tokens of its own document before it, with more and more of these in sight."""
+
+    tokens_before: int = measure("tokens")
+    """Tokens of its own document that each far target has before it, at least."""
+    document_tokens: Counts = measure("tokens")
+    """Far targets of each document."""
+    losses: tuple[FarLoss, ...] = measure("")
+    """A record for each window length, ascending, up to the longest trained; see below."""
+
+    @property
+    def own(self) -> FarLoss:
+        """In windows of the longest length trained."""
+        return self.losses[-1]
+
+
 class Evaluation(Record):
     """``evaluations/step-*.json``: the held-out targets scored once, at the end of each stage and
     every ``evaluation.every_tokens``."""
@@ -125,6 +153,8 @@ class Evaluation(Record):
     """All targets."""
     lengths: tuple[LengthLoss, ...] = measure("")
     """A record for each of `evaluation.seq_lens`, ascending; see below."""
+    far_context: FarContext | None = measure("", default=None)
+    """What context further back is worth, see below; only at the end of the run."""
 
     def at(self, seq_len: int) -> LengthLoss | None:
         """The loss at that window length, None if it was not scored."""

@@ -19,11 +19,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
         return float(values[0]), None
     if not all(map(math.isfinite, values)):
         return math.nan, None
+    return mean(values), student_t(len(values) - 1) * stdev(values) / len(values) ** 0.5
+
+
+def student_t(degrees: int) -> float:
+    """Student's t of a 95% interval under so many degrees of freedom.
+
+    Three decimals, as printed tables have it: kept results stay as they were to the last digit.
+    """
     from scipy.special import stdtrit  # half a second, which training need not wait for
 
-    # Three decimals, as printed tables have it: kept results stay as they were to the last digit.
-    t = round(float(stdtrit(len(values) - 1, 0.975)), 3)
-    return mean(values), t * stdev(values) / len(values) ** 0.5
+    return round(float(stdtrit(degrees, 0.975)), 3)
 
 
 def standard_error(document_tokens: np.ndarray, document_losses: np.ndarray) -> float | None:

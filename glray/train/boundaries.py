@@ -12,7 +12,7 @@ import numpy as np
 from glray.plan import StageBoundary
 from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation, Jump, Progress
 from glray.train.context import from_rank_zero
-from glray.train.evaluation import Scored
+from glray.train.evaluation import Scored, score_far
 from glray.train.session import RunSession
 
 
@@ -31,6 +31,9 @@ def evaluate(session: RunSession) -> None:
     start = time.perf_counter()
     scored = {seq_len: session.score(seq_len) for seq_len in sorted(run.spec.evaluation.seq_lens)}
     record = _boundary_record(session, boundary, scored) if boundary else None
+    far = None
+    if step == plan.num_steps:
+        far = score_far(session.targets, run.longest_seq_len, session.score_windows)
     seconds = time.perf_counter() - start
     session.state.eval_seconds += seconds
     lengths = tuple(scores.record() for scores in scored.values())
@@ -49,6 +52,7 @@ def evaluate(session: RunSession) -> None:
             document_tokens=np.array(session.targets.document_tokens),
             num_target_tokens=session.targets.num_targets,
             lengths=lengths,
+            far_context=far,
         ).write(run.evaluation_path(step))
     session.track({f"heldout/loss/{length.seq_len}": length.loss for length in lengths})
     shown = next((length for length in lengths if length.seq_len == trained), lengths[-1])

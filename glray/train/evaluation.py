@@ -1,5 +1,6 @@
 """Held-out loss by window length, on one fixed set of target tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,11 +10,15 @@ import torch
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
-from glray.run.records import LengthLoss
+from glray.run.records import FarContext, FarLoss, LengthLoss
 from glray.run.statistics import standard_error
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, sum_over_ranks
 from glray.train.parallel import autocast, evaluating
+
+FAR_TOKENS = 512
+"""Tokens of its own document that a far target has before it, or half of a sequence if that is
+less. A quarter of it is the short context."""
 
 
 def score(
@@ -24,9 +29,10 @@ def score(
     *,
     rows: int,
     precision: Precision,
+    first_place: int = 0,
 ) -> "Scored":
     """The losses of the targets in ``windows``, ``rows`` of them through the model at once. The
-    same on every rank.
+    same on every rank. Targets before ``first_place`` in their sequence count as 0.
 
     Every rank makes as many passes as the one with most windows, as a sharded model needs all of
     them; what is left over is padding.
@@ -52,11 +58,47 @@ def score(
             tokens = mine[sequence[:, None], places]
             losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
             is_new = positions[:-1] >= seq_len - num_new[index, None]
-            losses = losses.double().cpu() * is_new
+            losses = losses.double().cpu() * (is_new & (places[:, :-1] >= first_place))
             by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))
             by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
     both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
     return Scored(targets, windows, both[:num_sequences], both[num_sequences:])
+
+
+def far_windows(longest: int, trained: int) -> tuple[int, list[int]]:
+    """From which place of a sequence of ``longest`` targets they are far, and the window lengths
+    to score these in: the short context, doubled up to the longest length ``trained``."""
+    far = min(FAR_TOKENS, longest // 2)
+    own = min(trained, longest)
+    shorter, seq_len = [], max(1, far // 4)
+    while seq_len < own:
+        shorter.append(seq_len)
+        seq_len *= 2
+    return far, [*shorter, own]
+
+
+def score_far(
+    targets: HeldoutTargets, trained: int, score_windows: Callable[["Windows", int], "Scored"]
+) -> FarContext:
+    """What context further back is worth to a model trained up to ``trained`` tokens.
+
+    ``score_windows(windows, first_place)`` is ``score`` of the model on the ``targets``.
+    """
+    far, seq_lens = far_windows(targets.longest, trained)
+    tokens = np.bincount(targets.documents) * (targets.longest - far)
+    losses = []
+    for seq_len in seq_lens:
+        windows = Windows.over(targets.longest, seq_len, max(1, seq_len // 2))
+        sums = score_windows(windows, far).by_sequence
+        by_document = np.bincount(targets.documents, weights=sums)
+        losses.append(
+            FarLoss(
+                seq_len=seq_len,
+                loss=float(by_document.sum() / tokens.sum()),
+                document_losses=by_document / tokens,
+            )
+        )
+    return FarContext(tokens_before=far, document_tokens=tokens, losses=tuple(losses))
 
 
 @dataclass(frozen=True)

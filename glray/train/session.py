@@ -188,13 +188,18 @@ class RunSession:
 
     def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
         """The held-out targets with the RoPE in force; see ``evaluation.score``."""
+        return self.score_windows(Windows.over(self.targets.longest, seq_len, stride))
+
+    def score_windows(self, windows: Windows, first_place: int = 0) -> Scored:
+        """The same in any windows."""
         return score(
             self.trainee.model,
             self.targets,
-            Windows.over(self.targets.longest, seq_len, stride),
+            windows,
             self.ctx,
-            rows=self.trainee.execution.rows_at_once(seq_len),
+            rows=self.trainee.execution.rows_at_once(windows.seq_len),
             precision=self.run.spec.precision,
+            first_place=first_place,
         )
 
     def track(self, scalars: dict[str, float]) -> None:

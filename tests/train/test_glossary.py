@@ -54,6 +54,8 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
         ),
         "evaluations/step-*.json": set(evaluation),
         "lengths": set().union(*evaluation["lengths"]),
+        "far_context": set(evaluation["far_context"]),
+        "far_context.losses": set().union(*evaluation["far_context"]["losses"]),
         "boundaries/step-*.json": set(boundary),
         "jump": set(boundary["jump"]),
         "result.json": set(read_json(run.directory / "result.json")),

@@ -1,0 +1,107 @@
+"""What context further back is worth: each arm's loss on the same far targets, in sliding windows
+of the short context and longer ones, up to the longest length that it was trained on.
+
+A loss that falls with the window length says little: whole windows charge a short one for the many
+targets at its start. Here every target sees at least half a window, and the targets are the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from glray.report.arms import Arm
+from glray.report.sheets import Sheet
+from glray.run.records import FarContext, FarLoss
+from glray.run.statistics import standard_error, student_t
+
+
+@dataclass(frozen=True)
+class FarGain:
+    """Loss in the short context less that in windows of the arm's own length, same targets."""
+
+    gain: float
+    """Nats per token, mean over seeds."""
+    half: float | None
+    """Half of its 95% interval over documents; None for one document."""
+    short: int
+    """Window length of the short context, in tokens."""
+    num_documents: int
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.half is not None and self.gain - self.half > 0
+
+    def __str__(self) -> str:
+        half = "" if self.half is None else f" ± {self.half:.3f}"
+        return f"{self.gain:+.3f}{half}"
+
+
+def far_contexts(arm: Arm) -> list[FarContext]:
+    """Of each of the arm's runs; empty if one lacks it."""
+    found = [run.latest.far_context for run in arm.runs if run.is_finished and run.latest]
+    scored = [context for context in found if context is not None]
+    return scored if len(scored) == len(arm.runs) else []
+
+
+def far_gain(arm: Arm) -> FarGain | None:
+    """None if the arm was not scored, or is trained on no more than the short context."""
+    contexts = far_contexts(arm)
+    if not contexts or len(contexts[0].losses) == 1:
+        return None
+    documents = contexts[0].document_tokens
+    short, own = ([context.losses[end] for context in contexts] for end in (0, -1))
+    gains = _by_document(short) - _by_document(own)
+    error = standard_error(documents, gains)
+    half = None if error is None else student_t(len(documents) - 1) * error
+    gain = float((documents * gains).sum() / documents.sum())
+    return FarGain(gain, half, contexts[0].losses[0].seq_len, len(documents))
+
+
+def far_sheet(arms: Sequence[Arm]) -> Sheet:
+    """One row an arm: its loss on the far targets at each window length, and the gain."""
+    scored = [(arm, contexts) for arm in arms if (contexts := far_contexts(arm))]
+    lengths = sorted({loss.seq_len for _, contexts in scored for loss in contexts[0].losses})
+    rows = []
+    for arm, contexts in scored:
+        losses = {
+            loss.seq_len: float(np.mean([context.losses[index].loss for context in contexts]))
+            for index, loss in enumerate(contexts[0].losses)
+        }
+        cells = [f"{losses[n]:.3f}" if n in losses else "-" for n in lengths]
+        gain = far_gain(arm)
+        rows.append([arm.label, *cells, "-" if gain is None else str(gain)])
+    notes = []
+    if scored:
+        context = scored[0][1][0]
+        notes.append(
+            f"The same {context.document_tokens.sum():,} targets of "
+            f"{len(context.document_tokens)} documents at every length, each with at least "
+            f"{context.tokens_before:,} tokens of its document before it. Windows slide by half "
+            "their length. Gain: loss at the shortest length less that at the longest trained, "
+            "± its 95% interval over documents."
+        )
+    title = "Far context: loss (nats per token) by the length of sliding windows"
+    return Sheet(title, ["run", *(f"{n:,}" for n in lengths), "gain"], rows, notes)
+
+
+def far_sentence(arms: Sequence[Arm]) -> str:
+    """Which arms gain from context beyond the short one; empty if none was scored for it."""
+    gains = {arm.label: gain for arm in arms if (gain := far_gain(arm))}
+    if not gains:
+        return ""
+    short = min(gain.short for gain in gains.values())
+    numbers = ", ".join(f"{label} {gain}" for label, gain in gains.items())
+    beyond = f"from context beyond {short:,} tokens"
+    using = [label for label, gain in gains.items() if gain.is_positive]
+    if not using:
+        return f"No arm gains {beyond} at this scale: {numbers} nats."
+    if len(using) == len(gains):
+        return f"Every arm trained on more gains {beyond}: {numbers} nats."
+    return f"{' and '.join(using)} gains {beyond}, the others do not: {numbers} nats."
+
+
+def _by_document(losses: Sequence[FarLoss]) -> np.ndarray:
+    """float64[documents], mean over seeds."""
+    return np.mean([loss.document_losses for loss in losses], axis=0)

@@ -1,0 +1,88 @@
+"""Far-context gain by hand: four documents, three seeds, Student's t of a printed table."""
+
+import json
+
+import pytest
+
+from glray.report.arms import by_arm
+from glray.report.far_context import far_gain, far_sentence, far_sheet
+from glray.report.page import Report
+from glray.run.run import Run
+from tests.report.written import write_run
+
+
+def arm_of(folder, label, losses, num_seeds=1):
+    """A run a seed whose four documents, of 10 far targets each, have ``losses`` by window."""
+    directories = [
+        write_run(folder, label, [(8, 10)], {8: 5.0}, seed=seed) for seed in range(num_seeds)
+    ]
+    for seed, directory in enumerate(directories):
+        path = directory / "evaluations" / "step-00000010.json"
+        evaluation = json.loads(path.read_text())
+        evaluation["far_context"] = {
+            "tokens_before": 4,
+            "document_tokens": [10] * 4,
+            "losses": [
+                {
+                    "seq_len": seq_len,
+                    "loss": sum(of_documents) / 4 + seed,
+                    "document_losses": [loss + seed for loss in of_documents],
+                }
+                for seq_len, of_documents in losses.items()
+            ],
+        }
+        path.write_text(json.dumps(evaluation))
+    return [Run.open(directory) for directory in directories]
+
+
+USES = {2: [3.0, 3.1, 3.2, 3.3], 8: [2.8, 2.9, 2.9, 3.0]}  # gains 0.2, 0.2, 0.3, 0.3
+DOES_NOT = {2: [3.0, 3.1, 3.2, 3.3], 8: [3.1, 3.0, 3.3, 3.2]}  # -0.1, 0.1, -0.1, 0.1
+
+
+def test_a_gain_is_paired_by_document(tmp_path):
+    (arm,) = by_arm(arm_of(tmp_path, "fixed8", USES, num_seeds=3))
+    gain = far_gain(arm)
+    # Standard deviation 0.05774, over √4, times 3.182.
+    assert gain.gain == pytest.approx(0.25)
+    assert gain.half == pytest.approx(3.182 * 0.057735 / 2, abs=1e-5)
+    assert (gain.short, gain.num_documents, gain.is_positive) == (2, 4, True)
+    assert str(gain) == "+0.250 ± 0.092"
+
+
+def test_the_sentence_says_who_gains(tmp_path):
+    uses = by_arm(arm_of(tmp_path, "fixed8", USES))
+    idle = by_arm(arm_of(tmp_path, "grow", DOES_NOT))
+    short = by_arm(arm_of(tmp_path, "fixed2", {2: [3.0] * 4}))
+    assert far_sentence([*idle, *short]) == (
+        "No arm gains from context beyond 2 tokens at this scale: grow +0.000 ± 0.184 nats."
+    )
+    assert far_sentence([*uses, *short]) == (
+        "Every arm trained on more gains from context beyond 2 tokens: fixed8 +0.250 ± 0.092 nats."
+    )
+    assert far_sentence([*idle, *uses]) == (
+        "fixed8 gains from context beyond 2 tokens, the others do not: grow +0.000 ± 0.184, "
+        "fixed8 +0.250 ± 0.092 nats."
+    )
+    assert far_sentence(short) == ""
+
+
+def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path):
+    scored = arm_of(tmp_path, "fixed8", USES, num_seeds=2)
+    lacks_it = Run.open(write_run(tmp_path, "fixed8", [(8, 10)], {8: 5.0}, seed=2))
+    (arm,) = by_arm([*scored, lacks_it])
+    assert far_gain(arm) is None
+    assert far_sheet([arm]).rows == []
+
+
+def test_the_report_shows_every_length(tmp_path):
+    runs = [*arm_of(tmp_path, "fixed8", USES), *arm_of(tmp_path, "fixed2", {2: [2.5] * 4})]
+    (sheet,) = [s for s in Report(runs).sheets() if s.title.startswith("Far context")]
+    assert list(sheet.columns) == ["run", "2", "8", "gain"]
+    assert sheet.rows == [
+        ["fixed8", "3.150", "2.900", "+0.250 ± 0.092"],
+        ["fixed2", "2.500", "-", "-"],
+    ]
+    assert "The same 40 targets of 4 documents" in sheet.notes[0]
+    page = Report(runs).write(tmp_path / "report").read_text()
+    assert "Far context" in page
+    assert "gains from context beyond 2 tokens" in page

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from glray.report.arms import by_environment
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses
@@ -30,7 +32,8 @@ def compared(spec: ComparisonSpec, runs: list[Run], long_losses: LongLosses) -> 
 
 
 def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
-    """``comparison.json``: all that a page of results needs, as plain values."""
+    """``comparison.json``: all that a page of results needs, and judging it again, as plain
+    values."""
     return {
         "name": spec.name,
         "title": spec.title,
@@ -79,12 +82,34 @@ def _run(run: Run) -> dict[str, Any]:
                 name: {str(score.seq_len): getattr(score, name) for score in latest.lengths}
                 for name in ("loss", "standard_error", "bits_per_byte")
             },
+            "document_tokens": latest.document_tokens.tolist(),
+            **{
+                name: {
+                    str(score.seq_len): _rounded(getattr(score, name)) for score in latest.lengths
+                }
+                for name in ("document_losses", "loss_by_position")
+            },
+            "far_context": latest.far_context and latest.far_context.model_dump(mode="json"),
         },
+        "evaluations": [
+            {
+                **{name: getattr(scored, name) for name in ("step", "tokens", "targets_sha256")},
+                "calibrated_seconds": scored.calibrated_seconds,
+                "measured_seconds": scored.measured_seconds,
+                "loss": {str(score.seq_len): score.loss for score in scored.lengths},
+            }
+            for scored in run.evaluations
+        ],
         "boundaries": [
             {"from": b.from_seq_len, "to": b.to_seq_len, "jump": b.jump and b.jump.jump}
             for b in run.boundaries
         ],
     }
+
+
+def _rounded(losses: np.ndarray) -> list[float]:
+    """To 4 decimals: thousands of them are kept for each run."""
+    return [round(loss, 4) for loss in losses.tolist()]
 
 
 def _long_documents(report: Report) -> list[dict[str, Any]]:

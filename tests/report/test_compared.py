@@ -101,6 +101,17 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     small = record["arms"][0]
     assert [run["heldout"]["loss"]["8"] for run in small["runs"]] == [3.0, 4.0]
     assert small["runs"][0]["seconds"]["evaluation"] == 1.0
+    # What judging again needs: every evaluation, and the last by document and by position.
+    scored, last = small["runs"][0]["evaluations"], small["runs"][0]["heldout"]
+    assert scored[-1]["loss"] == last["loss"]
+    assert [each["step"] for each in scored] == [
+        each.step for each in comparison.runs[0].evaluations
+    ]
+    tokens, losses = last["document_tokens"], last["document_losses"]["8"]
+    total = sum(loss * num_tokens for loss, num_tokens in zip(losses, tokens, strict=True))
+    assert total / sum(tokens) == pytest.approx(last["loss"]["8"], abs=1e-4)
+    assert len(last["loss_by_position"]["8"]) == 8
+    assert last["far_context"] is None  # of these runs; see test_far_context.py
     assert record["environments"][0]["runs"] == 4
     assert len(record["long_documents"]) == 4
     text = page.read_text()

@@ -62,7 +62,7 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
     which says the remedy."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too deep
         raise UserError(f"{path}: damaged, it is not JSON ({error}); {remedy}") from None
 
 

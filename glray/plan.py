@@ -13,6 +13,9 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
+
+from pydantic import Field
 
 from glray.errors import UserError
 from glray.record import Record
@@ -43,11 +46,11 @@ class Event(StrEnum):
 class StagePlan(Record):
     """One stage: steps ``first_step`` to ``first_step + num_steps`` at ``seq_len``."""
 
-    seq_len: int
+    seq_len: int = Field(ge=1)
     windows_per_batch: int
     """Windows of one step over all workers."""
     first_step: int
-    num_steps: int
+    num_steps: int = Field(ge=0)
     step_microseconds: int | None
     """Calibrated cost of a step; None where seconds decide nothing and none were measured."""
 
@@ -75,14 +78,22 @@ class StageBoundary(Record):
 class Plan(Record):
     """One arm's stages in steps, and when what happens around them."""
 
-    stages: tuple[StagePlan, ...]
-    tokens_per_batch: int
+    stages: tuple[StagePlan, ...] = Field(min_length=1)
+    tokens_per_batch: int = Field(ge=1)
     chunk_len: int
     budget_tokens: int | None
     budget_microseconds: int | None
     log_every_steps: int
     checkpoint_every_tokens: int
     evaluate_every_tokens: int | None
+
+    def model_post_init(self, context: Any) -> None:
+        ends = (0, *(stage.end_step for stage in self.stages))
+        for stage, end in zip(self.stages, ends, strict=False):
+            if stage.first_step != end:
+                raise ValueError(
+                    f"stages: one begins at step {stage.first_step}, the one before ends at {end}"
+                )
 
     @property
     def num_steps(self) -> int:

@@ -62,8 +62,14 @@ Number = Annotated[float, BeforeValidator(lambda value: nan if value is None els
 """A float; NaN where a run diverged."""
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.array(value, dtype=np.float64)  # null becomes NaN
+def _array(value: Any, dtype: type[np.generic] = np.float64) -> np.ndarray:
+    try:
+        array = np.array(value, dtype=dtype)  # null becomes NaN
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    if array.ndim != 1:
+        raise ValueError("not a list of numbers")
+    return array
 
 
 def _listed(values: np.ndarray) -> list[float | None]:
@@ -77,7 +83,7 @@ Numbers = Annotated[
 
 Counts = Annotated[
     np.ndarray,
-    PlainValidator(lambda values: np.array(values, dtype=np.int64)),
+    PlainValidator(lambda values: _array(values, np.int64)),
     PlainSerializer(lambda values: values.tolist(), return_type=list[int]),
 ]
 """int64[n]."""

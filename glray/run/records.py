@@ -3,9 +3,11 @@
 ``docs/metrics.md`` is rendered from this file: a field's docstring is its definition there.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from glray.errors import UserError
@@ -19,13 +21,13 @@ class Step(Record):
     definition says otherwise. A flush happens every ``compute.log_every_steps`` and before each
     checkpoint and evaluation."""
 
-    step: int = measure("steps")
+    step: int = measure("steps", le=2**63 - 1)
     """Steps trained, this one included."""
     stage: int = measure("")
     """Its stage, from 0."""
     seq_len: int = measure("tokens")
     """Length of its windows."""
-    tokens: int = measure("tokens")
+    tokens: int = measure("tokens", le=2**63 - 1)
     """Targets trained so far, this step included."""
     lr: float = measure("")
     """Learning rate that the step used."""
@@ -99,6 +101,18 @@ class LengthLoss(Record):
     """Mean loss at each position of the window."""
 
 
+def _check_documents(tokens: np.ndarray, losses: Iterable[Any]) -> None:
+    """Raises ValueError unless each of ``losses`` has one of each document, which has tokens."""
+    if not len(tokens) or (tokens < 1).any():
+        raise ValueError("a document without tokens")
+    for loss in losses:
+        if len(loss.document_losses) != len(tokens):
+            raise ValueError(
+                f"{len(loss.document_losses)} document_losses of {len(tokens)} documents at "
+                f"{loss.seq_len} tokens"
+            )
+
+
 class FarLoss(Record):
     """The far targets' loss in sliding windows of one length."""
 
@@ -118,8 +132,11 @@ class FarContext(Record):
     """Tokens of its own document that each far target has before it, at least."""
     document_tokens: Counts = measure("tokens")
     """Far targets of each document."""
-    losses: tuple[FarLoss, ...] = measure("")
+    losses: tuple[FarLoss, ...] = measure("", min_length=1)
     """A record for each window length, ascending, up to the longest trained; see below."""
+
+    def model_post_init(self, context: Any) -> None:
+        _check_documents(self.document_tokens, self.losses)
 
     @property
     def own(self) -> FarLoss:
@@ -156,6 +173,14 @@ class Evaluation(Record):
     far_context: FarContext | None = measure("", default=None)
     """What context further back is worth, see below; only at the end of the run."""
 
+    def model_post_init(self, context: Any) -> None:
+        _check_documents(self.document_tokens, self.lengths)
+        for length in self.lengths:
+            if not 1 <= length.seq_len == len(length.loss_by_position):
+                raise ValueError(
+                    f"{len(length.loss_by_position)} losses by position at {length.seq_len} tokens"
+                )
+
     def at(self, seq_len: int) -> LengthLoss | None:
         """The loss at that window length, None if it was not scored."""
         return next((length for length in self.lengths if length.seq_len == seq_len), None)
@@ -172,9 +197,11 @@ class BoundaryLoss(Record):
 
 
 def _by_length(losses: Any) -> Any:
-    if isinstance(losses, list | tuple):
-        return {loss["seq_len"]: loss for loss in losses}
-    return losses or {}
+    if not isinstance(losses, list | tuple):
+        return losses or {}
+    if not all(isinstance(loss, dict) and isinstance(loss.get("seq_len"), int) for loss in losses):
+        raise ValueError("not a list of losses with their seq_len")
+    return {loss["seq_len"]: loss for loss in losses}
 
 
 LossesByLength = Annotated[

@@ -259,13 +259,15 @@ class StepLog:
     @classmethod
     def read(cls, path: Path) -> "StepLog":
         """The whole lines of a file, as one may be being written. Raises UserError."""
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        steps = []
         try:
-            steps = [Step.model_validate_json(line) for line in lines]
+            for line in lines:
+                steps.append(Step.model_validate_json(line))
         except ValidationError as error:
             raise UserError(
-                f"{path}: has a line that is not a step ({error.errors()[0]['msg']}), so the run "
-                "cannot be reported; remove the line"
+                f"{path}: line {len(steps) + 1} is not a step ({error.errors()[0]['msg']}), so the "
+                "run cannot be reported; remove the line"
             ) from None
         columns: dict[str, Any] = {}
         for name in (field.name for field in fields(cls)):
@@ -330,7 +332,7 @@ def _arm_order(directory: Path) -> list[str]:
     try:
         spec = yaml.safe_load((directory / "spec.yaml").read_text(encoding="utf-8"))
         return [arm["name"] for arm in spec["arms"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
         return []
 
 

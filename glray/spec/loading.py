@@ -97,7 +97,9 @@ def describe(error: ValidationError) -> str:
     """One line for a pydantic error: ``path: message`` of each problem, joined by ``; ``."""
     kinds = _kinds(Spec)
     problems = []
-    for problem in error.errors(include_url=False, include_context=False):
+    found = error.errors(include_url=False, include_context=False)
+    wrong_items = {problem["loc"][:-1] for problem in found}
+    for problem in found:
         place = ".".join(
             str(part)
             for index, part in enumerate(problem["loc"])
@@ -106,6 +108,8 @@ def describe(error: ValidationError) -> str:
         )
         if problem["type"] == "default_factory_not_called":
             continue  # of a field that is wrong itself, which is another problem
+        if problem["type"] == "too_short" and problem["loc"] in wrong_items:
+            continue  # without its wrong items, each of which is a problem of its own
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key; remove it or correct its spelling"
@@ -144,7 +148,8 @@ def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
     except SyntaxError as error:
-        raise UserError(f"{error.filename}: line {error.lineno}: {error.msg}") from None
+        place = f"{error.filename or path}" + (f": line {error.lineno}" if error.lineno else "")
+        raise UserError(f"{place}: {error.msg}") from None
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the person's own code raises

@@ -144,3 +144,55 @@ def test_damaged_records_are_refused_with_their_place(pipeline):
     path.write_text("{")
     with pytest.raises(UserError, match=r"grow-seed0/run\.json"):
         Run.open(path.parent)
+
+
+LAST = "evaluations/step-00000015.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "words"),
+    [
+        ("run.json", ("plan", "stages"), [], "at least 1 item"),
+        ("run.json", ("plan", "stages", 1, "first_step"), 7, "begins at step 7"),
+        (LAST, ("document_tokens",), [None], "int()"),
+        (LAST, ("document_tokens",), [20] * 15, "16 document_losses of 15 documents"),
+        (LAST, ("lengths", 0, "document_losses"), 3, "not a list of numbers"),
+        (LAST, ("lengths", 0, "loss_by_position"), [], "0 losses by position at 4"),
+        (
+            LAST,
+            ("far_context",),
+            {"tokens_before": 1, "document_tokens": [1], "losses": []},
+            "1 item",
+        ),
+        ("boundaries/step-00000010.json", ("before",), [1], "not a list of losses"),
+        ("boundaries/step-00000010.json", ("before",), [{"seq_len": [1]}], "not a list of losses"),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_one_line_that_says_where(
+    tmp_path, file, place, value, words
+):
+    directory = write_run(tmp_path, "grow", [(4, 10), (8, 5)], {4: 5.0, 8: 4.0})
+    record = found = json.loads((directory / file).read_text())
+    for part in place[:-1]:
+        found = found[part]
+    found[place[-1]] = value
+    (directory / file).write_text(json.dumps(record))
+
+    def read():
+        run = Run.open(directory)
+        return run.evaluations, run.boundaries
+
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        read()
+    assert str(refused.value).startswith(f"{directory / file}: damaged")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_line_that_is_no_step_is_named_by_its_number(tmp_path):
+    directory = write_run(tmp_path, "grow", [(4, 10), (8, 5)], {4: 5.0, 8: 4.0})
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    for damaged in ("", '{"step": 1}', lines[2].replace('"step": 3', f'"step": {10**30}')):
+        path.write_text("\n".join([*lines[:2], damaged, *lines[3:]]) + "\n")
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 3 is not a step"):
+            assert Run.open(directory).log

@@ -21,11 +21,6 @@ def storage_path(compute: ComputeSpec) -> Path:
             f"compute.storage {compute.storage!r} is a URL, but glray writes to a folder: mount "
             "the bucket on every node and give the mount, --set compute.storage=/mnt/bucket"
         )
-    if "\0" in compute.storage:
-        raise UserError(
-            f"compute.storage {compute.storage!r} has a NUL character: no folder can have that "
-            "name; give another"
-        )
     path = Path(os.path.expanduser(compute.storage))
     if not path.is_absolute() and _SUBMITTED_JOB_VARIABLE in os.environ:
         raise UserError(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glray.report.arms import Arm
+from glray.report.arms import Arm, by_arm
 from glray.report.sheets import Sheet
 from glray.run.records import FarContext, FarLoss
+from glray.run.run import Run
 from glray.run.statistics import standard_error, student_t
 
 
@@ -59,9 +60,9 @@ def far_gain(arm: Arm) -> FarGain | None:
     return FarGain(gain, half, contexts[0].losses[0].seq_len, len(documents))
 
 
-def far_sheet(arms: Sequence[Arm]) -> Sheet:
+def far_sheet(runs: Sequence[Run]) -> Sheet:
     """One row an arm: its loss on the far targets at each window length, and the gain."""
-    scored = [(arm, contexts) for arm in arms if (contexts := far_contexts(arm))]
+    scored = [(arm, contexts) for arm in by_arm(runs) if (contexts := far_contexts(arm))]
     lengths = sorted({loss.seq_len for _, contexts in scored for loss in contexts[0].losses})
     rows = []
     for arm, contexts in scored:
@@ -86,9 +87,9 @@ def far_sheet(arms: Sequence[Arm]) -> Sheet:
     return Sheet(title, ["run", *(f"{n:,}" for n in lengths), "gain"], rows, notes)
 
 
-def far_sentence(arms: Sequence[Arm]) -> str:
+def far_sentence(runs: Sequence[Run]) -> str:
     """Which arms gain from context beyond the short one; empty if none was scored for it."""
-    gains = {arm.label: gain for arm in arms if (gain := far_gain(arm))}
+    gains = {arm.label: gain for arm in by_arm(runs) if (gain := far_gain(arm))}
     if not gains:
         return ""
     short = min(gain.short for gain in gains.values())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from glray.errors import UserError
 from glray.files import write_text
 from glray.report import length_plots, look, sheets, training_plots
-from glray.report.arms import by_arm, eval_seq_lens, labelled, longest_trained
+from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.far_context import far_sentence, far_sheet
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
@@ -36,13 +36,12 @@ class Report:
     def sentences(self) -> list[str]:
         """The verdicts, and what else the numbers say."""
         verdicts = [judgement.sentence for judgement in self.judgements]
-        far = far_sentence(by_arm(self.runs))
-        return [*verdicts, *headline(self.runs), *([far] if far else [])]
+        said = [*verdicts, *headline(self.runs), far_sentence(self.runs)]
+        return [sentence for sentence in said if sentence]
 
     def sheets(self) -> list[Sheet]:
         """For a terminal: what each run took, its held-out loss and that on long documents."""
-        far = [sheet for sheet in [far_sheet(by_arm(self.runs))] if sheet.rows]
-        return [*sheets.summary(self.runs), *far, *self._long_sheets()]
+        return [*sheets.summary(self.runs), *self._scored_further()]
 
     def write(self, directory: Path) -> Path:
         """Write the plots and ``report.html`` into ``directory``; returns the page's path.
@@ -54,7 +53,6 @@ class Report:
             raise UserError(f"{directory}: 0 runs to report, a report needs at least 1; name one")
         seq_lens = eval_seq_lens(runs)
         results = [sheets.training(runs), sheets.heldout(runs, seq_lens, seq_lens)]
-        results.append(far_sheet(by_arm(runs)))
         details = [sheets.stage_ends(runs), sheets.boundaries(runs), sheets.jumps(runs)]
         details += [sheets.stages(runs), sheets.identities(runs)]
         latest = [run.latest for run in runs if run.latest is not None]
@@ -63,7 +61,7 @@ class Report:
             "page.html.j2",
             title=self.title or " and ".join(dict.fromkeys(run.manifest.pipeline for run in runs)),
             sentences=self.sentences,
-            results=[sheet for sheet in [*results, *self._long_sheets()] if sheet.rows],
+            results=[sheet for sheet in [*results, *self._scored_further()] if sheet.rows],
             plots={
                 plot.stem: base64.b64encode(plot.read_bytes()).decode()
                 for plot in self.draw(directory)
@@ -98,5 +96,9 @@ class Report:
             figures["around_boundaries.png"] = training_plots.around_boundaries(runs)
         return [look.save(figure, directory / name) for name, figure in figures.items()]
 
-    def _long_sheets(self) -> list[Sheet]:
-        return [long_sheet(self.runs, self.long_losses)] if self.long_losses else []
+    def _scored_further(self) -> list[Sheet]:
+        """Far context and long documents, where they were scored."""
+        scored = [far_sheet(self.runs)]
+        if self.long_losses:
+            scored.append(long_sheet(self.runs, self.long_losses))
+        return [sheet for sheet in scored if sheet.rows]

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from glray.errors import UserError
 from glray.files import read_json
@@ -56,6 +63,17 @@ class Step(Record):
     memory_bytes: int | None = measure("bytes")
     """Rank 0's. CUDA: peak bytes of tensors since the last flush, evaluations and checkpoints
     included. CPU: the process's resident set at the flush, `null` where there is no `/proc`."""
+
+    @classmethod
+    def of_line(cls, line: str | bytes, where: str) -> "Step":
+        """The step of a line of ``metrics.jsonl``. Raises UserError, which says ``where``."""
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            raise UserError(
+                f"{where} is not a step ({error.errors()[0]['msg']}), so the run can neither be "
+                "resumed nor reported; remove the line"
+            ) from None
 
 
 class TrainingProgress(Record):
@@ -137,11 +155,6 @@ class FarContext(Record):
 
     def model_post_init(self, context: Any) -> None:
         _check_documents(self.document_tokens, self.losses)
-
-    @property
-    def own(self) -> FarLoss:
-        """In windows of the longest length trained."""
-        return self.losses[-1]
 
 
 class Evaluation(Record):
@@ -256,6 +269,10 @@ class BoundaryRecord(Record):
     """As in the evaluations; `after` stays empty where it has changed since."""
     document_tokens: Counts = measure("tokens")
     """Targets of each document."""
+
+    def model_post_init(self, context: Any) -> None:
+        for losses in (self.before, self.switched, self.after):
+            _check_documents(self.document_tokens, losses.values())
 
 
 class Result(Record):

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
 
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
@@ -260,15 +259,7 @@ class StepLog:
     def read(cls, path: Path) -> "StepLog":
         """The whole lines of a file, as one may be being written. Raises UserError."""
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        steps = []
-        try:
-            for line in lines:
-                steps.append(Step.model_validate_json(line))
-        except ValidationError as error:
-            raise UserError(
-                f"{path}: line {len(steps) + 1} is not a step ({error.errors()[0]['msg']}), so the "
-                "run cannot be reported; remove the line"
-            ) from None
+        steps = [Step.of_line(line, f"{path}: line {n}") for n, line in enumerate(lines, 1)]
         columns: dict[str, Any] = {}
         for name in (field.name for field in fields(cls)):
             dtype = np.int64 if Step.model_fields[name].annotation is int else np.float64

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from glray.data.checksum import as_hex
-from glray.errors import UserError
 from glray.files import naming, write_text
 from glray.run.records import Step
 from glray.run.run import Run
@@ -83,7 +81,12 @@ class MetricsLog:
         if self._ctx.rank == 0 and self._path.exists():
             text = self._path.read_text(encoding="utf-8", errors="replace")
             lines = text.splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and self._step_of(line) <= step]
+            kept = [
+                line
+                for number, line in enumerate(lines, 1)
+                if line.endswith("\n")
+                and Step.of_line(line, f"{self._path}: line {number}").step <= step
+            ]
             write_text(self._path, "".join(kept))
 
     def add(self, pending: PendingStep) -> None:
@@ -133,12 +136,6 @@ class MetricsLog:
                 numbers = {n: v for n, v in step if n != "step" and isinstance(v, int | float)}
                 tracker.write(step.step, {f"train/{name}": v for name, v in numbers.items()})
             tracker.flush()
-
-    def _step_of(self, line: str) -> int:
-        try:
-            return Step.model_validate_json(line).step
-        except ValidationError:
-            raise UserError(f"{self._path}: {line[:40]!r} is not a step; remove the line") from None
 
 
 def _memory_bytes(device: torch.device) -> int | None:

@@ -50,9 +50,9 @@ def test_a_gain_is_paired_by_document(tmp_path):
 
 
 def test_the_sentence_says_who_gains(tmp_path):
-    uses = by_arm(arm_of(tmp_path, "fixed8", USES))
-    idle = by_arm(arm_of(tmp_path, "grow", DOES_NOT))
-    short = by_arm(arm_of(tmp_path, "fixed2", {2: [3.0] * 4}))
+    uses = arm_of(tmp_path, "fixed8", USES)
+    idle = arm_of(tmp_path, "grow", DOES_NOT)
+    short = arm_of(tmp_path, "fixed2", {2: [3.0] * 4})
     assert far_sentence([*idle, *short]) == (
         "No arm gains from context beyond 2 tokens at this scale: grow +0.000 ± 0.184 nats."
     )
@@ -71,7 +71,7 @@ def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path):
     lacks_it = Run.open(write_run(tmp_path, "fixed8", [(8, 10)], {8: 5.0}, seed=2))
     (arm,) = by_arm([*scored, lacks_it])
     assert far_gain(arm) is None
-    assert far_sheet([arm]).rows == []
+    assert far_sheet([*scored, lacks_it]).rows == []
 
 
 def test_the_report_shows_every_length(tmp_path):

@@ -165,6 +165,7 @@ LAST = "evaluations/step-00000015.json"
             "1 item",
         ),
         ("boundaries/step-00000010.json", ("before",), [1], "not a list of losses"),
+        ("boundaries/step-00000010.json", ("document_tokens",), [20], "2 document_losses of 1"),
         ("boundaries/step-00000010.json", ("before",), [{"seq_len": [1]}], "not a list of losses"),
     ],
 )

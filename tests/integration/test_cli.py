@@ -20,6 +20,8 @@ from glray.spec.loading import load_pipeline
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 
+from ..command import start_glray, status_of
+
 PIPELINE = """
 from glray.spec import *
 
@@ -263,19 +265,16 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
 @pytest.mark.ray
 @trained
 def test_ctrl_c_stops_at_a_checkpoint(folder):
-    command = [sys.executable, "-m", "glray", "run", "tiny.py"]
-    command += ["--set", "name=stopped", "--set", "budget.seconds=600"]
-    with (folder / "stopped.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=persons_environment(), stdout=log, stderr=log
-        )
+    log = folder / "stopped.log"
+    arguments = ["run", "tiny.py", "--set", "name=stopped", "--set", "budget.seconds=600"]
+    process = start_glray(folder, log, persons_environment(), *arguments)
     run = folder / "runs" / "stopped" / "grow-seed0"
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, (folder / "stopped.log").read_text()
-    assert "the same command resumes" in (folder / "stopped.log").read_text()
+    os.kill(process.pid, signal.SIGINT)
+    assert status_of(process, log, 60) == 130, log.read_text()
+    assert "the same command resumes" in log.read_text()
     (checkpoint,) = committed_checkpoints(run / "checkpoints")
     steps = int(checkpoint.name.removeprefix("step-"))
     assert metrics(run)[-1]["step"] == steps

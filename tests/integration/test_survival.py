@@ -1,11 +1,10 @@
 """A worker, the driver and a node's raylet, killed on Ray at random moments: nothing is lost."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from glray.run.run import Run
 from glray.spec import PipelineSpec, load_pipeline
 from glray.train.export import run_corpus
 
+from ..command import start_glray, status_of
 from ..group import join_group, start_group, train
 from ..weights import same_weights
 
@@ -48,6 +48,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Of a pipeline; nothing that was started with it outlives it."""
     yield tmp_path
+    for command in multiprocessing.active_children():
+        command.kill()
     for process in processes_of(tmp_path):
         os.kill(process, signal.SIGKILL)
 
@@ -62,7 +64,7 @@ def write_pipeline(folder: Path, **fields: object) -> None:
 
 
 def processes_of(folder: Path, name: str = "") -> list[int]:
-    """The processes that the runs of a folder started and whose command has ``name`` in it."""
+    """What the runs of a folder have started whose command has ``name`` in it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -78,18 +80,21 @@ def processes_of(folder: Path, name: str = "") -> list[int]:
 class GlrayRun:
     """``glray run`` in a process of its own, and what belongs to it."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self.run = folder / "runs" / "tiny" / "grow-seed0"
         self.log = folder / "log"
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "glray", "run", "tiny.py", *arguments],
-                cwd=folder,
-                env=os.environ | {"GLRAY_TEST": str(folder)} | environment,
-                stdout=log,
-                stderr=log,
-            )
+        marked = os.environ | {"GLRAY_TEST": str(folder)} | environment
+        self.process = start_glray(folder, self.log, marked, "run", "tiny.py")
+
+    def status(self, seconds: float) -> int:
+        """The exit status, once it has ended."""
+        return status_of(self.process, self.log, seconds)
+
+    def kill(self, sent: int = signal.SIGKILL) -> None:
+        """Send the command's own process a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, sent)
 
     def step(self) -> int:
         """The last step logged."""
@@ -106,7 +111,7 @@ class GlrayRun:
         """Wait for the condition, which must come before the run ends."""
         end = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > end or self.process.poll() is not None:
+            if time.monotonic() > end or self.process.exitcode is not None:
                 pytest.fail(f"did not come about\n{self.log.read_text()}")
             time.sleep(0.05)
 
@@ -136,8 +141,8 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder, en
     run.wait_until(lambda: run.resumptions() > 0)  # goes on by itself
     later(run, before)
     resumptions = run.resumptions()
-    os.kill(run.process.pid, signal.SIGKILL)
-    run.process.wait()
+    run.kill()
+    assert run.status(60) == -signal.SIGKILL
 
     # Ray notices a lost node after some seconds of these instead of a minute.
     patience = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
@@ -146,7 +151,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder, en
     later(again, 0)
     (raylet,) = processes_of(folder, "raylet/raylet")
     os.kill(raylet, signal.SIGKILL)
-    status = again.process.wait(120)
+    status = again.status(120)
     assert status in (1, 2)  # 1 where Ray itself ends the driver, before or after it has said why
     said = "the same command goes on from the latest checkpoint" in again.log.read_text()
     assert said or status == 1
@@ -161,15 +166,15 @@ def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(f
     run = GlrayRun(folder)
     run.wait_until(lambda: run.step() > 50)  # past the first checkpoint
     assert processes_of(folder, "RayTrainWorker") == []
-    os.kill(run.process.pid, signal.SIGKILL)
-    run.process.wait()
+    run.kill()
+    assert run.status(60) == -signal.SIGKILL
 
     again = GlrayRun(folder)
     again.wait_until(lambda: again.resumptions() == 1)
     step = again.step()
     again.wait_until(lambda: again.step() > step)
-    again.process.send_signal(signal.SIGTERM)
-    assert again.process.wait(60) == 143, again.log.read_text()
+    again.kill(signal.SIGTERM)
+    assert again.status(60) == 143, again.log.read_text()
     (stopped_at,) = [line for line in events(folder).splitlines() if "stopped at step" in line]
     assert f"stopped at step {again.step():,}" in stopped_at
 
@@ -183,7 +188,7 @@ def end(folder: Path, num_workers: int, on_ray: bool) -> None:
         run = Run.open(folder / "runs" / "tiny" / "grow-seed0")
         assert join_group(start_group(train, num_workers, spec_of(folder), run_corpus(run)))
     last = GlrayRun(folder)
-    assert last.process.wait(240) == 0, last.log.read_text()
+    assert last.status(240) == 0, last.log.read_text()
     assert ("nothing to train" in last.log.read_text()) is not on_ray
 
 

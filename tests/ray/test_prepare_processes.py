@@ -4,66 +4,64 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray._private import ray_constants
 
+from glray.data.blocks import shards
 from glray.data.blocks.heldout import is_drawn
 from glray.data.blocks.token_blocks import read_block
 from glray.data.blocks.tokenizer import encode, train_bpe
-from glray.spec import (
-    JsonlCorpus,
-    PipelineSpec,
-    TokenizerFile,
-)
+from glray.ray import prepare
+from glray.ray.cluster import connect
+from glray.spec import JsonlCorpus, PipelineSpec, TokenizerFile
+from glray.spec.loading import validate
+from tests.command import start, status_of
 from tests.data.preparing import files_of, found, left_behind, pipeline, prepared
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 
-PREPARE = """
-import json, sys, ray
-from ray._private import ray_constants
-from glray.ray.cluster import connect
-from glray.data.blocks import shards
-from glray.ray import prepare
-from glray.spec.loading import validate
-spec = validate(json.loads(sys.argv[1]), "test")
-shards.MIN_SHARD_BYTES, store_bytes = map(int, sys.argv[2:])
-prepare.SAY_SECONDS = 0
-if store_bytes:
-    ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES = store_bytes  # else no less than 75 MiB
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-             object_store_memory=store_bytes, logging_level="error")
-connect(spec.compute, lambda line: None)
-print("ready", flush=True)
-prepare.prepare(spec, lambda line: print(line, flush=True))
-"""
-
-
 def start_prepare(
-    spec: PipelineSpec, *, min_shard_bytes: int, store_bytes: int = 0
-) -> subprocess.Popen:
-    """On the tests' own Ray, or on a new one with an object store of ``store_bytes``."""
-    declared = json.dumps(spec.model_dump(mode="json"))
+    spec: PipelineSpec, log: Path, *, min_shard_bytes: int, store_bytes: int = 0
+) -> BaseProcess:
+    """On the tests' own Ray, or on a new one with an object store of ``store_bytes``; returns once
+    it is connected."""
     environment = {
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback, see glray.ray.cluster
     }
-    process = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, declared, str(min_shard_bytes), str(store_bytes)],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    declared = json.dumps(spec.model_dump(mode="json"))
+    arguments = (declared, min_shard_bytes, store_bytes)
+    process = start(prepare_anew, log.parent, log, os.environ | environment, *arguments)
+    while process.exitcode is None and not (log.exists() and "ready\n" in log.read_text()):
+        time.sleep(0.02)
     return process
+
+
+def prepare_anew(declared: str, min_shard_bytes: int, store_bytes: int) -> None:
+    """What a started process does."""
+    spec = validate(json.loads(declared), "test")
+    shards.MIN_SHARD_BYTES = min_shard_bytes
+    prepare.SAY_SECONDS = 0
+    if store_bytes:
+        ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES = store_bytes  # else no less than 75 MiB
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=store_bytes,
+            logging_level="error",
+        )
+    connect(spec.compute, lambda line: None)
+    print("ready", flush=True)
+    prepare.prepare(spec, lambda line: print(line, flush=True))
 
 
 def write_words(path: Path, num_documents: int, words_each: int) -> None:
@@ -89,18 +87,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     print(f"kill times from seed {seed}")
     rng = random.Random(seed)
     for number in range(num_kills):
-        process = start_prepare(spec, min_shard_bytes=200_000)
+        process = start_prepare(spec, tmp_path / f"log{number}", min_shard_bytes=200_000)
         committed = set(work.glob("*/*/**/*.arrow"))
         # From start-up alone to long after the first new file: the first kill comes early.
-        while number and process.poll() is None and committed >= set(work.glob("*/*/**/*.arrow")):
+        while number and process.is_alive() and committed >= set(work.glob("*/*/**/*.arrow")):
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5 if number else 4))
         process.kill()
-        process.wait()
-    last = start_prepare(spec, min_shard_bytes=200_000)
-    output, _ = last.communicate(timeout=120)
-    assert last.returncode == 0
-    print(output)
+        process.join()
+    log = tmp_path / "last"
+    assert status_of(start_prepare(spec, log, min_shard_bytes=200_000), log, 120) == 0
+    print(log.read_text())
     blocks = found(spec)
     assert blocks is not None
     assert files_of(blocks) == whole
@@ -111,9 +108,10 @@ def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
     write_words(tmp_path / "a.jsonl", 600, 800)
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
     spec = pipeline(tmp_path / "runs", corpus=source, heldout_fraction=0.02)
-    both = [start_prepare(spec, min_shard_bytes=100_000) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    logs = [tmp_path / "one", tmp_path / "two"]
+    both = [start_prepare(spec, log, min_shard_bytes=100_000) for log in logs]
+    assert [status_of(*each, 120) for each in zip(both, logs, strict=True)] == [0, 0]
+    outputs = [log.read_text() for log in logs]
     assert sum("waiting for it" in output for output in outputs) <= 1
     assert sum("held out, in" in output for output in outputs) == 1  # one did it
     blocks = found(spec)
@@ -132,11 +130,11 @@ def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
         tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")),
         heldout_fraction=0.01,
     )
-    process = start_prepare(spec, min_shard_bytes=2**20, store_bytes=8 * 2**20)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0
-    assert "MB/s" in output
-    assert "s left" in output
+    log = tmp_path / "log"
+    process = start_prepare(spec, log, min_shard_bytes=2**20, store_bytes=8 * 2**20)
+    assert status_of(process, log, 240) == 0
+    assert "MB/s" in log.read_text()
+    assert "s left" in log.read_text()
     blocks = found(spec)
     assert blocks is not None
 

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glray.files import read_json, write_text
 from glray.report.formats import mean_text, seconds_text, tokens_text
+from glray.report.outcome import Outcome, Verdict
 from glray.report.profile_sheets import costs_sheet
 from glray.report.render import markdown
 from glray.report.sheets import Sheet
 from glray.run.profile import SettingCosts
-from glray.run.statistics import mean_interval
+from glray.run.statistics import holm, mean_interval
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -76,24 +77,53 @@ def _costs_sheets(tables: dict[str, Any]) -> list[Sheet]:
 
 
 def claims_sheet(results: dict[str, dict[str, Any]]) -> Sheet:
-    """Every claim of the paper that was put to the test."""
-    rows = [
-        (scale, claim["says"], claim["verdict"], str(claim["num_seeds"]), _difference(claim))
+    """Every claim of the paper that was put to the test; the chance of a false verdict is held down
+    for all primary claims of the page together."""
+    claims = [
+        (scale, claim)
         for scale, found in results.items()
         for name in FIGURES
         for claim in found.get(name, {}).get("claims", [])
     ]
-    return Sheet("", ("scale", "claim", "verdict", "seeds", "difference"), rows)
+    verdicts = _verdicts([claim for _, claim in claims])
+    rows = [
+        (scale, claim["says"], *verdict, str(claim["num_seeds"]), _difference(claim))
+        for (scale, claim), verdict in zip(claims, verdicts, strict=True)
+    ]
+    columns = ("scale", "claim", "verdict", "long context", "seeds", "difference")
+    return Sheet("", columns, rows)
+
+
+def _verdicts(claims: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Of each claim and its long context, by Holm over all primary claims."""
+    tests = [test for claim in claims for test in (claim, claim["long_context"])]
+    family = [
+        test
+        for claim in claims
+        if claim["primary"]
+        for test in (claim, claim["long_context"])
+        if test is not None and test["p"] is not None
+    ]
+    adjusted = {id(test): p for test, p in zip(family, holm([t["p"] for t in family]), strict=True)}
+    found = ["-" if test is None else _verdict(test, adjusted.get(id(test))) for test in tests]
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _verdict(test: dict[str, Any], p_adjusted: float | None) -> str:
+    fields = {"leaning": Verdict(test["leaning"]), "otherwise": Verdict(test["otherwise"])}
+    return Outcome(**fields, p=test["p"], p_adjusted=p_adjusted).verdict
 
 
 def _difference(claim: dict[str, Any]) -> str:
     """``growlength − llm1024: -0.144 (-0.210 to -0.078) nats``."""
-    mean, half = claim["difference"], claim["half"]
-    if mean is None:
+    pair = f"{claim['arm']} − {claim['against']}: "
+    if shares := claim["shares"]:
+        return f"{pair}{fmean(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%}, range)"
+    if (found := claim["difference"]) is None:
         return "-"
-    shown, unit = ("{:+.1%}", "") if claim["measure"] == "seconds" else ("{:+.3f}", " nats")
-    interval = f" ({shown} to {shown})".format(mean - half, mean + half) if half is not None else ""
-    return f"{claim['arm']} − {claim['against']}: {shown.format(mean)}{interval}{unit}"
+    mean, half = found["mean"], found["half"]
+    interval = "" if half is None else f" ({mean - half:+.3f} to {mean + half:+.3f})"
+    return f"{pair}{mean:+.3f}{interval} nats"
 
 
 def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:

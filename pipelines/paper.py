@@ -16,8 +16,8 @@ OTHER_RATIOS = (grow(128, 512, 1024, name="128-512-1024"), grow(128, 1024, name=
 LONG_DOCUMENTS = spec.ParquetCorpus(paths=("long-documents.parquet",))
 TWO_LAYERS = spec.GPTNeoXModel(num_layers=2, hidden_size=128, num_heads=4, intermediate_size=512)
 NAMES = tuple(arm.name for arm in ARMS)
-# Held-out losses are compared in windows of 1,024 and in those of 128, which are LLM128's own.
-BELOW_LLM128 = (lower("growlength", "llm128"), lower("growlength", "llm128", at=128))
+# Each arm is judged at its own length, as in the paper; in whole windows of 128 only to describe.
+BELOW_LLM128 = [lower("growlength", "llm128"), lower("growlength", "llm128", at=128, primary=False)]
 
 
 class Paper(Spec):
@@ -75,17 +75,17 @@ class Paper(Spec):
         llm128, llm1024, by_tokens = self.equal_tokens()[NAMES]
         (by_time,) = self.equal_time()["growlength"]
         grown = (by_tokens.derive(label="growlength-1"), by_time.derive(label="growlength-2"))
-        against = [(other, at) for other in ("llm1024", "llm128") for at in (1024, 2048, 4096)]
-        claims = [lower("growlength-1", other, at=at, measure="long_loss") for other, at in against]
+        fields = {"at": max(self.context.seq_lens), "measure": "long_loss"}
+        claims = [lower("growlength-1", other, **fields) for other in ("llm1024", "llm128")]
         title, arms = "Context windows beyond the trained length", (llm128, llm1024, *grown)
         return self._comparison("figure4", title, arms, claims, context=self.context)
 
     def figure5(self) -> ComparisonSpec:
         """Ratios: in how many stages the length grows."""
         arms = self.equal_time()["growlength", "128-512-1024", "128-1024"]
-        same_loss = same("128-512-1024", "growlength", within=0.02)
-        leap = (lower("growlength", "128-1024"), lower("growlength", "128-1024", measure="jump"))
-        return self._comparison("figure5", "Ratios of the lengths", arms, (same_loss, *leap))
+        claims = [same("128-512-1024", "growlength", within=0.02), lower("growlength", "128-1024")]
+        claims += [lower("growlength", "128-1024", measure="jump", primary=False)]
+        return self._comparison("figure5", "Ratios of the lengths", arms, claims)
 
     def long4096(self, longest: int = 4096) -> ComparisonSpec:
         """The abstract's example at equal time, 128 → … → 4096."""

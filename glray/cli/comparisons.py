@@ -95,7 +95,12 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
         if record is None or record.get("scored_as") != scored_as:
             console.print(f"{run.name}: long documents, {name} windows")
             protocol = ScoringProtocol(
-                context.seq_lens, stride, SCALINGS, context.documents, context.num_tokens
+                context.seq_lens,
+                stride,
+                SCALINGS,
+                context.documents,
+                context.num_tokens,
+                far_context=stride is None,
             )
             scores = score_model(run.directory, protocol)
             record = {"scored_as": scored_as, **context_record(scores, protocol)}

@@ -14,6 +14,7 @@ from glray.run.run import Run, run_directory
 from glray.spec.comparison import ComparisonSpec
 
 OF_TARGETS = ("targets_sha256", "num_target_tokens", "num_documents")
+OF_LONG = ("stride", "document_tokens", "far_context")
 
 
 def labelled_runs(spec: ComparisonSpec) -> list[Run]:
@@ -51,6 +52,13 @@ def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
             for arm in spec.arms
         ],
         "long_documents": _long_documents(report),
+        "calibrations": {
+            run.manifest.pipeline: [
+                {str(n): cost for n, cost in costs.items()} for costs in found.repetitions
+            ]
+            for run in report.runs
+            if (found := run.calibration)
+        },
         "environments": [
             found | {"runs": len(labels)} for found, labels in by_environment(report.runs)
         ],
@@ -113,14 +121,14 @@ def _rounded(losses: np.ndarray) -> list[float]:
 
 
 def _long_documents(report: Report) -> list[dict[str, Any]]:
-    """By arm, seed and protocol, without the losses of each document and position."""
-    of_length = ("seq_len", "loss", "standard_error")
+    """By arm, seed and protocol, without the losses of each position."""
+    of_length = ("seq_len", "loss", "standard_error", "document_losses")
     return [
         {
             "label": run.label,
             "seed": run.seed,
             "protocol": protocol,
-            **{key: record[key] for key in ("stride", *OF_TARGETS)},
+            **{key: record.get(key) for key in (*OF_LONG, *OF_TARGETS)},
             "positions": {
                 scaling: [{key: length[key] for key in of_length} for length in lengths]
                 for scaling, lengths in record["positions"].items()

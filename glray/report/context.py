@@ -56,9 +56,11 @@ def context_record(scores: "Scores", protocol: "ScoringProtocol") -> dict[str, A
         "protocol": WHOLE if protocol.stride is None else SLIDING,
         "stride": protocol.stride,
         "num_documents": targets.num_documents,
+        "document_tokens": targets.document_tokens,
         "num_target_tokens": targets.num_targets,
         "targets_sha256": targets.sha256,
         "trained_len": scores.trained_len,
+        "far_context": scores.far_context and scores.far_context.model_dump(mode="json"),
         "positions": scores.by_positions,
     }
 

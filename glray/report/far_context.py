@@ -12,31 +12,36 @@ import numpy as np
 
 from glray.report.arms import Arm, by_arm
 from glray.report.sheets import Sheet
-from glray.run.records import FarContext, FarLoss
+from glray.run.records import FarContext
 from glray.run.run import Run
-from glray.run.statistics import standard_error, student_t
+from glray.run.statistics import Estimate, crossed
 
 
 @dataclass(frozen=True)
 class FarGain:
     """Loss in the short context less that in windows of the arm's own length, same targets."""
 
-    gain: float
-    """Nats per token, mean over seeds."""
-    half: float | None
-    """Half of its 95% interval over documents; None for one document."""
+    values: np.ndarray
+    """float64[seeds, documents], nats per token."""
+    document_tokens: np.ndarray
+    """int64[documents]: far targets of each."""
     short: int
     """Window length of the short context, in tokens."""
-    num_documents: int
+
+    @property
+    def estimate(self) -> Estimate:
+        """Nats per token, over seeds and documents."""
+        return crossed(self.values, self.document_tokens)
 
     @property
     def is_positive(self) -> bool:
-        """Whether the interval lies above 0."""
-        return self.half is not None and self.gain - self.half > 0
+        """Whether its 95% interval lies above 0."""
+        return self.estimate.low > 0
 
     def __str__(self) -> str:
-        half = "" if self.half is None else f" ± {self.half:.3f}"
-        return f"{self.gain:+.3f}{half}"
+        estimate = self.estimate
+        half = f" ± {estimate.half:.3f}" if estimate.parts else ""
+        return f"{estimate.mean:+.3f}{half}"
 
 
 def far_contexts(arm: Arm) -> list[FarContext]:
@@ -46,18 +51,23 @@ def far_contexts(arm: Arm) -> list[FarContext]:
     return scored if len(scored) == len(arm.runs) else []
 
 
-def far_gain(arm: Arm) -> FarGain | None:
-    """None if the arm was not scored, or is trained on no more than the short context."""
-    contexts = far_contexts(arm)
+def gain_of(contexts: Sequence[FarContext]) -> FarGain | None:
+    """Of an arm's runs; None if they were not scored, or are trained on no more than the short
+    context."""
     if not contexts or len(contexts[0].losses) == 1:
         return None
-    documents = contexts[0].document_tokens
-    short, own = ([context.losses[end] for context in contexts] for end in (0, -1))
-    gains = _by_document(short) - _by_document(own)
-    error = standard_error(documents, gains)
-    half = None if error is None else student_t(len(documents) - 1) * error
-    gain = float((documents * gains).sum() / documents.sum())
-    return FarGain(gain, half, contexts[0].losses[0].seq_len, len(documents))
+    short, own = (far_losses(contexts, end) for end in (0, -1))
+    return FarGain(short - own, contexts[0].document_tokens, contexts[0].losses[0].seq_len)
+
+
+def far_gain(arm: Arm) -> FarGain | None:
+    """On held-out documents; see ``gain_of``."""
+    return gain_of(far_contexts(arm))
+
+
+def far_losses(contexts: Sequence[FarContext], index: int) -> np.ndarray:
+    """float64[seeds, documents]: losses in windows of one length, -1 for the arm's longest."""
+    return np.array([context.losses[index].document_losses for context in contexts])
 
 
 def far_sheet(runs: Sequence[Run]) -> Sheet:
@@ -81,7 +91,7 @@ def far_sheet(runs: Sequence[Run]) -> Sheet:
             f"{len(context.document_tokens)} documents at every length, each with at least "
             f"{context.tokens_before:,} tokens of its document before it. Windows slide by half "
             "their length. Gain: loss at the shortest length less that at the longest trained, "
-            "± its 95% interval over documents."
+            "± its 95% interval over documents and, of several, seeds."
         )
     title = "Far context: loss (nats per token) by the length of sliding windows"
     return Sheet(title, ["run", *(f"{n:,}" for n in lengths), "gain"], rows, notes)
@@ -101,8 +111,3 @@ def far_sentence(runs: Sequence[Run]) -> str:
     if len(using) == len(gains):
         return f"Every arm trained on more gains {beyond}: {numbers} nats."
     return f"{' and '.join(using)} gains {beyond}, the others do not: {numbers} nats."
-
-
-def _by_document(losses: Sequence[FarLoss]) -> np.ndarray:
-    """float64[documents], mean over seeds."""
-    return np.mean([loss.document_losses for loss in losses], axis=0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median_low
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
 
 DRIFT_LIMIT = 0.05
-"""Measured and calibrated seconds further apart than this share are mentioned in the headline."""
+"""Runs whose measured over calibrated seconds is further than this share from the median of all are
+mentioned in the headline. What slows all alike does not matter: each trains the steps that the
+calibration gave it."""
 NOISE_ERRORS = 2
 """A paired difference of no more than this many standard errors is called noise."""
 MOST_LISTED = 6
@@ -192,8 +194,20 @@ def _time_to_loss(score: ArmScore, base: ArmScore) -> str:
     seconds, whole = map(fmean, zip(*reached, strict=True))
     return (
         f"{score.label} reaches {goal} in {share:.0%} of {base.label}'s training time{over_seeds} "
-        f"({seconds_text(seconds)} of {seconds_text(whole)} s)."
+        f"({seconds_text(seconds)} of {seconds_text(whole)} s){_floor(score, whole)}."
     )
+
+
+def _floor(score: ArmScore, whole: float) -> str:
+    """Where a growing arm's stage of the judged length begins, as a share of ``whole`` seconds:
+    hardly sooner can its loss there be low."""
+    run = score.runs[0]
+    stage = next((stage for stage in run.stages if stage.seq_len == score.seq_len), None)
+    if stage is None or stage.index == 0:
+        return ""
+    before = run.stages[stage.index - 1].evaluation
+    begins = "" if before is None else f" at {_clock(before) / whole:.0%}"
+    return f"; its stage of {score.seq_len:,} tokens begins{begins}" if begins else ""
 
 
 def _one_model(runs: Sequence[Run]) -> bool:
@@ -220,21 +234,25 @@ def _seeds(scores: Sequence[ArmScore]) -> str:
 
 
 def _drift(runs: Sequence[Run]) -> str:
-    drifting = []
-    for run in runs:
-        measured, calibrated = run.measured_seconds, run.calibrated_seconds
-        if calibrated and abs(drift := measured / calibrated - 1) > DRIFT_LIMIT:
-            drifting.append(
-                f"{run.name} {seconds_text(measured)} s measured for {seconds_text(calibrated)} s "
-                f"calibrated ({drift:+.0%})"
-            )
-    by_time = any(run.plan.budget_seconds is not None for run in runs)
-    concerned = "the equal-time comparison is" if by_time else "calibrated seconds are"
+    timed = [(run, run.measured_seconds, run.calibrated_seconds) for run in runs]
+    pace = [(run, measured, known) for run, measured, known in timed if known]
+    if not pace:
+        return ""
+    usual = median_low(measured / known for _, measured, known in pace)
+    if usual == 0:
+        return ""
+    odd = [
+        f"{run.name} {seconds_text(measured)} s measured for {seconds_text(known)} s calibrated "
+        f"({drift:+.0%})"
+        for run, measured, known in pace
+        if abs(drift := measured / known / usual - 1) > DRIFT_LIMIT
+    ]
     sentence = (
-        f"Measured and calibrated training time are more than {DRIFT_LIMIT:.0%} apart: "
-        f"{_listed(drifting)}; {concerned} off by that much."
+        f"Against the median of these {len(pace)} runs ({usual - 1:+.0%}), measured over "
+        f"calibrated training time is more than {DRIFT_LIMIT:.0%} off in {_listed(odd)}: in "
+        "measured time these arms trained longer or shorter by that much."
     )
-    return sentence if drifting else ""
+    return sentence if odd else ""
 
 
 def _predictions(runs: Sequence[Run]) -> str:

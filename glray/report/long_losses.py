@@ -13,6 +13,7 @@ from typing import Any
 from glray.report.arms import Arm, by_arm
 from glray.report.formats import mean_text
 from glray.report.sheets import Sheet
+from glray.run.records import FarContext
 from glray.run.run import Run
 
 PROTOCOLS = (WHOLE, SLIDING) = ("whole", "sliding")
@@ -28,10 +29,25 @@ def long_loss(
     losses: LongLosses, run: Run, seq_len: int, protocol: str = WHOLE, scaling: str = SCALINGS[0]
 ) -> float:
     """Nats per token in windows of ``seq_len``; NaN if they are not scored."""
+    record = long_record(losses, run, seq_len, protocol, scaling)
+    return math.nan if record is None else float(record["loss"])
+
+
+def long_record(
+    losses: LongLosses, run: Run, seq_len: int, protocol: str = WHOLE, scaling: str = SCALINGS[0]
+) -> Mapping[str, Any] | None:
+    """What was scored in windows of ``seq_len``; None if nothing was."""
     record = losses.get((run.directory, protocol))
     lengths = record["positions"].get(scaling, []) if record else []
-    found = [length["loss"] for length in lengths if length["seq_len"] == seq_len]
-    return float(found[0]) if found else math.nan
+    return next((length for length in lengths if length["seq_len"] == seq_len), None)
+
+
+def long_far_contexts(losses: LongLosses, arm: Arm) -> list[FarContext]:
+    """How each of an arm's runs scores far targets of the long documents; empty if one does not."""
+    records = [losses.get((run.directory, WHOLE)) for run in arm.runs]
+    found = [record["far_context"] for record in records if record and record.get("far_context")]
+    contexts = [FarContext.model_validate(context) for context in found]
+    return contexts if len(contexts) == len(records) else []
 
 
 def mean_long_loss(
@@ -45,12 +61,6 @@ def long_seq_lens(losses: LongLosses) -> list[int]:
     """Every window length scored, ascending."""
     positions = [record["positions"].values() for record in losses.values()]
     return sorted({length["seq_len"] for one in positions for part in one for length in part})
-
-
-def share_long_targets(runs: Sequence[Run], losses: LongLosses) -> bool:
-    """Whether all runs are scored on the same tokens."""
-    records = [losses.get((run.directory, WHOLE)) for run in runs]
-    return len({record["targets_sha256"] if record else None for record in records}) == 1
 
 
 def long_sheet(runs: Sequence[Run], losses: LongLosses) -> Sheet:

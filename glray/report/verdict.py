@@ -1,101 +1,127 @@
-"""Verdicts on claims, computed from the runs' records: paired by seed, with a 95% interval.
+"""Verdicts on claims, computed from the runs' records: paired by seed and by document.
 
-A verdict takes three seeds. Where losses compare it also takes a baseline that uses its context:
-the longest fixed-length arm among the compared arms of ``against``'s pipeline, or the claim's own
-arm if there is none. It must have lower loss in windows of its own length than in the shortest
-evaluated ones; otherwise the verdict is INCONCLUSIVE.
+A claim about losses has two. Its own, *efficiency*: the arm's loss is lower than the other's on the
+budget they share, or the same. And *long context*: the arm has learnt to use context beyond the
+short one, and no worse than an arm trained at the longest length throughout. A model can have the
+one without the other.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-import numpy as np
-
-from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
-from glray.report.comparison import share_targets
+from glray.report.arms import Arm, by_arm
+from glray.report.far_context import FarGain, far_contexts, gain_of
 from glray.report.formats import seconds_text
-from glray.report.long_losses import LongLosses, long_loss, share_long_targets
+from glray.report.long_losses import LongLosses, long_far_contexts
+from glray.report.measured import clock_part, measured
+from glray.report.outcome import (
+    Outcome,
+    inconclusive,
+    of_difference,
+    of_gain,
+    of_seconds,
+)
+from glray.run.records import FarContext
 from glray.run.run import Run
-from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
+from glray.run.statistics import SEEDS_FOR_A_VERDICT, Estimate, crossed, holm
 from glray.spec.comparison import ClaimSpec
 
 
-class Verdict(StrEnum):
-    """The outcome of a claim."""
+@dataclass(frozen=True)
+class LongContext:
+    """Whether a claim's arm has learnt to use long context."""
 
-    SUPPORTED = "supported"
-    NOT_SUPPORTED = "not supported"
-    WITHIN_NOISE = "within noise"
-    INCONCLUSIVE = "inconclusive"
+    outcome: Outcome
+    gains: Mapping[str, FarGain]
+    """Far-context gain of the arm and, where there is one, of the arm trained long throughout."""
+    less: Estimate | None
+    """The first gain less the second."""
 
+    @property
+    def sentence(self) -> str:
+        """The verdict and the numbers."""
+        numbers = ", ".join(f"{label} {gain}" for label, gain in self.gains.items())
+        if numbers:
+            short = next(iter(self.gains.values())).short
+            numbers = f" Gain from context beyond {short:,} tokens: {numbers} nats"
+            if self.less is not None:
+                numbers += f", {self.less.mean:+.3f} ± {self.less.half:.3f}"
+            numbers += f" ({self.outcome.odds})." if self.outcome.odds else "."
+        return f"Long context: {self.outcome.text}.{numbers}"
 
-def verdict_of(difference: float, half: float, within: float | None = None) -> Verdict:
-    """Whether an arm is lower than another by where the interval of their ``difference``, ±
-    ``half``, lies: below 0. With ``within``, whether both are the same: inside ± that."""
-    low, high = difference - half, difference + half
-    if within is not None:
-        if -within <= low and high <= within:
-            return Verdict.SUPPORTED
-        outside = low > within or high < -within
-        return Verdict.NOT_SUPPORTED if outside else Verdict.WITHIN_NOISE
-    if high < 0:
-        return Verdict.SUPPORTED
-    return Verdict.NOT_SUPPORTED if low > 0 else Verdict.WITHIN_NOISE
+    def record(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        gains = {label: _interval(gain.estimate) for label, gain in self.gains.items()}
+        less = None if self.less is None else _interval(self.less)
+        return {**self.outcome.record(), "gains": gains, "less": less}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim, its verdict and the numbers behind it."""
+    """A claim, its verdicts and the numbers behind them."""
 
     claim: ClaimSpec
-    verdict: Verdict
-    reason: str
-    """Why it is inconclusive; empty with any other verdict."""
-    at: int | None
-    """Window length of the losses, in tokens."""
+    outcome: Outcome
     means: tuple[float, float]
     """Of the arm and of what it is measured against, over seeds: nats, or seconds; NaN where a
     run lacks it."""
-    difference: float
-    """The arm's less the other's, mean over seeds: nats, or a share of the other's seconds."""
-    half: float | None
-    """Half of its 95% interval over seeds; None for one seed."""
+    estimate: Estimate | None
+    """The arm's less the other's, in nats per token; None where a run lacks it, and of seconds."""
+    shares: tuple[float, ...]
+    """Of seconds: each repetition's difference as a share of the other's."""
     num_seeds: int
+    long_context: LongContext | None
+    """None where the claim is not about losses, or its arm is trained on short windows alone."""
 
     @property
     def sentence(self) -> str:
-        """The claim, its verdict and the numbers."""
-        why = f" ({self.reason})" if self.reason else ""
-        return f"{self.claim.says}: {self.verdict.upper()}{why}. {self._numbers()}".rstrip()
+        """The claim, its verdicts and the numbers."""
+        parts = [f"{self.claim.says}: {self.outcome.text}."]
+        parts += [self._numbers()] if self.estimate or self.shares else []
+        parts += [self.long_context.sentence] if self.long_context else []
+        return " ".join(parts)
 
     def record(self) -> dict[str, object]:
         """Plain values for JSON."""
-        numbers = {**vars(self), "sentence": self.sentence}
-        del numbers["claim"]
-        return self.claim.model_dump(mode="json") | numbers
+        return {
+            **self.claim.model_dump(mode="json"),
+            **self.outcome.record(),
+            "means": self.means,
+            "difference": None if self.estimate is None else _interval(self.estimate),
+            "shares": self.shares,
+            "num_seeds": self.num_seeds,
+            "long_context": self.long_context and self.long_context.record(),
+            "sentence": self.sentence,
+        }
 
     def _numbers(self) -> str:
-        if math.isnan(self.difference):
-            return ""
-        claim, form = self.claim, "+.3f"
-        if claim.measure == "seconds":
-            form, unit = "+.1%", "measured"
+        claim = self.claim
+        if self.shares:
             ours, theirs = (f"{seconds_text(seconds)} s" for seconds in self.means)
-        elif claim.measure == "jump":
+            spread = f"{min(self.shares):+.1%} to {max(self.shares):+.1%}"
+            return (
+                f"{claim.arm} {ours}, {claim.against} {theirs} measured: "
+                f"{fmean(self.shares):+.1%} ({spread} in {len(self.shares)} repetitions)."
+            )
+        assert self.estimate is not None
+        if claim.measure == "jump":
             unit = "nats at a stage boundary"
             ours, theirs = (f"{jump:+.3f}" for jump in self.means)
         else:
-            unit = f"nats at {self.at:,} tokens"
+            at = "each at its own length" if claim.at is None else f"at {claim.at:,} tokens"
+            unit = f"nats {at}"
             ours, theirs = (f"{loss:.3f}" for loss in self.means)
-        text = f"{claim.arm} {ours}, {claim.against} {theirs} {unit}: {self.difference:{form}}"
-        if self.half is None:
+        text = f"{claim.arm} {ours}, {claim.against} {theirs} {unit}: {self.estimate.mean:+.3f}"
+        if not self.estimate.parts:
             return f"{text}."
-        low, high = self.difference - self.half, self.difference + self.half
-        interval = f"{low:{form}} to {high:{form}}"
-        return f"{text} (95% over {self.num_seeds} seeds, paired: {interval})."
+        varied = ", ".join(
+            f"{part.count} {name} ± {part.half:.3f}" for name, part in self.estimate.parts.items()
+        )
+        odds = f"; {self.outcome.odds}" if self.outcome.odds else ""
+        interval = f"{self.estimate.low:+.3f} to {self.estimate.high:+.3f}"
+        return f"{text} (95%: {interval}; {varied}{odds})."
 
 
 def judge(
@@ -103,103 +129,168 @@ def judge(
 ) -> list[Judgement]:
     """A judgement of each claim; each arm's runs are in the order of the seeds."""
     arms = {arm.label: arm for arm in by_arm(runs)}
-    longest = longest_trained(runs)
-    return [_judged(claim, arms, long_losses, claim.at or longest) for claim in claims]
+    return _adjusted([_judged(claim, arms, long_losses) for claim in claims])
 
 
-def _judged(
-    claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses, seq_len: int
-) -> Judgement:
-    measured = {
-        label: [_measured(claim, run, seq_len, long_losses) for run in arms[label].runs]
-        for label in (claim.arm, claim.against)
-    }
-    ours, theirs = measured.values()
-    scale = theirs if claim.measure == "seconds" else [1.0] * len(theirs)
-    difference, half = mean_interval(
-        [(own - other) / by for own, other, by in zip(ours, theirs, scale, strict=True)]
-    )
-    missing = [label for label, values in measured.items() if not all(map(math.isfinite, values))]
-    reason = (
-        f"unfinished, not scored or diverged: {' and '.join(missing)}"
-        if missing
-        else _why_not(claim, arms, long_losses)
-    )
-    verdict = Verdict.INCONCLUSIVE if reason else verdict_of(difference, half or 0.0, claim.within)
-    at = None if claim.measure in ("seconds", "jump") else seq_len
-    means = (fmean(ours), fmean(theirs))
-    return Judgement(claim, verdict, reason, at, means, difference, half, len(ours))
+def _adjusted(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """With the p values of all primary claims adjusted for one another. An arm's long context on
+    the same documents is one test, however many claims ask for it."""
 
+    def key(judgement: Judgement) -> tuple[object, ...]:
+        found = judgement.long_context
+        return ("", *(found.gains if found else ()), judgement.claim.measure)
 
-def _measured(claim: ClaimSpec, run: Run, seq_len: int, long_losses: LongLosses) -> float:
-    """What the claim compares of one run; NaN if it is not there."""
-    if not run.is_finished:
-        return math.nan
-    if claim.measure == "seconds":
-        return run.measured_seconds
-    if claim.measure == "jump":
-        jumps = [boundary.jump.jump if boundary.jump else math.nan for boundary in run.boundaries]
-        return float(np.max(jumps)) if jumps else math.nan  # one that is NaN makes all NaN
-    if claim.measure == "long_loss":
-        return long_loss(long_losses, run, seq_len)
-    return _heldout(run, seq_len)
+    family: dict[tuple[object, ...], float] = {}
+    for index, judgement in enumerate(judgements):
+        found = judgement.long_context
+        if judgement.claim.primary:
+            if judgement.outcome.p is not None:
+                family[index,] = judgement.outcome.p
+            if found is not None and found.outcome.p is not None:
+                family[key(judgement)] = found.outcome.p
+    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
 
+    def known(outcome: Outcome, at: tuple[object, ...]) -> Outcome:
+        return replace(outcome, p_adjusted=adjusted.get(at), family=len(family) * (at in adjusted))
 
-def _heldout(run: Run, seq_len: int) -> float:
-    score = latest_loss(run, seq_len)
-    return math.nan if score is None else score.loss
-
-
-def _why_not(claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses) -> str:
-    """Why no verdict can be given; empty if one can."""
-    compared = [*arms[claim.arm].runs, *arms[claim.against].runs]
-    seeds = len(arms[claim.arm].runs)
-    if seeds < SEEDS_FOR_A_VERDICT:
-        return f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {seeds}"
-    if claim.measure in ("seconds", "jump"):
-        return ""
-    if claim.measure == "loss" and not share_targets(compared):
-        return "they are not scored on the same held-out targets"
-    if claim.measure == "long_loss" and not share_long_targets(compared, long_losses):
-        return "they are not scored on the same tokens of the long documents"
-    return _unused_context(_baseline(claim, arms))
-
-
-def _baseline(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Arm:
-    """The longest fixed length among the compared arms of ``against``'s pipeline; where none is
-    longer than the shortest length scored, the claim's own arm."""
-    directory = arms[claim.against].runs[0].directory.parent
-    fixed = [
-        arm
-        for arm in arms.values()
-        if arm.runs[0].directory.parent == directory
-        and len(arm.seq_lens) == 1
-        and arm.seq_lens[0] > _shortest(arm)
-    ]
-    return max(fixed, key=lambda arm: arm.seq_lens, default=arms[claim.arm])
-
-
-def _unused_context(arm: Arm) -> str:
-    """What is wrong if an arm scores no better in windows of its own length than in the shortest;
-    empty if it does."""
-    longest, shortest = max(arm.seq_lens), _shortest(arm)
-    if longest == shortest:
-        return f"{arm.label} is scored at no length but its own, {longest:,}"
-    gain, half = mean_interval(
-        [_heldout(run, shortest) - _heldout(run, longest) for run in arm.runs]
-    )
-    if not math.isfinite(gain):
-        return (
-            f"{arm.label}, the baseline, is not scored at {shortest:,} and {longest:,}, or diverged"
+    return [
+        replace(
+            judgement,
+            outcome=known(judgement.outcome, (index,)),
+            long_context=(found := judgement.long_context)
+            and replace(found, outcome=known(found.outcome, key(judgement))),
         )
-    if half is not None and verdict_of(-gain, half) is Verdict.SUPPORTED:
-        return ""
-    return (
-        f"at this scale {arm.label} does not use its context: its loss at {longest:,} tokens is "
-        f"{gain:.3f} ± {half or 0.0:.3f} below that at {shortest:,}"
-    )
+        for index, judgement in enumerate(judgements)
+    ]
 
 
-def _shortest(arm: Arm) -> int:
-    """The shortest window length that the arm is scored at."""
-    return min(eval_seq_lens(arm.runs), default=max(arm.seq_lens))
+def _judged(claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses) -> Judgement:
+    if claim.measure == "seconds":
+        return _judged_by_clock(claim, arms)
+    compared = arms[claim.arm], arms[claim.against]
+    ours, theirs = (measured(claim, arm, long_losses) for arm in compared)
+    if ours is None or theirs is None:
+        pairs = zip(compared, (ours, theirs), strict=True)
+        reason = _missing([arm.label for arm, losses in pairs if losses is None])
+        means, estimate = (math.nan, math.nan), None
+    else:
+        reason, means, estimate = _too_few(compared[0]), (ours.mean, theirs.mean), None
+        if ours.targets != theirs.targets:
+            reason = "they are not scored on the same targets"
+        else:
+            estimate = crossed(ours.values - theirs.values, ours.document_tokens)
+            if claim.measure != "jump" and (part := clock_part(*compared)):
+                estimate = replace(estimate, parts={**estimate.parts, "calibrations": part})
+    long_context = None
+    if claim.measure != "jump":
+        long_context = _long_context(claim, arms, long_losses, reason)
+    if claim.measure == "long_loss":
+        reason = reason or _unused_context(claim, compared, long_losses)
+    if reason or estimate is None:
+        outcome = inconclusive(reason)
+    else:
+        outcome = of_difference(estimate, claim.within)
+    num_seeds = len(compared[0].runs)
+    return Judgement(claim, outcome, means, estimate, (), num_seeds, long_context)
+
+
+def _judged_by_clock(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Judgement:
+    ours, theirs = arms[claim.arm], arms[claim.against]
+    missing = [arm.label for arm in (ours, theirs) if not all(run.is_finished for run in arm.runs)]
+    reason = _missing(missing) or _too_few(ours)
+    means = (math.nan, math.nan) if missing else (ours.measured_seconds, theirs.measured_seconds)
+    pairs = [] if missing else zip(ours.runs, theirs.runs, strict=True)
+    shares = tuple(own.measured_seconds / other.measured_seconds - 1 for own, other in pairs)
+    outcome = inconclusive(reason) if reason else of_seconds(shares, claim.within)
+    return Judgement(claim, outcome, means, None, shares, len(ours.runs), None)
+
+
+def _missing(labels: Sequence[str]) -> str:
+    return f"unfinished, not scored or diverged: {' and '.join(labels)}" if labels else ""
+
+
+def _too_few(arm: Arm) -> str:
+    seeds = len(arm.runs)
+    few = f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {seeds}"
+    return few if seeds < SEEDS_FOR_A_VERDICT else ""
+
+
+# ---- long context
+
+
+def _long_context(
+    claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses, reason: str
+) -> LongContext | None:
+    """On the claim's own documents; None if its arm is trained on the short context alone."""
+    arm, throughout = arms[claim.arm], _throughout(claim, arms)
+    contexts = _contexts(claim, arm, long_losses)
+    if contexts and len(contexts[0].losses) == 1:
+        return None
+    gain = gain_of(contexts)
+    if gain is None:
+        why = reason or f"far context is not scored: {arm.label}"
+        return LongContext(inconclusive(why), {}, None)
+    gains, less = {arm.label: gain}, None
+    if throughout is not None:
+        other = gain_of(_contexts(claim, throughout, long_losses))
+        if other is None or other.values.shape != gain.values.shape:
+            reason = reason or f"far context is not scored: {throughout.label}"
+        else:
+            gains[throughout.label] = other
+            less = crossed(gain.values - other.values, gain.document_tokens)
+            if not other.is_positive:
+                reason = reason or (
+                    f"at this scale {throughout.label} gains nothing from context beyond "
+                    f"{other.short:,} tokens, so there is nothing to learn"
+                )
+    outcome = inconclusive(reason) if reason else of_gain(gain.estimate, less)
+    return LongContext(outcome, gains, less)
+
+
+def _throughout(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Arm | None:
+    """The arm that is trained at the claim's arm's longest length throughout, among the compared
+    arms of the same pipeline; None if there is none, or it is the claim's own."""
+    arm = arms[claim.arm]
+    fixed = [
+        other
+        for other in arms.values()
+        if other.runs[0].directory.parent == arm.runs[0].directory.parent
+        and other.seq_lens == (max(arm.seq_lens),)
+    ]
+    return next((other for other in fixed if other is not arm), None)
+
+
+def _contexts(claim: ClaimSpec, arm: Arm, long_losses: LongLosses) -> list[FarContext]:
+    """How the arm's runs score far targets of the claim's documents."""
+    if claim.measure == "long_loss":
+        return long_far_contexts(long_losses, arm)
+    return far_contexts(arm)
+
+
+def _unused_context(claim: ClaimSpec, compared: Sequence[Arm], long_losses: LongLosses) -> str:
+    """Why nothing can be said of windows beyond training: an arm that is trained beyond the short
+    context and gains nothing from it on these documents. Empty if every such arm does."""
+    for arm in compared:
+        contexts = _contexts(claim, arm, long_losses)
+        if not contexts:
+            return f"far context is not scored: {arm.label}"
+        gain = gain_of(contexts)
+        if gain is not None and not gain.is_positive:
+            return (
+                f"at this scale {arm.label} gains nothing from context beyond {gain.short:,} "
+                f"tokens: {gain} nats"
+            )
+    return ""
+
+
+def _interval(estimate: Estimate) -> dict[str, object]:
+    """Plain values for JSON, from which the interval can be made again."""
+    return {
+        "mean": estimate.mean,
+        "half": estimate.half if estimate.parts else None,
+        "degrees": estimate.degrees,
+        "parts": {
+            name: {"standard_error": part.standard_error, "count": part.count}
+            for name, part in estimate.parts.items()
+        },
+    }

@@ -404,6 +404,9 @@ class Calibration(Record):
     """``calibration.json``: what a step of each length costs, and on what machine."""
 
     step_microseconds: dict[int, int]
+    """The median of the repetitions."""
+    repetitions: tuple[dict[int, int], ...] = ()
+    """The same, each measured on its own with a new model."""
     environment: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -143,6 +143,11 @@ class Run:
         return _all_in(self.directory / "boundaries", BoundaryRecord)
 
     @cached_property
+    def calibration(self) -> Calibration | None:
+        """What gave its stages their steps; None where nothing was calibrated."""
+        return Calibration.read(self.directory.parent / "calibration.json")
+
+    @cached_property
     def stages(self) -> "tuple[RunStage, ...]":
         """Its stages, each with what became of it."""
         return tuple(RunStage(self, index) for index in range(len(self.plan.stages)))

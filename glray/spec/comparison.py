@@ -21,10 +21,10 @@ def _sentence(claim: dict[str, Any]) -> str:
     )
     lower, than = ("a lower", "than") if within is None else ("the same", "as")
     less = lower.replace("a lower", "less")
-    length = f"{at:,} tokens" if at else "the longest training length"
+    length = f"at {at:,} tokens" if at else "each at its own length"
     says = {
-        "loss": f"{arm} has {lower} held-out loss {than} {against} at {length}",
-        "long_loss": f"{arm} has {lower} loss {than} {against} on long documents at {length}",
+        "loss": f"{arm} has {lower} held-out loss {than} {against}{'' if at else ','} {length}",
+        "long_loss": f"{arm} has {lower} loss {than} {against} on long documents {length}",
         "seconds": f"{arm} takes {less} training time {than} {against}",
         "jump": f"{arm} has {lower} jump in held-out loss {than} {against} at stage boundaries",
     }[measure]
@@ -45,17 +45,23 @@ class ClaimSpec(Spec):
     measure: Measure = "loss"
     """What is compared. A difference in seconds counts as a share of ``against``'s."""
     at: Count | None = None
-    """Window length of a loss in tokens. None: the longest that any compared arm is trained on."""
+    """Length in tokens of the whole windows of a loss. None: each arm is judged at the longest
+    length that it is trained on, in sliding windows, on the held-out targets far from the start of
+    their document, the same for all."""
     within: float | None = Field(default=None, gt=0)
     """Instead of lower: the two differ by no more than this (nats per token; of seconds, a
     share)."""
+    primary: bool = True
+    """Whether it gets a verdict; then the chance of a false one is held down for all primary claims
+    of a page together. Otherwise its numbers only describe."""
     says: str = Field(default_factory=_sentence, min_length=1)
     """The claim in words, printed before its verdict. Default: written from the fields above."""
 
 
 def lower(arm: str, against: str, **fields: Any) -> ClaimSpec:
-    """The claim that ``arm`` has a lower loss than ``against`` in windows of ``at`` tokens, or of
-    another ``measure``; ``says`` replaces the sentence that it writes."""
+    """The claim that ``arm`` has a lower loss than ``against``, each at its own length or both in
+    windows of ``at`` tokens; or of another ``measure``. ``says`` replaces the sentence that it
+    writes."""
     return ClaimSpec(arm=arm, against=against, **fields)
 
 
@@ -168,6 +174,13 @@ class ComparisonSpec(Spec):
             if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
                 raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
             return
+        longest = max(arm.seq_lens)
+        if claim.measure == "loss" and claim.at is not None and claim.at > longest:
+            raise ValueError(
+                f"{where} is trained on no more than {longest} tokens, so at {claim.at} its "
+                "positions would be judged and not its training; leave at= out to judge each arm "
+                "at its own length, or compare long_loss"
+            )
         evaluated, field = compared.pipeline.evaluation.seq_lens, "evaluation"
         if claim.measure == "long_loss":
             if claim.at is None:

@@ -9,7 +9,11 @@ Nothing of it outlives its launch: what has to is a record in the storage. No Ra
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
+
+Repetitions = list[dict[int, int]]
+"""What a step costs at each length, in microseconds; of each repetition of the calibration."""
 
 MEETING_SECONDS = 120.0
 """How long a group waits for the others: one may have found no room after all, or have died."""
@@ -24,8 +28,8 @@ class Coordinator:
         self._changed = threading.Condition()
         self._claims: dict[str, int] = {}
         self._came: set[int] = set()
-        self._costs: dict[int, dict[int, int]] = {}
-        self._mean: dict[int, int] | None = None
+        self._costs: dict[int, Repetitions] = {}
+        self._mean: Repetitions | None = None
         self._errors: dict[int, str] = {}
 
     def claims(self, index: int, task: str) -> bool:
@@ -38,7 +42,7 @@ class Coordinator:
         with self._changed:
             return [task for task, owner in self._claims.items() if owner == index]
 
-    def meet(self, index: int) -> dict[int, int] | None:
+    def meet(self, index: int) -> Repetitions | None:
         """Return when all groups have come, or after ``MEETING_SECONDS``: the mean costs, if the
         others have agreed on them before."""
         with self._changed:
@@ -46,15 +50,17 @@ class Coordinator:
             self._wait_until(lambda: self._mean is not None or len(self._came) == self._count)
             return self._mean
 
-    def mean_of_all(self, index: int, costs: dict[int, int]) -> dict[int, int]:
-        """The mean, by length, of the costs of all groups that have come to ``meet``; the same for
-        each that asks, also later."""
+    def mean_of_all(self, index: int, costs: Repetitions) -> Repetitions:
+        """The mean, by repetition and length, of the costs of all groups that have come to
+        ``meet``; the same for each that asks, also later."""
         with self._changed:
             self._costs[index] = costs
             self._wait_until(lambda: self._mean is not None or self._costs.keys() >= self._came)
             if self._mean is None:
-                brought = self._costs.values()
-                self._mean = {n: round(sum(c[n] for c in brought) / len(brought)) for n in costs}
+                self._mean = [
+                    {n: round(fmean(costs[n] for costs in of_groups)) for n in of_groups[0]}
+                    for of_groups in zip(*self._costs.values(), strict=True)
+                ]
             return self._mean
 
     def request_stop(self) -> None:
@@ -100,12 +106,12 @@ class WorkerGroup:
         """What this group has claimed so far."""
         return self._ask("claimed")
 
-    def meet(self) -> dict[int, int] | None:
+    def meet(self) -> Repetitions | None:
         """Return when all groups have come here."""
         return self._ask("meet")
 
-    def mean_of_all(self, costs: dict[int, int]) -> dict[int, int]:
-        """The mean of what each group brings, by length."""
+    def mean_of_all(self, costs: Repetitions) -> Repetitions:
+        """The mean of what each group brings, by repetition and length."""
         return self._ask("mean_of_all", costs)
 
     def stop_requested(self) -> bool:

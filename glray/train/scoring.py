@@ -22,13 +22,14 @@ from glray.model.decoder import load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.positions import scoring_parameters
 from glray.model.pretrained import read_pretrained
+from glray.run.records import FarContext
 from glray.run.run import Run
 from glray.spec.corpus import SourceCorpus
 from glray.spec.model import Precision
 from glray.spec.positions import SCALINGS, BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
-from glray.train.evaluation import Windows, score
+from glray.train.evaluation import Scored, Windows, score, score_far
 from glray.train.execution import CPU_MOST_TOKENS, execution
 from glray.train.export import latest_model, run_corpus
 
@@ -54,6 +55,8 @@ class ScoringProtocol:
     """What is scored; None: the run's held-out documents."""
     num_tokens: int | None = None
     """Target tokens; None: as many as the run's evaluations have, a longest window at least."""
+    far_context: bool = False
+    """Also score what context further back is worth, up to the longest length trained."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Scores:
     """Whether the run's own evaluations scored the same targets."""
     by_positions: dict[str, list[dict[str, Any]]]
     """One record a window length, as ``Scored.record`` gives it, under each scaling."""
+    far_context: FarContext | None = None
+    """With positions as trained, if the protocol asks for it."""
 
 
 def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
@@ -87,17 +92,21 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     }
     targets = _targets(trained, protocol)
 
+    def in_windows(windows: Windows, first_place: int = 0) -> Scored:
+        return score(
+            trained.model,
+            targets,
+            windows,
+            ctx,
+            rows=trained.rows_at_once(windows.seq_len),
+            precision=trained.precision,
+            first_place=first_place,
+        )
+
     @cache  # at lengths that were trained all scalings are one
     def scored(seq_len: int, rope: str) -> dict[str, Any]:
         place_positions(trained.model.network, json.loads(rope))
-        found = score(
-            trained.model,
-            targets,
-            Windows.over(targets.longest, seq_len, protocol.stride),
-            ctx,
-            rows=trained.rows_at_once(seq_len),
-            precision=trained.precision,
-        )
+        found = in_windows(Windows.over(targets.longest, seq_len, protocol.stride))
         if not math.isfinite(found.loss):
             raise UserError(
                 f"{directory}: the loss at {seq_len:,} is {found.loss}: the weights or positions "
@@ -109,10 +118,14 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
         name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
         for name, ropes in scalings.items()
     }
+    far_context = None
+    if protocol.far_context:
+        place_positions(trained.model.network, trained.rope_parameters)
+        far_context = score_far(targets, trained.trained_len, in_windows)
     run, corpus = trained.run, trained.corpus
     usual = heldout_targets(corpus, run.spec.evaluation) if run and corpus else None
     own = usual is not None and usual.sha256 == targets.sha256
-    return Scores(trained.step, trained.trained_len, targets, own, by_positions)
+    return Scores(trained.step, trained.trained_len, targets, own, by_positions, far_context)
 
 
 def _check_lengths(protocol: ScoringProtocol) -> None:

@@ -20,7 +20,7 @@ from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.execution import environment, execution
 from glray.train.loop import Ending, train
 from glray.train.parallel import release_models
-from glray.train.probe.calibration import calibrate
+from glray.train.probe.calibration import calibrate, median_costs
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
 from glray.train.runs import plan_runs
@@ -126,16 +126,18 @@ def _calibrated(
     directory = pipeline_directory(spec)
     announcer = Announcer(directory, ctx)
     announcer.progress(Progress(phase="calibrating: steps of every length, interleaved"))
-    mean = ctx.group.meet() if ctx.rank == 0 else None
-    if from_rank_zero(ctx, int(mean is None)):
-        costs = calibrate(spec, corpus, ctx, executed)
-        mean = ctx.group.mean_of_all(costs) if ctx.rank == 0 else None
-    if mean is not None:
-        Calibration(step_microseconds=mean, environment=environment(ctx)).write(
-            directory / "calibration.json"
-        )
+    means = ctx.group.meet() if ctx.rank == 0 else None
+    if from_rank_zero(ctx, int(means is None)):
+        repetitions = calibrate(spec, corpus, ctx, executed)
+        means = ctx.group.mean_of_all(repetitions) if ctx.rank == 0 else None
+    costs = dict.fromkeys(spec.all_seq_lens, 0)
+    if means is not None:
+        costs = median_costs(means)
+        Calibration(
+            step_microseconds=costs, repetitions=tuple(means), environment=environment(ctx)
+        ).write(directory / "calibration.json")
         if ctx.group.claims("calibration"):
-            shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in mean.items())
+            shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
             announcer.event(f"calibration: a step takes {shown}")
-    costs = {n: from_rank_zero(ctx, mean[n] if mean else 0) for n in spec.all_seq_lens}
+    costs = {n: from_rank_zero(ctx, costs[n]) for n in spec.all_seq_lens}
     return spec.derive(calibration={"step_microseconds": costs})

@@ -49,7 +49,8 @@ def comparison(spec, tmp_path):
     for name, loss in (("small", 3.0), ("large", 3.5)):
         for seed in (0, 1):
             losses = {4: 4.0, 8: loss + seed}
-            write_run(tmp_path / name, "grow", [(4, 10), (8, 5)], losses, seed=seed)
+            far = {2: [4.0, 4.0], 8: [loss + seed] * 2}
+            write_run(tmp_path / name, "grow", [(4, 10), (8, 5)], losses, seed=seed, far=far)
     runs = labelled_runs(spec)
     losses = {
         (tmp_path / "small" / f"grow-seed{seed}", protocol): {
@@ -96,7 +97,7 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     write_json(tmp_path / "out" / "comparison.json", comparison_record(spec, comparison))
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["seeds"] == [0, 1]
-    assert record["claims"][0]["difference"] == pytest.approx(-0.5)
+    assert record["claims"][0]["difference"]["mean"] == pytest.approx(-0.5)
     assert record["claims"][0]["verdict"] == "inconclusive"
     small = record["arms"][0]
     assert [run["heldout"]["loss"]["8"] for run in small["runs"]] == [3.0, 4.0]
@@ -111,7 +112,7 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     total = sum(loss * num_tokens for loss, num_tokens in zip(losses, tokens, strict=True))
     assert total / sum(tokens) == pytest.approx(last["loss"]["8"], abs=1e-4)
     assert len(last["loss_by_position"]["8"]) == 8
-    assert last["far_context"] is None  # of these runs; see test_far_context.py
+    assert last["far_context"]["losses"][-1]["document_losses"] == [3.0, 3.0]
     assert record["environments"][0]["runs"] == 4
     assert len(record["long_documents"]) == 4
     text = page.read_text()

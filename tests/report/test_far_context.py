@@ -1,7 +1,5 @@
 """Far-context gain by hand: four documents, three seeds, Student's t of a printed table."""
 
-import json
-
 import pytest
 
 from glray.report.arms import by_arm
@@ -12,27 +10,21 @@ from tests.report.written import write_run
 
 
 def arm_of(folder, label, losses, num_seeds=1):
-    """A run a seed whose four documents, of 10 far targets each, have ``losses`` by window."""
-    directories = [
-        write_run(folder, label, [(8, 10)], {8: 5.0}, seed=seed) for seed in range(num_seeds)
+    """A run a seed whose four documents, of 10 far targets each, have ``losses`` by window, and one
+    nat more for each seed."""
+    return [
+        Run.open(
+            write_run(
+                folder,
+                label,
+                [(8, 10)],
+                {8: 5.0},
+                seed=seed,
+                far={n: [loss + seed for loss in of_n] for n, of_n in losses.items()},
+            )
+        )
+        for seed in range(num_seeds)
     ]
-    for seed, directory in enumerate(directories):
-        path = directory / "evaluations" / "step-00000010.json"
-        evaluation = json.loads(path.read_text())
-        evaluation["far_context"] = {
-            "tokens_before": 4,
-            "document_tokens": [10] * 4,
-            "losses": [
-                {
-                    "seq_len": seq_len,
-                    "loss": sum(of_documents) / 4 + seed,
-                    "document_losses": [loss + seed for loss in of_documents],
-                }
-                for seq_len, of_documents in losses.items()
-            ],
-        }
-        path.write_text(json.dumps(evaluation))
-    return [Run.open(directory) for directory in directories]
 
 
 USES = {2: [3.0, 3.1, 3.2, 3.3], 8: [2.8, 2.9, 2.9, 3.0]}  # gains 0.2, 0.2, 0.3, 0.3
@@ -42,10 +34,14 @@ DOES_NOT = {2: [3.0, 3.1, 3.2, 3.3], 8: [3.1, 3.0, 3.3, 3.2]}  # -0.1, 0.1, -0.1
 def test_a_gain_is_paired_by_document(tmp_path):
     (arm,) = by_arm(arm_of(tmp_path, "fixed8", USES, num_seeds=3))
     gain = far_gain(arm)
-    # Standard deviation 0.05774, over √4, times 3.182.
-    assert gain.gain == pytest.approx(0.25)
-    assert gain.half == pytest.approx(3.182 * 0.057735 / 2, abs=1e-5)
-    assert (gain.short, gain.num_documents, gain.is_positive) == (2, 4, True)
+    # Every seed has the same gains. Standard deviation 0.05774, over √4, times 3.182.
+    assert gain.estimate.mean == pytest.approx(0.25)
+    assert gain.estimate.half == pytest.approx(3.182 * 0.057735 / 2, abs=1e-5)
+    assert {name: part.count for name, part in gain.estimate.parts.items()} == {
+        "seeds": 3,
+        "documents": 4,
+    }
+    assert (gain.short, gain.is_positive) == (2, True)
     assert str(gain) == "+0.250 ± 0.092"
 
 

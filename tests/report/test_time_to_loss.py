@@ -44,7 +44,7 @@ def test_the_headline_says_how_much_sooner(toy):
     said = " ".join(headline(open_runs([toy])))
     assert (
         "grow reaches fixed8's final loss at 8 tokens in 30% of fixed8's training time "
-        "(6.0 of 20.0 s)."
+        "(6.0 of 20.0 s); its stage of 8 tokens begins at 50%."
     ) in said
 
 

@@ -12,8 +12,8 @@ from glray.spec import load_pipeline, to_yaml
 
 WriteRun = Callable[..., Path]
 
-STEP_MICROSECONDS = {4: 1_000_000, 8: 2_000_000}
-"""A step of 32 tokens is calibrated 1 s at length 4 and 2 s at length 8."""
+STEP_MICROSECONDS = {2: 1_000_000, 4: 1_000_000, 8: 2_000_000}
+"""A step of 32 tokens is calibrated 1 s at lengths 2 and 4, and 2 s at length 8."""
 
 
 def write_run(
@@ -32,13 +32,15 @@ def write_run(
     calibrated: bool = True,
     predicted_seconds: float | None = None,
     identity: dict[str, Any] | None = None,
+    far: dict[int, list[float]] | None = None,
 ) -> Path:
     """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
 
     It ends with held-out ``losses`` by length (each 1 nat more at earlier boundaries), after
     ``slowdown`` times its calibrated seconds. ``steps_done`` leaves it unfinished. The losses of
     its 16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
-    ``standard_error`` there is one document.
+    ``standard_error`` there is one document. ``far`` has the losses of as many documents, of 10 far
+    targets each, by the length of sliding windows.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
     plan = _plan(stages, calibrated, budget_seconds)
@@ -118,6 +120,7 @@ def write_run(
                     "document_tokens": [20] * 16 if standard_error else [320],
                     "num_target_tokens": 320,
                     "lengths": lengths,
+                    "far_context": far_context(far) if far and boundary == num_steps else None,
                 },
             )
     if steps_done is None:
@@ -221,6 +224,19 @@ def _length(
         "document_losses": [loss + spread, loss - spread] * 8 if standard_error else [loss],
         "bits_per_byte": loss / 4,
         "loss_by_position": [loss] * seq_len,
+    }
+
+
+def far_context(far: dict[int, list[float]]) -> dict[str, Any]:
+    """The record of far targets with these losses."""
+    documents = {len(losses) for losses in far.values()}
+    return {
+        "tokens_before": 4,
+        "document_tokens": [10] * documents.pop(),
+        "losses": [
+            {"seq_len": n, "loss": sum(losses) / len(losses), "document_losses": losses}
+            for n, losses in far.items()
+        ],
     }
 
 

@@ -171,6 +171,7 @@ def test_what_is_no_comparison_is_said(reference, word):
         ({"measure": "seconds", "at": 128}, ("has no length", "remove at=128")),
         ({"at": 96}, ("at 96 tokens", "128, 256, 512, 1024, 2048", "evaluation.seq_lens")),
         ({"measure": "long_loss"}, ("give at=",)),
+        ({"at": 2048}, ("trained on no more than 1024", "at 2048", "leave at= out")),
     ],
 )
 def test_a_claim_of_what_is_not_measured_is_refused(claim, words):
@@ -208,7 +209,7 @@ def test_overrides_of_the_context_are_the_comparisons():
     ("claim", "says"),
     [
         (lower("a", "b", at=1024), "a has a lower held-out loss than b at 1,024 tokens"),
-        (lower("a", "b"), "a has a lower held-out loss than b at the longest training length"),
+        (lower("a", "b"), "a has a lower held-out loss than b, each at its own length"),
         (
             lower("a", "b", at=4096, measure="long_loss"),
             "a has a lower loss than b on long documents at 4,096 tokens",

@@ -10,9 +10,10 @@ import pytest
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.files import read_json, sole_writer, write_text
+from glray.files import sole_writer, write_text
 from glray.ray import train as ray_train
 from glray.ray.coordinator import launch
+from glray.run.records import Calibration
 from glray.spec import PipelineSpec
 from glray.train import group as group_module
 from glray.train import worker
@@ -137,10 +138,13 @@ def calibrated_costs(
 
 def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corpus, monkeypatch):
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
-    measured = {0: {8: 1000, 16: 1100, 32: 1201}, 1: {8: 3000, 16: 1300, 32: 1202}}
+    measured = {
+        0: [{8: 1000, 16: 1100, 32: 1201}, {8: 1200, 16: 1100, 32: 1201}, {8: 900, 16: 1, 32: 1}],
+        1: [{8: 3000, 16: 1300, 32: 1202}, {8: 3000, 16: 1300, 32: 1202}, {8: 900, 16: 1, 32: 1}],
+    }
     together = threading.Barrier(2, timeout=30)
 
-    def calibrate(spec, corpus, ctx, executed) -> dict[int, int]:
+    def calibrate(spec, corpus, ctx, executed) -> list[dict[int, int]]:
         together.wait()  # breaks if one measures while the other does not
         return measured[ctx.group.index]
 
@@ -149,18 +153,19 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corp
     def costs_of(group: WorkerGroup) -> dict[int, int]:
         return calibrated_costs(spec, corpus, group)
 
-    mean = {8: 2000, 16: 1200, 32: 1202}
+    mean = {8: 2000, 16: 1200, 32: 1202}  # the median of three means
     with launch(tmp_path / "tiny", 2, in_driver=True) as both:
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(costs_of, both)) == [mean, mean]
         assert costs_of(both[1]) == mean  # started again it does not measure
-    recorded = read_json(tmp_path / "tiny" / "calibration.json")["step_microseconds"]
-    assert recorded == {str(length): cost for length, cost in mean.items()}
+    recorded = Calibration.read(tmp_path / "tiny" / "calibration.json")
+    assert recorded.step_microseconds == mean
+    assert [costs[8] for costs in recorded.repetitions] == [2000, 2100, 900]
 
 
 def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(group_module, "MEETING_SECONDS", 0.2)
-    monkeypatch.setattr(worker, "calibrate", lambda *_: {8: 1000, 16: 1100, 32: 1201})
+    monkeypatch.setattr(worker, "calibrate", lambda *_: [{8: 1000, 16: 1100, 32: 1201}])
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
     with launch(tmp_path / "tiny", 2, in_driver=True) as (first, second):
         costs = calibrated_costs(spec, corpus, first)

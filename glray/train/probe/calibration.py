@@ -6,6 +6,9 @@ turn is a burst of steps whose first is not counted: right after another length 
 1024 on two cores 699 ms against a median of 620 was seen; memory changes sizes), which in training
 happens once a stage. Of the others the fastest counts: what else slows a step is not its length.
 The cost of a length is the median over its turns (of two the faster), of the slowest rank.
+
+All of that is done several times, each with a new model: what a step costs differs a little from
+one start to the next, and how much it does belongs to every comparison at equal time.
 """
 
 import statistics
@@ -17,20 +20,34 @@ from glray.model.config import longest_config
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, most_over_ranks
+from glray.train.group import Repetitions
 from glray.train.trainee import Trainee
 
 BURST = 3
 """Steps of one turn, the first not counted."""
 MIN_ROUNDS = 2
 MAX_ROUNDS = 25
-ENOUGH_SECONDS = 12.0
+ENOUGH_SECONDS = 5.0
 """Rounds go on until this much is measured, between the two bounds above."""
+REPETITIONS = 3
 
 
 def calibrate(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
+) -> Repetitions:
+    """Microseconds of one optimizer step by sequence length, the same on every rank; of each
+    repetition."""
+    return [_costs(spec, corpus, ctx, execution) for _ in range(REPETITIONS)]
+
+
+def median_costs(repetitions: Repetitions) -> dict[int, int]:
+    """The median of the repetitions, by length."""
+    return {n: statistics.median_low(costs[n] for costs in repetitions) for n in repetitions[0]}
+
+
+def _costs(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
 ) -> dict[int, int]:
-    """Microseconds of one optimizer step by sequence length, the same on every rank."""
     ids = corpus.vocabulary
     config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     trainee = Trainee.scratch(config, spec, ctx, execution)

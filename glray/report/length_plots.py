@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from glray.report import look
-from glray.report.arms import eval_seq_lens, latest_loss, longest_trained
+from glray.report.arms import Arm, eval_seq_lens, latest_loss, longest_trained
+from glray.report.comparison import compare, longest_fixed, share_targets
 from glray.report.long_losses import PROTOCOLS, SCALINGS, LongLosses, long_seq_lens, mean_long_loss
+from glray.report.measured import heldout
 from glray.run.profile import Profile
 from glray.run.run import Run
+from glray.run.statistics import crossed
 
 LengthRecords = Sequence[Mapping[str, Any]]
 """One record a window length: ``seq_len``, ``loss`` (nats per token), ``standard_error`` …"""
@@ -26,26 +30,57 @@ _UNSEEN = look.grey_handle("longer than the arm trained on", marker="o", markerf
 
 @look.styled
 def loss_by_length(runs: Sequence[Run]) -> Figure:
-    """Held-out loss over window length, with standard errors over documents."""
-    figure, axes = look.one_panel("window length (tokens)", "held-out loss (nats per token)")
-    look.length_axis(axes, eval_seq_lens(runs), longest_trained(runs))
+    """Held-out loss over window length, means over seeds. Below, where the runs compare, how far
+    each arm is above the longest fixed one at each length, with the 95% interval over seeds and
+    documents: what makes a document hard for both cancels."""
+    compared = [score for score in compare(runs) if share_targets(score.runs)]
+    base = longest_fixed(compared)
+    others = [score for score in compared if score is not base]
+    has_differences = base is not None and others and share_targets(runs)
+    figure = Figure(figsize=(8, 6.8 if has_differences else 4.7))
+    panels = figure.subplots(1 + bool(has_differences), squeeze=False, sharex=True)[:, 0]
+    panels[-1].set_xlabel("window length (tokens)")
+    panels[0].set_ylabel("held-out loss (nats per token)")
+    for axes in panels:
+        look.length_axis(axes, eval_seq_lens(runs), longest_trained(runs))
     arms = look.styled_arms(runs)
-    for index, (arm, style) in enumerate(arms):
-        for run in arm.runs:
-            if run.latest is None:
-                continue
-            scores = run.latest.lengths
-            lengths = np.array([score.seq_len for score in scores])
-            x = look.shifted(lengths, index, len(arms))
-            y = np.array([score.loss for score in scores])
-            errors = [score.standard_error or 0.0 for score in scores]
-            own = lengths == run.longest_seq_len
-            style.draw(axes, x, y, bars=errors, seen=lengths <= run.longest_seq_len)
-            style.draw(axes, x[own], y[own], linestyle="none", markersize=13, **_RING)
+    for arm, style in arms:
+        scored = [run.latest.lengths for run in arm.runs if run.latest is not None]
+        if not scored:
+            continue
+        lengths = np.array([score.seq_len for score in scored[0]])
+        y = np.mean([[score.loss for score in scores] for scores in scored], axis=0)
+        longest = max(arm.seq_lens)
+        style.draw(panels[0], lengths, y, seen=lengths <= longest)
+        own = lengths == longest
+        style.draw(panels[0], lengths[own], y[own], linestyle="none", markersize=13, **_RING)
+    if has_differences and base is not None:
+        _draw_differences(panels[1], others, base, {arm.label: style for arm, style in arms})
     look.arms_legend(
         figure, arms, look.grey_handle("longest trained", markersize=11, **_RING), _UNSEEN
     )
     return figure
+
+
+def _draw_differences(
+    axes: Axes, others: Sequence[Arm], base: Arm, styles: Mapping[str, look.Style]
+) -> None:
+    """Each arm's loss less the base's, with its interval, at every length that both have."""
+    axes.axhline(0, color=styles[base.label].colour, linestyle=styles[base.label].line)
+    axes.set_ylabel(f"difference from {base.label}\n(paired, 95% interval)")
+    for index, arm in enumerate(others):
+        both = [
+            (seq_len, ours, theirs)
+            for seq_len in eval_seq_lens(base.runs)
+            if (ours := heldout(arm, seq_len)) and (theirs := heldout(base, seq_len))
+        ]
+        found = [crossed(a.values - b.values, a.document_tokens) for _, a, b in both]
+        lengths = np.array([seq_len for seq_len, _, _ in both])
+        halves = [estimate.half if estimate.parts else 0.0 for estimate in found]
+        x = look.shifted(lengths, index, len(others))
+        means = [estimate.mean for estimate in found]
+        seen = lengths <= max(arm.seq_lens)
+        styles[arm.label].draw(axes, x, means, bars=halves, seen=seen)
 
 
 @look.styled

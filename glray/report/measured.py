@@ -60,7 +60,12 @@ def _found(claim: ClaimSpec, arm: Arm, long_losses: LongLosses) -> Losses | None
         tokens = contexts[0].document_tokens
         scored = (last.targets_sha256, contexts[0].tokens_before)
         return Losses(far_losses(contexts, -1), tokens, scored)
-    scores = [latest_loss(run, claim.at) for run in arm.runs]
+    return heldout(arm, claim.at)
+
+
+def heldout(arm: Arm, seq_len: int) -> Losses | None:
+    """The arm's latest losses in whole windows of one length; None if a run lacks it."""
+    scores = [latest_loss(run, seq_len) for run in arm.runs]
     found = [score.document_losses for score in scores if score is not None]
     if len(found) < len(scores):
         return None

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from glray.plan import WATCHED_STEPS
 from glray.report import look
-from glray.report.arms import Arm
+from glray.report.arms import Arm, eval_seq_lens, longest_trained
 from glray.run.run import Run
 
 PANELS = {
@@ -86,6 +86,7 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
     mean = f"mean of the last {steps} steps" if steps > 1 else "each step"
     figure, axes = look.one_panel(x_label, f"loss (nats per token)\ntraining: {mean}")
     arms = look.styled_arms(runs)
+    seq_len = min(longest_trained(runs), max(eval_seq_lens(runs), default=0))
     late: list[float] = []  # what sets the y axis
     right = max(getattr(run.log, column)[-1] for run in runs if len(run.log.step)) / scale
     for arm, style in arms:
@@ -97,7 +98,7 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
                 band = (y.min(axis=0), y.max(axis=0))
                 axes.fill_between(x, *band, color=style.colour, alpha=0.18, linewidth=0)
             late += y[:, x > START_SHARE * right].ravel().tolist()
-            late += _draw_evaluations(axes, together, x, style)
+            late += _draw_evaluations(axes, together, x, style, seq_len)
     finite = [value for value in late if np.isfinite(value)]
     if finite and min(finite) < max(finite):
         margin = 0.06 * (max(finite) - min(finite))
@@ -105,7 +106,7 @@ def _loss_over(runs: Sequence[Run], column: str, scale: float, x_label: str) -> 
     axes.set_xlim(0, right * 1.02)
     _mark_stages(axes, arms, column, scale)
     mark = look.grey_handle(
-        "held-out, at the length in training", marker="o", markerfacecolor="white"
+        f"held-out, in windows of {seq_len:,}", marker="o", markerfacecolor="white"
     )
     look.arms_legend(figure, arms, mark)
     return figure
@@ -118,25 +119,24 @@ def _seeds_together(arm: Arm) -> list[list[Run]]:
 
 
 def _draw_evaluations(
-    axes: Axes, runs: Sequence[Run], x: np.ndarray, style: look.Style
+    axes: Axes, runs: Sequence[Run], x: np.ndarray, style: look.Style, seq_len: int
 ) -> list[float]:
-    """Held-out loss at each evaluation, at the length just trained; returns the losses drawn.
-
-    A bar is the standard error over documents, of several runs the range over seeds.
-    """
+    """Held-out loss of each evaluation in windows of one length, the same for all arms, and of
+    several runs its range over seeds. Returns the losses of the last stage, which set the y axis:
+    before it a growing arm has not seen such windows, and may lie far above."""
     drawn = []
     for evaluations in zip(*(run.evaluations for run in runs), strict=False):
-        scores = [evaluation.at(evaluation.trained_seq_len) for evaluation in evaluations]
+        scores = [evaluation.at(seq_len) for evaluation in evaluations]
         place = int(np.searchsorted(runs[0].log.step, evaluations[0].step))
         losses = [score.loss for score in scores if score is not None]
         if len(losses) < len(runs) or place >= len(x):
             continue
         mean = float(np.mean(losses))
-        errors = [[mean - min(losses)], [max(losses) - mean]]
-        if len(runs) == 1 and scores[0] is not None:
-            errors = [[scores[0].standard_error or 0.0]] * 2
-        style.draw(axes, [x[place]], [mean], bars=errors, marker=style.marker, **_OPEN)
-        drawn += losses
+        bars = [[mean - min(losses)], [max(losses) - mean]]
+        is_last = evaluations[0].trained_seq_len == runs[0].seq_lens[-1]
+        how = _OPEN if is_last else _OPEN | {"clip_on": True}
+        style.draw(axes, [x[place]], [mean], bars=bars, marker=style.marker, **how)
+        drawn += losses if is_last else []
     return drawn
 
 

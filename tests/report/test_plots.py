@@ -66,12 +66,33 @@ def test_the_plots_are_written_and_nothing_else(pipeline, tmp_path):
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
-def test_the_length_plot_has_each_arm_s_losses_and_errors(pipeline):
-    axes = loss_by_length(open_runs([pipeline])).axes[0]
+def losses_of(axes):
+    """Of each arm's line over all three lengths."""
+    lines = [line.get_ydata() for line in axes.lines if line.get_linestyle() != "None"]
+    return [losses.tolist() for losses in lines if len(losses) == 3]
 
-    drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
-    assert drawn == [[4.6, 4.45, 4.5], [4.8, 4.69, 4.7], [4.5, 4.67, 6.5]]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "8", "16"]
+
+def test_the_length_plot_has_each_arm_s_losses(pipeline):
+    axes, below = loss_by_length(open_runs([pipeline])).axes
+
+    assert losses_of(axes) == [[4.6, 4.45, 4.5], [4.8, 4.69, 4.7], [4.5, 4.67, 6.5]]
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["4", "8", "16"]
+
+
+def test_below_it_are_paired_differences_from_the_longest_fixed_arm(tmp_path):
+    for seed, more in enumerate((0.0, 1.0, 2.0)):
+        grow = {4: 4.6 + more, 8: 4.5 + more + 0.1 * seed}
+        write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], grow, seed=seed)
+        write_run(tmp_path / "toy", "fixed8", [(8, 10)], {4: 4.8 + more, 8: 4.7 + more}, seed=seed)
+
+    below = loss_by_length(open_runs([tmp_path / "toy"])).axes[1]
+
+    (differences,) = below.containers
+    assert differences.lines[0].get_ydata() == pytest.approx([-0.2, -0.1])
+    bars = [segment[:, 1] for segment in differences.lines[2][0].get_segments()]
+    # -0.2, -0.1 and 0.0 at 8: a deviation of 0.1, over √3, times 4.303.
+    assert [(high - low) / 2 for low, high in bars] == pytest.approx([0, 0.2484], abs=1e-4)
+    assert "difference from fixed8" in below.get_ylabel()
 
 
 def test_the_time_plot_marks_a_stage_where_it_starts(pipeline):
@@ -169,6 +190,6 @@ def test_a_diverged_run_has_its_line_beside_the_others(pipeline):
     write_run(pipeline, "wild", [(8, 10)], {4: float("nan"), 8: float("nan"), 16: float("nan")})
     axes = loss_by_length(open_runs([pipeline])).axes[0]
 
-    losses = [container.lines[0].get_ydata() for container in axes.containers]
+    losses = losses_of(axes)
     assert len(losses) == 4
     assert np.isnan(losses[-1]).all()

@@ -38,7 +38,7 @@ class PipelineSpec(Spec):
     """What a token attends to in training: all earlier tokens of its window, across documents (as
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
-    """The runs to compare; they differ only in stages and positions."""
+    """The runs to compare; they differ only in stages, positions and peak learning rate."""
     only: tuple[Name, ...] | None = Field(default=None, min_length=1)
     """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
     that they can join later. None: all."""
@@ -104,6 +104,10 @@ class PipelineSpec(Spec):
                 return arm
         names = ", ".join(arm.name for arm in self.arms)
         raise ValueError(f"pipeline {self.name!r} has no arm {name!r}; its arms are {names}")
+
+    def optimizer_of(self, arm: ArmSpec) -> OptimizerSpec:
+        """The arm's optimizer: the pipeline's, with the arm's own peak rate if it has one."""
+        return self.optimizer if arm.lr is None else self.optimizer.derive(lr=arm.lr)
 
     def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
         """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""

@@ -1,10 +1,10 @@
 """The pipeline: one value that declares everything that is trained, and how."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
-from glray.spec.base import Count, Integer, Name, Spec, check_unique
+from glray.spec.base import Count, Name, Seed, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
@@ -55,7 +55,7 @@ class PipelineSpec(Spec):
     """Optimizer and learning rate."""
     precision: Precision = "float32"
     """Precision of the forward and backward pass; weights and optimizer stay in float32."""
-    seeds: tuple[Annotated[Integer, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
     model, the initial weights."""
     evaluation: EvaluationSpec
@@ -194,3 +194,8 @@ class ComparedArm(Spec):
     """The arm's name in the pipeline."""
     label: Name = Field(default_factory=lambda fields: fields["arm"])
     """The arm's name in this comparison's tables, plots and claims. Default: ``arm``."""
+
+    @property
+    def spec(self) -> ArmSpec:
+        """The arm itself. Raises ValueError."""
+        return self.pipeline.arm(self.arm)

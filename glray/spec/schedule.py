@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from glray.spec.base import Count, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
-from glray.spec.training import PeakRate
+from glray.spec.training import PeakRate, rate_text
 
 EXTRAPOLATION = Extrapolation()
 
@@ -54,6 +54,10 @@ class ArmSpec(Spec):
     def seq_lens(self) -> tuple[int, ...]:
         """Length of each stage in tokens."""
         return tuple(stage.seq_len for stage in self.stages)
+
+    def at_rate(self, lr: float) -> "ArmSpec":
+        """The same at a peak rate of its own, as another arm: ``growlength-lr6e-3``."""
+        return self.derive(name=f"{self.name}-lr{rate_text(lr)}", lr=lr)
 
     def model_post_init(self, context: Any) -> None:
         if isinstance(self.positions, BaseFrequencies):

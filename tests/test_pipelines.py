@@ -65,13 +65,14 @@ RENAMED = {"ratios_share": "ratios_in"}
 
 
 def leaves(value, path=""):
-    """Every field of plain values by its path, under today's names."""
+    """Every field of plain values that is set by its path, under today's names: what 0.1 had no
+    field for is null."""
     if isinstance(value, dict):
         named = {RENAMED.get(key, key): below for key, below in value.items()}
     elif isinstance(value, list) and value:
         named = dict(enumerate(value))
     else:
-        return {path: value}
+        return {} if value is None else {path: value}
     return {
         place: leaf
         for key, below in named.items()

@@ -1,10 +1,11 @@
 """The command that trains a comparison's runs and judges its claims: compare."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +15,11 @@ from glray.errors import UserError
 from glray.files import read_json, write_json
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
 from glray.run.run import Run
-from glray.spec import ComparisonSpec, load_comparison
+from glray.spec import ComparisonSpec, RateGrid, load_comparison
 from glray.storage import storage_path
+
+if TYPE_CHECKING:
+    from glray.report.rates import TunedRate
 
 
 @app.command()
@@ -35,8 +39,9 @@ def compare(
 ) -> None:
     """Train what comparisons need, judge their claims and report. Run again to resume.
 
-    --set applies to every pipeline of a comparison, --set context.… to its long documents. Runs
-    that are finished are not trained again, whichever comparison asked for them first.
+    --set applies to every pipeline of a comparison, --set context.… to its long documents and
+    --set rates.… to the peak rates that it tries first. Runs that are finished are not trained
+    again, whichever comparison asked for them first.
     """
     specs: list[ComparisonSpec] = [
         absolute(load_comparison(name, overrides, seeds)) for name in comparisons
@@ -54,18 +59,48 @@ def compare(
 
 
 def _compare(spec: ComparisonSpec) -> None:
-    from glray.report.compared import compared, comparison_record, labelled_runs
+    from glray.report.compared import compared, comparison_record
 
-    for pipeline in spec.pipelines:
-        trained_runs(pipeline)
+    rates = [] if spec.rates is None else _tuned_rates(spec, spec.rates)
+    runs = _trained(spec.at_rates({rate.label: rate.lr for rate in rates}) if rates else spec)
     directory = storage_path(spec.arms[0].pipeline.compute) / "comparisons" / spec.name
-    runs = labelled_runs(spec)
-    report = compared(spec, runs, _scored_long_documents(spec, runs, directory / "long_documents"))
+    long_losses = _scored_long_documents(spec, runs, directory / "long_documents")
+    report = compared(spec, runs, long_losses, rates)
     numbers = directory / "comparison.json"
     write_json(numbers, comparison_record(spec, report))
     console.print(f"\n{report.title}", style="bold", markup=False)
     write_and_show(report, directory)
     console.print(f"numbers: {numbers}")
+
+
+def _trained(spec: ComparisonSpec) -> list[Run]:
+    """The comparison's runs, finished, arm by arm."""
+    from glray.report.compared import labelled_runs
+
+    for pipeline in spec.pipelines:
+        trained_runs(pipeline)
+    return labelled_runs(spec)
+
+
+def _tuned_rates(spec: ComparisonSpec, grid: RateGrid) -> "list[TunedRate]":
+    """Each arm's best peak rate, of the grid or one step beyond it; says what it was chosen by."""
+    from glray.report.rates import tuned_rate
+
+    runs = _pilot_runs(spec, {arm.label: grid.lrs for arm in spec.arms})
+    best = {label: tuned_rate(label, its).lr for label, its in runs.items()}
+    beyond = {label: (lr,) for label in best if (lr := grid.beyond(best[label])) is not None}
+    further = _pilot_runs(spec, beyond)
+    rates = [tuned_rate(label, [*runs[label], *further.get(label, [])]) for label in runs]
+    console.print()
+    for rate in rates:
+        console.print(rate.sentence, markup=False)
+    return rates
+
+
+def _pilot_runs(spec: ComparisonSpec, lrs: Mapping[str, tuple[float, ...]]) -> dict[str, list[Run]]:
+    """The finished runs of each arm at each of its peak rates."""
+    runs = iter(_trained(spec.pilot(lrs)) if lrs else [])
+    return {label: list(islice(runs, len(its))) for label, its in lrs.items()}
 
 
 def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Path) -> LongLosses:

@@ -1,14 +1,16 @@
 """A comparison whose runs are finished: they are labelled, judged, and kept as plain values."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from glray.report.arms import by_environment
+from glray.report.arms import by_arm, by_environment
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses
 from glray.report.page import Report
+from glray.report.rates import TunedRate
 from glray.report.verdict import judge
 from glray.run.run import Run, run_directory
 from glray.spec.comparison import ComparisonSpec
@@ -26,30 +28,37 @@ def labelled_runs(spec: ComparisonSpec) -> list[Run]:
     ]
 
 
-def compared(spec: ComparisonSpec, runs: list[Run], long_losses: LongLosses) -> Report:
-    """Judge the claims."""
+def compared(
+    spec: ComparisonSpec,
+    runs: list[Run],
+    long_losses: LongLosses,
+    rates: Sequence[TunedRate] = (),
+) -> Report:
+    """Judge the claims; ``rates`` are those that the arms were tuned to."""
     judgements = judge(spec.claims, runs, long_losses)
-    return Report(runs, f"{spec.name}: {spec.title}", judgements, long_losses)
+    return Report(runs, f"{spec.name}: {spec.title}", judgements, long_losses, rates)
 
 
 def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
     """``comparison.json``: all that a page of results needs, and judging it again, as plain
-    values."""
+    values. ``spec`` is as declared, with ``rates`` that may have been tuned."""
     return {
         "name": spec.name,
         "title": spec.title,
         "seeds": spec.seeds,
         "claims": [judgement.record() for judgement in report.judgements],
         "headline": headline(report.runs),
+        "rates": [rate.record() for rate in report.rates],
         "arms": [
             {
                 "label": arm.label,
-                "pipeline": arm.pipeline.name,
-                "arm": arm.arm,
-                "stages": arm.pipeline.arm(arm.arm).seq_lens,
-                "runs": [_run(run) for run in report.runs if run.label == arm.label],
+                "pipeline": arm.runs[0].manifest.pipeline,
+                "arm": arm.runs[0].arm,
+                "stages": arm.seq_lens,
+                "lr": arm.runs[0].optimizer.lr,
+                "runs": [_run(run) for run in arm.runs],
             }
-            for arm in spec.arms
+            for arm in by_arm(report.runs)
         ],
         "long_documents": _long_documents(report),
         "calibrations": {

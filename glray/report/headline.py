@@ -6,12 +6,14 @@ from statistics import fmean, median_low
 
 import numpy as np
 
+from glray.report.arms import Arm, by_arm
 from glray.report.comparison import ArmScore, compare, longest_fixed, paired_error, share_targets
 from glray.report.formats import plus_minus, seconds_text, tokens_text
 from glray.run.records import Evaluation
 from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
 from glray.spec.identity import differences
+from glray.spec.training import rate_text
 
 DRIFT_LIMIT = 0.05
 """Runs whose measured over calibrated seconds is further than this share from the median of all are
@@ -276,8 +278,21 @@ def _other_differences(runs: Sequence[Run]) -> list[str]:
         for run in runs[1:]
         for change in differences(first, run.manifest.identity)
     }
+    sentences = []
+    if "optimizer.lr" in fields:
+        rates = [f"{arm.label} {_peak_rates(arm)}" for arm in by_arm(runs)]
+        sentences.append(f"The arms have peak learning rates of their own: {_listed(rates)}.")
+        fields.remove("optimizer.lr")
     others = sorted(field for field in fields if field.partition(".")[0] not in expected)
-    return [f"Besides their stages, the runs differ in {', '.join(others)}."] if others else []
+    if others:
+        sentences.append(f"Besides their stages, the runs differ in {', '.join(others)}.")
+    return sentences
+
+
+def _peak_rates(arm: Arm) -> str:
+    """``6e-3``; all of them if its runs have several."""
+    rates = sorted({run.optimizer.lr for run in arm.runs})
+    return " and ".join(map(rate_text, rates))
 
 
 def _unfinished(runs: Sequence[Run]) -> str:

@@ -15,6 +15,7 @@ from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.far_context import far_sentence, far_sheet
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses, long_sheet
+from glray.report.rates import TunedRate
 from glray.report.render import html
 from glray.report.sheets import Sheet
 from glray.report.verdict import Judgement
@@ -28,15 +29,17 @@ class Report:
 
     runs: list[Run]
     title: str = ""
-    """Of a comparison, which also has the two below."""
+    """Of a comparison, which also has the three below."""
     judgements: Sequence[Judgement] = ()
     long_losses: LongLosses = field(default_factory=dict)
+    rates: Sequence[TunedRate] = ()
 
     @cached_property
     def sentences(self) -> list[str]:
         """The verdicts, and what else the numbers say."""
         verdicts = [judgement.sentence for judgement in self.judgements]
-        said = [*verdicts, *headline(self.runs), far_sentence(self.runs)]
+        rates = [rate.sentence for rate in self.rates]
+        said = [*verdicts, *headline(self.runs), *rates, far_sentence(self.runs)]
         return [sentence for sentence in said if sentence]
 
     def sheets(self) -> list[Sheet]:
@@ -69,6 +72,7 @@ class Report:
             details=[sheet for sheet in details if sheet.rows],
             specs=[(label, to_yaml(run.spec)) for label, run in labelled(runs)],
             targets=" or ".join(f"{t:,} tokens of {d:,} documents" for t, d in scored),
+            are_rates_tuned=bool(self.rates),
             num_seeds=len({run.seed for run in runs}),
             seq_lens=seq_lens,
             longest=longest_trained(runs),

@@ -7,6 +7,7 @@ from glray.report.sheets import Sheet
 from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
+from glray.spec.training import OptimizerSpec
 
 
 def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
@@ -90,7 +91,7 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
         ]
         if cost is not None:
             row += [f"{cost / 1000:,.0f}", f"{stage.num_steps * cost / MICROSECONDS:,.1f}"]
-        rows.append([*row, _rates(spec, plan, stage)])
+        rows.append([*row, _rates(spec.optimizer_of(arm), plan, stage)])
     timed = [] if plan.stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
     notes = [*_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
@@ -105,11 +106,10 @@ def _title(arm: ArmSpec) -> str:
     return f"{arm.name}, positions: {arm.positions.kind} ({said})"
 
 
-def _rates(spec: PipelineSpec, plan: Plan, stage: StagePlan) -> str:
+def _rates(optimizer: OptimizerSpec, plan: Plan, stage: StagePlan) -> str:
     """``1.0e-2→8.4e-3``: of the stage's first and last step."""
-    rates = (
-        learning_rate(spec.optimizer, plan, step) for step in (stage.first_step, stage.end_step - 1)
-    )
+    ends = (stage.first_step, stage.end_step - 1)
+    rates = (learning_rate(optimizer, plan, step) for step in ends)
     parts = (f"{rate:.1e}".split("e") for rate in rates)
     return "→".join(f"{mantissa}e{int(exponent)}" for mantissa, exponent in parts)
 

@@ -23,6 +23,7 @@ from glray.run.records import BoundaryRecord, Calibration, Evaluation, Manifest,
 from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import PositionsSpec
+from glray.spec.training import OptimizerSpec
 from glray.storage import storage_path
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -81,6 +82,11 @@ class Run:
     def positions(self) -> PositionsSpec:
         """How RoPE is scaled when the length grows."""
         return self.spec.arms[0].positions
+
+    @cached_property
+    def optimizer(self) -> OptimizerSpec:
+        """Its optimizer, with its arm's peak rate."""
+        return self.spec.optimizer_of(self.spec.arms[0])
 
     @property
     def seq_lens(self) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ from glray.spec.positions import (
     PositionsSpec,
     Yarn,
 )
+from glray.spec.rates import RateGrid
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, fixed, grow
 from glray.spec.search import SearchSpec
 from glray.spec.training import (

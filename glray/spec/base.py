@@ -31,6 +31,9 @@ Integer = Annotated[int, BeforeValidator(_read_power_of_ten)]
 Count = Annotated[Integer, Field(ge=1)]
 """A whole number of at least 1."""
 
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+"""A seed of runs."""
+
 
 class Spec(BaseModel):
     """Base of all specs: a frozen value that rejects keys it does not know.

@@ -1,5 +1,6 @@
 """A comparison: arms of one or more pipelines side by side, and the claims that it tests."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -7,7 +8,8 @@ from pydantic import Field
 from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import ComparedArm, PipelineSpec
-from glray.spec.training import check_scorable
+from glray.spec.rates import RateGrid
+from glray.spec.training import check_scorable, rate_text
 
 Measure = Literal["loss", "seconds", "jump", "long_loss"]
 """What a claim compares: held-out loss, measured training seconds, the highest jump of the held-out
@@ -110,6 +112,8 @@ class ComparisonSpec(Spec):
     """The claims to test; a verdict takes three seeds."""
     context: ContextSpec | None = None
     """Also score long documents."""
+    rates: RateGrid | None = None
+    """Compare each arm at its best of these peak rates. None: at its own."""
 
     @property
     def pipelines(self) -> tuple[PipelineSpec, ...]:
@@ -128,6 +132,41 @@ class ComparisonSpec(Spec):
         """The seeds of every arm."""
         return self.arms[0].pipeline.seeds
 
+    def pilot(self, lrs: Mapping[str, Sequence[float]]) -> "ComparisonSpec":
+        """The runs that a rate is chosen by: the arms of these labels at each of their peak rates,
+        in that order, under the seed of ``rates``. No guard stops them: a rate that is too high
+        loses."""
+        assert self.rates is not None, "without rates there is nothing to choose from"
+        rated = [(label, lr) for label, its in lrs.items() for lr in its]
+        changes = {"seeds": [self.rates.seed], "evaluation": {"max_rise": None}}
+        arms = self._rated(rated, **changes)
+        labels = [f"{label}-lr{rate_text(lr)}" for label, lr in rated]
+        labelled = [arm.derive(label=label) for label, arm in zip(labels, arms, strict=True)]
+        return self.derive(arms=labelled, rates=None, claims=(), context=None)
+
+    def at_rates(self, lrs: Mapping[str, float]) -> "ComparisonSpec":
+        """The same comparison with each arm at its peak rate, by label."""
+        return self.derive(arms=self._rated(list(lrs.items())), rates=None)
+
+    def _rated(self, rated: Sequence[tuple[str, float]], **changes: object) -> list[ComparedArm]:
+        """Arms at peak rates, by label: further arms of ``<pipeline>-rates``, so that no run of the
+        pipeline itself is taken for one of theirs and all have one calibration."""
+        declared = {compared.label: compared for compared in self.arms}
+        chosen = [
+            (label, declared[label].pipeline, declared[label].spec.at_rate(lr))
+            for label, lr in rated
+        ]
+        pipelines: dict[str, PipelineSpec] = {}
+        for _, pipeline, _ in chosen:
+            its = dict.fromkeys(arm for _, other, arm in chosen if other.name == pipeline.name)
+            pipelines[pipeline.name] = pipeline.derive(
+                name=f"{pipeline.name}-rates", arms=(*pipeline.arms, *its), **changes
+            )
+        return [
+            ComparedArm(pipeline=pipelines[pipeline.name], arm=arm.name, label=label)
+            for label, pipeline, arm in chosen
+        ]
+
     def model_post_init(self, context: Any) -> None:
         labels = [compared.label for compared in self.arms]
         check_unique("arms", "label", labels, "their numbers would be mixed")
@@ -141,6 +180,8 @@ class ComparisonSpec(Spec):
                 )
             self._check_agrees(pipeline, self.arms[0].pipeline)
         self._check_claims({compared.label: compared for compared in self.arms})
+        if self.rates is not None:
+            self._check_rates(self.rates)
 
     def _check_agrees(self, pipeline: PipelineSpec, first: PipelineSpec) -> None:
         storage, first_storage = pipeline.compute.storage, first.compute.storage
@@ -153,6 +194,23 @@ class ComparisonSpec(Spec):
                     f"arms: pipeline {pipeline.name!r} has {field} {its!r} and pipeline "
                     f"{first.name!r} has {firsts!r}, but {because}; give both the same"
                 )
+
+    def _check_rates(self, rates: RateGrid) -> None:
+        if rates.seed in self.seeds:
+            raise ValueError(
+                f"rates.seed {rates.seed} is one of the seeds {self.seeds} that are compared: "
+                "rates would be judged by the runs that they were chosen by; use another"
+            )
+        for compared in self.arms:
+            longest = max(compared.spec.seq_lens)
+            evaluated = compared.pipeline.evaluation.seq_lens
+            if longest not in evaluated:
+                raise ValueError(
+                    f"rates: arm {compared.label!r} is trained up to {longest} tokens and not "
+                    f"evaluated there (evaluated: {', '.join(map(str, evaluated))}), so its rates "
+                    "would not be ranked; add it to evaluation.seq_lens"
+                )
+        self.pilot({compared.label: rates.lrs for compared in self.arms})  # its names are valid
 
     def _check_claims(self, arms: dict[str, ComparedArm]) -> None:
         for claim in self.claims:

@@ -67,7 +67,7 @@ def training_identity(
         "ratios_in": spec.ratios_in,
         "tokens_per_batch": spec.tokens_per_batch,
         "chunk_len": spec.chunk_tokens,
-        "optimizer": spec.optimizer.model_dump(mode="json"),
+        "optimizer": spec.optimizer_of(arm).model_dump(mode="json"),
         "precision": spec.precision,
         "seed": seed,
     }

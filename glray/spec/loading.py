@@ -46,7 +46,7 @@ def load_comparison(
     reference: Path | str, overrides: list[str] | None = None, num_seeds: int | None = None
 ) -> ComparisonSpec:
     """The comparison that ``FILE.py:NAME`` returns, the overrides applied to each of its pipelines,
-    those of ``context.`` to itself.
+    those of its ``context`` and ``rates`` to itself.
 
     ``num_seeds`` replaces their seeds by 0 … ``num_seeds - 1``. Raises UserError.
     """
@@ -63,7 +63,8 @@ def load_comparison(
                 "them again use another folder, --set compute.storage=FOLDER"
             )
         pipelines = [compared["pipeline"] for compared in declared["arms"]]
-        for overridden in [declared] if override.startswith("context.") else pipelines:
+        is_own = re.match(r"(context|rates)[.=]", override)
+        for overridden in [declared] if is_own else pipelines:
             _apply(overridden, override)
     for compared in declared["arms"]:
         if num_seeds is not None:

@@ -1,10 +1,10 @@
 """The pipeline: one value that declares everything that is trained, and how."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field
 
-from glray.spec.base import Count, Integer, Name, Spec, check_unique
+from glray.spec.base import Count, Name, Seed, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
@@ -38,7 +38,7 @@ class PipelineSpec(Spec):
     """What a token attends to in training: all earlier tokens of its window, across documents (as
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
-    """The runs to compare; they differ only in stages and positions."""
+    """The runs to compare; they differ only in stages, positions and peak learning rate."""
     only: tuple[Name, ...] | None = Field(default=None, min_length=1)
     """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
     that they can join later. None: all."""
@@ -55,7 +55,7 @@ class PipelineSpec(Spec):
     """Optimizer and learning rate."""
     precision: Precision = "float32"
     """Precision of the forward and backward pass; weights and optimizer stay in float32."""
-    seeds: tuple[Annotated[Integer, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
     model, the initial weights."""
     evaluation: EvaluationSpec
@@ -104,6 +104,10 @@ class PipelineSpec(Spec):
                 return arm
         names = ", ".join(arm.name for arm in self.arms)
         raise ValueError(f"pipeline {self.name!r} has no arm {name!r}; its arms are {names}")
+
+    def optimizer_of(self, arm: ArmSpec) -> OptimizerSpec:
+        """The arm's optimizer: the pipeline's, with the arm's own peak rate if it has one."""
+        return self.optimizer if arm.lr is None else self.optimizer.derive(lr=arm.lr)
 
     def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
         """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""
@@ -190,3 +194,8 @@ class ComparedArm(Spec):
     """The arm's name in the pipeline."""
     label: Name = Field(default_factory=lambda fields: fields["arm"])
     """The arm's name in this comparison's tables, plots and claims. Default: ``arm``."""
+
+    @property
+    def spec(self) -> ArmSpec:
+        """The arm itself. Raises ValueError."""
+        return self.pipeline.arm(self.arm)

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from glray.spec.base import Count, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
+from glray.spec.training import PeakRate, rate_text
 
 EXTRAPOLATION = Extrapolation()
 
@@ -46,11 +47,17 @@ class ArmSpec(Spec):
     ``(128, 256, 512)``, ratios by length, ``{128: 3, 1024: 1}``, or stages."""
     positions: PositionsSpec = EXTRAPOLATION
     """RoPE scaling when the length grows."""
+    lr: PeakRate | None = None
+    """Peak learning rate. None: the pipeline's ``optimizer.lr``."""
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
         """Length of each stage in tokens."""
         return tuple(stage.seq_len for stage in self.stages)
+
+    def at_rate(self, lr: float) -> "ArmSpec":
+        """The same at a peak rate of its own, as another arm: ``growlength-lr6e-3``."""
+        return self.derive(name=f"{self.name}-lr{rate_text(lr)}", lr=lr)
 
     def model_post_init(self, context: Any) -> None:
         if isinstance(self.positions, BaseFrequencies):
@@ -62,17 +69,20 @@ class ArmSpec(Spec):
                 )
 
 
-def fixed(seq_len: int, *, name: str | None = None) -> ArmSpec:
+def fixed(seq_len: int, *, name: str | None = None, lr: float | None = None) -> ArmSpec:
     """An arm of one length throughout, ``llm1024``."""
-    return ArmSpec(name=name or f"llm{seq_len}", stages=(StageSpec(seq_len=seq_len),))
+    return ArmSpec(name=name or f"llm{seq_len}", stages=(StageSpec(seq_len=seq_len),), lr=lr)
 
 
 def grow(
-    *seq_lens: int, name: str = "growlength", positions: PositionsSpec = EXTRAPOLATION
+    *seq_lens: int,
+    name: str = "growlength",
+    positions: PositionsSpec = EXTRAPOLATION,
+    lr: float | None = None,
 ) -> ArmSpec:
     """An arm that grows through ``seq_lens`` in equal shares of the budget."""
     stages = tuple(StageSpec(seq_len=seq_len) for seq_len in seq_lens)
-    return ArmSpec(name=name, stages=stages, positions=positions)
+    return ArmSpec(name=name, stages=stages, positions=positions, lr=lr)
 
 
 class BudgetSpec(Spec):

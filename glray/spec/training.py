@@ -1,5 +1,6 @@
 """Optimizer, learning rate and evaluation."""
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -7,6 +8,14 @@ from pydantic import Field
 from glray.spec.base import Count, Integer, Spec
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+PeakRate = Annotated[float, Field(gt=0)]
+"""A peak learning rate."""
+
+
+def rate_text(lr: float) -> str:
+    """``6e-3``, ``1.2e-2``: a learning rate with all its digits, as it also names arms."""
+    return f"{Decimal(repr(lr)).normalize():e}".replace("+", "")
 
 
 class _Schedule(Spec):
@@ -51,8 +60,8 @@ ScheduleSpec = Annotated[
 class OptimizerSpec(Spec):
     """AdamW with gradient clipping (Loshchilov & Hutter 2019)."""
 
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
+    lr: PeakRate
+    """Peak learning rate, where an arm has none of its own."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.95)
     """Decay of the first and second moments (Pythia's)."""
     eps: float = Field(default=1e-8, gt=0)

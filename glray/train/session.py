@@ -103,7 +103,7 @@ class RunSession:
         """Train one step, without waiting for the device."""
         run, plan, state = self.run, self.run.plan, self.state
         assert batch.step == state.step, "the stream is not where the state is"
-        lr = learning_rate(run.spec.optimizer, plan, batch.step)
+        lr = learning_rate(run.optimizer, plan, batch.step)
         sums = self.trainee.step(batch, lr)
         norms = {"grad_norm": sums.grad_norm}
         if plan.is_watched(batch.step):

@@ -218,6 +218,62 @@ def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, her
 
 @pytest.mark.ray
 @trained
+def test_compare_tunes_each_arms_rate_before_it_judges_and_finds_all_again(folder, here):
+    (folder / "rates.py").write_text(
+        "import runpy\n"
+        "from glray.spec import *\n"
+        "tiny = runpy.run_path('tiny.py')['pipeline']()\n"
+        "def tuned():\n"
+        "    budget = {'tokens': 12 * 128, 'seconds': None}\n"
+        "    arms = tiny.derive(budget=budget, ratios_in='tokens')['grow', 'fixed32']\n"
+        "    return ComparisonSpec(name='tuned', title='Tuned', arms=arms,\n"
+        "                          claims=[lower('grow', 'fixed32')],\n"
+        "                          rates=RateGrid(lrs=(1e-3, 1e-2), seed=7))\n"
+    )
+    log = folder / "rates.log"
+    process = start_glray(folder, log, persons_environment(), "compare", "rates.py:tuned")
+    assert status_of(process, log, 240) == 0, log.read_text()
+    record = read_json(folder / "runs" / "comparisons" / "tuned" / "comparison.json")
+    assert record["spec"]["rates"] == {"lrs": [1e-3, 1e-2], "seed": 7}
+    rates = {rate["label"]: rate for rate in record["rates"]}
+    assert list(rates) == ["grow", "fixed32"]
+    runs = folder / "runs" / "tiny-rates"
+    expected = []
+    for arm, rate in zip(record["arms"], rates.values(), strict=True):
+        # Of two rates the best is an end, so one beyond it was trained: 1e-4 or 1e-1.
+        tried = [tried["lr"] for tried in rate["losses"]]
+        assert tried in ([1e-4, 1e-3, 1e-2], [1e-3, 1e-2, 1e-1])
+        assert rate["sentence"] in " ".join(log.read_text().split())
+        losses = {tried["lr"]: tried["loss"] for tried in rate["losses"]}
+        assert losses[rate["lr"]] == min(losses.values())
+        names = {lr: f"{rate['label']}-lr{lr:.0e}".replace("e-0", "e-") for lr in tried}
+        expected += [f"{name}-seed7" for name in names.values()]
+        assert (arm["pipeline"], arm["arm"], arm["lr"]) == (
+            "tiny-rates",
+            names[rate["lr"]],
+            rate["lr"],
+        )
+        expected.append(f"{arm['arm']}-seed0")
+        # Each run trains at its rate, from which the schedule starts to fall at its second step.
+        for lr in tried:
+            logged = [line["lr"] for line in metrics(runs / f"{names[lr]}-seed7")]
+            assert 0.9 * lr < max(logged) <= lr
+    assert sorted(path.parent.name for path in runs.glob("*/result.json")) == sorted(expected)
+
+    ended = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
+    again = here(folder, "compare", "rates.py:tuned")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("nothing to train") == 3  # the grid, beyond it, and the compared
+    assert ended == {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
+
+    # The pipeline's own runs lie elsewhere: neither call has touched or refused them.
+    own = here(folder, "run", "tiny.py")
+    assert own.returncode == 0, own.stdout + own.stderr
+    assert "nothing to train" in own.stdout
+
+
+@pytest.mark.ray
+@trained
 def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
     (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
     content = block.read_bytes()

@@ -100,6 +100,8 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     assert record["claims"][0]["difference"]["mean"] == pytest.approx(-0.5)
     assert record["claims"][0]["verdict"] == "inconclusive"
     small = record["arms"][0]
+    assert (small["pipeline"], small["arm"], small["lr"]) == ("small", "grow", 3e-3)
+    assert record["rates"] == []
     assert [run["heldout"]["loss"]["8"] for run in small["runs"]] == [3.0, 4.0]
     assert small["runs"][0]["seconds"]["evaluation"] == 1.0
     # What judging again needs: every evaluation, and the last by document and by position.

@@ -162,13 +162,24 @@ def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
 
 
 def test_what_else_differs_between_the_runs_is_said(tmp_path):
-    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"optimizer": {"lr": 0.1}})
-    write_run(tmp_path / "two", "b", [(4, 10)], {8: 4.9}, identity={"optimizer": {"lr": 0.2}})
+    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"precision": "bfloat16"})
+    write_run(tmp_path / "two", "b", [(4, 10)], {8: 4.9}, identity={"precision": "float32"})
 
     sentence = sentence_with(headline(open_runs([tmp_path / "one", tmp_path / "two"])), "differ in")
 
-    assert "optimizer.lr" in sentence
+    assert "precision" in sentence
     assert "stages" not in sentence.partition("differ in")[2]
+
+
+def test_arms_with_peak_rates_of_their_own_are_said_with_them(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, seed=seed, lr=6e-3)
+        write_run(tmp_path / "toy", "b", [(4, 10)], {8: 4.9}, seed=seed, lr=1.2e-2)
+
+    sentences = headline(open_runs([tmp_path / "toy"]))
+
+    sentence_with(sentences, "peak learning rates of their own: a 6e-3, b 1.2e-2.")
+    assert "differ in" not in " ".join(sentences)
 
 
 def test_nothing_finished_says_how_far_each_run_is(tmp_path):

@@ -17,6 +17,7 @@ from glray.run.profile import (
     SettingCosts,
     profile_path,
 )
+from glray.spec import OptimizerSpec, StableDecaySchedule, fixed
 
 from ..tiny import tiny_spec
 from .test_table import rendered, rows_of
@@ -82,6 +83,16 @@ def test_a_plan_is_priced(tmp_path):
     assert "predicted on one worker: 48.0 s, 4.00 GiB at most" in text
     assert "saves 42% of fixed 32's time on as many tokens" in text
     assert "priced by glray profile on an abacus" in text
+
+
+def test_a_plan_has_each_arms_own_rate(tmp_path):
+    schedule = StableDecaySchedule(warmup=0, decay=0.5, final=0)
+    arms = (fixed(8), fixed(32, lr=0.2))
+    spec = tiny_spec(tmp_path, arms=arms, optimizer=OptimizerSpec(lr=0.1, schedule=schedule))
+    text = rendered(plan_sheets(spec))
+    # The middle of the last of 12 steps is 11/12 through the decay.
+    assert rows_of(text, "8")[0][-1] == "1.0e-1→8.3e-3"
+    assert rows_of(text, "32")[0][-1] == "2.0e-1→1.7e-2"
 
 
 def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):

@@ -52,6 +52,7 @@ def test_a_page_escapes_all_that_it_is_given():
         specs=[(text, text)],
         targets=text,
         seq_lens=[8],
+        are_rates_tuned=False,
         num_seeds=1,
         longest=8,
     )

@@ -31,6 +31,7 @@ def write_run(
     targets: str = "aaaa",
     calibrated: bool = True,
     predicted_seconds: float | None = None,
+    lr: float = 3e-3,
     identity: dict[str, Any] | None = None,
     far: dict[int, list[float]] | None = None,
 ) -> Path:
@@ -49,7 +50,8 @@ def write_run(
     clock = [0.0]
     for seq_len, steps in stages:
         clock += [clock[-1] + STEP_MICROSECONDS[seq_len] / 1e6 * (i + 1) for i in range(steps)]
-    declared = {"tokens": "aaaa", "stages": stages, "seed": seed} | (identity or {})
+    declared = {"tokens": "aaaa", "stages": stages, "seed": seed, "optimizer": {"lr": lr}}
+    declared |= identity or {}
     Manifest(
         pipeline=pipeline_directory.name,
         arm=arm,
@@ -69,6 +71,7 @@ def write_run(
         arms=[{"name": arm, "stages": [{"seq_len": seq_len} for seq_len, _ in stages]}],
         tokens_per_batch=32,
         chunk_len=8,
+        optimizer={"lr": lr},
         seeds=[seed],
         search=None,
     )

@@ -11,6 +11,7 @@ from glray.spec import (
     ComparedArm,
     ComparisonSpec,
     ContextSpec,
+    RateGrid,
     faster,
     load_pipeline,
     lower,
@@ -94,6 +95,109 @@ def test_what_cannot_be_compared_is_refused(fields, words):
     message = wrong(**fields)
     for word in words:
         assert word in message
+
+
+# ---- peak rates
+
+
+RATES = RateGrid(lrs=(1.5e-3, 3e-3, 6e-3, 1.2e-2))
+
+
+@pytest.mark.parametrize(
+    ("best", "beyond"), [(1.5e-3, 7.5e-4), (3e-3, None), (6e-3, None), (1.2e-2, 2.4e-2)]
+)
+def test_an_end_of_the_grid_goes_on_by_its_ratio(best, beyond):
+    assert RATES.beyond(best) == beyond
+
+
+def test_a_rate_beyond_the_grid_has_few_digits():
+    assert RateGrid(lrs=(3e-3, 1e-2)).beyond(1e-2) == 0.0333333
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"lrs": (1e-3,)}, "lrs: Tuple should have at least 2 items"),
+        ({"lrs": (1e-3, 3e-3, 2e-3)}, "lrs has 0.002 after 0.003: the ends of a grid"),
+        ({"lrs": (1e-3, 1e-3)}, "lrs has 0.001 after 0.001"),
+        ({"lrs": (0, 1e-3)}, "lrs.0: Input should be greater than 0"),
+        ({"lrs": (1e-3, 2e-3), "seed": -1}, "seed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(fields, words):
+    with pytest.raises(ValidationError) as refused:
+        RateGrid(**fields)
+    assert describe(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rates": RATES.derive(seed=0)}, ("rates.seed 0 is one of the seeds (0,)", "another")),
+        (
+            {"arms": (compared(evaluation={"seq_lens": (128, 256)}),), "rates": RATES},
+            ("'growlength' is trained up to 1024", "evaluated: 128, 256", "add it"),
+        ),
+        (
+            {"arms": (compared(name="n" * 78),), "rates": RATES},
+            ("name", "at most 80 characters"),
+        ),
+    ],
+)
+def test_rates_that_could_not_be_tuned_are_refused(fields, words):
+    message = wrong(**fields)
+    for word in words:
+        assert word in message
+
+
+def test_tuned_arms_lie_in_a_pipeline_of_their_own():
+    arms = (compared(), compared("llm1024"), compared("growlength", "other", name="other"))
+    claim = lower("growlength", "llm1024")
+    spec = ComparisonSpec(name="c", title="t", arms=arms, claims=(claim,), rates=RATES)
+    tuned = spec.at_rates({"growlength": 6e-3, "llm1024": 3e-3, "other": 6e-3})
+    assert tuned.claims == (claim,)
+    assert [(arm.label, arm.pipeline.name, arm.arm, arm.spec.lr) for arm in tuned.arms] == [
+        ("growlength", "quickstart-rates", "growlength-lr6e-3", 6e-3),
+        ("llm1024", "quickstart-rates", "llm1024-lr3e-3", 3e-3),
+        ("other", "other-rates", "growlength-lr6e-3", 6e-3),
+    ]
+    assert [(p.name, p.only, p.seeds) for p in tuned.pipelines] == [
+        ("quickstart-rates", ("growlength-lr6e-3", "llm1024-lr3e-3"), (0,)),
+        ("other-rates", ("growlength-lr6e-3",), (0,)),
+    ]
+    # All else is the pipeline's own, so that one calibration and the same chunks serve every rate.
+    for pipeline, its in zip(tuned.pipelines, (arms[0].pipeline, arms[2].pipeline), strict=True):
+        assert pipeline.all_seq_lens == its.all_seq_lens
+        assert pipeline.arms[:3] == its.arms
+        assert pipeline.derive(name=its.name, arms=its.arms, only=None) == its
+
+
+def test_the_pilot_is_each_arm_at_each_rate_under_its_own_seed_without_a_guard():
+    guarded = compared(evaluation={"max_rise": 0.1})
+    spec = ComparisonSpec(name="c", title="t", arms=(guarded,), rates=RATES)
+    pilot = spec.pilot({"growlength": (3e-3, 6e-3)})
+    assert pilot.seeds == (100,)
+    assert [arm.label for arm in pilot.arms] == ["growlength-lr3e-3", "growlength-lr6e-3"]
+    assert [p.only for p in pilot.pipelines] == [("growlength-lr3e-3", "growlength-lr6e-3")]
+    assert pilot.pipelines[0].evaluation.max_rise is None
+    assert spec.at_rates({"growlength": 3e-3}).pipelines[0].evaluation.max_rise == 0.1
+
+
+def test_overrides_of_the_rates_are_the_comparisons(tmp_path):
+    path = tmp_path / "rates.py"
+    path.write_text(
+        "from glray.spec import ComparisonSpec, RateGrid, load_pipeline\n"
+        "def both():\n"
+        f"    arms = load_pipeline({str(QUICKSTART)!r})['growlength', 'llm1024']\n"
+        "    rates = RateGrid(lrs=(3e-3, 6e-3))\n"
+        "    return ComparisonSpec(name='both', title='t', arms=arms, rates=rates)\n"
+    )
+    spec = load_comparison(f"{path}:both", ["rates.lrs=[1e-3, 2e-3]", "rates.seed=7"])
+    assert spec.rates == RateGrid(lrs=(1e-3, 2e-3), seed=7)
+    assert load_comparison(f"{path}:both", ["rates=null"]).rates is None
+
+
+# ---- from files
 
 
 def test_overrides_and_seeds_reach_every_pipeline():

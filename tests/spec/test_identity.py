@@ -73,6 +73,7 @@ FIELDS = {
     "arms.0.positions.kind": ("training", None),
     "arms.0.positions.relative_to": ("training", "previous"),
     "arms.0.positions.thetas": ("training", (500.0, 600.0)),
+    "arms.0.lr": ("training", 0.5),
     "only": ("neither", ("arm",)),
     "budget.tokens": ("training", 123_456),
     "budget.seconds": ("training", 7.0),
@@ -253,6 +254,15 @@ def test_another_kind_of_model_is_another_identity():
     llama = base("")
     llama["model"] = base("model.num_kv_heads")["model"]
     assert fingerprints(llama)[1] != fingerprints(base(""))[1]
+
+
+def test_an_arms_own_rate_is_part_of_its_runs_identity_as_the_pipelines_would_be():
+    own, pipelines, same = base(""), base(""), base("")
+    own["arms"][0]["lr"] = 0.5
+    pipelines["optimizer"]["lr"] = 0.5
+    same["arms"][0]["lr"] = same["optimizer"]["lr"]
+    assert fingerprints(own) == fingerprints(pipelines)
+    assert fingerprints(same) == fingerprints(base(""))
 
 
 def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_identity():

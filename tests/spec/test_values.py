@@ -22,6 +22,7 @@ from glray.spec import (
     load_pipeline,
 )
 from glray.spec.loading import describe
+from glray.spec.training import rate_text
 from tests.tiny import tiny_spec
 
 QUICKSTART = "pipelines/quickstart.py"
@@ -84,6 +85,23 @@ def test_fixed_and_grow_are_arms():
     assert grow(8, 16, name="a", positions=Yarn()) == ArmSpec(
         name="a", stages=(8, 16), positions=Yarn()
     )
+    assert fixed(1024, lr=6e-3).lr == grow(128, 256, lr=6e-3).lr == 6e-3
+
+
+@pytest.mark.parametrize(
+    ("lr", "text"),
+    [
+        (6e-3, "6e-3"),
+        (0.012, "1.2e-2"),
+        (7.5e-4, "7.5e-4"),
+        (0.1 + 0.2, "3.0000000000000004e-1"),
+        (1.0, "1e0"),
+        (20.0, "2e1"),
+    ],
+)
+def test_a_rate_is_written_with_all_its_digits(lr, text):
+    assert rate_text(lr) == text
+    assert float(text) == lr
 
 
 # ---- numbers

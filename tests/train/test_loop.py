@@ -14,6 +14,7 @@ from glray.files import read_json
 from glray.report.headline import headline
 from glray.run.checkpoint import TENSORS, committed_checkpoints
 from glray.run.run import Run, open_runs
+from glray.spec import fixed
 from glray.train.context import WorkerContext
 from glray.train.export import export_run, latest_model
 from glray.train.scoring import ScoringProtocol, score_model
@@ -157,6 +158,16 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
     size = len(content)
     with pytest.raises(UserError, match=f"{size - 1:,} bytes, {size:,} were committed"):
         latest_model(run, torch.device("cpu"))
+
+
+def test_an_arm_trains_at_its_own_rate_as_at_its_pipelines(finished, tmp_path, corpus):
+    arms = (fixed(32, lr=1e-2), fixed(32, name="slower", lr=5e-3))
+    spec = tiny_spec(tmp_path, arms=arms, optimizer={"lr": 1})
+    train_all(spec, corpus, WorkerContext())
+    own, slower = planned(spec, corpus)
+    assert own.manifest.fingerprint == finished[1].manifest.fingerprint
+    assert same_weights(own, finished[1])
+    assert [line["lr"] / 2 for line in metrics(own)] == [line["lr"] for line in metrics(slower)]
 
 
 def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):

@@ -1,0 +1,37 @@
+"""The peak learning rates that a comparison tries before it judges."""
+
+from itertools import pairwise
+from typing import Any
+
+from pydantic import Field
+
+from glray.spec.base import Seed, Spec
+from glray.spec.training import PeakRate
+
+DIGITS = 6
+"""Significant digits of a rate that the grid goes on to, so that its name has no more."""
+
+
+class RateGrid(Spec):
+    """Peak rates at which every arm is trained, for the whole budget and under a seed of their own,
+    before the compared runs are: those have the rate that gave their arm the lowest held-out loss
+    at its longest length. If that is at an end of the grid, one more rate is tried beyond it."""
+
+    lrs: tuple[PeakRate, ...] = Field(min_length=2)
+    """Peak learning rates, ascending."""
+    seed: Seed = 100
+    """Seed of these runs, none of those that are compared."""
+
+    def beyond(self, lr: float) -> float | None:
+        """The next rate outward, as far from an end of the grid as its neighbour is inward (their
+        ratio); None for a rate that is at no end."""
+        neighbours = {self.lrs[0]: self.lrs[1], self.lrs[-1]: self.lrs[-2]}
+        return float(f"{lr * lr / neighbours[lr]:.{DIGITS}g}") if lr in neighbours else None
+
+    def model_post_init(self, context: Any) -> None:
+        for lower, higher in pairwise(self.lrs):
+            if lower >= higher:
+                raise ValueError(
+                    f"lrs has {higher:g} after {lower:g}: the ends of a grid that does not ascend "
+                    "are not known; write each rate once, from the lowest to the highest"
+                )

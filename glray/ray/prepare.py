@@ -239,7 +239,7 @@ def _block_runs(blocks: TokenBlocks) -> list[BlockRun]:
     files = [(blocks.block_path(index), file.sha256) for index, file in enumerate(blocks.blocks)]
     return [
         BlockRun(
-            f"{blocks.fingerprint}-{first:05d}",
+            f"{blocks.fingerprint}-{first:05d}-{BLOCKS_PER_TASK}",  # another cut is another file
             tuple(files[max(first - 1, 0) : first + BLOCKS_PER_TASK]),
         )
         for first in range(0, len(files), BLOCKS_PER_TASK)

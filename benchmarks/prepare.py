@@ -99,8 +99,8 @@ def glray(work: Path, corpus: Path) -> dict[str, float]:
     start = time.perf_counter()
     prepared = prepare(pipeline(work, corpus, "storage"), print)
     seconds = time.perf_counter() - start
-    tokens = sum(source.blocks.num_tokens for source in prepared.sources)
-    tokens += sum(len(document.tokens) for document in prepared.heldout())
+    blocks = [source.blocks for source in prepared.sources]
+    tokens = sum(each.num_tokens + each.heldout_tokens for each in blocks)
     return {"tokens": tokens, "seconds": seconds}
 
 

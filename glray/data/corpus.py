@@ -7,13 +7,17 @@ a block's number, and with it the source, is ``offset // BLOCK_TOKENS``.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from glray.data.blocks.heldout import HeldoutDocument, read_heldout
+from glray.data.blocks.near_copies import CHECKED_TOKENS, RULE, HeldoutCheck
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder, SourceStream
+from glray.spec.identity import fingerprint
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 
 BlockRefs = dict[int, tuple[str, str]]
@@ -69,13 +73,41 @@ class PreparedCorpus:
         return refs
 
     def heldout(self) -> list[HeldoutDocument]:
-        """The held-out documents, source by source; equal ones once, none that is trained."""
+        """The held-out documents of all sources by their hash, so in no order that means anything;
+        equal ones once, none that is trained, the first ``CHECKED_TOKENS`` of them."""
         trained = {sha256 for source in self.sources for sha256 in source.blocks.returned}
-        documents: dict[str, HeldoutDocument] = {}
+        distinct: dict[str, HeldoutDocument] = {}
         for source in self.sources:
             for document in read_heldout(source.blocks.heldout_path):
-                documents.setdefault(document.sha256, document)
-        return [document for sha256, document in documents.items() if sha256 not in trained]
+                distinct.setdefault(document.sha256, document)
+        documents = [document for sha256, document in distinct.items() if sha256 not in trained]
+        documents.sort(key=attrgetter("sha256"))
+        starts = accumulate((len(document.tokens) for document in documents), initial=0)
+        return [
+            document
+            for document, start in zip(documents, starts, strict=False)
+            if start < CHECKED_TOKENS
+        ]
+
+    @property
+    def check_path(self) -> Path:
+        """The record of the held-out documents' check, beside the token blocks: it depends on the
+        sources' tokens and on what counts as a near-copy."""
+        sources = sorted({source.blocks.fingerprint for source in self.sources})
+        name = fingerprint({"sources": sources, **RULE})
+        return self.vocabulary.directory.parent / "heldout" / f"{name}.json"
+
+    def heldout_check(self) -> HeldoutCheck | None:
+        """What the check found; None if there was none yet. Raises UserError for a damaged
+        record."""
+        return HeldoutCheck.read(self.check_path)
+
+    def scored_documents(self) -> list[HeldoutDocument]:
+        """The held-out documents without those that the check leaves out; all of them if there was
+        no check, as for blocks that were moved. Raises UserError for a damaged record."""
+        check = self.heldout_check()
+        left_out = check.left_out if check else ()
+        return [document for document in self.heldout() if document.sha256 not in left_out]
 
     @cached_property
     def _blocks(self) -> list[tuple[TokenBlocks, int]]:

@@ -2,8 +2,10 @@
 
 It is made of sequences of ``longest`` tokens from documents that are long enough, dealt round
 after round (each document's first sequence, then each one's second …) until ``num_tokens`` are
-reached. At a shorter length every sequence is cut into windows, each its own context: the targets
-stay the same, and no window crosses a document.
+reached. A document is cut into equal parts, one for each of its sequences, and a sequence starts
+anywhere in its part, drawn by the document's hash: the heads of documents (licences, imports) are
+not what their losses are about. At a shorter length every sequence is cut into windows, each its
+own context: the targets stay the same, and no window crosses a document.
 """
 
 import hashlib
@@ -21,6 +23,12 @@ from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import SourceCorpus
 from glray.spec.training import EvaluationSpec
+
+HELDOUT_SEQUENCES = 2
+"""Sequences of a held-out document at most, so that a few long ones do not decide the losses."""
+
+Tokens = tuple[bytes, np.ndarray]
+"""A document's SHA-256 and its token ids."""
 
 
 @dataclass(frozen=True)
@@ -63,61 +71,88 @@ class HeldoutTargets:
 
 
 def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> HeldoutTargets:
-    """The fixed set of a pipeline's evaluations. Raises UserError if no held-out document is long
-    enough."""
+    """The fixed set of a pipeline's evaluations: less than its ``num_tokens`` if the documents have
+    no more. Raises UserError if none is long enough."""
     longest = max(evaluation.seq_lens)
-    documents = (document.tokens for document in corpus.heldout())
+    documents = (
+        (bytes.fromhex(document.sha256), document.tokens) for document in corpus.scored_documents()
+    )
     num_bytes = corpus.vocabulary.token_num_bytes()
     needs = f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens"
     remedy = "lower the longest length or raise heldout_fraction"
-    return _dealt(documents, longest, evaluation.num_tokens, num_bytes, needs, remedy)
+    wanted = max(1, evaluation.num_tokens // longest)
+    return _dealt(documents, longest, wanted, HELDOUT_SEQUENCES, num_bytes, needs, remedy)
 
 
 def document_targets(
     source: SourceCorpus, tokenizer: Tokenizer, longest: int, num_tokens: int
 ) -> HeldoutTargets:
-    """A set out of other documents, in the tokens of ``tokenizer``. Raises UserError."""
+    """A set out of other documents in their order, in the tokens of ``tokenizer``: someone chose
+    them, so one may give all sequences. Raises UserError."""
     num_bytes = token_num_bytes(tokenizer)
     items = read_source(list_source(source), source)
     documents = (_token_ids(item, tokenizer, len(num_bytes)) for item in items)
     needs = f"documents: a window of {longest:,} tokens needs a document of {longest + 1:,}"
     remedy = "score shorter windows or longer documents"
-    return _dealt(documents, longest, num_tokens, num_bytes, needs, remedy)
+    wanted = max(1, num_tokens // longest)
+    return _dealt(documents, longest, wanted, wanted, num_bytes, needs, remedy)
 
 
-def _token_ids(item: Document | Skipped, tokenizer: Tokenizer, num_ids: int) -> np.ndarray | None:
+def _token_ids(item: Document | Skipped, tokenizer: Tokenizer, num_ids: int) -> Tokens | None:
     if isinstance(item, Skipped):
         return None
     if isinstance(item.content, str):
-        return np.array(encode(tokenizer, [item.content])[0])
-    return item.given_ids(num_ids)
+        return item.sha256, np.array(encode(tokenizer, [item.content])[0])
+    return item.sha256, item.given_ids(num_ids)
+
+
+def sequence_starts(sha256: bytes, num_tokens: int, longest: int, most: int) -> list[int]:
+    """Where the sequences of a document begin, in the order in which they are dealt.
+
+    There are ``most``, or as many as have room for their ``longest + 1`` tokens each: one in each
+    of as many equal parts of the document's ``num_tokens``.
+    """
+    num_parts = min(most, num_tokens // (longest + 1))
+    starts = []
+    for part in range(num_parts):
+        first, end = (num_tokens * edge // num_parts for edge in (part, part + 1))
+        starts.append(first + _drawn(sha256, part, end - first - longest))
+    rotation = _drawn(sha256, num_parts, num_parts) if starts else 0  # else heads come first
+    return starts[rotation:] + starts[:rotation]
+
+
+def _drawn(sha256: bytes, number: int, count: int) -> int:
+    """A number below ``count`` that depends on a document's hash and on ``number``."""
+    digest = hashlib.sha256(sha256 + number.to_bytes(8, "big")).digest()
+    return int.from_bytes(digest[:8], "big") * count >> 64
 
 
 def _dealt(
-    documents: Iterable[np.ndarray | None],
+    documents: Iterable[Tokens | None],
     longest: int,
-    num_tokens: int,
+    wanted: int,
+    most: int,
     token_num_bytes: np.ndarray,
     needs: str,
     remedy: str,
 ) -> HeldoutTargets:
-    """Sequences of ``longest`` targets, round after round, up to ``num_tokens``. None is a document
-    that was skipped; ``token_num_bytes`` is int64[vocabulary].
+    """Up to ``wanted`` sequences of ``longest`` targets, round after round, ``most`` of a document.
+    None is a document that was skipped; ``token_num_bytes`` is int64[vocabulary].
 
     In memory are one document and no more than three times the set. Raises UserError, which says
     what a set ``needs``.
     """
-    wanted = max(1, num_tokens // longest)
-    dealt: list[tuple[int, int, np.ndarray]] = []  # by where it starts, then by document
-    num_read = num_skipped = num_usable = most = 0
-    for ids in documents:
-        if ids is None:
+    dealt: list[tuple[int, int, np.ndarray]] = []  # by round, then by document
+    num_read = num_skipped = num_usable = most_tokens = 0
+    for document in documents:
+        if document is None:
             num_skipped += 1
             continue
+        sha256, ids = document
         num_read += 1
-        most = max(most, len(ids))
-        for start in range(0, len(ids) - longest, longest)[:wanted]:
-            dealt.append((start, num_usable, ids[start : start + longest + 1].astype(np.int64)))
+        most_tokens = max(most_tokens, len(ids))
+        for round_, start in enumerate(sequence_starts(sha256, len(ids), longest, most)):
+            dealt.append((round_, num_usable, ids[start : start + longest + 1].astype(np.int64)))
         num_usable += len(ids) > longest
         if len(dealt) > 2 * wanted:
             dealt = sorted(dealt, key=itemgetter(0, 1))[:wanted]
@@ -126,8 +161,8 @@ def _dealt(
     if not dealt:
         skipped = f" ({num_skipped:,} more are empty or not UTF-8)" if num_skipped else ""
         raise UserError(
-            f"{needs}, the longest of {num_read:,} has {most:,}{skipped}: nothing could be scored "
-            f"at that length; {remedy}"
+            f"{needs}, the longest of {num_read:,} has {most_tokens:,}{skipped}: nothing could be "
+            f"scored at that length; {remedy}"
         )
     dealt = sorted(dealt, key=itemgetter(0, 1))[:wanted]
     tokens = np.stack([sequence for _, _, sequence in dealt])

@@ -1,14 +1,16 @@
-"""From a corpus to token blocks, in Ray tasks: encode, scan, publish.
+"""From a corpus to token blocks, in Ray tasks: encode, scan, publish, check.
 
 Each source is read once. Its shards are encoded in parallel, to committed files; the driver then
 scans those in order, which names the tokens (so a source seen before under other names ends here)
 and says which documents are held out; and runs of blocks are cut in parallel and published under
-that name. Nothing but small records passes through Ray's object store, and the driver holds the
-hashes of held-out documents, never the corpus.
+that name. At last the held-out documents of all sources are looked up in the blocks, again in
+parallel: near-copies of training text are not scored. Nothing but small records passes through
+Ray's object store, and the driver holds the hashes of held-out documents and of their n-grams,
+never the corpus.
 
-A call that is killed leaves committed files in ``tokens/work/<key of the source>``; the next one
-goes on from them and ends with the same bytes, as a shard and a block are functions of the source
-alone.
+A call that is killed leaves committed files in ``tokens/work/<key of the source or check>``; the
+next one goes on from them and ends with the same bytes, as a shard and a block are functions of the
+source alone.
 """
 
 import platform
@@ -26,6 +28,14 @@ from ray.exceptions import RayTaskError
 
 from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
 from glray.data.blocks.encoding import Encoding, Say, resolve_encoding
+from glray.data.blocks.near_copies import (
+    BlockRun,
+    HeldoutCheck,
+    check_heldout,
+    find_ngrams,
+    ngram_tokens,
+    write_ngrams,
+)
 from glray.data.blocks.shards import encode_shard, plan_shards
 from glray.data.blocks.snapshot import (
     SourceSnapshot,
@@ -77,6 +87,8 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
             "within 20% of their bytes: nothing could be evaluated; raise it, or split the "
             "corpus into more documents"
         )
+    check = _check(corpus, tokens_directory(spec) / "work", say)
+    say(f"prepare: {check.sentence}")
     return corpus
 
 
@@ -192,6 +204,46 @@ def _publish(
                 raise
     shutil.rmtree(work)
     return open_token_blocks(target)
+
+
+def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
+    """What of the held-out documents is in training text too. Only one process at a time looks."""
+
+    def say_waiting() -> None:
+        say("prepare: another glray process checks the held-out documents, waiting for it")
+
+    work = directory / corpus.check_path.stem
+    with sole_writer(directory, lock=f"{work.name}.lock", say_waiting=say_waiting):
+        check = corpus.heldout_check()
+        if check is None:
+            documents = corpus.heldout()
+            size, ngrams = ngram_tokens(documents), work / "ngrams.npy"
+            if not ngrams.exists():
+                write_ngrams(documents, size, ngrams)
+            runs = [run for source in corpus.sources for run in _block_runs(source.blocks)]
+            missing = [run for run in runs if not run.path(work).exists()]
+            find = partial(find_ngrams, ngrams=ngrams, size=size, directory=work)
+            said = time.monotonic()
+            for done, _ in enumerate(_in_parallel(find, missing), 1):
+                if time.monotonic() - said >= SAY_SECONDS:
+                    said = time.monotonic()
+                    say(f"prepare: near-copies: looked into {done:,} of {len(missing):,} parts")
+            check = check_heldout(documents, size, ngrams, [run.path(work) for run in runs])
+            check.write(corpus.check_path)
+        shutil.rmtree(work, ignore_errors=True)  # it may be that of a killed call
+    return check
+
+
+def _block_runs(blocks: TokenBlocks) -> list[BlockRun]:
+    """All blocks of a source, each run with the block before it, for n-grams that cross its end."""
+    files = [(blocks.block_path(index), file.sha256) for index, file in enumerate(blocks.blocks)]
+    return [
+        BlockRun(
+            f"{blocks.fingerprint}-{first:05d}-{BLOCKS_PER_TASK}",  # another cut is another file
+            tuple(files[max(first - 1, 0) : first + BLOCKS_PER_TASK]),
+        )
+        for first in range(0, len(files), BLOCKS_PER_TASK)
+    ]
 
 
 def _cut(scan: ShardScan, directory: Path) -> tuple[BlockFile, ...]:

@@ -34,6 +34,9 @@ def sources(corpus: PreparedCorpus) -> Sheet:
             f"{source.name}: {blocks.files:,} files, {blocks.source}{skipped}; "
             f"{len(blocks.blocks):,} blocks of {blocks.vocab_size:,} ids in {blocks.directory}"
         )
+    check = corpus.heldout_check()
+    if check is not None:
+        places.append(f"{check.sentence}.")
     columns = ("source", "weight", "documents", "MB", "tokens", "held out")
     return Sheet("Sources", columns, rows, places)
 

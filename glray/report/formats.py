@@ -2,6 +2,8 @@
 
 import math
 
+from glray.run.statistics import ENOUGH_DOCUMENTS
+
 
 def number(value: float | None, form: str = ".3f") -> str:
     """``4.452``; a dash for None, ``nan`` for a loss that is not a number."""
@@ -31,3 +33,9 @@ def tokens_text(num_tokens: float) -> str:
 def seconds_text(seconds: float | None) -> str:
     """``149.8``, ``12,345``; a dash for None."""
     return number(seconds, ",.0f" if seconds is not None and seconds >= 1000 else ",.1f")
+
+
+def documents_text(num_documents: int) -> str:
+    """``120 held-out documents``; of fewer than ``ENOUGH_DOCUMENTS`` it says what that means."""
+    few = f" (fewer than {ENOUGH_DOCUMENTS}: a few of them decide it)"
+    return f"{num_documents:,} held-out documents{few if num_documents < ENOUGH_DOCUMENTS else ''}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from glray.report.arms import Arm, by_arm
 from glray.report.comparison import ArmScore, compare, longest_fixed, paired_error, share_targets
-from glray.report.formats import plus_minus, seconds_text, tokens_text
+from glray.report.formats import documents_text, plus_minus, seconds_text, tokens_text
 from glray.run.records import Evaluation
 from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
@@ -219,7 +219,7 @@ def _one_model(runs: Sequence[Run]) -> bool:
 
 
 def _seeds(scores: Sequence[ArmScore]) -> str:
-    documents = f"{len(scores[0].scores[0].document_losses)} held-out documents"
+    documents = documents_text(len(scores[0].scores[0].document_losses))
     num_seeds = len(scores[0].runs)
     if num_seeds == 1:
         return f"This is 1 seed: ± is the standard error over {documents}, not over seeds."

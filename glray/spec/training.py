@@ -82,7 +82,8 @@ class EvaluationSpec(Spec):
     seq_lens: tuple[Integer, ...] = Field(min_length=1)
     """Window lengths in tokens; the longest may exceed the trained lengths. Each must divide it."""
     num_tokens: Count
-    """Target tokens scored at every length; fewer if the held-out documents have fewer."""
+    """Target tokens scored at every length; fewer if the held-out documents, which give two
+    sequences of the longest length each, have fewer."""
     every_tokens: Count | None = None
     """Tokens between evaluations, to whole steps. None: only at stage boundaries and the end."""
     max_rise: float | None = Field(default=None, ge=0)

@@ -94,7 +94,7 @@ def left_behind(storage: Path) -> list[str]:
     """What lies in the folder of token blocks, locks and records apart."""
     tokens = storage / "tokens"
     paths = [*tokens.glob("*"), *tokens.glob("work/*")] if tokens.exists() else []
-    kept = ("listings", "tokenizers", "work")
+    kept = ("heldout", "listings", "tokenizers", "work")
     return sorted(p.name for p in paths if p.suffix != ".lock" and p.name not in kept)
 
 

@@ -17,6 +17,7 @@ from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.errors import UserError
 from glray.ray import prepare as prepare_module
 from glray.ray.prepare import prepare
+from glray.report.corpus_sheets import sources
 from glray.spec import (
     BpeTokenizer,
     ComputeSpec,
@@ -206,6 +207,90 @@ def test_tokenized_data_gives_the_tokens_of_its_text(corpus: Path) -> None:
     assert sum(d.num_bytes for d in read_heldout(blocks.heldout_path)) == sum(
         len(tokenizer.decode(tokens).encode()) for tokens in heldout
     )
+
+
+# ---- near-copies
+
+
+def planted(corpus: Path) -> tuple[str, str]:
+    """A held-out text that shares most of its words with a training text, beside it."""
+    original = next(text(n) for n in range(100, 999) if not drawn(text(n)))
+    copy = next(each for n in range(999) if drawn(each := f"{original} revision {n}"))
+    (corpus / "original.txt").write_text(original)
+    (corpus / "revision.txt").write_text(copy)
+    return original, copy
+
+
+def test_a_near_copy_of_training_text_is_named_and_not_scored(corpus: Path) -> None:
+    _, copy = planted(corpus)
+    lines: list[str] = []
+    found_corpus = prepare(texts_pipeline(corpus), lines.append)
+    check = found_corpus.heldout_check()
+    assert check is not None
+    assert [Path(found.name).name for found in check.near_copies] == ["revision.txt"]
+    assert check.near_copies[0].share > 0.8
+    assert "1 of " in lines[-1]
+    assert "revision.txt" in lines[-1]
+    hashes = {document.sha256 for document in found_corpus.heldout()}
+    scored = {document.sha256 for document in found_corpus.scored_documents()}
+    assert hashes - scored == {hashlib.sha256(copy.encode()).hexdigest()}
+    assert "revision.txt" in " ".join(sources(found_corpus).notes)
+
+
+def test_near_copies_change_no_token(corpus: Path) -> None:
+    planted(corpus)
+    blocks = prepared(texts_pipeline(corpus))
+    names = [Path(document.name).name for document in read_heldout(blocks.heldout_path)]
+    assert "revision.txt" in names
+    assert blocks.heldout_documents == len(names)
+
+
+def test_tokens_that_were_never_checked_are_checked_by_the_next_call(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(corpus)
+    spec = texts_pipeline(corpus)
+    first = prepare(spec, lambda line: None)
+    record = first.check_path.read_bytes()
+    first.check_path.unlink()  # as prepared by an older version
+    assert find_prepared(spec) is None
+    assert len(first.scored_documents()) == len(first.heldout())
+    monkeypatch.setattr(prepare_module, "encode_shard", None)  # would fail if it were used
+    lines: list[str] = []
+    assert prepare(spec, lines.append) == first
+    assert any("are there, nothing to do" in line for line in lines)
+    assert first.check_path.read_bytes() == record
+    assert find_prepared(spec) == first
+
+
+def test_a_check_goes_on_from_what_is_committed(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(corpus)
+    spec = texts_pipeline(corpus)
+    whole = prepare(spec, lambda line: None)
+    record = whole.check_path.read_bytes()
+    whole.check_path.unlink()
+
+    def killed(*arguments: object, **fields: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "check_heldout", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(spec, lambda line: None)
+    monkeypatch.setattr(prepare_module, "find_ngrams", killed)
+    prepare(spec, lambda line: None)
+    assert whole.check_path.read_bytes() == record
+    assert left_behind(corpus.parent / "runs") == [whole.vocabulary.fingerprint]
+
+
+def test_a_damaged_record_of_the_check_is_refused(corpus: Path) -> None:
+    spec = texts_pipeline(corpus)
+    path = prepare(spec, lambda line: None).check_path
+    path.write_text("{}")
+    with pytest.raises(UserError, match=rf"^{path}: damaged.*; delete it and run `glray prepare`"):
+        find_prepared(spec)
 
 
 # ---- interrupted, at once, too large

@@ -3,6 +3,7 @@
 import pytest
 
 from glray.report.comparison import compare, paired_error
+from glray.report.formats import documents_text
 from glray.report.headline import headline
 from glray.run.run import open_runs
 from tests.report.written import write_run
@@ -32,6 +33,12 @@ def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
     assert "noise" not in result
     sentence_with(sentences, "150%", "fixed8", "480", "320")  # 15 steps against 10, of 32 tokens
     sentence_with(sentences, "1 seed", "16 held-out documents", "not over seeds")
+
+
+def test_fewer_than_a_hundred_documents_are_called_few(pipeline):
+    sentence_with(headline(open_runs([pipeline])), "16 held-out documents (fewer than 100")
+    assert documents_text(99).startswith("99 held-out documents (fewer than 100")
+    assert documents_text(1000) == "1,000 held-out documents"
 
 
 def test_a_growing_arm_that_loses_is_said_to(tmp_path):

@@ -77,13 +77,16 @@ def tokens_directory(spec: PipelineSpec) -> Path:
 
 
 def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
-    """The pipeline's prepared corpus, if all of it is there.
+    """The pipeline's prepared corpus, if all of it is there, its check for near-copies included.
 
     Raises UserError for a corpus or tokenizer that is not there, and for damaged token blocks.
     """
     found = [find_blocks(spec, snapshot) for snapshot in snapshot_sources(spec)]
     blocks = [each for each in found if each is not None]
-    return corpus_of(spec, blocks) if len(blocks) == len(found) else None
+    if len(blocks) < len(found):
+        return None
+    corpus = corpus_of(spec, blocks)
+    return corpus if corpus.heldout_check() else None
 
 
 def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | None:

@@ -152,6 +152,16 @@ def test_another_hash_writes_nothing_and_says_both(one_wheel, tmp_path):
     assert not out.exists()
 
 
+def test_a_folder_is_refused_before_anything_is_downloaded(tmp_path):
+    command = [sys.executable, docs_corpus.__file__, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}: is a folder, the corpus is one file; name it, as "
+        f"{tmp_path}/docs.parquet\n"
+    )
+
+
 def test_every_wheel_is_pinned_and_says_its_licence():
     lines = docs_corpus.REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]

@@ -170,6 +170,7 @@ def test_every_wheel_is_pinned_and_says_its_licence():
         assert re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}  # \S.*", pin), pin
 
 
+@pytest.mark.soak  # 345 MB and three minutes
 @pytest.mark.download
 @pytest.mark.timeout(1800)
 def test_the_corpus_is_the_pinned_one(tmp_path):

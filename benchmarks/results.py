@@ -5,7 +5,7 @@ python benchmarks/results.py
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from glray.files import read_json, write_text
 from glray.report.formats import mean_text, seconds_text, tokens_text
-from glray.report.outcome import Outcome, Verdict
+from glray.report.outcome import Outcome, Verdict, adjusted
 from glray.report.profile_sheets import costs_sheet
 from glray.report.render import markdown
 from glray.report.sheets import Sheet
 from glray.run.profile import SettingCosts
-from glray.run.statistics import holm, mean_interval
+from glray.run.statistics import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -80,38 +80,55 @@ def claims_sheet(results: dict[str, dict[str, Any]]) -> Sheet:
     """Every claim of the paper that was put to the test; the chance of a false verdict is held down
     for all primary claims of the page together."""
     claims = [
-        (scale, claim)
+        (scale, found[name], claim)
         for scale, found in results.items()
         for name in FIGURES
-        for claim in found.get(name, {}).get("claims", [])
+        if name in found
+        for claim in found[name]["claims"]
     ]
-    verdicts = _verdicts([claim for _, claim in claims])
+    tests = {
+        (index, kind): (_test_name(index, comparison, test), _outcome(test), claim["primary"])
+        for index, (_, comparison, claim) in enumerate(claims)
+        for kind, test in (("claim", claim), ("long context", claim["long_context"]))
+        if test is not None
+    }
+    outcomes = adjusted([(name, outcome) for name, outcome, primary in tests.values() if primary])
+
+    def verdict(index: int, kind: str) -> str:
+        if (index, kind) not in tests:
+            return "-"
+        name, outcome, _ = tests[index, kind]
+        return outcomes.get(name, outcome).verdict
+
     rows = [
-        (scale, claim["says"], *verdict, str(claim["num_seeds"]), _difference(claim))
-        for (scale, claim), verdict in zip(claims, verdicts, strict=True)
+        (
+            scale,
+            claim["says"],
+            verdict(index, "claim"),
+            verdict(index, "long context"),
+            str(claim["num_seeds"]),
+            _difference(claim),
+        )
+        for index, (scale, _, claim) in enumerate(claims)
     ]
     columns = ("scale", "claim", "verdict", "long context", "seeds", "difference")
     return Sheet("", columns, rows)
 
 
-def _verdicts(claims: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Of each claim and its long context, by Holm over all primary claims."""
-    tests = [test for claim in claims for test in (claim, claim["long_context"])]
-    family = [
-        test
-        for claim in claims
-        if claim["primary"]
-        for test in (claim, claim["long_context"])
-        if test is not None and test["p"] is not None
-    ]
-    adjusted = {id(test): p for test, p in zip(family, holm([t["p"] for t in family]), strict=True)}
-    found = ["-" if test is None else _verdict(test, adjusted.get(id(test))) for test in tests]
-    return list(zip(found[::2], found[1::2], strict=True))
+def _test_name(index: int, comparison: dict[str, Any], test: dict[str, Any]) -> Hashable:
+    """An arm's long context is one test, whichever comparisons and claims ask for it."""
+    if "name" not in test:
+        return index
+    fingerprints = {
+        arm["label"]: tuple(run["fingerprint"] for run in arm["runs"]) for arm in comparison["arms"]
+    }
+    of_arms = tuple(fingerprints[label] for label in test["gains"])
+    return ("long documents" in test["name"], of_arms or index)
 
 
-def _verdict(test: dict[str, Any], p_adjusted: float | None) -> str:
-    fields = {"leaning": Verdict(test["leaning"]), "otherwise": Verdict(test["otherwise"])}
-    return Outcome(**fields, p=test["p"], p_adjusted=p_adjusted).verdict
+def _outcome(test: dict[str, Any]) -> Outcome:
+    leaning, otherwise = Verdict(test["leaning"]), Verdict(test["otherwise"])
+    return Outcome(leaning, test["p"], otherwise)
 
 
 def _difference(claim: dict[str, Any]) -> str:

@@ -119,7 +119,10 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
     for run, (name, stride) in product(runs, ((WHOLE, None), (SLIDING, context.stride))):
         if run.result is None or _diverged(run):
             continue
+        own = run.latest.targets_sha256 if run.latest else None
         scored_as = {
+            "format": 2,  # with far context
+            "heldout": own if context.documents is None else None,
             "fingerprint": run.manifest.fingerprint,
             "trained_in_seconds": run.result.wall_seconds,  # trained again it may end elsewhere
             "context": context.model_dump(mode="json"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from glray.report.arms import by_arm, by_environment
+from glray.report.far_context import far_sentence
 from glray.report.headline import headline
 from glray.report.long_losses import LongLosses
 from glray.report.page import Report
@@ -47,7 +48,7 @@ def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
         "title": spec.title,
         "seeds": spec.seeds,
         "claims": [judgement.record() for judgement in report.judgements],
-        "headline": headline(report.runs),
+        "headline": [*headline(report.runs), *filter(None, [far_sentence(report.runs)])],
         "rates": [rate.record() for rate in report.rates],
         "arms": [
             {

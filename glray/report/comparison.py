@@ -14,7 +14,7 @@ import numpy as np
 from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
 from glray.run.records import LengthLoss
 from glray.run.run import Run
-from glray.run.statistics import standard_error
+from glray.run.statistics import Estimate, crossed, standard_error
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ def longest_fixed(scores: Sequence[ArmScore]) -> ArmScore | None:
     """The arm of the longest fixed length, which the others are measured against."""
     fixed = [score for score in scores if len(score.seq_lens) == 1]
     return max(fixed, key=lambda score: score.seq_lens, default=None)
+
+
+def paired_difference(first: ArmScore, second: ArmScore) -> Estimate:
+    """The first loss less the second, paired by seed and by document, both on the same targets."""
+    losses = [np.array([score.document_losses for score in arm.scores]) for arm in (first, second)]
+    return crossed(losses[0] - losses[1], first.runs[0].evaluations[-1].document_tokens)
 
 
 def paired_error(first: ArmScore, second: ArmScore) -> float | None:

@@ -7,14 +7,20 @@ targets at its start. Here every target sees at least half a window, and the tar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from glray.report.arms import Arm, by_arm
+from glray.report.comparison import share_targets
 from glray.report.sheets import Sheet
 from glray.run.records import FarContext
 from glray.run.run import Run
 from glray.run.statistics import Estimate, crossed
+
+GAIN_MARGIN = 0.02
+"""Nats per token: a gain that is surely less counts as none, and one that is behind another by
+surely no more as no worse."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class FarGain:
     short: int
     """Window length of the short context, in tokens."""
 
-    @property
+    @cached_property
     def estimate(self) -> Estimate:
         """Nats per token, over seeds and documents."""
         return crossed(self.values, self.document_tokens)
@@ -38,6 +44,11 @@ class FarGain:
         """Whether its 95% interval lies above 0."""
         return self.estimate.low > 0
 
+    @property
+    def is_none(self) -> bool:
+        """Whether its 95% interval lies below what counts, and not above 0."""
+        return self.estimate.high < GAIN_MARGIN and not self.is_positive
+
     def __str__(self) -> str:
         estimate = self.estimate
         half = f" ± {estimate.half:.3f}" if estimate.parts else ""
@@ -45,10 +56,11 @@ class FarGain:
 
 
 def far_contexts(arm: Arm) -> list[FarContext]:
-    """Of each of the arm's runs; empty if one lacks it."""
-    found = [run.latest.far_context for run in arm.runs if run.is_finished and run.latest]
-    scored = [context for context in found if context is not None]
-    return scored if len(scored) == len(arm.runs) else []
+    """Of each of the arm's runs; empty if one lacks it, or they are scored on different targets."""
+    found = [run.latest for run in arm.runs if run.is_finished and run.latest is not None]
+    scored = [last.far_context for last in found if last.far_context is not None]
+    is_whole = len(scored) == len(arm.runs) and share_targets(arm.runs)
+    return scored if is_whole else []
 
 
 def gain_of(contexts: Sequence[FarContext]) -> FarGain | None:
@@ -100,14 +112,31 @@ def far_sheet(runs: Sequence[Run]) -> Sheet:
 def far_sentence(runs: Sequence[Run]) -> str:
     """Which arms gain from context beyond the short one; empty if none was scored for it."""
     gains = {arm.label: gain for arm in by_arm(runs) if (gain := far_gain(arm))}
+    gains = {label: gain for label, gain in gains.items() if np.isfinite(gain.values).all()}
     if not gains:
         return ""
-    short = min(gain.short for gain in gains.values())
+    beyond = f"from context beyond {min(gain.short for gain in gains.values()):,} tokens"
     numbers = ", ".join(f"{label} {gain}" for label, gain in gains.items())
-    beyond = f"from context beyond {short:,} tokens"
     using = [label for label, gain in gains.items() if gain.is_positive]
-    if not using:
+    idle = [label for label, gain in gains.items() if gain.is_none]
+    unknown = [label for label in gains if label not in (*using, *idle)]
+    if len(idle) == len(gains):
         return f"No arm gains {beyond} at this scale: {numbers} nats."
     if len(using) == len(gains):
         return f"Every arm trained on more gains {beyond}: {numbers} nats."
-    return f"{' and '.join(using)} gains {beyond}, the others do not: {numbers} nats."
+    parts, rest = [], f" {beyond}"  # said once
+    if using:
+        parts.append(f"{_listed(using)} {'gain' if len(using) > 1 else 'gains'}{rest}")
+        rest = ""
+    if idle:
+        parts.append(f"{_listed(idle)} {'do' if len(idle) > 1 else 'does'} not gain{rest}")
+        rest = ""
+    if unknown:
+        whether = "whether" if parts else "Whether"
+        gains_or_gain = "gain" if len(unknown) > 1 else "gains"
+        parts.append(f"{whether} {_listed(unknown)} {gains_or_gain}{rest} cannot be told")
+    return f"{', '.join(parts)}: {numbers} nats."
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

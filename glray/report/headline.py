@@ -7,7 +7,14 @@ from statistics import fmean, median_low
 import numpy as np
 
 from glray.report.arms import Arm, by_arm
-from glray.report.comparison import ArmScore, compare, longest_fixed, paired_error, share_targets
+from glray.report.comparison import (
+    ArmScore,
+    compare,
+    longest_fixed,
+    paired_difference,
+    paired_error,
+    share_targets,
+)
 from glray.report.formats import documents_text, plus_minus, seconds_text, tokens_text
 from glray.run.records import Evaluation
 from glray.run.run import Run
@@ -100,19 +107,20 @@ def _single(score: ArmScore, decimals: int) -> str:
 
 
 def _lead(ordered: list[ArmScore], decimals: int) -> str:
-    """How far the lowest arm is below the next: over seeds where there are enough of them for an
-    interval, else over documents."""
+    """How far the lowest arm is below the next: with an interval over seeds and documents where
+    there are enough seeds, else with the standard error over documents."""
     best, following = ordered[:2]
     following_label = f"{following.label}{', the next' if len(ordered) > 2 else ''}"
-    pairs = zip(following.seed_losses, best.seed_losses, strict=True)
-    difference, half = mean_interval([theirs - ours for theirs, ours in pairs])
+    difference = following.loss - best.loss
     num_seeds = len(best.seed_losses)
     noise = ""
-    if num_seeds >= SEEDS_FOR_A_VERDICT and half is not None:
-        low, high = (f"{end:.{decimals}f}" for end in (difference - half, difference + half))
+    if num_seeds >= SEEDS_FOR_A_VERDICT:
+        apart = paired_difference(following, best)
+        low, high = (f"{end:.{decimals}f}" for end in (apart.low, apart.high))
         shown = f"{difference:.{decimals}f}"
-        paired = f" (95% interval over {num_seeds} seeds, paired: {low} to {high})"
-        if difference <= half:
+        varied = " and ".join(f"{part.count} {name}" for name, part in apart.parts.items())
+        paired = f" (95% interval over {varied}, paired: {low} to {high})"
+        if apart.low <= 0:
             noise = ", so within noise"
     else:
         error = paired_error(best, following)
@@ -244,17 +252,18 @@ def _drift(runs: Sequence[Run]) -> str:
     if usual == 0:
         return ""
     odd = [
-        f"{run.name} {seconds_text(measured)} s measured for {seconds_text(known)} s calibrated "
-        f"({drift:+.0%})"
+        f"{run.name} took {seconds_text(measured)} s for {seconds_text(known)} calibrated s, "
+        f"{abs(drift):.0%} {'more' if drift > 0 else 'less'} than the others"
         for run, measured, known in pace
         if abs(drift := measured / known / usual - 1) > DRIFT_LIMIT
     ]
-    sentence = (
-        f"Against the median of these {len(pace)} runs ({usual - 1:+.0%}), measured over "
-        f"calibrated training time is more than {DRIFT_LIMIT:.0%} off in {_listed(odd)}: in "
-        "measured time these arms trained longer or shorter by that much."
+    longer = f"{abs(usual - 1):.0%} {'more' if usual >= 1 else 'less'} than calibrated"
+    return (
+        f"Most runs took {longer}, which is the same for all. These differ from that by more than "
+        f"{DRIFT_LIMIT:.0%}: {_listed(odd)}."
+        if odd
+        else ""
     )
-    return sentence if odd else ""
 
 
 def _predictions(runs: Sequence[Run]) -> str:

@@ -12,10 +12,9 @@ from glray.report import look
 from glray.report.arms import Arm, eval_seq_lens, latest_loss, longest_trained
 from glray.report.comparison import compare, longest_fixed, share_targets
 from glray.report.long_losses import PROTOCOLS, SCALINGS, LongLosses, long_seq_lens, mean_long_loss
-from glray.report.measured import heldout
+from glray.report.measured import Losses, difference, heldout
 from glray.run.profile import Profile
 from glray.run.run import Run
-from glray.run.statistics import crossed
 
 LengthRecords = Sequence[Mapping[str, Any]]
 """One record a window length: ``seq_len``, ``loss`` (nats per token), ``standard_error`` …"""
@@ -69,13 +68,17 @@ def _draw_differences(
     axes.axhline(0, color=styles[base.label].colour, linestyle=styles[base.label].line)
     axes.set_ylabel(f"difference from {base.label}\n(paired, 95% interval)")
     for index, arm in enumerate(others):
-        both = [
-            (seq_len, ours, theirs)
+        scored = [
+            (seq_len, heldout(arm, seq_len), heldout(base, seq_len))
             for seq_len in eval_seq_lens(base.runs)
-            if (ours := heldout(arm, seq_len)) and (theirs := heldout(base, seq_len))
         ]
-        found = [crossed(a.values - b.values, a.document_tokens) for _, a, b in both]
-        lengths = np.array([seq_len for seq_len, _, _ in both])
+        both = [
+            (seq_len, difference(ours, theirs))
+            for seq_len, ours, theirs in scored
+            if isinstance(ours, Losses) and isinstance(theirs, Losses)
+        ]
+        lengths = np.array([seq_len for seq_len, _ in both])
+        found = [estimate for _, estimate in both]
         halves = [estimate.half if estimate.parts else 0.0 for estimate in found]
         x = look.shifted(lengths, index, len(others))
         means = [estimate.mean for estimate in found]

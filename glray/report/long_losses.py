@@ -43,11 +43,13 @@ def long_record(
 
 
 def long_far_contexts(losses: LongLosses, arm: Arm) -> list[FarContext]:
-    """How each of an arm's runs scores far targets of the long documents; empty if one does not."""
+    """How each of an arm's runs scores far targets of the long documents; empty if one does not, or
+    they are scored on different documents."""
     records = [losses.get((run.directory, WHOLE)) for run in arm.runs]
     found = [record["far_context"] for record in records if record and record.get("far_context")]
     contexts = [FarContext.model_validate(context) for context in found]
-    return contexts if len(contexts) == len(records) else []
+    is_whole = len(contexts) == len(records) and share_long_targets(arm.runs, losses)
+    return contexts if is_whole else []
 
 
 def mean_long_loss(
@@ -61,6 +63,12 @@ def long_seq_lens(losses: LongLosses) -> list[int]:
     """Every window length scored, ascending."""
     positions = [record["positions"].values() for record in losses.values()]
     return sorted({length["seq_len"] for one in positions for part in one for length in part})
+
+
+def share_long_targets(runs: Sequence[Run], losses: LongLosses) -> bool:
+    """Whether all runs are scored on the same tokens."""
+    records = [losses.get((run.directory, WHOLE)) for run in runs]
+    return len({record["targets_sha256"] if record else None for record in records}) == 1
 
 
 def long_sheet(runs: Sequence[Run], losses: LongLosses) -> Sheet:

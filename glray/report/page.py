@@ -18,7 +18,7 @@ from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.rates import TunedRate
 from glray.report.render import html
 from glray.report.sheets import Sheet
-from glray.report.verdict import Judgement
+from glray.report.verdict import Judgement, sentences
 from glray.run.run import Run
 from glray.spec.loading import to_yaml
 
@@ -37,8 +37,8 @@ class Report:
     @cached_property
     def sentences(self) -> list[str]:
         """The verdicts, and what else the numbers say."""
-        verdicts = [judgement.sentence for judgement in self.judgements]
         rates = [rate.sentence for rate in self.rates]
+        verdicts = sentences(self.judgements)
         said = [*verdicts, *headline(self.runs), *rates, far_sentence(self.runs)]
         return [sentence for sentence in said if sentence]
 

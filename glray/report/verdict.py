@@ -7,55 +7,78 @@ one without the other.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from glray.report.arms import Arm, by_arm
+from glray.report.calibration_spread import calibration_part
+from glray.report.comparison import share_targets
 from glray.report.far_context import FarGain, far_contexts, gain_of
 from glray.report.formats import seconds_text
-from glray.report.long_losses import LongLosses, long_far_contexts
-from glray.report.measured import clock_part, measured
+from glray.report.long_losses import LongLosses, long_far_contexts, share_long_targets
+from glray.report.measured import Losses, difference, measured
 from glray.report.outcome import (
     Outcome,
+    adjusted,
     inconclusive,
-    of_difference,
-    of_gain,
-    of_seconds,
+    judge_difference,
+    judge_gain,
+    judge_seconds,
 )
 from glray.run.records import FarContext
 from glray.run.run import Run
-from glray.run.statistics import SEEDS_FOR_A_VERDICT, Estimate, crossed, holm
-from glray.spec.comparison import ClaimSpec
+from glray.run.statistics import ENOUGH_DOCUMENTS, SEEDS_FOR_A_VERDICT, Estimate, crossed
+from glray.spec.comparison import ClaimSpec, Measure
 
 
 @dataclass(frozen=True)
 class LongContext:
-    """Whether a claim's arm has learnt to use long context."""
+    """Whether an arm has learnt to use long context."""
 
+    arm: str
+    """Its label."""
+    measure: Measure
+    """``loss``: on held-out documents; ``long_loss``: on the comparison's long ones."""
     outcome: Outcome
     gains: Mapping[str, FarGain]
     """Far-context gain of the arm and, where there is one, of the arm trained long throughout."""
-    less: Estimate | None
+    difference: Estimate | None
     """The first gain less the second."""
+
+    @property
+    def name(self) -> str:
+        """The same for all claims that ask for the same."""
+        on = " on long documents" if self.measure == "long_loss" else ""
+        return f"{self.arm} has learnt to use long context{on}"
 
     @property
     def sentence(self) -> str:
         """The verdict and the numbers."""
-        numbers = ", ".join(f"{label} {gain}" for label, gain in self.gains.items())
-        if numbers:
-            short = next(iter(self.gains.values())).short
-            numbers = f" Gain from context beyond {short:,} tokens: {numbers} nats"
-            if self.less is not None:
-                numbers += f", {self.less.mean:+.3f} ± {self.less.half:.3f}"
-            numbers += f" ({self.outcome.odds})." if self.outcome.odds else "."
-        return f"Long context: {self.outcome.text}.{numbers}"
+        p = f" ({self.outcome.p_text})" if self.outcome.p_text else ""
+        return f"{self.name}: {self.outcome.text}.{self.numbers}{p}{'.' if self.numbers else ''}"
+
+    @property
+    def numbers(self) -> str:
+        """The gains; empty where they were not scored."""
+        if not self.gains:
+            return ""
+        short = next(iter(self.gains.values())).short
+        gains = ", ".join(f"{label} {gain}" for label, gain in self.gains.items())
+        text = f" Gain from context beyond {short:,} tokens: {gains} nats"
+        if self.difference is None or not self.difference.parts:
+            return text
+        return f"{text}, difference {self.difference.mean:+.3f} ± {self.difference.half:.3f}"
 
     def record(self) -> dict[str, object]:
         """Plain values for JSON."""
-        gains = {label: _interval(gain.estimate) for label, gain in self.gains.items()}
-        less = None if self.less is None else _interval(self.less)
-        return {**self.outcome.record(), "gains": gains, "less": less}
+        return {
+            "name": self.name,
+            **self.outcome.record(),
+            "gains": {label: _interval(gain.estimate) for label, gain in self.gains.items()},
+            "difference": None if self.difference is None else _interval(self.difference),
+            "numbers": self.numbers.strip(),
+        }
 
 
 @dataclass(frozen=True)
@@ -64,40 +87,30 @@ class Judgement:
 
     claim: ClaimSpec
     outcome: Outcome
-    means: tuple[float, float]
+    num_seeds: int
+    means: tuple[float, float] = (math.nan, math.nan)
     """Of the arm and of what it is measured against, over seeds: nats, or seconds; NaN where a
     run lacks it."""
-    estimate: Estimate | None
+    estimate: Estimate | None = None
     """The arm's less the other's, in nats per token; None where a run lacks it, and of seconds."""
-    shares: tuple[float, ...]
+    shares: tuple[float, ...] = ()
     """Of seconds: each repetition's difference as a share of the other's."""
-    num_seeds: int
-    long_context: LongContext | None
+    remark: str = ""
+    """What the numbers leave out."""
+    long_context: LongContext | None = None
     """None where the claim is not about losses, or its arm is trained on short windows alone."""
 
     @property
     def sentence(self) -> str:
-        """The claim, its verdicts and the numbers."""
-        parts = [f"{self.claim.says}: {self.outcome.text}."]
-        parts += [self._numbers()] if self.estimate or self.shares else []
-        parts += [self.long_context.sentence] if self.long_context else []
-        return " ".join(parts)
+        """The claim, its verdict and the numbers."""
+        p = f" {self.outcome.p_text}." if self.outcome.p_text else ""
+        numbers = f" {self.numbers}" if self.numbers else ""
+        return f"{self.claim.says}: {self.outcome.text}.{numbers}{p}"
 
-    def record(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return {
-            **self.claim.model_dump(mode="json"),
-            **self.outcome.record(),
-            "means": self.means,
-            "difference": None if self.estimate is None else _interval(self.estimate),
-            "shares": self.shares,
-            "num_seeds": self.num_seeds,
-            "long_context": self.long_context and self.long_context.record(),
-            "sentence": self.sentence,
-        }
-
-    def _numbers(self) -> str:
-        claim = self.claim
+    @property
+    def numbers(self) -> str:
+        """Both means, the difference and its interval; empty where there are none."""
+        claim, unit = self.claim, "nats at a stage boundary"
         if self.shares:
             ours, theirs = (f"{seconds_text(seconds)} s" for seconds in self.means)
             spread = f"{min(self.shares):+.1%} to {max(self.shares):+.1%}"
@@ -105,11 +118,10 @@ class Judgement:
                 f"{claim.arm} {ours}, {claim.against} {theirs} measured: "
                 f"{fmean(self.shares):+.1%} ({spread} in {len(self.shares)} repetitions)."
             )
-        assert self.estimate is not None
-        if claim.measure == "jump":
-            unit = "nats at a stage boundary"
-            ours, theirs = (f"{jump:+.3f}" for jump in self.means)
-        else:
+        if self.estimate is None:
+            return ""
+        ours, theirs = (f"{loss:+.3f}" for loss in self.means)
+        if claim.measure != "jump":
             at = "each at its own length" if claim.at is None else f"at {claim.at:,} tokens"
             unit = f"nats {at}"
             ours, theirs = (f"{loss:.3f}" for loss in self.means)
@@ -117,11 +129,26 @@ class Judgement:
         if not self.estimate.parts:
             return f"{text}."
         varied = ", ".join(
-            f"{part.count} {name} ± {part.half:.3f}" for name, part in self.estimate.parts.items()
+            f"{'only ' if name == 'documents' and part.count < ENOUGH_DOCUMENTS else ''}"
+            f"{part.count} {name} ± {part.half:.3f}"
+            for name, part in self.estimate.parts.items()
         )
-        odds = f"; {self.outcome.odds}" if self.outcome.odds else ""
         interval = f"{self.estimate.low:+.3f} to {self.estimate.high:+.3f}"
-        return f"{text} (95%: {interval}; {varied}{odds})."
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"{text} (95%: {interval}; {varied}{remark})."
+
+    def record(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return {
+            **self.claim.model_dump(mode="json"),
+            **self.outcome.record(),
+            "num_seeds": self.num_seeds,
+            "means": self.means,
+            "difference": None if self.estimate is None else _interval(self.estimate),
+            "shares": self.shares,
+            "numbers": self.numbers,
+            "long_context": self.long_context and self.long_context.record(),
+        }
 
 
 def judge(
@@ -129,90 +156,106 @@ def judge(
 ) -> list[Judgement]:
     """A judgement of each claim; each arm's runs are in the order of the seeds."""
     arms = {arm.label: arm for arm in by_arm(runs)}
-    return _adjusted([_judged(claim, arms, long_losses) for claim in claims])
-
-
-def _adjusted(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """With the p values of all primary claims adjusted for one another. An arm's long context on
-    the same documents is one test, however many claims ask for it."""
-
-    def key(judgement: Judgement) -> tuple[object, ...]:
-        found = judgement.long_context
-        return ("", *(found.gains if found else ()), judgement.claim.measure)
-
-    family: dict[tuple[object, ...], float] = {}
-    for index, judgement in enumerate(judgements):
-        found = judgement.long_context
-        if judgement.claim.primary:
-            if judgement.outcome.p is not None:
-                family[index,] = judgement.outcome.p
-            if found is not None and found.outcome.p is not None:
-                family[key(judgement)] = found.outcome.p
-    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
-
-    def known(outcome: Outcome, at: tuple[object, ...]) -> Outcome:
-        return replace(outcome, p_adjusted=adjusted.get(at), family=len(family) * (at in adjusted))
-
-    return [
-        replace(
-            judgement,
-            outcome=known(judgement.outcome, (index,)),
-            long_context=(found := judgement.long_context)
-            and replace(found, outcome=known(found.outcome, key(judgement))),
-        )
-        for index, judgement in enumerate(judgements)
+    found = [_judged(claim, arms, long_losses) for claim in claims]
+    tests = [
+        test for index, judgement in enumerate(found) for test in _primary_tests(index, judgement)
     ]
+    outcomes = adjusted(tests)
+    return [_with_outcomes(judgement, index, outcomes) for index, judgement in enumerate(found)]
+
+
+def sentences(judgements: Sequence[Judgement]) -> list[str]:
+    """Every verdict once: claims of one arm share that on its long context."""
+    said = []
+    for judgement in judgements:
+        said.append(judgement.sentence)
+        said += [judgement.long_context.sentence] if judgement.long_context else []
+    return list(dict.fromkeys(said))
+
+
+def _primary_tests(index: int, judgement: Judgement) -> Iterator[tuple[Hashable, Outcome]]:
+    if judgement.claim.primary:
+        yield index, judgement.outcome
+        if judgement.long_context:
+            yield judgement.long_context.name, judgement.long_context.outcome
+
+
+def _with_outcomes(
+    judgement: Judgement, index: int, outcomes: Mapping[Hashable, Outcome]
+) -> Judgement:
+    """With what Holm made of them; a claim that is not primary shares an arm's long context with
+    one that is."""
+    long_context = judgement.long_context
+    if long_context is not None:
+        known = outcomes.get(long_context.name, long_context.outcome)
+        long_context = replace(long_context, outcome=known)
+    outcome = outcomes.get(index, judgement.outcome)
+    return replace(judgement, outcome=outcome, long_context=long_context)
 
 
 def _judged(claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses) -> Judgement:
-    if claim.measure == "seconds":
-        return _judged_by_clock(claim, arms)
     compared = arms[claim.arm], arms[claim.against]
-    ours, theirs = (measured(claim, arm, long_losses) for arm in compared)
-    if ours is None or theirs is None:
-        pairs = zip(compared, (ours, theirs), strict=True)
-        reason = _missing([arm.label for arm, losses in pairs if losses is None])
-        means, estimate = (math.nan, math.nan), None
-    else:
-        reason, means, estimate = _too_few(compared[0]), (ours.mean, theirs.mean), None
-        if ours.targets != theirs.targets:
-            reason = "they are not scored on the same targets"
-        else:
-            estimate = crossed(ours.values - theirs.values, ours.document_tokens)
-            if claim.measure != "jump" and (part := clock_part(*compared)):
-                estimate = replace(estimate, parts={**estimate.parts, "calibrations": part})
-    long_context = None
-    if claim.measure != "jump":
-        long_context = _long_context(claim, arms, long_losses, reason)
-    if claim.measure == "long_loss":
-        reason = reason or _unused_context(claim, compared, long_losses)
-    if reason or estimate is None:
-        outcome = inconclusive(reason)
-    else:
-        outcome = of_difference(estimate, claim.within)
     num_seeds = len(compared[0].runs)
-    return Judgement(claim, outcome, means, estimate, (), num_seeds, long_context)
+    few = f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {num_seeds}"
+    reason = few if num_seeds < SEEDS_FOR_A_VERDICT else ""
+    if claim.measure == "seconds":
+        return _judged_by_clock(claim, compared, reason)
+    ours, theirs = (measured(claim, arm, long_losses) for arm in compared)
+    missing = [found for found in (ours, theirs) if isinstance(found, str)]
+    if isinstance(ours, str) or isinstance(theirs, str):
+        judgement = Judgement(claim, inconclusive("; ".join(missing)), num_seeds)
+    elif ours.targets != theirs.targets:
+        why = inconclusive("they are not scored on the same targets")
+        judgement = Judgement(claim, why, num_seeds, (ours.mean, theirs.mean))
+    else:
+        judgement = _compared(claim, compared, (ours, theirs), list(arms.values()), reason)
+    if claim.measure == "jump":
+        return judgement
+    long_context = _long_context(claim, arms, long_losses, reason)
+    if claim.measure == "long_loss" and judgement.outcome.p is not None:
+        unused = _unused_context(compared, long_losses)
+        outcome = inconclusive(unused) if unused else judgement.outcome
+        judgement = replace(judgement, outcome=outcome)
+    return replace(judgement, long_context=long_context)
 
 
-def _judged_by_clock(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Judgement:
-    ours, theirs = arms[claim.arm], arms[claim.against]
-    missing = [arm.label for arm in (ours, theirs) if not all(run.is_finished for run in arm.runs)]
-    reason = _missing(missing) or _too_few(ours)
-    means = (math.nan, math.nan) if missing else (ours.measured_seconds, theirs.measured_seconds)
-    pairs = [] if missing else zip(ours.runs, theirs.runs, strict=True)
+def _compared(
+    claim: ClaimSpec,
+    compared: tuple[Arm, Arm],
+    losses: tuple[Losses, Losses],
+    arms: Sequence[Arm],
+    reason: str,
+) -> Judgement:
+    """By their losses on the same targets."""
+    ours, theirs = losses
+    estimate, remarks = difference(ours, theirs), []
+    if claim.measure != "jump":
+        if len(ours.document_tokens) == 1:
+            reason = reason or "only one document is scored"
+        budgets = {run.plan.budget_seconds or run.tokens for arm in compared for run in arm.runs}
+        if len(budgets) > 1:
+            remarks.append("unequal budgets")
+        if any(arm.runs[0].plan.budget_seconds is not None for arm in compared):
+            if part := calibration_part(*compared, arms):
+                estimate = replace(estimate, parts={**estimate.parts, "calibrations": part})
+            else:
+                remarks.append("without the calibration's error")
+    outcome = inconclusive(reason) if reason else judge_difference(estimate, claim.within)
+    means, num_seeds = (ours.mean, theirs.mean), len(compared[0].runs)
+    return Judgement(claim, outcome, num_seeds, means, estimate, remark=", ".join(remarks))
+
+
+def _judged_by_clock(claim: ClaimSpec, compared: tuple[Arm, Arm], reason: str) -> Judgement:
+    ours, theirs = compared
+    unfinished = [run.name for arm in compared for run in arm.runs if not run.is_finished]
+    if unfinished:
+        why = f"unfinished: {', '.join(unfinished)}"
+        return Judgement(claim, inconclusive(why), len(ours.runs))
+    pairs = zip(ours.runs, theirs.runs, strict=True)
     shares = tuple(own.measured_seconds / other.measured_seconds - 1 for own, other in pairs)
-    outcome = inconclusive(reason) if reason else of_seconds(shares, claim.within)
-    return Judgement(claim, outcome, means, None, shares, len(ours.runs), None)
-
-
-def _missing(labels: Sequence[str]) -> str:
-    return f"unfinished, not scored or diverged: {' and '.join(labels)}" if labels else ""
-
-
-def _too_few(arm: Arm) -> str:
-    seeds = len(arm.runs)
-    few = f"a verdict takes {SEEDS_FOR_A_VERDICT} seeds, here {seeds}"
-    return few if seeds < SEEDS_FOR_A_VERDICT else ""
+    outcome = inconclusive(reason) if reason else judge_seconds(shares, claim.within)
+    means = (ours.measured_seconds, theirs.measured_seconds)
+    return Judgement(claim, outcome, len(ours.runs), means, shares=shares)
 
 
 # ---- long context
@@ -222,63 +265,79 @@ def _long_context(
     claim: ClaimSpec, arms: Mapping[str, Arm], long_losses: LongLosses, reason: str
 ) -> LongContext | None:
     """On the claim's own documents; None if its arm is trained on the short context alone."""
-    arm, throughout = arms[claim.arm], _throughout(claim, arms)
-    contexts = _contexts(claim, arm, long_losses)
+    arm = arms[claim.arm]
+    contexts = _contexts(claim.measure, arm, long_losses)
     if contexts and len(contexts[0].losses) == 1:
         return None
+
+    def found(
+        outcome: Outcome, gains: Mapping[str, FarGain], difference: Estimate | None = None
+    ) -> LongContext:
+        return LongContext(arm.label, claim.measure, outcome, gains, difference)
+
     gain = gain_of(contexts)
     if gain is None:
-        why = reason or f"far context is not scored: {arm.label}"
-        return LongContext(inconclusive(why), {}, None)
-    gains, less = {arm.label: gain}, None
-    if throughout is not None:
-        other = gain_of(_contexts(claim, throughout, long_losses))
-        if other is None or other.values.shape != gain.values.shape:
-            reason = reason or f"far context is not scored: {throughout.label}"
-        else:
-            gains[throughout.label] = other
-            less = crossed(gain.values - other.values, gain.document_tokens)
-            if not other.is_positive:
-                reason = reason or (
-                    f"at this scale {throughout.label} gains nothing from context beyond "
-                    f"{other.short:,} tokens, so there is nothing to learn"
-                )
-    outcome = inconclusive(reason) if reason else of_gain(gain.estimate, less)
-    return LongContext(outcome, gains, less)
+        return found(inconclusive(f"far context is not scored: {arm.label}"), {})
+    gains = {arm.label: gain}
+    if len(gain.document_tokens) == 1:
+        reason = reason or "only one document is scored"
+    if (throughout := _throughout(claim, arms)) is None:
+        outcome = inconclusive(reason) if reason else judge_gain(gain.estimate, None)
+        return found(outcome, gains)
+    other = gain_of(_contexts(claim.measure, throughout, long_losses))
+    if other is None:
+        return found(inconclusive(f"far context is not scored: {throughout.label}"), gains)
+    runs = [*arm.runs, *throughout.runs]
+    same = (
+        share_long_targets(runs, long_losses)
+        if claim.measure == "long_loss"
+        else share_targets(runs)
+    )
+    if not same or other.values.shape != gain.values.shape:
+        return found(inconclusive("they are not scored on the same targets"), gains)
+    gains[throughout.label] = other
+    apart = crossed(gain.values - other.values, gain.document_tokens)
+    if not other.is_positive:
+        reason = reason or (
+            f"{throughout.label}'s own gain is not clear of 0, so this cannot show whether long "
+            "context was learnt"
+        )
+    outcome = inconclusive(reason) if reason else judge_gain(gain.estimate, apart)
+    return found(outcome, gains, apart)
 
 
 def _throughout(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Arm | None:
-    """The arm that is trained at the claim's arm's longest length throughout, among the compared
-    arms of the same pipeline; None if there is none, or it is the claim's own."""
+    """The arm that is trained at the longest length of the claim's arm throughout, among the
+    compared arms of the same pipeline: the one that it is compared with, if it can be. None if
+    there is none, or the claim's arm is such a one itself."""
     arm = arms[claim.arm]
+    longest = (max(arm.seq_lens),)
     fixed = [
         other
-        for other in arms.values()
+        for other in (arms[claim.against], *arms.values())
         if other.runs[0].directory.parent == arm.runs[0].directory.parent
-        and other.seq_lens == (max(arm.seq_lens),)
+        and other.seq_lens == longest != arm.seq_lens
     ]
-    return next((other for other in fixed if other is not arm), None)
+    return fixed[0] if fixed else None
 
 
-def _contexts(claim: ClaimSpec, arm: Arm, long_losses: LongLosses) -> list[FarContext]:
-    """How the arm's runs score far targets of the claim's documents."""
-    if claim.measure == "long_loss":
-        return long_far_contexts(long_losses, arm)
-    return far_contexts(arm)
+def _contexts(measure: Measure, arm: Arm, long_losses: LongLosses) -> list[FarContext]:
+    """How the arm's runs score far targets of the documents that are compared."""
+    return long_far_contexts(long_losses, arm) if measure == "long_loss" else far_contexts(arm)
 
 
-def _unused_context(claim: ClaimSpec, compared: Sequence[Arm], long_losses: LongLosses) -> str:
+def _unused_context(compared: Sequence[Arm], long_losses: LongLosses) -> str:
     """Why nothing can be said of windows beyond training: an arm that is trained beyond the short
-    context and gains nothing from it on these documents. Empty if every such arm does."""
+    context and is not seen to gain from it on these documents. Empty if every such arm is."""
     for arm in compared:
-        contexts = _contexts(claim, arm, long_losses)
+        contexts = long_far_contexts(long_losses, arm)
         if not contexts:
             return f"far context is not scored: {arm.label}"
         gain = gain_of(contexts)
         if gain is not None and not gain.is_positive:
             return (
-                f"at this scale {arm.label} gains nothing from context beyond {gain.short:,} "
-                f"tokens: {gain} nats"
+                f"{arm.label}'s gain from context beyond {gain.short:,} tokens is not clear of 0: "
+                f"{gain} nats"
             )
     return ""
 
@@ -288,9 +347,5 @@ def _interval(estimate: Estimate) -> dict[str, object]:
     return {
         "mean": estimate.mean,
         "half": estimate.half if estimate.parts else None,
-        "degrees": estimate.degrees,
-        "parts": {
-            name: {"standard_error": part.standard_error, "count": part.count}
-            for name, part in estimate.parts.items()
-        },
+        "parts": {name: vars(part) for name, part in estimate.parts.items()},
     }

@@ -3,8 +3,9 @@
 ``docs/metrics.md`` is rendered from this file: a field's docstring is its definition there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -400,12 +401,21 @@ class Manifest(Record):
         return super().read(path)
 
 
+Repetitions = list[dict[int, int]]
+"""What a step costs at each length, in microseconds; of each repetition of the calibration."""
+
+
+def mean_costs(repetitions: Sequence[dict[int, int]]) -> dict[int, int]:
+    """The mean by length, to whole microseconds."""
+    return {n: round(fmean(costs[n] for costs in repetitions)) for n in repetitions[0]}
+
+
 class Calibration(Record):
     """``calibration.json``: what a step of each length costs, and on what machine."""
 
     step_microseconds: dict[int, int]
-    """The median of the repetitions."""
-    repetitions: tuple[dict[int, int], ...] = ()
+    """The mean of the repetitions."""
+    repetitions: Repetitions = Field(default_factory=list)
     """The same, each measured on its own with a new model."""
     environment: dict[str, Any] = Field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean, stdev
 
 import numpy as np
@@ -36,11 +37,8 @@ def student_t(degrees: int) -> float:
     return round(float(stdtrit(degrees, 0.975)), 3)
 
 
-def p_above(t: float, degrees: int) -> float:
-    """The chance of a Student's t above ``t`` under so many degrees of freedom."""
-    from scipy.special import stdtr
-
-    return float(stdtr(degrees, -t))
+NODES = 200
+"""Points at which the chance of each part but the largest is taken."""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -59,12 +57,9 @@ class Part:
 
     standard_error: float
     count: int
-    """How many of it were drawn: seeds, documents, calibrations."""
-
-    @property
-    def degrees(self) -> int:
-        """Of freedom."""
-        return self.count - 1
+    """Number of seeds, documents or calibrations."""
+    degrees: int
+    """Degrees of freedom."""
 
     @property
     def half(self) -> float:
@@ -78,31 +73,19 @@ class Estimate:
 
     mean: float
     parts: Mapping[str, Part]
-    """By what varies: ``seeds``, ``documents``, ``calibrations``."""
+    """By what varies: ``seeds``, ``documents``, ``calibrations``. Without any, nothing is known of
+    the mean's error."""
 
-    @property
-    def standard_error(self) -> float:
-        """All parts together, as if each varied on its own; infinite where nothing was seen to
-        vary."""
-        errors = [part.standard_error for part in self.parts.values()]
-        return math.hypot(*errors) if errors else math.inf
-
-    @property
-    def degrees(self) -> int:
-        """Of freedom, all parts together (Welch 1947 and Satterthwaite 1946), rounded down."""
-        shares = [
-            (part.standard_error / self.standard_error) ** 4 / part.degrees
-            for part in self.parts.values()
-            if part.standard_error > 0
-        ]
-        if not shares:
-            return min((part.degrees for part in self.parts.values()), default=1)
-        return max(1, math.floor(1 / sum(shares) + 1e-9))  # of one part exactly its own
-
-    @property
+    @cached_property
     def half(self) -> float:
-        """Half of the 95% interval."""
-        return student_t(self.degrees) * self.standard_error
+        """Half of the 95% interval; infinite where nothing was seen to vary."""
+        halves = [part.half for part in self._parts]
+        if len(halves) < 2:
+            return halves[0] if halves else (0.0 if self.parts else math.inf)
+        from scipy.optimize import brentq
+
+        # Together the parts are surer than each at its worst.
+        return float(brentq(lambda x: self._tail(x) - 0.025, 0, 2 * sum(halves)))
 
     @property
     def low(self) -> float:
@@ -115,33 +98,59 @@ class Estimate:
         return self.mean + self.half
 
     def p_above(self, bound: float) -> float:
-        """How likely a mean so far above ``bound`` or further is where the true one is there."""
-        distance = self.mean - bound
-        if self.standard_error == 0:
-            return 0.5 if distance == 0 else float(distance < 0)
-        return p_above(distance / self.standard_error, self.degrees)
+        """One-sided p value: the probability of a mean at least this far above ``bound`` if the
+        true mean is ``bound``."""
+        return self._tail(self.mean - bound)
 
     def p_below(self, bound: float) -> float:
-        """The same of one so far below."""
-        return 1.0 - self.p_above(bound)
+        """The same, below ``bound``."""
+        return self._tail(bound - self.mean)
+
+    @property
+    def _parts(self) -> list[Part]:
+        """Those that matter, ascending; what sums of floats leave behind is none."""
+        parts = sorted(self.parts.values(), key=lambda part: part.half)
+        return [part for part in parts if part.half > 1e-9 * parts[-1].half]
+
+    def _tail(self, distance: float) -> float:
+        """The chance that the parts, each its standard error times Student's t under its own
+        degrees of freedom, sum to more than ``distance`` (Behrens 1929, Fisher 1935).
+
+        Two or three seeds may agree by chance. A single t whose degrees are pooled by the size of
+        the parts (Welch, Satterthwaite) then takes the many documents' degrees for the whole, and
+        finds too much.
+        """
+        from scipy.special import roots_legendre, stdtr, stdtrit
+
+        if not self.parts:
+            return 0.5
+        if not (parts := self._parts):
+            return 0.5 if distance == 0 else float(distance < 0)
+        nodes, weights = roots_legendre(NODES)
+        left, share = np.array([distance]), np.array([1.0])
+        for part in parts[:-1]:
+            drawn = part.standard_error * stdtrit(part.degrees, (nodes + 1) / 2)
+            left = (left[:, None] - drawn).ravel()
+            share = (share[:, None] * weights / 2).ravel()
+        return float(share @ stdtr(parts[-1].degrees, -left / parts[-1].standard_error))
 
 
 def crossed(values: np.ndarray, document_tokens: np.ndarray) -> Estimate:
     """The mean of ``values``, float64[seeds, documents], documents weighted by ``document_tokens``,
-    int64[documents]; seeds and documents both vary.
-
-    What varies between seeds and documents at once is in both parts, so the interval is a little
-    too wide rather than too narrow.
-    """
+    int64[documents]; seeds and documents both vary."""
     weights = document_tokens / document_tokens.sum()
     by_seed, by_document = values @ weights, values.mean(axis=0)
     num_seeds, num_documents = values.shape
     parts = {}
     if num_seeds > 1:
-        parts["seeds"] = Part(float(by_seed.std(ddof=1)) / num_seeds**0.5, num_seeds)
-    error = standard_error(document_tokens, by_document)
-    if error is not None:
-        parts["documents"] = Part(error, num_documents)
+        error = float(by_seed.std(ddof=1)) / num_seeds**0.5
+        parts["seeds"] = Part(error, num_seeds, num_seeds - 1)
+    of_documents = standard_error(document_tokens, by_document)
+    if of_documents is not None:
+        # A few documents may have most of the tokens: then there are hardly more than these (Kish
+        # 1965, section 11.7).
+        degrees = max(1, math.floor(1 / float((weights**2).sum()) - 1 + 1e-9))
+        parts["documents"] = Part(of_documents, num_documents, degrees)
     return Estimate(float(by_seed.mean()), parts)
 
 

@@ -170,6 +170,8 @@ class ComparisonSpec(Spec):
     def model_post_init(self, context: Any) -> None:
         labels = [compared.label for compared in self.arms]
         check_unique("arms", "label", labels, "their numbers would be mixed")
+        runs = [f"{compared.pipeline.name}/{compared.arm}" for compared in self.arms]
+        check_unique("arms", "run", runs, "an arm would be compared with itself")
         pipelines: dict[str, PipelineSpec] = {}
         for compared in self.arms:
             pipeline = compared.pipeline
@@ -232,14 +234,19 @@ class ComparisonSpec(Spec):
             if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
                 raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
             return
-        longest = max(arm.seq_lens)
-        if claim.measure == "loss" and claim.at is not None and claim.at > longest:
+        longest, evaluated = max(arm.seq_lens), compared.pipeline.evaluation.seq_lens
+        if claim.measure == "loss" and longest < (claim.at or 0):
             raise ValueError(
-                f"{where} is trained on no more than {longest} tokens, so at {claim.at} its "
-                "positions would be judged and not its training; leave at= out to judge each arm "
-                "at its own length, or compare long_loss"
+                f"{where} is trained only up to {longest} tokens, so its loss at {claim.at} would "
+                "measure extrapolated positions, not training; leave at= out to judge each arm at "
+                "its own length, or compare long_loss"
             )
-        evaluated, field = compared.pipeline.evaluation.seq_lens, "evaluation"
+        if claim.measure == "loss" and claim.at is None and longest > max(evaluated):
+            raise ValueError(
+                f"{where} is trained up to {longest} tokens and evaluated up to {max(evaluated)}, "
+                "so it could not be judged at its own length; add it to evaluation.seq_lens"
+            )
+        field = "evaluation"
         if claim.measure == "long_loss":
             if claim.at is None:
                 raise ValueError(f"{where} has a long_loss at each length; give at=, one of them")

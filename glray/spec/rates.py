@@ -32,6 +32,6 @@ class RateGrid(Spec):
         for lower, higher in pairwise(self.lrs):
             if lower >= higher:
                 raise ValueError(
-                    f"lrs has {higher:g} after {lower:g}: the ends of a grid that does not ascend "
-                    "are not known; write each rate once, from the lowest to the highest"
+                    f"lrs lists {higher:g} after {lower:g}, but rates must ascend for the grid to "
+                    "have ends; list each rate once, from lowest to highest"
                 )

@@ -9,11 +9,9 @@ Nothing of it outlives its launch: what has to is a record in the storage. No Ra
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
-Repetitions = list[dict[int, int]]
-"""What a step costs at each length, in microseconds; of each repetition of the calibration."""
+from glray.run.records import Repetitions, mean_costs
 
 MEETING_SECONDS = 120.0
 """How long a group waits for the others: one may have found no room after all, or have died."""
@@ -57,10 +55,8 @@ class Coordinator:
             self._costs[index] = costs
             self._wait_until(lambda: self._mean is not None or self._costs.keys() >= self._came)
             if self._mean is None:
-                self._mean = [
-                    {n: round(fmean(costs[n] for costs in of_groups)) for n in of_groups[0]}
-                    for of_groups in zip(*self._costs.values(), strict=True)
-                ]
+                by_repetition = zip(*self._costs.values(), strict=True)
+                self._mean = [mean_costs(of_groups) for of_groups in by_repetition]
             return self._mean
 
     def request_stop(self) -> None:

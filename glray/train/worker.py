@@ -9,7 +9,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.model.config import starting_model
-from glray.run.records import Calibration, Execution, Progress
+from glray.run.records import Calibration, Execution, Progress, mean_costs
 from glray.run.run import Run, pipeline_directory, with_calibration
 from glray.run.start import record_start
 from glray.spec.loading import load_pipeline, to_yaml
@@ -20,7 +20,7 @@ from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.execution import environment, execution
 from glray.train.loop import Ending, train
 from glray.train.parallel import release_models
-from glray.train.probe.calibration import calibrate, median_costs
+from glray.train.probe.calibration import calibrate
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
 from glray.train.runs import plan_runs
@@ -132,10 +132,10 @@ def _calibrated(
         means = ctx.group.mean_of_all(repetitions) if ctx.rank == 0 else None
     costs = dict.fromkeys(spec.all_seq_lens, 0)
     if means is not None:
-        costs = median_costs(means)
-        Calibration(
-            step_microseconds=costs, repetitions=tuple(means), environment=environment(ctx)
-        ).write(directory / "calibration.json")
+        costs = mean_costs(means)
+        Calibration(step_microseconds=costs, repetitions=means, environment=environment(ctx)).write(
+            directory / "calibration.json"
+        )
         if ctx.group.claims("calibration"):
             shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
             announcer.event(f"calibration: a step takes {shown}")

@@ -2,13 +2,14 @@
 
 import json
 import math
+from statistics import mean, stdev
 
 import pytest
 
 from glray.files import write_json
 from glray.report.compared import compared, comparison_record, labelled_runs
 from glray.report.long_losses import long_loss, long_sheet
-from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline
+from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline, lower
 from tests.report.written import write_run
 
 from .test_table import rendered, rows_of
@@ -120,6 +121,44 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     text = page.read_text()
     assert "small is better: INCONCLUSIVE" in text
     assert (tmp_path / "out" / "long_documents.png").exists()
+
+
+def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path):
+    """By a printed table of Student's t: 4.303 under 2 degrees of freedom."""
+    arms = [{"name": n, "stages": s} for n, s in (("grow", (4, 8)), ("fixed8", (8,)))]
+    fields = {"arms": arms, "tokens_per_batch": 32, "chunk_len": 8, "seeds": (0, 1, 2)}
+    fields |= {"search": None, "compute": {"storage": str(tmp_path)}, "name": "toy"}
+    pipeline = load_pipeline("pipelines/quickstart.py").derive(**fields)
+    compared_arms = pipeline["grow", "fixed8"]
+    spec = ComparisonSpec(
+        name="toy", title="Two arms", arms=compared_arms, claims=(lower("grow", "fixed8"),)
+    )
+    for seed, loss in enumerate((4.81, 4.8, 4.79)):
+        for name, stages, own in (("grow", [(4, 10), (8, 5)], loss), ("fixed8", [(8, 10)], 5.0)):
+            far = {2: [own + 0.3, own + 0.31], 8: [own, own]}
+            write_run(tmp_path / "toy", name, stages, {8: own}, seed=seed, far=far)
+    report = compared(spec, labelled_runs(spec), {})
+    write_json(tmp_path / "comparison.json", comparison_record(spec, report))
+
+    kept = json.loads((tmp_path / "comparison.json").read_text())
+    differences = []
+    for grow, fixed in zip(*(arm["runs"] for arm in kept["arms"]), strict=True):
+        own, other = (run["heldout"]["far_context"] for run in (grow, fixed))
+        tokens = own["document_tokens"]
+        pairs = zip(
+            own["losses"][-1]["document_losses"],
+            other["losses"][-1]["document_losses"],
+            strict=True,
+        )
+        gaps = [(ours - theirs) * n for (ours, theirs), n in zip(pairs, tokens, strict=True)]
+        differences.append(sum(gaps) / sum(tokens))
+    assert differences == pytest.approx([-0.19, -0.2, -0.21])
+    half = 4.303 * stdev(differences) / 3**0.5  # the documents do not differ at all
+    (claim,) = kept["claims"]
+    assert claim["difference"]["mean"] == pytest.approx(mean(differences))
+    assert claim["difference"]["half"] == pytest.approx(half, abs=1e-6)
+    assert mean(differences) + half < 0
+    assert claim["verdict"] == "supported"
 
 
 def test_without_long_documents_there_is_no_plot_of_them(spec, comparison, tmp_path):

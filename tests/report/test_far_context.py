@@ -47,17 +47,21 @@ def test_a_gain_is_paired_by_document(tmp_path):
 
 def test_the_sentence_says_who_gains(tmp_path):
     uses = arm_of(tmp_path, "fixed8", USES)
-    idle = arm_of(tmp_path, "grow", DOES_NOT)
+    unsure = arm_of(tmp_path, "grow", DOES_NOT)
+    idle = arm_of(tmp_path, "idle", {2: [3.0, 3.1, 3.2, 3.3], 8: [3.0, 3.101, 3.2, 3.301]})
     short = arm_of(tmp_path, "fixed2", {2: [3.0] * 4})
     assert far_sentence([*idle, *short]) == (
-        "No arm gains from context beyond 2 tokens at this scale: grow +0.000 ± 0.184 nats."
+        "No arm gains from context beyond 2 tokens at this scale: idle -0.001 ± 0.001 nats."
     )
     assert far_sentence([*uses, *short]) == (
         "Every arm trained on more gains from context beyond 2 tokens: fixed8 +0.250 ± 0.092 nats."
     )
-    assert far_sentence([*idle, *uses]) == (
-        "fixed8 gains from context beyond 2 tokens, the others do not: grow +0.000 ± 0.184, "
-        "fixed8 +0.250 ± 0.092 nats."
+    assert far_sentence([*unsure, *idle, *uses]) == (
+        "fixed8 gains from context beyond 2 tokens, idle does not gain, whether grow gains cannot "
+        "be told: grow +0.000 ± 0.184, idle -0.001 ± 0.001, fixed8 +0.250 ± 0.092 nats."
+    )
+    assert far_sentence(unsure) == (
+        "Whether grow gains from context beyond 2 tokens cannot be told: grow +0.000 ± 0.184 nats."
     )
     assert far_sentence(short) == ""
 

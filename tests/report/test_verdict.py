@@ -6,16 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glray.report.outcome import Verdict, of_difference
-from glray.report.verdict import judge
+from glray.report.far_context import GAIN_MARGIN
+from glray.report.outcome import Outcome, Verdict, adjusted, judge_difference, judge_gain
+from glray.report.verdict import judge, sentences
 from glray.run.records import Calibration
 from glray.run.run import Run
-from glray.run.statistics import SEEDS_FOR_A_VERDICT, crossed, holm
+from glray.run.statistics import SEEDS_FOR_A_VERDICT, Estimate, Part, crossed, holm
 from glray.spec import lower, same
 from tests.report.written import far_context, write_run
 
 T_975 = {2: 4.303, 3: 3.182, 15: 2.131}
 """Student's t of a 95% interval, from a printed table."""
+
+AROUND = Part(standard_error=0.002, count=9, degrees=8)
+"""± 0.005."""
 
 LOWER = lower("grow", "fixed8", says="Growing is better", at=8)
 USES, IDLE = (0.30, 0.31, 0.29, 0.30), (0.1, -0.1, 0.1, -0.1)
@@ -57,12 +61,14 @@ def test_a_claim_is_supported_where_the_interval_excludes_zero(tmp_path):
     assert judgement.estimate.half == pytest.approx(T_975[2] * 0.1 / 3**0.5, abs=1e-5)
     judgement = judged(LOWER, two_arms(tmp_path / "b", *HUNDREDTH))
     assert judgement.outcome.verdict is Verdict.SUPPORTED
-    assert judgement.sentence == (
+    assert sentences([judgement, judgement]) == [
         "Growing is better: SUPPORTED. grow 4.800, fixed8 5.000 nats at 8 tokens: -0.200 (95%: "
-        "-0.225 to -0.175; 3 seeds ± 0.025, 16 documents ± 0.000; p 0.001, by Holm of 2 tests "
-        "0.001). Long context: SUPPORTED. Gain from context beyond 2 tokens: grow +0.300 ± 0.013, "
-        "fixed8 +0.300 ± 0.013 nats, +0.000 ± 0.000 (p 0.000, by Holm of 2 tests 0.000)."
-    )
+        "-0.225 to -0.175; 3 seeds ± 0.025, only 16 documents ± 0.000; without the calibration's "
+        "error). p < 0.001; < 0.001 by Holm for 2 tests.",
+        "grow has learnt to use long context: SUPPORTED. Gain from context beyond 2 tokens: grow "
+        "+0.300 ± 0.013, fixed8 +0.300 ± 0.013 nats, difference +0.000 ± 0.000 (p < 0.001; < 0.001 "
+        "by Holm for 2 tests).",
+    ]
 
 
 def test_a_claim_is_not_supported_where_the_other_is_lower(tmp_path):
@@ -79,10 +85,9 @@ def test_documents_vary_as_seeds_do(tmp_path):
     assert documents.standard_error == pytest.approx(0.4 / 15**0.5)
     assert documents.half == pytest.approx(T_975[15] * 0.4 / 15**0.5)
     assert judgement.estimate.parts["seeds"].half == pytest.approx(T_975[2] * 0.01 / 3**0.5)
-    # The documents' part is nearly all of it, so that nearly all their degrees of freedom are left.
-    assert judgement.estimate.degrees == 15
-    error = (0.4**2 / 15 + 0.01**2 / 3) ** 0.5
-    assert judgement.estimate.half == pytest.approx(T_975[15] * error)
+    # Together they vary more than either, and less than both at their worst; the documents' part
+    # is nearly all of it.
+    assert documents.half < judgement.estimate.half < documents.half + 0.01
     assert judgement.outcome.verdict is Verdict.WITHIN_NOISE
 
 
@@ -93,7 +98,7 @@ def test_each_is_judged_at_its_own_length_where_no_length_is_given(tmp_path):
     judgement = judged(lower("grow", "fixed2"), arms)
     assert judgement.means == pytest.approx((4.8, 4.5))
     assert judgement.outcome.verdict is Verdict.NOT_SUPPORTED
-    assert "grow 4.800, fixed2 4.500 nats each at its own length: +0.300" in judgement.sentence
+    assert "grow 4.800, fixed2 4.500 nats each at its own length: +0.300" in judgement.numbers
     # It is trained on the short context alone: nobody asks what it makes of a longer one.
     assert judged(lower("fixed2", "grow"), arms).long_context is None
 
@@ -108,14 +113,14 @@ def test_a_model_that_sees_nothing_far_back_has_not_learnt_long_context(tmp_path
     assert judgement.long_context.outcome.verdict is Verdict.NOT_SUPPORTED  # -0.3 ± 0.193
     none = judged(LOWER, two_arms(tmp_path / "b", *HUNDREDTH, gains=((0.0, 0.001) * 2, USES)))
     assert none.long_context.outcome.verdict is Verdict.NOT_SUPPORTED
-    assert "grow +0.001 ± 0.001, fixed8 +0.300 ± 0.013" in none.sentence
+    assert "grow +0.001 ± 0.001, fixed8 +0.300 ± 0.013" in none.long_context.sentence
 
 
 def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path):
     judgement = judged(LOWER, two_arms(tmp_path, *HUNDREDTH, gains=(USES, IDLE)))
     assert judgement.outcome.verdict is Verdict.SUPPORTED  # of efficiency it says nothing
     assert judgement.long_context.outcome.verdict is Verdict.INCONCLUSIVE
-    assert "fixed8 gains nothing from context beyond 2 tokens" in judgement.sentence
+    assert "fixed8's own gain is not clear of 0" in judgement.long_context.sentence
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,25 @@ def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path):
 def test_long_context_is_learnt_no_worse_than_throughout(tmp_path, gains, verdict):
     judgement = judged(LOWER, two_arms(tmp_path, *HUNDREDTH, gains=(gains, USES)))
     assert judgement.long_context.outcome.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("gain", "difference", "verdict"),
+    [
+        (0.300, -0.0195, Verdict.WITHIN_NOISE),  # about as far behind as the margin
+        (0.300, -0.0205, Verdict.WITHIN_NOISE),
+        (0.300, -0.0300, Verdict.NOT_SUPPORTED),
+        (0.300, -0.0100, Verdict.SUPPORTED),
+        (-0.001, None, Verdict.NOT_SUPPORTED),  # surely less than counts, whatever its sign
+        (+0.001, None, Verdict.NOT_SUPPORTED),
+        (+0.021, None, Verdict.SUPPORTED),
+    ],
+)
+def test_no_verdict_turns_at_a_hair(gain, difference, verdict):
+    apart = None if difference is None else Estimate(difference, {"seeds": AROUND})
+    outcome = judge_gain(Estimate(gain, {"seeds": AROUND}), apart)
+    assert adjusted([("it", outcome)])["it"].verdict is verdict
+    assert GAIN_MARGIN == 0.02
 
 
 def test_without_an_arm_trained_long_throughout_the_gain_alone_counts(tmp_path):
@@ -166,7 +190,7 @@ def test_windows_beyond_training_are_judged_where_context_is_used_on_these_docum
     assert used.outcome.verdict is Verdict.SUPPORTED
     (idle,) = judge([claim], runs, long_losses(arms, IDLE))  # though it is on held-out text
     assert idle.outcome.verdict is Verdict.INCONCLUSIVE
-    assert "grow gains nothing from context beyond 2 tokens: +0.000 ± 0.184" in idle.sentence
+    assert "grow's gain from context beyond 2 tokens is not clear of 0" in idle.sentence
     (other,) = judge([claim], runs, long_losses(arms, USES, targets=("a", "b")))
     assert "not scored on the same targets" in other.sentence
 
@@ -190,8 +214,37 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
     arms = two_arms(tmp_path, (4.8, float("nan"), 4.8), (5.0, 5.0, 5.0))
     judgement = judged(LOWER, arms)
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
-    assert "unfinished, not scored or diverged: grow" in judgement.sentence
+    assert "diverged: grow" in judgement.sentence
     assert judgement.record()["difference"] is None
+
+
+def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path):
+    arms = two_arms(tmp_path, *HUNDREDTH, standard_error=None)
+    for runs in arms.values():
+        for run in runs:
+            path = run.evaluation_path(run.plan.num_steps)
+            one = json.loads(path.read_text())
+            one |= {"num_documents": 1, "document_tokens": [320]}
+            for length in one["lengths"]:
+                length["document_losses"] = [length["loss"]]
+            path.write_text(json.dumps(one))
+    arms = {
+        label: [replace(Run.open(run.directory), label=label) for run in runs]
+        for label, runs in arms.items()
+    }
+    judgement = judged(LOWER, arms)
+    assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
+    assert "only one document is scored" in judgement.sentence
+
+
+def test_seeds_on_other_targets_than_the_first_are_not_averaged(tmp_path):
+    arms = two_arms(tmp_path, *HUNDREDTH)
+    path = arms["grow"][2].evaluation_path(15)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"targets_sha256": "b"}))
+    arms["grow"][2] = replace(Run.open(arms["grow"][2].directory), label="grow")
+    for claim in (LOWER, lower("grow", "fixed8")):
+        assert judged(claim, arms).outcome.verdict is Verdict.INCONCLUSIVE
+    assert "its seeds are not scored on the same targets: grow" in judged(LOWER, arms).sentence
 
 
 def test_an_arm_without_boundaries_has_no_jump(tmp_path):
@@ -237,9 +290,9 @@ def test_far_context_that_was_not_scored_is_said(tmp_path):
     arms = without_gains(two_arms(tmp_path, *HUNDREDTH))
     judgement = judged(LOWER, arms)
     assert judgement.outcome.verdict is Verdict.SUPPORTED
-    assert "Long context: INCONCLUSIVE (far context is not scored: grow)." in judgement.sentence
+    assert "INCONCLUSIVE (far context is not scored: grow)." in judgement.long_context.sentence
     own = judged(lower("grow", "fixed8"), arms)
-    assert "unfinished, not scored or diverged: grow and fixed8" in own.sentence
+    assert "(far context is not scored: grow; far context is not scored: fixed8)." in own.sentence
 
 
 def test_seconds_have_a_range_and_no_interval(tmp_path):
@@ -280,7 +333,7 @@ def test_a_page_of_claims_shares_its_odds(tmp_path):
     assert first.outcome.verdict is Verdict.SUPPORTED
     assert {j.outcome.verdict for j in described} == {Verdict.DESCRIPTIVE}
     assert "DESCRIPTIVE" in described[0].sentence
-    assert "p 0.020)" in described[0].sentence
+    assert described[0].sentence.endswith("p = 0.020.")
 
 
 def test_what_is_significant_of_many_by_holm():
@@ -289,55 +342,49 @@ def test_what_is_significant_of_many_by_holm():
     assert holm([]) == []
 
 
-def test_of_pages_of_twenty_claims_about_nothing_few_support_one():
-    """Seeds and documents vary, no arm is better: at most 7% of 1,000 pages may say that one is."""
+@pytest.mark.parametrize(
+    ("seeds", "documents", "rest", "num_documents"),
+    [(0.02, 0.08, 0.02, 100), (0.027, 0.05, 0.02, 100), (0.027, 0.09, 0.05, 24)],
+)
+def test_of_pages_of_twenty_claims_about_nothing_few_have_a_verdict(
+    seeds, documents, rest, num_documents
+):
+    """Three seeds and documents vary, no arm is better: at most 7% of 500 pages may say that one is
+    better or worse. The deviations are those of the paper's comparisons at the mini scale."""
     rng = np.random.default_rng(0)
-    tokens = np.full(24, 10)
+    tokens = np.full(num_documents, 10)
     pages = 0
-    for _ in range(1000):
-        seeds = rng.normal(0, 0.02, (20, 3, 1))
-        documents = rng.normal(0, 0.08, (20, 1, 24))
-        rest = rng.normal(0, 0.1, (20, 3, 24))
-        differences = seeds + documents + rest
-        found = [of_difference(crossed(each, tokens)) for each in differences]
-        adjusted = holm([outcome.p for outcome in found])
-        pages += any(
-            replace(outcome, p_adjusted=p, family=20).verdict is Verdict.SUPPORTED
-            for outcome, p in zip(found, adjusted, strict=True)
-        )
-    assert pages <= 70
+    for _ in range(500):
+        by_seed = rng.normal(0, seeds, (20, 3, 1))
+        by_document = rng.normal(0, documents, (20, 1, num_documents))
+        differences = by_seed + by_document + rng.normal(0, rest, (20, 3, num_documents))
+        found = [judge_difference(crossed(each, tokens)) for each in differences]
+        verdicts = {each.verdict for each in adjusted(list(enumerate(found))).values()}
+        pages += verdicts != {Verdict.WITHIN_NOISE}
+    assert pages <= 35
+
+
+def test_what_is_asked_twice_is_one_test():
+    once = Outcome(Verdict.SUPPORTED, p=0.03)
+    assert adjusted([("a", once), ("a", once)])["a"].verdict is Verdict.SUPPORTED
+    assert adjusted([("a", once), ("b", once)])["a"].verdict is Verdict.WITHIN_NOISE
 
 
 def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
-    """fixed8's loss falls 1 nat while its tokens double; three calibrations differ in what a step
-    costs at 8 and not at 4."""
+    """fixed8's loss falls 1 nat while its tokens double. By three calibrations its 160 seconds are
+    80, 100 and 64 steps of length 8; grow has 80 seconds of length 4, always 80 steps, and half as
+    many of length 8."""
     arms = two_arms(tmp_path, *HUNDREDTH)
     for run in arms["fixed8"]:
         last = run.evaluation_path(10)
         half = json.loads(last.read_text()) | {"step": 5, "tokens": 160, "far_context": None}
         half["lengths"][1]["loss"] += 1.0
         run.evaluation_path(5).write_text(json.dumps(half))
-    e = float(np.e)
-    microseconds = [round(1e6 * e**log) for log in (1.0, 1.03, 0.97)]
-    Calibration(
-        step_microseconds={4: 1_000_000, 8: microseconds[0]},
-        repetitions=tuple({4: 1_000_000, 8: cost} for cost in microseconds),
-    ).write(tmp_path / "calibration.json")
+    repetitions = [{4: 1_000_000, 8: cost} for cost in (2_000_000, 1_600_000, 2_500_000)]
+    Calibration(step_microseconds=repetitions[0], repetitions=repetitions).write(
+        tmp_path / "calibration.json"
+    )
     part = judged(LOWER, arms).estimate.parts["calibrations"]
-    # grow has a third of its steps at 8, fixed8 all: 2/3 of a spread of 0.03, over √3, times the
-    # slope 1 / ln 2.
-    assert part.count == 3
-    assert part.standard_error == pytest.approx(2 / 3 * 0.03 / 3**0.5 / np.log(2), abs=1e-6)
-
-
-def test_a_verdict_can_be_made_again_from_what_is_kept(tmp_path):
-    """From the record's numbers and a printed table of Student's t alone."""
-    kept = json.loads(json.dumps(judged(LOWER, two_arms(tmp_path, *HUNDREDTH)).record()))
-    difference = kept["difference"]
-    error = sum(part["standard_error"] ** 2 for part in difference["parts"].values()) ** 0.5
-    assert difference["degrees"] == 2
-    half = T_975[2] * error
-    assert difference["mean"] + half < 0  # alone it is
-    assert kept["p"] < 0.05 / kept["family"]  # and beside the others
-    assert kept["verdict"] == "supported"
-    assert kept["long_context"]["verdict"] == "supported"
+    apart = np.log([(80 + 40) / 80, (80 + 50) / 100, (80 + 32) / 64])
+    assert (part.count, part.degrees) == (3, 2)
+    assert part.standard_error == pytest.approx(apart.std(ddof=1) / 3**0.5 / np.log(2))

@@ -275,7 +275,7 @@ def test_what_is_no_comparison_is_said(reference, word):
         ({"measure": "seconds", "at": 128}, ("has no length", "remove at=128")),
         ({"at": 96}, ("at 96 tokens", "128, 256, 512, 1024, 2048", "evaluation.seq_lens")),
         ({"measure": "long_loss"}, ("give at=",)),
-        ({"at": 2048}, ("trained on no more than 1024", "at 2048", "leave at= out")),
+        ({"at": 2048}, ("trained only up to 1024", "at 2048", "leave at= out")),
     ],
 )
 def test_a_claim_of_what_is_not_measured_is_refused(claim, words):

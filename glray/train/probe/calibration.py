@@ -7,8 +7,9 @@ turn is a burst of steps whose first is not counted: right after another length 
 happens once a stage. Of the others the fastest counts: what else slows a step is not its length.
 The cost of a length is the median over its turns (of two the faster), of the slowest rank.
 
-All of that is done several times, each with a new model: what a step costs differs a little from
-one start to the next, and how much it does belongs to every comparison at equal time.
+All of that is done several times, each with a new model, and the mean counts: how far apart they
+are belongs to every comparison at equal time. (How much starts of a command differ, they do not
+show.)
 """
 
 import statistics
@@ -17,19 +18,19 @@ from collections.abc import Sequence
 
 from glray.data.corpus import PreparedCorpus
 from glray.model.config import longest_config
-from glray.run.records import Execution
+from glray.run.records import Execution, Repetitions
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, most_over_ranks
-from glray.train.group import Repetitions
 from glray.train.trainee import Trainee
 
 BURST = 3
 """Steps of one turn, the first not counted."""
 MIN_ROUNDS = 2
 MAX_ROUNDS = 25
-ENOUGH_SECONDS = 5.0
+ENOUGH_SECONDS = 12.0
 """Rounds go on until this much is measured, between the two bounds above."""
 REPETITIONS = 3
+"""Each of a third of the rounds and seconds."""
 
 
 def calibrate(
@@ -40,11 +41,6 @@ def calibrate(
     return [_costs(spec, corpus, ctx, execution) for _ in range(REPETITIONS)]
 
 
-def median_costs(repetitions: Repetitions) -> dict[int, int]:
-    """The median of the repetitions, by length."""
-    return {n: statistics.median_low(costs[n] for costs in repetitions) for n in repetitions[0]}
-
-
 def _costs(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
 ) -> dict[int, int]:
@@ -53,24 +49,25 @@ def _costs(
     trainee = Trainee.scratch(config, spec, ctx, execution)
     if trainee.has_to_warm_up:
         trainee.warm_up(spec.all_seq_lens)
-    seconds = interleaved_steps(trainee, spec.all_seq_lens)
+    seconds = interleaved_steps(trainee, spec.all_seq_lens, share=1 / REPETITIONS)
     medians = {n: round(statistics.median_low(seconds[n]) * 1_000_000) for n in seconds}
     return {n: max(1, most_over_ranks(ctx, medians[n])) for n in medians}
 
 
 def interleaved_steps(
-    trainee: Trainee, lengths: Sequence[int], *, min_rounds: int = MIN_ROUNDS
+    trainee: Trainee, lengths: Sequence[int], *, min_rounds: int = MIN_ROUNDS, share: float = 1.0
 ) -> dict[int, list[float]]:
     """Seconds of a step of each length's turns, as the module says, in the order they were taken;
-    every rank goes through as many turns."""
+    every rank goes through as many turns. ``share`` of the most rounds and seconds are taken."""
     batches = {length: trainee.random_batch(length) for length in lengths}
     seconds: dict[int, list[float]] = {length: [] for length in lengths}
     start = time.perf_counter()
-    for round_number in range(MAX_ROUNDS):
+    for round_number in range(max(min_rounds, round(share * MAX_ROUNDS))):
         for length in lengths if round_number % 2 == 0 else reversed(lengths):
             burst = [trainee.step_seconds(batches[length]) for _ in range(BURST)]
             seconds[length].append(min(burst[1:]))
-        enough = time.perf_counter() - start > ENOUGH_SECONDS and round_number + 1 >= min_rounds
+        measured = time.perf_counter() - start
+        enough = measured > share * ENOUGH_SECONDS and round_number + 1 >= min_rounds
         if from_rank_zero(trainee.ctx, int(enough)):
             break
     return seconds

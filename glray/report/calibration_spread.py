@@ -1,0 +1,55 @@
+"""What the calibration's own spread adds to the difference of two losses at equal time."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from glray.plan import make_plan
+from glray.report.arms import Arm
+from glray.run.run import Run
+from glray.run.statistics import Part
+
+
+def calibration_part(ours: Arm, theirs: Arm, arms: Sequence[Arm]) -> Part | None:
+    """How far the calibrations would have moved the two arms' tokens apart, times what a token is
+    worth to a fixed one of the ``arms``. None where the calibration was not repeated, or no fixed
+    arm was scored on the way."""
+    first, second = (_log_tokens(arm.runs[0]) for arm in (ours, theirs))
+    slope = next((slope for arm in arms if (slope := _slope(arm)) is not None), None)
+    if first is None or second is None or len(first) != len(second) or slope is None:
+        return None
+    count = len(first)
+    error = slope * float((first - second).std(ddof=1)) / count**0.5
+    return Part(error, count, count - 1)
+
+
+def _log_tokens(run: Run) -> np.ndarray | None:
+    """float64[calibrations]: the logarithm of the tokens that the budget comes to by each."""
+    repeated = run.calibration.repetitions if run.calibration else ()
+    tokens = []
+    for costs in repeated:
+        spec = run.spec.derive(calibration={"step_microseconds": costs})
+        plan = make_plan(spec, spec.arms[0])
+        assert plan is not None, "the spec has a calibration"
+        tokens.append(plan.num_steps * plan.tokens_per_batch)
+    return np.log(tokens) if len(tokens) > 1 else None
+
+
+def _slope(arm: Arm) -> float | None:
+    """Nats by which a fixed arm's loss falls for each factor e of tokens, over the last half of its
+    run: more than the budget is worth, as the rate decays there. None without an evaluation near
+    the half."""
+    if len(arm.seq_lens) != 1:
+        return None
+    slopes = []
+    for run in arm.runs:
+        last, seq_len = run.evaluations[-1], run.longest_seq_len
+        before = [scored for scored in run.evaluations[:-1] if scored.tokens <= 0.75 * last.tokens]
+        half = min(before, key=lambda e: abs(e.tokens - last.tokens / 2), default=None)
+        then, now = half.at(seq_len) if half else None, last.at(seq_len)
+        if half is None or then is None or now is None:
+            return None
+        slopes.append(max(0.0, then.loss - now.loss) / math.log(last.tokens / half.tokens))
+    return fmean(slopes)

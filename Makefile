@@ -15,8 +15,12 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/installed  ## one GrowLength run against its baselines, start to report
 	$(BIN)/glray run pipelines/quickstart.py
 
-paper-mini: .venv/installed  ## the paper's tables and figures on two cores; SEEDS=5 overnight
+paper-mini: .venv/installed docs.parquet  ## the paper's tables and figures on two cores: hours
 	$(BIN)/python benchmarks/paper.py $(if $(SEEDS),--seeds $(SEEDS))
+	$(BIN)/python benchmarks/paper.py --scale tiny $(if $(SEEDS),--seeds $(SEEDS))
+
+docs.parquet: | .venv/installed
+	$(BIN)/python benchmarks/docs_corpus.py $@
 
 test: .venv/installed-dev  ## everything but the soak tests
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not soak"

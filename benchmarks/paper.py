@@ -1,9 +1,10 @@
 """Runs the paper's tables and figures at one scale, keeps the results and renders their page.
 
-    python benchmarks/paper.py [--scale mini|full] [--seeds N] [--only figure1,tables] [--set …]
+    python benchmarks/paper.py [--scale mini|tiny|full] [--seeds N] [--only figure1] [--set …]
 
-``glray profile`` and ``glray compare`` do the work (``pipelines/paper.py``). What is finished is
-not run again, so the same command continues after a stop, and a larger N adds seeds. Each
+``glray profile`` and ``glray compare`` do the work (``pipelines/paper.py``, ``paper_tiny.py``).
+``mini`` reads ``docs.parquet``, which ``benchmarks/docs_corpus.py`` builds. What is finished is not
+run again, so the same command continues after a stop, and a larger N adds seeds. Each
 comparison is kept as ``results/paper-SCALE-FIGURE.json``, its plot in ``docs/results/``. If nothing
 had been run before, ``results/paper-SCALE-cost.json`` has the time and memory of the whole.
 """
@@ -23,12 +24,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
-from benchmarks.results import FIGURES, PLOTS, render
+from benchmarks.results import PARTS, PLOTS, render
 from glray.cli.app import load_spec
 from glray.files import read_json
 from glray.run.profile import profile_path
 
-PIPELINE = Path(__file__).parents[1] / "pipelines" / "paper.py"
+PIPELINES = Path(__file__).parents[1] / "pipelines"
+FILES = {"mini": "paper.py", "tiny": "paper_tiny.py", "full": "paper.py"}
 TABLES_UNDER = {
     "mini": [
         *("--seq-lens", "128,256,512,1024,2048,4096,8192"),
@@ -39,6 +41,7 @@ TABLES_UNDER = {
         *("--attention", "sdpa,eager", "--compile", "off,on", "--precision", "bfloat16"),
     ],
 }
+TABLES_UNDER["tiny"] = TABLES_UNDER["mini"]
 WATCH_SECONDS = 2.0
 
 
@@ -46,16 +49,20 @@ def run(scale: str, names: list[str], options: list[str], overrides: list[str]) 
     """Profile and compare. Returns the exit status."""
     glray = [sys.executable, "-m", "glray"]
     if "tables" in names:
-        pipeline, plot = f"{PIPELINE}:{scale}.tables", str(PLOTS / f"paper-{scale}-tables.png")
+        pipeline, plot = _reference(scale, "tables"), str(PLOTS / f"paper-{scale}-tables.png")
         settings = [*TABLES_UNDER[scale], "--out", plot, *overrides]
         done = subprocess.run([*glray, "profile", pipeline, *settings], check=False)
         if done.returncode:
             return done.returncode
-    figures = [f"{PIPELINE}:{scale}.{name}" for name in names if name != "tables"]
+    figures = [_reference(scale, name) for name in names if name != "tables"]
     if not figures:
         return 0
     command = [*glray, "compare", *figures, *options, *overrides]
     return subprocess.run(command, check=False).returncode
+
+
+def _reference(scale: str, name: str) -> str:
+    return f"{PIPELINES / FILES[scale]}:{scale}.{name}"
 
 
 def keep_results(scale: str, names: list[str], storage: Path, since: float, tables: Path) -> None:
@@ -134,18 +141,18 @@ def _proportional_bytes(process: Path) -> int:
 def main() -> None:
     """Run, keep, render."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scale", choices=("mini", "full"), default="mini")
+    parser.add_argument("--scale", choices=tuple(FILES), default="mini")
     parser.add_argument("--seeds", type=int, help="default: 3 of figure 1, 1 of the others")
-    parser.add_argument("--only", help=f"default: tables,{','.join(FIGURES)}")
+    parser.add_argument("--only", help="default: what the results page has of the scale")
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
     scale, storage = options.scale, options.storage.absolute()
-    names = options.only.split(",") if options.only else ["tables", *FIGURES]
+    names = options.only.split(",") if options.only else list(PARTS[scale])
     PLOTS.mkdir(exist_ok=True)
     fresh = not any(storage.glob(f"{scale}-*/*/run.json")) and options.only is None
     settings = [f"compute.storage={storage}", *options.overrides]
-    tables = profile_path(load_spec(Path(f"{PIPELINE}:{scale}.tables"), settings))
+    tables = profile_path(load_spec(Path(_reference(scale, "tables")), settings))
     start, since = time.monotonic(), time.time()
     with watched_memory() as memory:
         status = run(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import mean, stdev
 
 import numpy as np
@@ -120,19 +120,28 @@ class Estimate:
         the parts (Welch, Satterthwaite) then takes the many documents' degrees for the whole, and
         finds too much.
         """
-        from scipy.special import roots_legendre, stdtr, stdtrit
+        from scipy.special import stdtr
 
         if not self.parts:
             return 0.5
         if not (parts := self._parts):
             return 0.5 if distance == 0 else float(distance < 0)
-        nodes, weights = roots_legendre(NODES)
         left, share = np.array([distance]), np.array([1.0])
         for part in parts[:-1]:
-            drawn = part.standard_error * stdtrit(part.degrees, (nodes + 1) / 2)
-            left = (left[:, None] - drawn).ravel()
-            share = (share[:, None] * weights / 2).ravel()
+            drawn, chances = _students(part.degrees)
+            left = (left[:, None] - part.standard_error * drawn).ravel()
+            share = (share[:, None] * chances).ravel()
         return float(share @ stdtr(parts[-1].degrees, -left / parts[-1].standard_error))
+
+
+@cache
+def _students(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """Student's t at ``NODES`` points that stand for its distribution, and the chance of each
+    (Gauss and Legendre's, of its cumulated chance)."""
+    from scipy.special import roots_legendre, stdtrit
+
+    nodes, weights = roots_legendre(NODES)
+    return stdtrit(degrees, (nodes + 1) / 2), weights / 2
 
 
 def crossed(values: np.ndarray, document_tokens: np.ndarray) -> Estimate:

@@ -118,8 +118,8 @@ def test_a_rate_beyond_the_grid_has_few_digits():
     ("fields", "words"),
     [
         ({"lrs": (1e-3,)}, "lrs: Tuple should have at least 2 items"),
-        ({"lrs": (1e-3, 3e-3, 2e-3)}, "lrs has 0.002 after 0.003: the ends of a grid"),
-        ({"lrs": (1e-3, 1e-3)}, "lrs has 0.001 after 0.001"),
+        ({"lrs": (1e-3, 3e-3, 2e-3)}, "lrs lists 0.002 after 0.003, but rates must ascend"),
+        ({"lrs": (1e-3, 1e-3)}, "lrs lists 0.001 after 0.001"),
         ({"lrs": (0, 1e-3)}, "lrs.0: Input should be greater than 0"),
         ({"lrs": (1e-3, 2e-3), "seed": -1}, "seed: Input should be greater than or equal to 0"),
     ],

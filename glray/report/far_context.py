@@ -64,12 +64,14 @@ def far_contexts(arm: Arm) -> list[FarContext]:
 
 
 def gain_of(contexts: Sequence[FarContext]) -> FarGain | None:
-    """Of an arm's runs; None if they were not scored, or are trained on no more than the short
-    context."""
+    """Of an arm's runs; None if they were not scored, have diverged, or are trained on no more than
+    the short context."""
     if not contexts or len(contexts[0].losses) == 1:
         return None
     short, own = (far_losses(contexts, end) for end in (0, -1))
-    return FarGain(short - own, contexts[0].document_tokens, contexts[0].losses[0].seq_len)
+    if not np.isfinite(gains := short - own).all():
+        return None
+    return FarGain(gains, contexts[0].document_tokens, contexts[0].losses[0].seq_len)
 
 
 def far_gain(arm: Arm) -> FarGain | None:
@@ -112,7 +114,6 @@ def far_sheet(runs: Sequence[Run]) -> Sheet:
 def far_sentence(runs: Sequence[Run]) -> str:
     """Which arms gain from context beyond the short one; empty if none was scored for it."""
     gains = {arm.label: gain for arm in by_arm(runs) if (gain := far_gain(arm))}
-    gains = {label: gain for label, gain in gains.items() if np.isfinite(gain.values).all()}
     if not gains:
         return ""
     beyond = f"from context beyond {min(gain.short for gain in gains.values()):,} tokens"

@@ -277,7 +277,7 @@ def _long_context(
 
     gain = gain_of(contexts)
     if gain is None:
-        return found(inconclusive(f"far context is not scored: {arm.label}"), {})
+        return found(inconclusive(f"no far-context gain is known: {arm.label}"), {})
     gains = {arm.label: gain}
     if len(gain.document_tokens) == 1:
         reason = reason or "only one document is scored"
@@ -286,7 +286,7 @@ def _long_context(
         return found(outcome, gains)
     other = gain_of(_contexts(claim.measure, throughout, long_losses))
     if other is None:
-        return found(inconclusive(f"far context is not scored: {throughout.label}"), gains)
+        return found(inconclusive(f"no far-context gain is known: {throughout.label}"), gains)
     runs = [*arm.runs, *throughout.runs]
     same = (
         share_long_targets(runs, long_losses)

@@ -290,7 +290,7 @@ def test_far_context_that_was_not_scored_is_said(tmp_path):
     arms = without_gains(two_arms(tmp_path, *HUNDREDTH))
     judgement = judged(LOWER, arms)
     assert judgement.outcome.verdict is Verdict.SUPPORTED
-    assert "INCONCLUSIVE (far context is not scored: grow)." in judgement.long_context.sentence
+    assert "INCONCLUSIVE (no far-context gain is known: grow)." in judgement.long_context.sentence
     own = judged(lower("grow", "fixed8"), arms)
     assert "(far context is not scored: grow; far context is not scored: fixed8)." in own.sentence
 

@@ -130,7 +130,7 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
         }
         path = directory / f"{run.name}-{name}.json"
         record = read_json(path)
-        if record is None or record.get("scored_as") != scored_as:
+        if not isinstance(record, dict) or record.get("scored_as") != scored_as:
             console.print(f"{run.name}: long documents, {name} windows")
             protocol = ScoringProtocol(
                 context.seq_lens,

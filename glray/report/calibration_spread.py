@@ -6,6 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
+from glray.errors import UserError
 from glray.plan import make_plan
 from glray.report.arms import Arm
 from glray.run.run import Run
@@ -14,8 +15,8 @@ from glray.run.statistics import Part
 
 def calibration_part(ours: Arm, theirs: Arm, arms: Sequence[Arm]) -> Part | None:
     """How far the calibrations would have moved the two arms' tokens apart, times what a token is
-    worth to a fixed one of the ``arms``. None where the calibration was not repeated, or no fixed
-    arm was scored on the way."""
+    worth to the first fixed one of the ``arms``. None where the calibration was not repeated, one
+    repetition gives no plan, or no fixed arm was scored on the way."""
     first, second = (_log_tokens(arm.runs[0]) for arm in (ours, theirs))
     slope = next((slope for arm in arms if (slope := _slope(arm)) is not None), None)
     if first is None or second is None or len(first) != len(second) or slope is None:
@@ -31,7 +32,10 @@ def _log_tokens(run: Run) -> np.ndarray | None:
     tokens = []
     for costs in repeated:
         spec = run.spec.derive(calibration={"step_microseconds": costs})
-        plan = make_plan(spec, spec.arms[0])
+        try:
+            plan = make_plan(spec, spec.arms[0])
+        except UserError:  # it would leave a stage without a step, or lacks a length
+            return None
         assert plan is not None, "the spec has a calibration"
         tokens.append(plan.num_steps * plan.tokens_per_batch)
     return np.log(tokens) if len(tokens) > 1 else None
@@ -40,7 +44,7 @@ def _log_tokens(run: Run) -> np.ndarray | None:
 def _slope(arm: Arm) -> float | None:
     """Nats by which a fixed arm's loss falls for each factor e of tokens, over the last half of its
     run: more than the budget is worth, as the rate decays there. None without an evaluation near
-    the half."""
+    the half, or where the loss does not fall."""
     if len(arm.seq_lens) != 1:
         return None
     slopes = []
@@ -51,5 +55,6 @@ def _slope(arm: Arm) -> float | None:
         then, now = half.at(seq_len) if half else None, last.at(seq_len)
         if half is None or then is None or now is None:
             return None
-        slopes.append(max(0.0, then.loss - now.loss) / math.log(last.tokens / half.tokens))
-    return fmean(slopes)
+        slopes.append((then.loss - now.loss) / math.log(last.tokens / half.tokens))
+    slope = fmean(slopes)
+    return slope if math.isfinite(slope) and slope > 0 else None

@@ -60,7 +60,20 @@ def far_contexts(arm: Arm) -> list[FarContext]:
     found = [run.latest for run in arm.runs if run.is_finished and run.latest is not None]
     scored = [last.far_context for last in found if last.far_context is not None]
     is_whole = len(scored) == len(arm.runs) and share_targets(arm.runs)
-    return scored if is_whole else []
+    return scored if is_whole and are_alike(scored) else []
+
+
+def are_alike(contexts: Sequence[FarContext]) -> bool:
+    """Whether all scored the same far targets in windows of the same lengths."""
+    kinds = {
+        (
+            context.tokens_before,
+            tuple(context.document_tokens.tolist()),
+            tuple(loss.seq_len for loss in context.losses),
+        )
+        for context in contexts
+    }
+    return len(kinds) < 2
 
 
 def gain_of(contexts: Sequence[FarContext]) -> FarGain | None:

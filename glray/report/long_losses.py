@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from glray.report.arms import Arm, by_arm
+from glray.report.far_context import are_alike
 from glray.report.formats import mean_text
 from glray.report.sheets import Sheet
 from glray.run.records import FarContext
@@ -49,7 +50,7 @@ def long_far_contexts(losses: LongLosses, arm: Arm) -> list[FarContext]:
     found = [record["far_context"] for record in records if record and record.get("far_context")]
     contexts = [FarContext.model_validate(context) for context in found]
     is_whole = len(contexts) == len(records) and share_long_targets(arm.runs, losses)
-    return contexts if is_whole else []
+    return contexts if is_whole and are_alike(contexts) else []
 
 
 def mean_long_loss(

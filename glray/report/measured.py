@@ -50,7 +50,7 @@ def measured(claim: ClaimSpec, arm: Arm, long_losses: LongLosses) -> Losses | st
         found = _far(arm)
     else:
         found = heldout(arm, claim.at)
-    if isinstance(found, Losses) and not np.isfinite(found.values).all():
+    if isinstance(found, Losses) and not np.isfinite([*found.values.flat, found.mean]).all():
         return f"diverged: {arm.label}"
     return found
 
@@ -101,6 +101,6 @@ def _jumps(arm: Arm) -> Losses | str:
 def _losses(
     arm: Arm, by_seed: Sequence[np.ndarray], tokens: np.ndarray, targets: Sequence[Hashable]
 ) -> Losses | str:
-    if len(set(targets)) > 1:
+    if len(set(targets)) > 1 or any(len(losses) != len(tokens) for losses in by_seed):
         return f"its seeds are not scored on the same targets: {arm.label}"
-    return Losses(np.array(by_seed, dtype=np.float64), tokens, targets[0])
+    return Losses(np.array(by_seed, float), tokens, (targets[0], tuple(tokens.tolist())))

@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+import numpy as np
+
 from glray.report.arms import Arm, by_arm
 from glray.report.calibration_spread import calibration_part
 from glray.report.comparison import share_targets
@@ -20,6 +22,7 @@ from glray.report.long_losses import LongLosses, long_far_contexts, share_long_t
 from glray.report.measured import Losses, difference, measured
 from glray.report.outcome import (
     Outcome,
+    Verdict,
     adjusted,
     inconclusive,
     judge_difference,
@@ -50,7 +53,8 @@ class LongContext:
     def name(self) -> str:
         """The same for all claims that ask for the same."""
         on = " on long documents" if self.measure == "long_loss" else ""
-        return f"{self.arm} has learnt to use long context{on}"
+        beside = [f" as well as {label}" for label in self.gains if label != self.arm]
+        return f"{self.arm} has learnt to use long context{on}{''.join(beside)}"
 
     @property
     def sentence(self) -> str:
@@ -236,7 +240,7 @@ def _compared(
         if len(budgets) > 1:
             remarks.append("unequal budgets")
         if any(arm.runs[0].plan.budget_seconds is not None for arm in compared):
-            if part := calibration_part(*compared, arms):
+            if part := calibration_part(*compared, [*reversed(compared), *arms]):
                 estimate = replace(estimate, parts={**estimate.parts, "calibrations": part})
             else:
                 remarks.append("without the calibration's error")
@@ -254,6 +258,8 @@ def _judged_by_clock(claim: ClaimSpec, compared: tuple[Arm, Arm], reason: str) -
     pairs = zip(ours.runs, theirs.runs, strict=True)
     shares = tuple(own.measured_seconds / other.measured_seconds - 1 for own, other in pairs)
     outcome = inconclusive(reason) if reason else judge_seconds(shares, claim.within)
+    if not claim.primary:
+        outcome = Outcome(Verdict.DESCRIPTIVE)
     means = (ours.measured_seconds, theirs.measured_seconds)
     return Judgement(claim, outcome, len(ours.runs), means, shares=shares)
 
@@ -293,7 +299,10 @@ def _long_context(
         if claim.measure == "long_loss"
         else share_targets(runs)
     )
-    if not same or other.values.shape != gain.values.shape:
+    alike = other.short == gain.short and np.array_equal(
+        other.document_tokens, gain.document_tokens
+    )
+    if not same or not alike:
         return found(inconclusive("they are not scored on the same targets"), gains)
     gains[throughout.label] = other
     apart = crossed(gain.values - other.values, gain.document_tokens)

@@ -156,6 +156,9 @@ class FarContext(Record):
 
     def model_post_init(self, context: Any) -> None:
         _check_documents(self.document_tokens, self.losses)
+        lengths = [loss.seq_len for loss in self.losses]
+        if lengths != sorted(set(lengths)):
+            raise ValueError(f"windows of {lengths} tokens, which do not ascend")
 
 
 class Evaluation(Record):
@@ -164,7 +167,7 @@ class Evaluation(Record):
 
     step: int = measure("steps")
     """Steps trained so far."""
-    tokens: int = measure("tokens")
+    tokens: int = measure("tokens", ge=1)
     """Targets trained so far."""
     calibrated_seconds: float | None = measure("s", "calibrated")
     """So far."""
@@ -285,7 +288,7 @@ class Result(Record):
     """Targets trained."""
     calibrated_seconds: float | None = measure("s", "calibrated")
     """Of the whole run."""
-    measured_seconds: float = measure("s", "measured")
+    measured_seconds: float = measure("s", "measured", gt=0, lt=1e12)
     """Of the whole run, on rank 0."""
     warm_up_seconds: float = measure("s", "before the clock")
     """Compiling every length and trying its memory, at each start; 0 on a CPU without
@@ -401,7 +404,8 @@ class Manifest(Record):
         return super().read(path)
 
 
-Repetitions = list[dict[int, int]]
+Cost = Annotated[int, Field(ge=1)]
+Repetitions = list[dict[int, Cost]]
 """What a step costs at each length, in microseconds; of each repetition of the calibration."""
 
 
@@ -413,7 +417,7 @@ def mean_costs(repetitions: Sequence[dict[int, int]]) -> dict[int, int]:
 class Calibration(Record):
     """``calibration.json``: what a step of each length costs, and on what machine."""
 
-    step_microseconds: dict[int, int]
+    step_microseconds: dict[int, Cost]
     """The mean of the repetitions."""
     repetitions: Repetitions = Field(default_factory=list)
     """The same, each measured on its own with a new model."""

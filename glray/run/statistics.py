@@ -85,7 +85,8 @@ class Estimate:
         from scipy.optimize import brentq
 
         # Together the parts are surer than each at its worst.
-        return float(brentq(lambda x: self._tail(x) - 0.025, 0, 2 * sum(halves)))
+        widest = sum(halves)
+        return float(brentq(lambda x: self._tail(x) - 0.025, 0, 2 * widest, xtol=1e-9 * widest))
 
     @property
     def low(self) -> float:
@@ -147,7 +148,7 @@ def _students(degrees: int) -> tuple[np.ndarray, np.ndarray]:
 def crossed(values: np.ndarray, document_tokens: np.ndarray) -> Estimate:
     """The mean of ``values``, float64[seeds, documents], documents weighted by ``document_tokens``,
     int64[documents]; seeds and documents both vary."""
-    weights = document_tokens / document_tokens.sum()
+    weights = document_tokens / document_tokens.sum(dtype=np.float64)
     by_seed, by_document = values @ weights, values.mean(axis=0)
     num_seeds, num_documents = values.shape
     parts = {}

@@ -55,7 +55,8 @@ class ClaimSpec(Spec):
     share)."""
     primary: bool = True
     """Whether it gets a verdict; then the chance of a false one is held down for all primary claims
-    of a page together. Otherwise its numbers only describe."""
+    of a page together, but for those about seconds, which are not tested. Otherwise its numbers
+    only describe."""
     says: str = Field(default_factory=_sentence, min_length=1)
     """The claim in words, printed before its verdict. Default: written from the fields above."""
 
@@ -201,7 +202,7 @@ class ComparisonSpec(Spec):
         if rates.seed in self.seeds:
             raise ValueError(
                 f"rates.seed {rates.seed} is one of the seeds {self.seeds} that are compared: "
-                "rates would be judged by the runs that they were chosen by; use another"
+                "rates must not be chosen and judged on the same runs; use another seed"
             )
         for compared in self.arms:
             longest = max(compared.spec.seq_lens)
@@ -212,7 +213,8 @@ class ComparisonSpec(Spec):
                     f"evaluated there (evaluated: {', '.join(map(str, evaluated))}), so its rates "
                     "would not be ranked; add it to evaluation.seq_lens"
                 )
-        self.pilot({compared.label: rates.lrs for compared in self.arms})  # its names are valid
+        tried = (*rates.lrs, *rates.outward)
+        self.pilot({compared.label: tried for compared in self.arms})  # its names are valid
 
     def _check_claims(self, arms: dict[str, ComparedArm]) -> None:
         for claim in self.claims:

@@ -1,5 +1,6 @@
 """The peak learning rates that a comparison tries before it judges."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +29,22 @@ class RateGrid(Spec):
         neighbours = {self.lrs[0]: self.lrs[1], self.lrs[-1]: self.lrs[-2]}
         return float(f"{lr * lr / neighbours[lr]:.{DIGITS}g}") if lr in neighbours else None
 
+    @property
+    def outward(self) -> tuple[float, ...]:
+        """The rates beyond its ends."""
+        return tuple(lr for end in (self.lrs[0], self.lrs[-1]) if (lr := self.beyond(end)))
+
     def model_post_init(self, context: Any) -> None:
         for lower, higher in pairwise(self.lrs):
             if lower >= higher:
                 raise ValueError(
                     f"lrs lists {higher:g} after {lower:g}, but rates must ascend for the grid to "
                     "have ends; list each rate once, from lowest to highest"
+                )
+        for end in (self.lrs[0], self.lrs[-1]):
+            outward = self.beyond(end)
+            if not outward or not math.isfinite(outward) or outward in self.lrs:
+                raise ValueError(
+                    f"lrs ends with {end:g}, beyond which {outward:g} would be tried, which is no "
+                    "further rate; give rates that lie apart, none of them extreme"
                 )

@@ -65,9 +65,9 @@ def test_a_claim_is_supported_where_the_interval_excludes_zero(tmp_path):
         "Growing is better: SUPPORTED. grow 4.800, fixed8 5.000 nats at 8 tokens: -0.200 (95%: "
         "-0.225 to -0.175; 3 seeds ± 0.025, only 16 documents ± 0.000; without the calibration's "
         "error). p < 0.001; < 0.001 by Holm for 2 tests.",
-        "grow has learnt to use long context: SUPPORTED. Gain from context beyond 2 tokens: grow "
-        "+0.300 ± 0.013, fixed8 +0.300 ± 0.013 nats, difference +0.000 ± 0.000 (p < 0.001; < 0.001 "
-        "by Holm for 2 tests).",
+        "grow has learnt to use long context as well as fixed8: SUPPORTED. Gain from context "
+        "beyond 2 tokens: grow +0.300 ± 0.013, fixed8 +0.300 ± 0.013 nats, difference "
+        "+0.000 ± 0.000 (p < 0.001; < 0.001 by Holm for 2 tests).",
     ]
 
 
@@ -153,6 +153,20 @@ def test_no_verdict_turns_at_a_hair(gain, difference, verdict):
     outcome = judge_gain(Estimate(gain, {"seeds": AROUND}), apart)
     assert adjusted([("it", outcome)])["it"].verdict is verdict
     assert GAIN_MARGIN == 0.02
+
+
+def test_each_arm_trained_throughout_is_a_test_of_its_own(tmp_path):
+    """Beside fixed8 grow gains as much, beside fixed8b 0.4 less; whichever claim comes first."""
+    arms = two_arms(tmp_path, *HUNDREDTH)
+    more = tuple(gain + 0.4 for gain in USES)
+    arms["fixed8b"] = arm(tmp_path, "fixed8b", [(8, 10)], (5.0, 5.0, 5.0), more)
+    runs = [run for each in arms.values() for run in each]
+    claims = [LOWER, lower("grow", "fixed8b", at=8)]
+    for order in (claims, claims[::-1]):
+        found = {j.claim.against: j.long_context.outcome for j in judge(order, runs, {})}
+        assert found["fixed8"].verdict is Verdict.SUPPORTED
+        assert found["fixed8b"].verdict is Verdict.NOT_SUPPORTED
+        assert found["fixed8"].family == 4
 
 
 def test_without_an_arm_trained_long_throughout_the_gain_alone_counts(tmp_path):
@@ -306,6 +320,12 @@ def test_seconds_have_a_range_and_no_interval(tmp_path):
     assert judgement.sentence.endswith(numbers)
 
 
+def test_what_is_not_primary_has_no_verdict_on_seconds_either(tmp_path):
+    arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
+    judgement = judged(LOWER.derive(measure="seconds", at=None, primary=False), arms)
+    assert judgement.outcome.verdict is Verdict.DESCRIPTIVE
+
+
 def test_an_odd_slow_run_is_no_proof_of_time_saved(tmp_path):
     slow = arm(tmp_path / "slow", "fixed8", [(8, 10)], (5.0,), slowdown=2.5)
     arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=0.98)
@@ -388,3 +408,27 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
     apart = np.log([(80 + 40) / 80, (80 + 50) / 100, (80 + 32) / 64])
     assert (part.count, part.degrees) == (3, 2)
     assert part.standard_error == pytest.approx(apart.std(ddof=1) / 3**0.5 / np.log(2))
+    # A fixed arm that is not compared, and diverged, has no say in it.
+    diverged = arm(tmp_path, "fixed4", [(4, 20)], (float("nan"),) * 3)
+    assert judged(LOWER, {"fixed4": diverged, **arms}).estimate.parts["calibrations"] == part
+    # A repetition that leaves a stage without a step gives no plan: the sentence says so.
+    Calibration(
+        step_microseconds=repetitions[0], repetitions=[*repetitions, {4: 1_000_000, 8: 10**9}]
+    ).write(tmp_path / "calibration.json")
+    arms = {
+        label: [replace(Run.open(run.directory), label=label) for run in runs]
+        for label, runs in arms.items()
+    }
+    assert "without the calibration's error" in judged(LOWER, arms).numbers
+
+
+def test_seeds_with_other_documents_under_the_same_name_do_not_compare(tmp_path):
+    arms = two_arms(tmp_path, *HUNDREDTH)
+    path = arms["grow"][0].evaluation_path(15)
+    other = json.loads(path.read_text())
+    other["far_context"] = far_context({2: [5.0], 8: [4.8]})
+    path.write_text(json.dumps(other))
+    arms["grow"][0] = replace(Run.open(arms["grow"][0].directory), label="grow")
+    judgement = judged(lower("grow", "fixed8"), arms)
+    assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
+    assert judgement.long_context.outcome.verdict is Verdict.INCONCLUSIVE

@@ -120,6 +120,8 @@ def test_a_rate_beyond_the_grid_has_few_digits():
         ({"lrs": (1e-3,)}, "lrs: Tuple should have at least 2 items"),
         ({"lrs": (1e-3, 3e-3, 2e-3)}, "lrs lists 0.002 after 0.003, but rates must ascend"),
         ({"lrs": (1e-3, 1e-3)}, "lrs lists 0.001 after 0.001"),
+        ({"lrs": (1e-3, 1e300)}, "lrs ends with 1e+300, beyond which inf would be tried"),
+        ({"lrs": (1e-3, 1.0000001e-3)}, "lrs ends with 0.001, beyond which 0.001 would be tried"),
         ({"lrs": (0, 1e-3)}, "lrs.0: Input should be greater than 0"),
         ({"lrs": (1e-3, 2e-3), "seed": -1}, "seed: Input should be greater than or equal to 0"),
     ],

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from glray.data.blocks.heldout import HeldoutDocument
 from glray.data.blocks.token_blocks import read_block
@@ -47,7 +48,7 @@ class NearCopy(Record):
     name: str
     sha256: str
     num_bytes: int
-    share: float
+    share: float = Field(ge=0, le=1)
     """Of its n-grams, those that are in ``source`` too."""
     source: Literal["training text", "held-out text"]
     """Held-out text is that of the documents before it that are no near-copies."""
@@ -66,6 +67,12 @@ class HeldoutCheck(Record):
     near_copies: tuple[NearCopy, ...]
     """Those that share most first."""
 
+    def model_post_init(self, context: Any) -> None:
+        if len(self.near_copies) > self.documents or self.num_bytes < sum(
+            copy.num_bytes for copy in self.near_copies
+        ):
+            raise ValueError("more near-copies than documents")
+
     @property
     def left_out(self) -> frozenset[str]:
         """SHA-256 of the documents that are not scored: the near-copies, unless all are."""
@@ -78,7 +85,7 @@ class HeldoutCheck(Record):
         copies = self.near_copies
         if not copies:
             return f"none of {self.documents:,} held-out documents is a near-copy of other text"
-        share = sum(copy.num_bytes for copy in copies) / self.num_bytes
+        share = sum(copy.num_bytes for copy in copies) / max(self.num_bytes, 1)
         found = (
             f"{len(copies):,} of {self.documents:,} held-out documents ({share:.0%} of their "
             f"bytes) are near-copies, with {NEAR_COPY_SHARE:.0%} or more of their n-grams of "

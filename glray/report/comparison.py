@@ -14,7 +14,7 @@ import numpy as np
 from glray.report.arms import Arm, by_arm, eval_seq_lens, latest_loss, longest_trained
 from glray.run.records import LengthLoss
 from glray.run.run import Run
-from glray.run.statistics import Estimate, crossed, standard_error
+from glray.run.statistics import Estimate, crossed
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ def paired_error(first: ArmScore, second: ArmScore) -> float | None:
 
     What makes a document hard for both cancels. None for one document.
     """
-    tokens = first.runs[0].evaluations[-1].document_tokens
-    losses = [
-        np.mean([score.document_losses for score in arm.scores], axis=0) for arm in (first, second)
-    ]
-    return standard_error(tokens, losses[0] - losses[1])
+    documents = paired_difference(first, second).parts.get("documents")
+    return None if documents is None else documents.standard_error
 
 
 def share_targets(runs: Sequence[Run]) -> bool:

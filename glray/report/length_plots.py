@@ -32,12 +32,11 @@ def loss_by_length(runs: Sequence[Run]) -> Figure:
     """Held-out loss over window length, means over seeds. Below, where the runs compare, how far
     each arm is above the longest fixed one at each length, with the 95% interval over seeds and
     documents: what makes a document hard for both cancels."""
-    compared = [score for score in compare(runs) if share_targets(score.runs)]
+    compared = compare(runs) if share_targets(runs) else []
     base = longest_fixed(compared)
-    others = [score for score in compared if score is not base]
-    has_differences = base is not None and others and share_targets(runs)
-    figure = Figure(figsize=(8, 6.8 if has_differences else 4.7))
-    panels = figure.subplots(1 + bool(has_differences), squeeze=False, sharex=True)[:, 0]
+    others = [] if base is None else [score for score in compared if score is not base]
+    figure = Figure(figsize=(8, 6.8 if others else 4.7))
+    panels = figure.subplots(1 + bool(others), squeeze=False, sharex=True)[:, 0]
     panels[-1].set_xlabel("window length (tokens)")
     panels[0].set_ylabel("held-out loss (nats per token)")
     for axes in panels:
@@ -53,7 +52,7 @@ def loss_by_length(runs: Sequence[Run]) -> Figure:
         style.draw(panels[0], lengths, y, seen=lengths <= longest)
         own = lengths == longest
         style.draw(panels[0], lengths[own], y[own], linestyle="none", markersize=13, **_RING)
-    if has_differences and base is not None:
+    if base is not None and others:
         _draw_differences(panels[1], others, base, {arm.label: style for arm, style in arms})
     look.arms_legend(
         figure, arms, look.grey_handle("longest trained", markersize=11, **_RING), _UNSEEN

@@ -37,10 +37,6 @@ def student_t(degrees: int) -> float:
     return round(float(stdtrit(degrees, 0.975)), 3)
 
 
-NODES = 200
-"""Points at which the chance of each part but the largest is taken."""
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Each of the p values of a family, adjusted so that below 0.05 at most one family in twenty
     has a false one (Holm 1979, https://www.jstor.org/stable/4615733)."""
@@ -133,6 +129,10 @@ class Estimate:
             left = (left[:, None] - part.standard_error * drawn).ravel()
             share = (share[:, None] * chances).ravel()
         return float(share @ stdtr(parts[-1].degrees, -left / parts[-1].standard_error))
+
+
+NODES = 200
+"""Points at which the chance of each part but the largest is taken."""
 
 
 @cache

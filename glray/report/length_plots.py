@@ -43,11 +43,14 @@ def loss_by_length(runs: Sequence[Run]) -> Figure:
         look.length_axis(axes, eval_seq_lens(runs), longest_trained(runs))
     arms = look.styled_arms(runs)
     for arm, style in arms:
-        scored = [run.latest.lengths for run in arm.runs if run.latest is not None]
-        if not scored:
-            continue
-        lengths = np.array([score.seq_len for score in scored[0]])
-        y = np.mean([[score.loss for score in scores] for scores in scored], axis=0)
+        scored = [run.latest for run in arm.runs if run.latest is not None]
+        losses = {n: [each.at(n) for each in scored] for n in eval_seq_lens(arm.runs)}
+        means = {
+            n: np.mean([length.loss for length in of_runs if length])
+            for n, of_runs in losses.items()
+            if all(of_runs)  # seeds may be evaluated at different lengths
+        }
+        lengths, y = np.array(list(means), dtype=int), np.array(list(means.values()))
         longest = max(arm.seq_lens)
         style.draw(panels[0], lengths, y, seen=lengths <= longest)
         own = lengths == longest

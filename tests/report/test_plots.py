@@ -79,6 +79,14 @@ def test_the_length_plot_has_each_arm_s_losses(pipeline):
     assert [tick.get_text() for tick in below.get_xticklabels()] == ["4", "8", "16"]
 
 
+def test_seeds_evaluated_at_other_lengths_are_drawn_where_all_are(tmp_path):
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.6, 8: 4.5, 16: 4.4}, seed=0)
+    write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.8, 16: 4.6}, seed=1)
+    axes = loss_by_length(open_runs([tmp_path / "toy"])).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [4, 16]
+    assert axes.lines[0].get_ydata() == pytest.approx([4.7, 4.5])
+
+
 def test_below_it_are_paired_differences_from_the_longest_fixed_arm(tmp_path):
     for seed, more in enumerate((0.0, 1.0, 2.0)):
         grow = {4: 4.6 + more, 8: 4.5 + more + 0.1 * seed}

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-compile
 BYTECODE := $(BIN)/python -c 'import glray.train.worker, ray.data, ray.train.torch'
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart paper-mini test check soak clean
+.PHONY: quickstart paper-mini test check docs soak clean
 
 quickstart: .venv/installed  ## one GrowLength run against its baselines, start to report
 	$(BIN)/glray run pipelines/quickstart.py
@@ -33,8 +33,11 @@ check: .venv/installed-dev  ## lint, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv/installed-dev  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 clean:  ## remove the environment and the caches, never runs/
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \

@@ -36,6 +36,11 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
     """The weights and state of a run's latest committed checkpoint, positions as the stage places
     them that it was trained in last. Raises UserError."""
     committed = committed_checkpoints(run.checkpoints)
+    if not committed and run.divergence:
+        raise UserError(
+            f"{run.checkpoints}: no checkpoint, as the run {run.divergence.sentence}: there is no "
+            "model; train with a lower optimizer.lr"
+        )
     if not committed:
         raise UserError(
             f"{run.checkpoints}: no checkpoint yet, so there is no model; train on with glray run"

@@ -419,7 +419,7 @@ class Manifest(Record):
     flops_per_token: tuple[int, ...]
     """Model FLOPs of one target at each stage's length, forward and backward."""
     tokens_directories: tuple[str, ...]
-    """Where the token blocks of each source lie."""
+    """Where the token blocks of each source lie, as seen from the run's directory."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and versions; empty before the run has started."""
     executions: tuple[StartedExecution, ...] = ()

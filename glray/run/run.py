@@ -131,6 +131,26 @@ class Run:
         """Where the stage boundary after ``step`` steps is recorded."""
         return self.directory / "boundaries" / f"step-{step:08d}.json"
 
+    @property
+    def tokens_directories(self) -> tuple[Path, ...]:
+        """Where the token blocks of each source lie: where they lay as seen from the run's
+        directory, as a whole storage may be moved, else in the folder ``tokens`` of the nearest
+        folder above it. Raises UserError if they are in neither."""
+        return tuple(map(self._tokens_directory, self.manifest.tokens_directories))
+
+    def _tokens_directory(self, recorded: str) -> Path:
+        place = (self.directory / recorded).resolve()
+        above = (folder / "tokens" / place.name for folder in self.directory.resolve().parents)
+        found = next((path for path in (place, *above) if path.is_dir()), None)
+        if found is None:
+            raise UserError(
+                f"{self.directory}: its token blocks are not in {place}: without them it can "
+                f"neither be scored nor exported nor resumed; copy tokens/{place.name} and "
+                "tokens/heldout of the storage in which it was trained to "
+                f"{self.directory.resolve().parent / 'tokens'}"
+            )
+        return found
+
     # ---- what it has done
 
     @property

@@ -33,7 +33,7 @@ def load_pretrained(
     """A model with the weights of ``folder``, in float32.
 
     ``config`` is the folder's, as ``model_config`` gives it. Raises UserError unless the folder has
-    exactly the weights of that model, and all of them are finite.
+    exactly the weights of that model.
     """
     path = folder.path
     disable_progress_bar()
@@ -54,12 +54,6 @@ def load_pretrained(
             "config.json or its index is wrong; restore the folder"
         ) from None
     _check_weights(path, found)
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise UserError(
-                f"{path}: {name} has a weight that is not finite, with which every loss would be "
-                "NaN; give a folder whose model has not diverged"
-            )
     model.config.name_or_path = ""  # nothing of the folder but its weights,
     model.generation_config = GenerationConfig.from_model_config(config)  # as after a resume
     return model.train().to(device)

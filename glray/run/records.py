@@ -419,7 +419,8 @@ class Manifest(Record):
     flops_per_token: tuple[int, ...]
     """Model FLOPs of one target at each stage's length, forward and backward."""
     tokens_directories: tuple[str, ...]
-    """Where the token blocks of each source lie, as seen from the run's directory."""
+    """Where the token blocks of each source lie, as seen from the run's directory; absolute if they
+    are not in its storage."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and versions; empty before the run has started."""
     executions: tuple[StartedExecution, ...] = ()

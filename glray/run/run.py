@@ -133,9 +133,9 @@ class Run:
 
     @property
     def tokens_directories(self) -> tuple[Path, ...]:
-        """Where the token blocks of each source lie: where they lay as seen from the run's
-        directory, as a whole storage may be moved, else in the folder ``tokens`` of the nearest
-        folder above it. Raises UserError if they are in neither."""
+        """Where the token blocks of each source lie: where ``run.json`` says, as seen from the
+        run's directory, else in the folder ``tokens`` of the nearest folder above it. Raises
+        UserError if they are in neither."""
         return tuple(map(self._tokens_directory, self.manifest.tokens_directories))
 
     def _tokens_directory(self, recorded: str) -> Path:

@@ -79,11 +79,16 @@ def _planned(
         architecture=json.loads(config.to_json_string(use_diff=False)),
         rope_parameters=_rope_parameters(arm, config),
         flops_per_token=tuple(training_flops_per_token(config, n) for n in arm.seq_lens),
-        tokens_directories=tuple(
-            os.path.relpath(Path(tokens).resolve(), directory) for tokens in corpus.directories
-        ),
+        tokens_directories=tuple(_seen_from(directory, Path(n)) for n in corpus.directories),
     )
     return Run(directory, own, manifest)
+
+
+def _seen_from(directory: Path, tokens: Path) -> str:
+    """Where token blocks lie as seen from a run of the same storage, with which they may be moved;
+    else, as of a search's trials, their absolute place."""
+    storage, place = directory.parents[1], tokens.resolve()
+    return os.path.relpath(place, directory) if place.is_relative_to(storage) else str(place)
 
 
 def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:

@@ -331,5 +331,11 @@ def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
     if step == 0 and run.spec.init and init_sha256:
         folder = read_pretrained(run.spec.init)
         check_unchanged(folder, init_sha256)
-        return load_pretrained(folder, config, ctx.device)
+        network = load_pretrained(folder, config, ctx.device)
+        if not are_weights_finite(network, ctx):
+            raise UserError(
+                f"{folder.path}: has weights that are not finite, so that the first loss would "
+                "not be either; give the folder of a model that has not diverged"
+            )
+        return network
     return build_model(config, run.seed, ctx.device)

@@ -127,7 +127,7 @@ def test_a_folder_with_a_weight_that_is_not_finite_is_refused_before_training(tm
     model.lm_head.weight.data[3, 5] = torch.nan
     model.save_pretrained(tmp_path / "start")
     spec = spec_from(tmp_path / "start", tmp_path)
-    with pytest.raises(UserError, match=r"start: lm_head.weight has a weight that is not finite"):
+    with pytest.raises(UserError, match="start: has weights that are not finite"):
         train_all(spec, corpus, WorkerContext())
     assert not list(tmp_path.glob("tiny/*/metrics.jsonl"))
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.processes import kill_processes_of, processes_of, start_glray_run
 from benchmarks.record import keep
 from benchmarks.turns import Turns
-from glray.data.corpus import PreparedCorpus
+from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.windows import Batch, StageReads, local_batches
 from glray.model.config import config_of
 from glray.model.decoder import build_model
@@ -48,7 +48,6 @@ from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
 from glray.train.checkpoint import save_checkpoint
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
-from glray.train.export import run_corpus
 from glray.train.loop import train
 from glray.train.optimizer import build_optimizer
 from tests.planned import planned

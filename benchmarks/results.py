@@ -154,12 +154,13 @@ def _difference(claim: dict[str, Any]) -> str:
 def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:
     """One row an arm: means over its seeds; the losses with half of their 95% interval."""
     clocks = ("calibrated", "measured", "warm_up", "evaluation", "checkpoints")
-    lengths = list(arms[0]["runs"][0]["heldout"]["loss"])
+    heldout = [run["heldout"] for arm in arms for run in arm["runs"] if run["heldout"]]
+    lengths = list(heldout[0]["loss"]) if heldout else []
     rows = []
     for arm in arms:
         runs = arm["runs"]
         seconds = [[run["seconds"][clock] for run in runs] for clock in clocks]
-        scored = [run["heldout"]["loss"] for run in runs]
+        scored = [run["heldout"]["loss"] if run["heldout"] else {} for run in runs]
         losses = [
             [nan if loss is None else loss for loss in (s.get(n) for s in scored)] for n in lengths
         ]

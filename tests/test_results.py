@@ -41,10 +41,13 @@ def test_a_diverged_run_and_missing_jumps_are_dashes():
         "boundaries": [{"from": 128, "to": 1024, "jump": 0.25}],
     }
     wild = run | {"heldout": {"loss": {"128": float("nan")}}, "boundaries": [{"jump": None}]}
+    ended = run | {"heldout": None, "boundaries": []}
     arms = [
+        {"label": "ended", "stages": [128, 1024], "runs": [ended, run, run]},
         {"label": "tame", "stages": [128, 1024], "runs": [run, run, run]},
         {"label": "wild", "stages": [128, 1024], "runs": [run, wild, run]},
     ]
-    tame, lost = markdown(arms_sheet(arms)).splitlines()[2:]
+    early, tame, lost = markdown(arms_sheet(arms)).splitlines()[2:]
+    assert early.endswith("| - | - | - |")
     assert "| 4.000 ± 0.000 | 3.500 ± 0.000 | +0.250 |" in tame
     assert lost.endswith("| - | - | - |")

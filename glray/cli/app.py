@@ -1,5 +1,6 @@
 """The application that commands are added to, and what several of them take and do."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -67,9 +68,21 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec with absolute paths, so that its YAML runs from any folder."""
-    spec: PipelineSpec = absolute(load_pipeline(pipeline, overrides))
+    """The resolved spec with absolute paths, so that its YAML runs from any folder. One that lies
+    where glray left it is stored there, wherever that has been moved."""
+    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
+    spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
     return spec
+
+
+def _storage_around(pipeline: Path) -> list[Path]:
+    """The storage that a run's or pipeline's own ``spec.yaml``, or a search's ``best.yaml``, lies
+    in; empty for any other file."""
+    folder = pipeline.resolve().parent
+    if pipeline.name == "spec.yaml" and (folder / "run.json").exists():
+        return [folder.parents[1]]
+    left = {"spec.yaml": "*/run.json", "best.yaml": "tune"}.get(pipeline.name)
+    return [folder.parent] if left and any(folder.glob(left)) else []
 
 
 def absolute(value: Any, field: str = "") -> Any:

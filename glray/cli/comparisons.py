@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glray.cli.app import Overrides, absolute, app, console, write_and_show
-from glray.cli.training import trained_runs
+from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.files import read_json, write_json
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
@@ -54,11 +54,11 @@ def compare(
                 f"{spec.name!r}, one would replace the other; leave one out or rename it"
             )
         _document_files(spec)  # said before anything is trained
-    for spec in specs:
-        _compare(spec)
+    exit_if_diverged([run for spec in specs for run in _compare(spec)])
 
 
-def _compare(spec: ComparisonSpec) -> None:
+def _compare(spec: ComparisonSpec) -> list[Run]:
+    """Train, judge and report; returns the compared runs."""
     from glray.report.compared import compared, comparison_record
 
     rates = [] if spec.rates is None else _tuned_rates(spec, spec.rates)
@@ -71,10 +71,11 @@ def _compare(spec: ComparisonSpec) -> None:
     console.print(f"\n{report.title}", style="bold", markup=False)
     write_and_show(report, directory)
     console.print(f"numbers: {numbers}")
+    return runs
 
 
 def _trained(spec: ComparisonSpec) -> list[Run]:
-    """The comparison's runs, finished, arm by arm."""
+    """The comparison's runs, arm by arm: finished, or diverged."""
     from glray.report.compared import labelled_runs
 
     for pipeline in spec.pipelines:
@@ -98,7 +99,7 @@ def _tuned_rates(spec: ComparisonSpec, grid: RateGrid) -> "list[TunedRate]":
 
 
 def _pilot_runs(spec: ComparisonSpec, lrs: Mapping[str, tuple[float, ...]]) -> dict[str, list[Run]]:
-    """The finished runs of each arm at each of its peak rates."""
+    """The runs of each arm at each of its peak rates: finished, or diverged."""
     runs = iter(_trained(spec.pilot(lrs)) if lrs else [])
     return {label: list(islice(runs, len(its))) for label, its in lrs.items()}
 
@@ -117,7 +118,7 @@ def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Pat
     files = _document_files(spec)
     losses = {}
     for run, (name, stride) in product(runs, ((WHOLE, None), (SLIDING, context.stride))):
-        if run.result is None or _diverged(run):
+        if run.result is None or _is_not_finite(run):
             continue
         own = run.latest.targets_sha256 if run.latest else None
         scored_as = {
@@ -159,6 +160,6 @@ def _document_files(spec: ComparisonSpec) -> list[dict[str, Any]]:
     return [asdict(file) for file in list_source(spec.context.documents)]
 
 
-def _diverged(run: Run) -> bool:
+def _is_not_finite(run: Run) -> bool:
     """Whether the run's last evaluation has a loss that is not a number."""
     return run.latest is None or not all(math.isfinite(score.loss) for score in run.latest.lengths)

@@ -18,7 +18,7 @@ from glray.cli.app import (
     show,
     show_runs,
 )
-from glray.cli.training import trained_runs
+from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.files import sole_writer
 from glray.run.profile import Profile, Setting, own_setting, profile_path
@@ -146,7 +146,9 @@ def data(
 def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Prepare, train, evaluate and report every arm. Run again to resume."""
     spec = load_spec(pipeline, overrides)
-    show_runs([run.directory for run in trained_runs(spec)], pipeline_directory(spec))
+    runs = trained_runs(spec)
+    show_runs([run.directory for run in runs], pipeline_directory(spec))
+    exit_if_diverged(runs)
 
 
 @app.command()

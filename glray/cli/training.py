@@ -11,16 +11,19 @@ import typer
 from glray.cli.app import console, prepared_corpus, show
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
+from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.profile import Profile, profile_path
-from glray.run.run import Run, pipeline_directory, run_directory, with_calibration
+from glray.run.run import ENDS, Run, pipeline_directory, run_directory, with_calibration
 from glray.spec import PipelineSpec
+from glray.spec.training import rate_text
 
-GUARDED_STATUS = 3
-"""Of a command when the held-out loss has risen by more than ``evaluation.max_rise``."""
+WORSENED_STATUS = 3
+"""Of a command when a run has diverged, or its held-out loss has risen by more than
+``evaluation.max_rise``."""
 
 
 def trained_runs(spec: PipelineSpec) -> list[Run]:
-    """Every run of the pipeline, finished: what is not is prepared and trained now.
+    """Every run of the pipeline, finished or diverged: what is neither is prepared and trained now.
 
     Exits where it was stopped or its guard stopped a run. Raises UserError.
     """
@@ -43,15 +46,17 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
             f"{order.chunk_len:,} tokens; {order.num_lost_targets(index):,} of "
             f"{source.blocks.num_tokens:,} tokens are never targets"
         )
-    if runs is not None and all(run.is_finished for run in runs):
-        console.print("every run is finished, nothing to train")
-    elif runs is None or not all(run.is_finished or excessive_rise(run) for run in runs):
+    if runs is not None and all(run.has_ended for run in runs):
+        finished = all(run.is_finished for run in runs)
+        ended = "is finished" if finished else "is finished or has diverged"
+        console.print(f"every run {ended}, nothing to train")
+    elif runs is None or not all(run.has_ended or excessive_rise(run) for run in runs):
         exit_status = _train(spec, corpus)
         runs = plan_runs(with_calibration(spec), corpus, start)
         if exit_status or runs is None:
             _say_stopped(exit_status)
     exit_if_guarded(runs)
-    if not all(run.is_finished for run in runs):
+    if not all(run.has_ended for run in runs):
         _say_stopped(0)
     return runs
 
@@ -64,7 +69,7 @@ def _start_early(spec: PipelineSpec) -> None:
 
     compute = spec.compute
     unfinished = sum(
-        not (run_directory(spec, arm.name, seed) / "result.json").exists()
+        not any((run_directory(spec, arm.name, seed) / end).exists() for end in ENDS)
         for arm in spec.trained_arms
         for seed in spec.seeds
     )
@@ -101,7 +106,26 @@ def exit_if_guarded(runs: list[Run]) -> None:
             "on"
         )
     if risen:
-        raise typer.Exit(GUARDED_STATUS)
+        raise typer.Exit(WORSENED_STATUS)
+
+
+def exit_if_diverged(runs: list[Run]) -> None:
+    """Exit with status 3 if a run has diverged, after a line for each."""
+    diverged = {run.directory: run for run in runs if run.divergence}
+    for run in diverged.values():
+        assert run.divergence is not None
+        committed = committed_checkpoints(run.checkpoints)
+        kept = "no checkpoint came before"
+        if committed:
+            kept = f"the checkpoint of step {step_of(committed[-1]):,} is kept"
+        console.print(
+            f"{run.name}: {run.divergence.sentence}; {kept}, and it is not trained again: "
+            f"set an optimizer.lr below {rate_text(run.optimizer.lr)} under another name "
+            f"(--set name=…), or delete {run.directory} to train it again",
+            markup=False,
+        )
+    if diverged:
+        raise typer.Exit(WORSENED_STATUS)
 
 
 def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:

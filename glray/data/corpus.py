@@ -17,6 +17,8 @@ from glray.data.blocks.heldout import HeldoutDocument, read_heldout
 from glray.data.blocks.near_copies import CHECKED_TOKENS, RULE, HeldoutCheck
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder, SourceStream
+from glray.errors import UserError
+from glray.run.run import Run
 from glray.spec.identity import fingerprint
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 
@@ -131,3 +133,14 @@ def corpus_of(spec: PipelineSpec, blocks: Iterable[TokenBlocks]) -> PreparedCorp
 def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
     """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
     return corpus_of(spec, (open_token_blocks(Path(directory)) for directory in directories))
+
+
+def run_corpus(run: Run) -> PreparedCorpus:
+    """The token blocks that the run was started with. Raises UserError."""
+    directories = run.tokens_directories
+    if len(directories) != len(run.spec.sources):
+        raise UserError(
+            f"{run.directory / 'run.json'}: damaged, it names {len(directories)} folders of token "
+            f"blocks for {len(run.spec.sources)} sources; restore it"
+        )
+    return open_corpus(run.spec, list(map(str, directories)))

@@ -28,7 +28,7 @@ from glray.model.config import starting_model
 from glray.ray.cluster import groups_with_room, is_own_cluster, worker_resources
 from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
 from glray.ray.stream import ray_batches, start_reader
-from glray.run.run import pipeline_directory, with_calibration
+from glray.run.run import ENDS, pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.train.announcer import write_event
@@ -89,7 +89,7 @@ def fit(
     if not callbacks:
         runs = plan_runs(with_calibration(spec), corpus, starting_model(spec))
         total = len(spec.trained_arms) * len(spec.seeds)
-        unfinished = total if runs is None else sum(not run.is_finished for run in runs)
+        unfinished = total if runs is None else sum(not run.has_ended for run in runs)
         count = groups_at_once(spec, unfinished)
     if count > 1:
         said = f"{count} worker groups side by side, {unfinished} runs to train"
@@ -200,9 +200,9 @@ class WorkerGroups:
 
 
 def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
-    """Committed checkpoints and results of the group's runs: what has changed is progress."""
+    """Committed checkpoints and ends of the group's runs: what has changed is progress."""
     runs = [directory / name for name in group.claimed()]
-    patterns = ("checkpoints/*/COMMITTED", "result.json")
+    patterns = ("checkpoints/*/COMMITTED", *ENDS)
     return {path for run in runs for pattern in patterns for path in run.glob(pattern)}
 
 

@@ -3,7 +3,9 @@ run``."""
 
 import contextlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf, isfinite, nan
 from pathlib import Path
 
 import ray
@@ -18,11 +20,12 @@ from glray.ray.cluster import Say
 from glray.ray.train import calibrate_in_group, fit, groups_at_once
 from glray.report.formats import number
 from glray.report.sheets import Sheet
-from glray.run.records import Calibration, Evaluation
+from glray.run.records import Calibration, Divergence, Evaluation
 from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
 from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.training import rate_text
 from glray.train.runs import plan_runs, validate_pipeline
 
 TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
@@ -37,12 +40,14 @@ class Trial:
     number: int
     spec: PipelineSpec
     loss: float
+    """NaN if it diverged."""
     standard_error: float | None
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All finished trials, best first, and where the winner was written."""
+    """All trials, best first and those that diverged last, and where the winner was written."""
 
     trials: tuple[Trial, ...]
     seq_len: int
@@ -54,18 +59,21 @@ class SearchResult:
         for trial in self.trials:
             stages = "  ".join(f"{s.seq_len}×{s.ratio:g}" for s in trial.spec.arms[0].stages)
             error = number(trial.standard_error, ".4f")
-            rows.append([str(trial.number), stages, f"{trial.loss:.4f}", error])
+            loss = f"{trial.loss:.4f}" if isfinite(trial.loss) else "diverged"
+            rows.append([str(trial.number), stages, loss, error])
         columns = ("trial", "stages: seq_len × ratio", "loss", "± over documents")
         title = f"Held-out loss at {self.seq_len:,} tokens, best first"
-        return Sheet(title, columns, rows, left=(1,))
+        notes = [f"Trial {t.number} {t.divergence.sentence}." for t in self.trials if t.divergence]
+        return Sheet(title, columns, rows, notes, left=(1,))
 
 
 def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Say) -> SearchResult:
     """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
 
     All lengths are calibrated once; then each trial trains its whole schedule at the same
-    calibrated seconds. A trial that has finished is not trained again, so the same call resumes.
-    Raises UserError if the spec declares no search or no budget in seconds.
+    calibrated seconds. A trial that has ended is not trained again, so the same call resumes.
+    Raises UserError if the spec declares no search or no budget in seconds, and if all trials
+    diverge.
     """
     check_search(spec)
     assert spec.search is not None
@@ -78,11 +86,22 @@ def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Say) -> SearchResult
     for trial in trials.specs:
         validate_pipeline(trial, corpus, start)  # before any is trained
     trials.train(directory / ".ray-tune")
-    scored = sorted(map(trials.scored, range(spec.search.num_trials)), key=lambda t: t.loss)
+    scored = ranked(map(trials.scored, range(spec.search.num_trials)))
+    if not isfinite(scored[0].loss):
+        lr = spec.optimizer_of(spec.arm(spec.search.arm)).lr
+        raise UserError(
+            f"{directory}: all {len(scored)} trials diverged, so none can be chosen; set an "
+            f"optimizer.lr below {rate_text(lr)} under another name (--set name=…)"
+        )
     best_yaml = pipeline_directory(spec) / "best.yaml"
     winner = _stored_in(scored[0].spec, Path(spec.compute.storage))
     write_text(best_yaml, to_yaml(winner.derive(name=f"{spec.name}-best")))
     return SearchResult(tuple(scored), seq_len, best_yaml)
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """By loss; those that diverged come last."""
+    return sorted(trials, key=lambda trial: trial.loss if isfinite(trial.loss) else inf)
 
 
 def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
@@ -135,6 +154,8 @@ class Trials:
     def scored(self, number: int) -> Trial:
         """A trained trial and its held-out loss at the longest trained length of the search."""
         run, seq_len = self.run(number), ranking_seq_len(self.specs[number])
+        if divergence := run.divergence:
+            return Trial(number, self.specs[number], nan, None, divergence)
         path = run.evaluation_path(run.plan.num_steps)
         evaluation = Evaluation.read(path)
         assert evaluation is not None, "a finished run has been evaluated"
@@ -151,6 +172,7 @@ class Trials:
 def _train_trial(config: dict[str, int], trials: Trials) -> None:
     """One trial: a Ray Train group of its own, then its held-out loss to Tune."""
     number = config["trial"]
-    if not trials.run(number).is_finished:
+    if not trials.run(number).has_ended:
         fit(trials.specs[number], trials.corpus, callbacks=[TuneReportCallback()])
-    ray.tune.report({"loss": trials.scored(number).loss})
+    loss = trials.scored(number).loss
+    ray.tune.report({"loss": loss if isfinite(loss) else None})  # JSON has no NaN

@@ -31,6 +31,14 @@ class Arm:
         """Training seconds measured, mean over seeds."""
         return fmean(run.measured_seconds for run in self.runs)
 
+    @property
+    def unfinished(self) -> str:
+        """Which of its runs have diverged or are unfinished; empty if all are finished."""
+        diverged = [run.name for run in self.runs if run.divergence]
+        unfinished = [run.name for run in self.runs if not run.has_ended]
+        found = (("diverged", diverged), ("unfinished", unfinished))
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
+
 
 def by_arm(runs: Sequence[Run]) -> list[Arm]:
     """The arms in the order of their first run.

@@ -44,8 +44,8 @@ def _log_tokens(run: Run) -> np.ndarray | None:
 def _slope(arm: Arm) -> float | None:
     """Nats by which a fixed arm's loss falls for each factor e of tokens, over the last half of its
     run: more than the budget is worth, as the rate decays there. None without an evaluation near
-    the half, or where the loss does not fall."""
-    if len(arm.seq_lens) != 1:
+    the half, where the loss does not fall, or a run has not finished."""
+    if len(arm.seq_lens) != 1 or arm.unfinished:
         return None
     slopes = []
     for run in arm.runs:

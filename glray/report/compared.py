@@ -1,4 +1,4 @@
-"""A comparison whose runs are finished: they are labelled, judged, and kept as plain values."""
+"""A comparison whose runs have ended: they are labelled, judged, and kept as plain values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from glray.report.long_losses import LongLosses
 from glray.report.page import Report
 from glray.report.rates import TunedRate
 from glray.report.verdict import judge
+from glray.run.records import Evaluation
 from glray.run.run import Run, run_directory
 from glray.spec.comparison import ComparisonSpec
 
@@ -77,38 +78,25 @@ def comparison_record(spec: ComparisonSpec, report: Report) -> dict[str, Any]:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    latest, result = run.evaluations[-1], run.result
-    assert result is not None, "compared runs are finished"
+    """All of a run; of one that diverged what there is, and null where its result would be."""
+    result, divergence = run.result, run.divergence
     return {
         "seed": run.seed,
         "fingerprint": run.manifest.fingerprint,
-        "checksum": result.checksum,
+        "checksum": result and result.checksum,
+        "diverged": divergence and divergence.model_dump(mode="json"),
         "commit": run.manifest.environment.get("commit"),
-        "steps": run.plan.num_steps,
+        "steps": run.steps_done,
         "tokens": run.tokens,
         "seconds": {
             "calibrated": run.calibrated_seconds,
             "measured": run.measured_seconds,
-            "warm_up": result.warm_up_seconds,
-            "evaluation": result.eval_seconds,
-            "checkpoints": result.checkpoint_seconds,
-            "wall": result.wall_seconds,
+            "warm_up": result and result.warm_up_seconds,
+            "evaluation": result and result.eval_seconds,
+            "checkpoints": result and result.checkpoint_seconds,
+            "wall": result and result.wall_seconds,
         },
-        "heldout": {
-            **{name: getattr(latest, name) for name in OF_TARGETS},
-            **{
-                name: {str(score.seq_len): getattr(score, name) for score in latest.lengths}
-                for name in ("loss", "standard_error", "bits_per_byte")
-            },
-            "document_tokens": latest.document_tokens.tolist(),
-            **{
-                name: {
-                    str(score.seq_len): _rounded(getattr(score, name)) for score in latest.lengths
-                }
-                for name in ("document_losses", "loss_by_position")
-            },
-            "far_context": latest.far_context and latest.far_context.model_dump(mode="json"),
-        },
+        "heldout": None if divergence else _heldout(run.evaluations[-1]),
         "evaluations": [
             {
                 **{name: getattr(scored, name) for name in ("step", "tokens", "targets_sha256")},
@@ -122,6 +110,22 @@ def _run(run: Run) -> dict[str, Any]:
             {"from": b.from_seq_len, "to": b.to_seq_len, "jump": b.jump and b.jump.jump}
             for b in run.boundaries
         ],
+    }
+
+
+def _heldout(latest: Evaluation) -> dict[str, Any]:
+    return {
+        **{name: getattr(latest, name) for name in OF_TARGETS},
+        **{
+            name: {str(score.seq_len): getattr(score, name) for score in latest.lengths}
+            for name in ("loss", "standard_error", "bits_per_byte")
+        },
+        "document_tokens": latest.document_tokens.tolist(),
+        **{
+            name: {str(score.seq_len): _rounded(getattr(score, name)) for score in latest.lengths}
+            for name in ("document_losses", "loss_by_position")
+        },
+        "far_context": latest.far_context and latest.far_context.model_dump(mode="json"),
     }
 
 

@@ -46,7 +46,7 @@ def headline(runs: Sequence[Run]) -> list[str]:
         sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
-    return [sentence for sentence in (*sentences, _unfinished(runs)) if sentence]
+    return [sentence for sentence in (*sentences, _diverged(runs), _unfinished(runs)) if sentence]
 
 
 def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
@@ -304,11 +304,21 @@ def _peak_rates(arm: Arm) -> str:
     return " and ".join(map(rate_text, rates))
 
 
+def _diverged(runs: Sequence[Run]) -> str:
+    parts = [
+        f"{run.name} (at step {divergence.step:,} of {run.plan.num_steps:,}, where its "
+        f"{divergence.what} became not finite)"
+        for run in runs
+        if (divergence := run.divergence)
+    ]
+    return f"Diverged and not compared: {_listed(parts)}." if parts else ""
+
+
 def _unfinished(runs: Sequence[Run]) -> str:
     parts = [
         f"{run.name} ({run.steps_done:,} of {run.plan.num_steps:,} steps)"
         for run in runs
-        if not run.is_finished
+        if not run.has_ended
     ]
     return f"Unfinished and not compared: {_listed(parts)}." if parts else ""
 

@@ -154,12 +154,19 @@ def add_legend(figure: Figure, styles: dict[str, Style], marks: Sequence[Line2D]
 
 
 def arms_legend(figure: Figure, arms: Sequence[tuple[Arm, Style]], *marks: Line2D) -> None:
-    """The legend of ``arms``, with what is unfinished of each."""
+    """The legend of ``arms``, with what of each is unfinished or has diverged."""
     labels = {}
     for arm, style in arms:
-        unfinished = sum(not run.is_finished for run in arm.runs)
-        share = "" if len(arm.runs) == 1 else f"{unfinished} of {len(arm.runs)} "
-        labels[f"{arm.label} ({share}unfinished)" if unfinished else arm.label] = style
+        ends = [
+            "diverged" if run.divergence else "unfinished"
+            for run in arm.runs
+            if not run.is_finished
+        ]
+        shares = [
+            end if len(arm.runs) == 1 else f"{ends.count(end)} of {len(arm.runs)} {end}"
+            for end in sorted(set(ends))
+        ]
+        labels[f"{arm.label} ({', '.join(shares)})" if shares else arm.label] = style
     add_legend(figure, labels, marks)
 
 

@@ -38,9 +38,8 @@ def difference(ours: Losses, theirs: Losses) -> Estimate:
 def measured(claim: ClaimSpec, arm: Arm, long_losses: LongLosses) -> Losses | str:
     """What the claim compares of one arm, or why there is nothing: a run that is unfinished, was
     not scored so, has diverged, or is scored on other targets than the arm's others."""
-    unfinished = [run.name for run in arm.runs if not run.is_finished]
-    if unfinished:
-        return f"unfinished: {', '.join(unfinished)}"
+    if arm.unfinished:
+        return arm.unfinished
     if claim.measure == "jump":
         found = _jumps(arm)
     elif claim.measure == "long_loss":

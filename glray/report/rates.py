@@ -61,28 +61,31 @@ class TunedRate:
 
 
 def tuned_rate(label: str, runs: Sequence[Run]) -> TunedRate:
-    """The rate of an arm from its finished runs, which differ in nothing else. Raises UserError if
-    they do not compare or all diverged."""
+    """The rate of an arm from its runs, which have ended and differ in nothing else. Raises
+    UserError if they do not compare or all diverged."""
     seq_len = runs[0].longest_seq_len
     losses = []
     for run in runs:
         score = latest_loss(run, seq_len)
+        if run.divergence:
+            losses.append((run.optimizer.lr, math.nan))
+            continue
         if score is None:
             raise UserError(
                 f"{run.evaluation_path(run.plan.num_steps)}: not scored at {seq_len} tokens, so "
                 "the run's peak rate cannot be ranked; delete it, and the same command scores again"
             )
         losses.append((run.optimizer.lr, score.loss))
-    if not share_targets(runs):
-        raise UserError(
-            f"{runs[0].directory.parent}: the runs of {label} under seed {runs[0].seed} are not "
-            "scored on the same held-out targets, so their peak rates cannot be ranked; delete "
-            "their last evaluations, and the same command scores again"
-        )
     if not any(math.isfinite(loss) for _, loss in losses):
         tried = ", ".join(rate_text(lr) for lr, _ in sorted(losses))
         raise UserError(
             f"rates.lrs: {label} diverged at every rate, {tried}, under seed {runs[0].seed}, so "
             "none can be chosen; give lower ones"
+        )
+    if not share_targets([run for run in runs if not run.divergence]):
+        raise UserError(
+            f"{runs[0].directory.parent}: the runs of {label} under seed {runs[0].seed} are not "
+            "scored on the same held-out targets, so their peak rates cannot be ranked; delete "
+            "their last evaluations, and the same command scores again"
         )
     return TunedRate(label, runs[0].seed, seq_len, tuple(sorted(losses)))

@@ -64,8 +64,9 @@ def training(runs: Sequence[Run]) -> Sheet:
         )
     columns = ["run", "stages", "steps", "tokens", "calibrated s", "measured s"]
     columns += ["waited for data s", "warm-up s", "eval s", "saving s", "wall s"]
-    unfinished = not all(run.is_finished for run in runs)
+    unfinished = not all(run.has_ended for run in runs)
     notes = ["steps/planned: the run is unfinished."] if unfinished else []
+    notes += [f"{name} {d.sentence}." for name, run in labelled(runs) if (d := run.divergence)]
     return Sheet("Training", columns, rows, notes, left=(0, 1))
 
 
@@ -189,7 +190,8 @@ def identities(runs: Sequence[Run]) -> Sheet:
     """Fingerprints and checksums; machine, versions and commit, each once with its runs."""
     rows, notes = [], []
     for label, run in labelled(runs):
-        checksum = run.result.checksum if run.result else "unfinished"
+        checksum = "diverged" if run.divergence else "unfinished"
+        checksum = run.result.checksum if run.result else checksum
         peak = _matmul_peak(run)
         about = run.manifest
         rows.append([label, about.pipeline, str(run.seed), about.fingerprint, checksum, peak])

@@ -251,10 +251,9 @@ def _compared(
 
 def _judged_by_clock(claim: ClaimSpec, compared: tuple[Arm, Arm], reason: str) -> Judgement:
     ours, theirs = compared
-    unfinished = [run.name for arm in compared for run in arm.runs if not run.is_finished]
+    unfinished = [arm.unfinished for arm in compared if arm.unfinished]
     if unfinished:
-        why = f"unfinished: {', '.join(unfinished)}"
-        return Judgement(claim, inconclusive(why), len(ours.runs))
+        return Judgement(claim, inconclusive("; ".join(unfinished)), len(ours.runs))
     pairs = zip(ours.runs, theirs.runs, strict=True)
     shares = tuple(own.measured_seconds / other.measured_seconds - 1 for own, other in pairs)
     outcome = inconclusive(reason) if reason else judge_seconds(shares, claim.within)

@@ -11,7 +11,7 @@ def excessive_rise(run: Run) -> str | None:
     """The first rise of an unfinished run that is more than its ``evaluation.max_rise`` allows: the
     held-out loss, in nats per token, before a stage boundary and after it at the length before."""
     limit = run.spec.evaluation.max_rise
-    if limit is None or run.is_finished:
+    if limit is None or run.has_ended:
         return None
     for boundary in run.plan.boundaries:
         record = BoundaryRecord.read(run.boundary_path(boundary.step))

@@ -3,6 +3,7 @@
 ``docs/metrics.md`` is rendered from this file: a field's docstring is its definition there.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -64,6 +65,11 @@ class Step(Record):
     memory_bytes: int | None = measure("bytes")
     """Rank 0's. CUDA: peak bytes of tensors since the last flush, evaluations and checkpoints
     included. CPU: the process's resident set at the flush, `null` where there is no `/proc`."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its loss and its gradient are."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     @classmethod
     def of_line(cls, line: str | bytes, where: str) -> "Step":
@@ -305,6 +311,36 @@ class Result(Record):
     """Targets trained at each length."""
 
 
+NotFinite = Literal["loss", "gradient", "weights", "held-out loss"]
+
+
+class Divergence(Record):
+    """``diverged.json``, written last: the run has ended, as one of its numbers was not finite. It
+    is the same however often the run was killed on the way. The checkpoint before it is kept;
+    ``metrics.jsonl`` ends with its step."""
+
+    step: int = measure("steps")
+    """Steps trained, this one included."""
+    seq_len: int = measure("tokens")
+    """Length of its windows."""
+    what: NotFinite = measure("")
+    """What was not finite: the step's loss, its gradient, or, where its loss and gradient were, the
+    weights at a checkpoint or the held-out loss at a length that the run has trained."""
+    loss: Number = measure("nats per token")
+    """The step's; `null` if it was not finite."""
+    grad_norm: Number = measure("")
+    """The step's, before clipping; `null` if it was not finite."""
+
+    @property
+    def sentence(self) -> str:
+        """What happened, after the run's name."""
+        is_or_are = "are" if self.what == "weights" else "is"
+        return (
+            f"diverged at step {self.step:,} (seq_len {self.seq_len}): its {self.what} "
+            f"{is_or_are} not finite"
+        )
+
+
 class TrainState(BaseModel):
     """``state.json`` of a checkpoint: where a run stands. The data position is ``step`` alone
     (times ``tokens_per_batch``). Unlike a record it changes while the run trains."""
@@ -383,7 +419,8 @@ class Manifest(Record):
     flops_per_token: tuple[int, ...]
     """Model FLOPs of one target at each stage's length, forward and backward."""
     tokens_directories: tuple[str, ...]
-    """Where the token blocks of each source lie."""
+    """Where the token blocks of each source lie, as seen from the run's directory; absolute if they
+    are not in its storage."""
     environment: dict[str, Any] = Field(default_factory=dict)
     """Machine and versions; empty before the run has started."""
     executions: tuple[StartedExecution, ...] = ()

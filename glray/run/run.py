@@ -3,7 +3,7 @@
 ``<storage>/<pipeline>/`` holds ``spec.yaml``, ``calibration.json``, ``events.log``, a progress file
 of each worker group (``progress.json``, …) and one directory a run: ``run.json``, ``spec.yaml``,
 ``metrics.jsonl``, ``tensorboard/``, ``evaluations/``, ``boundaries/``, ``checkpoints/``, ``model/``
-and, written last, ``result.json``.
+and, written last, ``result.json``, or ``diverged.json`` if it diverged.
 """
 
 import re
@@ -19,7 +19,15 @@ import yaml
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
-from glray.run.records import BoundaryRecord, Calibration, Evaluation, Manifest, Result, Step
+from glray.run.records import (
+    BoundaryRecord,
+    Calibration,
+    Divergence,
+    Evaluation,
+    Manifest,
+    Result,
+    Step,
+)
 from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import PositionsSpec
@@ -27,6 +35,9 @@ from glray.spec.training import OptimizerSpec
 from glray.storage import storage_path
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+ENDS = (RESULT, DIVERGED) = ("result.json", "diverged.json")
+"""What is written last: of a run that is finished, and of one that diverged."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +131,48 @@ class Run:
         """Where the stage boundary after ``step`` steps is recorded."""
         return self.directory / "boundaries" / f"step-{step:08d}.json"
 
+    @property
+    def tokens_directories(self) -> tuple[Path, ...]:
+        """Where the token blocks of each source lie: where ``run.json`` says, as seen from the
+        run's directory, else in the folder ``tokens`` of the nearest folder above it. Raises
+        UserError if they are in neither."""
+        return tuple(map(self._tokens_directory, self.manifest.tokens_directories))
+
+    def _tokens_directory(self, recorded: str) -> Path:
+        place = (self.directory / recorded).resolve()
+        above = (folder / "tokens" / place.name for folder in self.directory.resolve().parents)
+        found = next((path for path in (place, *above) if path.is_dir()), None)
+        if found is None:
+            raise UserError(
+                f"{self.directory}: its token blocks are not in {place}: without them it can "
+                f"neither be scored nor exported nor resumed; copy tokens/{place.name} and "
+                "tokens/heldout of the storage in which it was trained to "
+                f"{self.directory.resolve().parent / 'tokens'}"
+            )
+        return found
+
     # ---- what it has done
 
     @property
     def is_finished(self) -> bool:
         """Whether the run has left its result and its last evaluation."""
         last = self.evaluation_path(self.plan.num_steps)
-        return (self.directory / "result.json").exists() and last.exists()
+        return (self.directory / RESULT).exists() and last.exists()
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """Where it diverged, which ended it; None if it did not."""
+        return Divergence.read(self.directory / DIVERGED)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left to train: it is finished, or has diverged."""
+        return self.is_finished or (self.directory / DIVERGED).exists()
 
     @property
     def result(self) -> Result | None:
-        """What it took; None while it is unfinished."""
-        return Result.read(self.directory / "result.json")
+        """What it took; None unless it is finished."""
+        return Result.read(self.directory / RESULT)
 
     @cached_property
     def log(self) -> "StepLog":

@@ -5,6 +5,7 @@ says so. ``boundaries/step-*.json`` has the lengths before and after each stage 
 old RoPE and the new one under the same weights, and again some steps later.
 """
 
+import math
 import time
 
 import numpy as np
@@ -17,7 +18,8 @@ from glray.train.session import RunSession
 
 
 def evaluate(session: RunSession) -> None:
-    """Score the held-out targets at the state's step, unless an earlier start has."""
+    """Score the held-out targets at the state's step, unless an earlier start has. A loss that is
+    not finite, at a length that the stage has in its windows, is where the run diverges."""
     run, plan, step = session.run, session.run.plan, session.state.step
     boundary = next((boundary for boundary in plan.boundaries if boundary.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.boundary_path(step)] if boundary else [])
@@ -30,6 +32,9 @@ def evaluate(session: RunSession) -> None:
     session.announcer.progress(Progress(run=run.name, phase=phase))
     start = time.perf_counter()
     scored = {seq_len: session.score(seq_len) for seq_len in sorted(run.spec.evaluation.seq_lens)}
+    if not all(math.isfinite(scored[seq_len].loss) for seq_len in scored if seq_len <= trained):
+        session.diverge("held-out loss")
+        return
     record = _boundary_record(session, boundary, scored) if boundary else None
     far = None
     if step == plan.num_steps:

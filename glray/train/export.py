@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from glray.data.corpus import PreparedCorpus, open_corpus
+from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.errors import UserError
 from glray.files import new_directory
 from glray.model.config import config_of
@@ -36,6 +36,11 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
     """The weights and state of a run's latest committed checkpoint, positions as the stage places
     them that it was trained in last. Raises UserError."""
     committed = committed_checkpoints(run.checkpoints)
+    if not committed and run.divergence:
+        raise UserError(
+            f"{run.checkpoints}: no checkpoint, as the run {run.divergence.sentence}: there is no "
+            "model; train with a lower optimizer.lr"
+        )
     if not committed:
         raise UserError(
             f"{run.checkpoints}: no checkpoint yet, so there is no model; train on with glray run"
@@ -59,17 +64,6 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
     stage = run.plan.stage_index(step - 1)
     place_positions(model.network, run.manifest.rope_parameters[stage])
     return model, state_of(committed[-1])
-
-
-def run_corpus(run: Run) -> PreparedCorpus:
-    """The token blocks that the run was started with. Raises UserError."""
-    directories = list(run.manifest.tokens_directories)
-    if len(directories) != len(run.spec.sources):
-        raise UserError(
-            f"{run.directory / 'run.json'}: damaged, it names {len(directories)} folders of token "
-            f"blocks for {len(run.spec.sources)} sources; restore it"
-        )
-    return open_corpus(run.spec, directories)
 
 
 def export_model(

@@ -21,7 +21,7 @@ def train(
     """Train a run to its end, from its latest checkpoint, unless something stops it before.
 
     ``peak`` is the FLOP/s of all workers' matrix products, for MFU. Leaves checkpoints, metrics,
-    evaluations, ``model/`` and ``result.json``.
+    evaluations, ``model/`` and ``result.json``; of a run that diverges ``diverged.json``.
     """
     with closing(open_session(run, corpus, ctx, execution, peak)) as session:
         catch_up(session)
@@ -33,6 +33,8 @@ def train(
                 session.step(batch)
                 for event in run.plan.events_after(session.state.step):
                     attend(session, event)
+                    if session.has_diverged:
+                        break
                 if ending := session.ending():
                     return ending
         return session.finish()
@@ -48,7 +50,10 @@ def attend(session: RunSession, event: Event) -> None:
             rescore(session)
             session.look_at_guard()
         elif event is Event.CHECKPOINT:
-            session.save()
+            if session.are_weights_finite():
+                session.save()
+            else:
+                session.diverge("weights")
         elif event is Event.EVALUATE:
             evaluate(session)
 

@@ -97,7 +97,8 @@ class MetricsLog:
         """Sum the pending steps (at least one) over ranks and write them. They are returned, the
         same on every rank but for seconds, rates and bytes.
 
-        This is where the host waits for the device.
+        This is where the host waits for the device. A step whose loss or gradient is not finite is
+        the last: what was trained after it is dropped, whenever the flush came.
         """
         pending, self._pending = self._pending, []
         losses = self._summed([step.sums.loss for step in pending])
@@ -121,6 +122,8 @@ class MetricsLog:
             Step(**step.known, **norm, **shared, loss=loss, checksum=as_hex(checksum))
             for step, loss, norm, checksum in zip(pending, losses, norms, checksums, strict=True)
         ]
+        bad = [n for n, step in enumerate(steps) if not step.is_finite]
+        steps = steps[: bad[0] + 1] if bad else steps
         if self._ctx.rank == 0:
             self._write(steps)
         return steps

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from glray.model.loss import NextTokenLoss
 from glray.spec.compute import ComputeSpec
 from glray.spec.model import Precision
-from glray.train.context import WorkerContext
+from glray.train.context import WorkerContext, least_over_ranks
 
 
 def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext) -> None:
@@ -94,6 +94,13 @@ def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, tor
         if ctx.rank == 0:
             weights[name] = weight.detach().cpu()
     return weights
+
+
+def are_weights_finite(network: PreTrainedModel, ctx: WorkerContext) -> bool:
+    """Whether every weight is a number and not infinite, on every rank; all ranks call it."""
+    shards = [p.to_local() if isinstance(p, DTensor) else p for p in network.parameters()]
+    finite = torch.stack([torch.isfinite(shard).all() for shard in shards]).all()
+    return bool(least_over_ranks(ctx, int(finite)))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

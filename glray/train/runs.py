@@ -6,7 +6,9 @@ has the same runs.
 """
 
 import json
+import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -64,6 +66,7 @@ def _planned(
 ) -> Run:
     config = _config(arm, corpus, start)
     init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
+    directory = run_directory(spec, arm.name, seed)
     identity = training_identity(spec, arm, seed, corpus.identity, init_sha256)
     own = spec.derive(arms=[arm], only=None, seeds=[seed], search=None, chunk_len=plan.chunk_len)
     manifest = Manifest(
@@ -76,9 +79,16 @@ def _planned(
         architecture=json.loads(config.to_json_string(use_diff=False)),
         rope_parameters=_rope_parameters(arm, config),
         flops_per_token=tuple(training_flops_per_token(config, n) for n in arm.seq_lens),
-        tokens_directories=tuple(corpus.directories),
+        tokens_directories=tuple(_seen_from(directory, Path(n)) for n in corpus.directories),
     )
-    return Run(run_directory(spec, arm.name, seed), own, manifest)
+    return Run(directory, own, manifest)
+
+
+def _seen_from(directory: Path, tokens: Path) -> str:
+    """Where token blocks lie as seen from a run of the same storage, with which they may be moved;
+    else, as of a search's trials, their absolute place."""
+    storage, place = directory.parents[1], tokens.resolve()
+    return os.path.relpath(place, directory) if place.is_relative_to(storage) else str(place)
 
 
 def _config(arm: ArmSpec, corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:

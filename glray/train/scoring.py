@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedConfig
 
 from glray.data.blocks.tokenizer import parse_tokenizer, vocab_size
-from glray.data.corpus import PreparedCorpus
+from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
 from glray.model.config import config_of, model_config
@@ -31,7 +31,7 @@ from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
 from glray.train.evaluation import Scored, Windows, score, score_far
 from glray.train.execution import CPU_MOST_TOKENS, execution
-from glray.train.export import latest_model, run_corpus
+from glray.train.export import latest_model
 
 FOLDER_TARGETS = 65_536
 """Target tokens of a folder's model, which no evaluation has fixed."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from enum import Enum
 from itertools import groupby
+from math import isfinite
 
 from transformers import PreTrainedModel
 
@@ -18,8 +19,16 @@ from glray.model.pretrained import check_unchanged, read_pretrained
 from glray.plan import learning_rate
 from glray.run.checkpoint import checkpoint_path, committed_checkpoints, step_of
 from glray.run.guard import excessive_rise
-from glray.run.records import Execution, Progress, Result, TrainingProgress, TrainState
-from glray.run.run import Run
+from glray.run.records import (
+    Divergence,
+    Execution,
+    NotFinite,
+    Progress,
+    Result,
+    TrainingProgress,
+    TrainState,
+)
+from glray.run.run import DIVERGED, RESULT, Run, StepLog
 from glray.train.announcer import Announcer
 from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
@@ -27,7 +36,7 @@ from glray.train.evaluation import Scored, Windows, score
 from glray.train.export import export_model
 from glray.train.metrics import MetricsLog, PendingStep, Stopwatch
 from glray.train.optimizer import update_norm
-from glray.train.parallel import whole_weights
+from glray.train.parallel import are_weights_finite, whole_weights
 from glray.train.trackers import open_trackers
 from glray.train.trainee import Trainee
 
@@ -41,6 +50,7 @@ class Ending(Enum):
     FINISHED = "at the run's last step"
     STOPPED = "asked to stop"
     GUARDED = "the held-out loss has risen by more than evaluation.max_rise"
+    DIVERGED = "a number was not finite"
 
 
 class RunSession:
@@ -67,6 +77,7 @@ class RunSession:
         self._saved_step = state.step
         self._stage: int | None = None
         self._stop = self._guarded = self._preempted = self._must_save = False
+        self.has_diverged = False
 
     # ---- stages and steps
 
@@ -126,11 +137,15 @@ class RunSession:
         self._log.add(PendingStep(sums, norms, known))
 
     def ending(self) -> Ending | None:
-        """Why the run goes no further for now, with a checkpoint of its state; None if it does."""
+        """Why the run goes no further for now, with a checkpoint of its state, unless it diverged;
+        None if it does."""
+        if self.has_diverged:
+            return Ending.DIVERGED
         ending = Ending.GUARDED if self._guarded else Ending.STOPPED if self._stop else None
         if (ending or self._must_save) and self._saved_step != self.state.step:
             with self.watch.paused():
-                self.save()
+                if self.are_weights_finite():  # else the plan's next event says so
+                    self.save()
         if ending is Ending.STOPPED:
             self.announcer.event(f"{self.run.name}: stopped at step {self.state.step:,}")
         return ending
@@ -154,7 +169,7 @@ class RunSession:
                 calibrated_seconds=run.plan.calibrated_seconds(state.step),
                 checksum=as_hex(state.checksum),
                 **clocks,
-            ).write(run.directory / "result.json")
+            ).write(run.directory / RESULT)
             self.announcer.event(f"{run.name}: finished at step {state.step:,}")
         return Ending.FINISHED
 
@@ -164,6 +179,27 @@ class RunSession:
             tracker.close()
 
     # ---- what events do
+
+    def are_weights_finite(self) -> bool:
+        """Whether the state is worth a checkpoint; all ranks call it."""
+        return are_weights_finite(self.trainee.model.network, self.ctx)
+
+    def diverge(self, what: NotFinite, step: int | None = None) -> None:
+        """End the run at a step, by default the state's, where ``what`` is not finite; all ranks
+        call it."""
+        self.has_diverged = True
+        if self.ctx.rank == 0:
+            run, index = self.run, (step or self.state.step) - 1
+            log = StepLog.read(run.directory / "metrics.jsonl")
+            divergence = Divergence(
+                step=index + 1,
+                seq_len=run.plan.stages[run.plan.stage_index(index)].seq_len,
+                what=what,
+                loss=float(log.loss[index]),
+                grad_norm=float(log.grad_norm[index]),
+            )
+            divergence.write(run.directory / DIVERGED)
+            self.announcer.event(f"{run.name}: {divergence.sentence}")
 
     def save(self) -> None:
         """Commit a checkpoint and report it to the controller; all ranks call it.
@@ -209,12 +245,15 @@ class RunSession:
             tracker.flush()
 
     def flush(self) -> None:
-        """Write the metrics, for which the host waits for the device, and look who asks to stop."""
+        """Write the metrics, for which the host waits for the device; see whether they are finite,
+        and who asks to stop."""
         state = self.state
         steps = self._log.flush(self.watch)
         state.checksum = sum((int(step.checksum, 16) for step in steps), state.checksum) % 2**64
         state.measured_seconds = self.watch.seconds
         self._stop = bool(from_rank_zero(self.ctx, int(self.ctx.stop_requested())))
+        if not from_rank_zero(self.ctx, int(steps[-1].is_finite)):
+            self.diverge("gradient" if isfinite(steps[-1].loss) else "loss", steps[-1].step)
         if not self._preempted and self.ctx.preempted():
             # Ray ends the group when the node is gone and starts it again without.
             self._preempted = self._must_save = True
@@ -292,5 +331,11 @@ def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
     if step == 0 and run.spec.init and init_sha256:
         folder = read_pretrained(run.spec.init)
         check_unchanged(folder, init_sha256)
-        return load_pretrained(folder, config, ctx.device)
+        network = load_pretrained(folder, config, ctx.device)
+        if not are_weights_finite(network, ctx):
+            raise UserError(
+                f"{folder.path}: has weights that are not finite, so that the first loss would "
+                "not be either; give the folder of a model that has not diverged"
+            )
+        return network
     return build_model(config, run.seed, ctx.device)

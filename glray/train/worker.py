@@ -37,8 +37,8 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     """Train the unfinished runs of the pipeline, in the order of its seeds and arms; of several
     worker groups each trains those that it claims.
 
-    Returns early if asked to stop; where its guard stops a run, the others go on. Every rank of a
-    group calls it.
+    Returns early if asked to stop; where a run diverges or its guard stops it, the others go on.
+    Every rank of a group calls it.
     """
     directory = pipeline_directory(spec)
     announcer = Announcer(directory, ctx)
@@ -53,7 +53,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     assert runs is not None, "rank 0 found a calibration"
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
         _write_spec(spec, runs[0].spec.calibration, directory / "spec.yaml")
-    if from_rank_zero(ctx, int(all(run.is_finished for run in runs))):
+    if from_rank_zero(ctx, int(all(run.has_ended for run in runs))):
         return
     peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
@@ -91,10 +91,10 @@ def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
     """Whether the run is this group's to train, on every rank; then nobody else writes it within
     the block. A group whose driver was killed may be at it still and is waited for."""
     with ExitStack() as held:
-        is_ours = ctx.rank == 0 and not run.is_finished and ctx.group.claims(run.name)
+        is_ours = ctx.rank == 0 and not run.has_ended and ctx.group.claims(run.name)
         if is_ours:
             held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
-            is_ours = not run.is_finished
+            is_ours = not run.has_ended
         yield bool(from_rank_zero(ctx, int(is_ours)))
 
 

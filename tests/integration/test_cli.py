@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,40 @@ def test_eval_export_and_report_take_a_finished_run(folder, here):
 
 @pytest.mark.ray
 @trained
+def test_moved_runs_are_read_and_found_finished_without_their_text(folder, here, tmp_path):
+    """In a copy, without the folder that it was copied from: nothing is looked for there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(folder / "runs", home / "elsewhere")
+    shutil.copy(folder / "tiny.py", home)
+    away = folder.rename(folder.with_name("away"))
+    try:
+        for arguments in (
+            ("eval", "elsewhere/tiny/grow-seed0", "--seq-lens", "16,32"),
+            ("export", "elsewhere/tiny/grow-seed0", "model"),
+            ("report", "elsewhere/tiny"),
+            ("run", "elsewhere/tiny/spec.yaml"),
+            ("data", "elsewhere/tiny/grow-seed0/spec.yaml"),
+        ):
+            done = here(home, *arguments)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert ("nothing to train" in done.stdout) is (arguments[0] == "run")
+        gone = here(home, "run", "tiny.py", "--set", "compute.storage=elsewhere")
+        assert gone.returncode == 2  # this text was never read here, and may be another
+        assert f"{home}/text" in gone.stderr
+        assert not folder.exists()
+    finally:
+        away.rename(folder)
+    names = ["elsewhere", "model", "report", "tiny.py"]
+    assert sorted(path.name for path in home.iterdir()) == names
+
+    moved = here(folder, "run", "tiny.py", "--set", f"compute.storage={home}/elsewhere")
+    assert moved.returncode == 0, moved.stdout + moved.stderr
+    assert "nothing to train" in moved.stdout
+
+
+@pytest.mark.ray
+@trained
 def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, here):
     (folder / "both.py").write_text(
         "import runpy\n"
@@ -270,6 +305,52 @@ def test_compare_tunes_each_arms_rate_before_it_judges_and_finds_all_again(folde
     own = here(folder, "run", "tiny.py")
     assert own.returncode == 0, own.stdout + own.stderr
     assert "nothing to train" in own.stdout
+
+
+@pytest.mark.ray
+@trained
+def test_a_diverged_run_is_said_with_status_3_and_not_trained_again(folder, here):
+    """By run, beside an arm that trains on; then by a comparison of the two."""
+    (folder / "wild.py").write_text(
+        "import runpy\n"
+        "from glray.spec import *\n"
+        "tiny = runpy.run_path('tiny.py')['pipeline']()\n"
+        "grow = tiny.arm('grow').derive(lr=1e6)\n"
+        "def pipeline():\n"
+        "    return tiny.derive(name='wild', arms=(grow, tiny.arm('fixed32')), search=None,\n"
+        "                       budget={'tokens': 12 * 128, 'seconds': None}, ratios_in='tokens')\n"
+        "def both():\n"
+        "    return ComparisonSpec(name='wild', title='Wild', arms=pipeline()['grow', 'fixed32'],\n"
+        "                          claims=[lower('grow', 'fixed32')])\n"
+    )
+    wild, log = folder / "runs" / "wild", folder / "wild.log"
+    process = start_glray(folder, log, persons_environment(), "run", "wild.py")
+    assert status_of(process, log, 240) == 3, log.read_text()
+    diverged = read_json(wild / "grow-seed0" / "diverged.json")
+    said = (
+        f"grow-seed0: diverged at step {diverged['step']} (seq_len 16): its {diverged['what']} is "
+        "not finite; no checkpoint came before, and it is not trained again: set an optimizer.lr "
+        f"below 1e6 under another name (--set name=…), or delete {wild / 'grow-seed0'} to train it "
+        "again\n"
+    )
+    assert log.read_text().endswith(said)
+    assert (wild / "fixed32-seed0" / "result.json").exists()
+    assert "Diverged and not compared: grow-seed0" in (wild / "report.html").read_text()
+
+    before = (wild / "grow-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    for arguments in (("run", "wild.py"), ("compare", "wild.py:both")):
+        again = here(folder, *arguments)
+        assert again.returncode == 3, again.stdout + again.stderr
+        assert "every run is finished or has diverged, nothing to train" in again.stdout
+        assert again.stdout.endswith(said)
+    assert (wild / "grow-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "INCONCLUSIVE" in again.stdout
+    assert "diverged: grow-seed0" in " ".join(again.stdout.split())
+    left = [*wild.rglob("*.json*"), *(folder / "runs" / "comparisons" / "wild").glob("*.json")]
+    for path in left:
+        text = path.read_text()
+        for value in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(value, parse_constant=pytest.fail)
 
 
 @pytest.mark.ray

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from glray.data.corpus import run_corpus
 from glray.files import read_json
 from glray.run.run import Run
 from glray.train.context import WorkerContext
-from glray.train.export import run_corpus
 from glray.train.worker import train_all
 
 from .test_survival import GlrayRun, steps, write_pipeline

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from glray.data.corpus import run_corpus
 from glray.files import read_json
 from glray.run.run import Run
 from glray.spec import PipelineSpec, load_pipeline
-from glray.train.export import run_corpus
 
 from ..command import start_glray, status_of
 from ..group import join_group, start_group, train

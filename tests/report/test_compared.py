@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from statistics import mean, stdev
 
 import pytest
@@ -121,6 +122,23 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     text = page.read_text()
     assert "small is better: INCONCLUSIVE" in text
     assert (tmp_path / "out" / "long_documents.png").exists()
+
+
+def test_a_diverged_run_is_null_in_the_record(spec, comparison, tmp_path):
+    shutil.rmtree(tmp_path / "small" / "grow-seed1")
+    stages = [(4, 10), (8, 5)]
+    write_run(tmp_path / "small", "grow", stages, {8: 3.0}, seed=1, steps_done=12, diverged=True)
+    report = compared(spec, labelled_runs(spec), comparison.long_losses)
+    report.write(tmp_path / "out")
+    write_json(tmp_path / "out" / "comparison.json", comparison_record(spec, report))
+    text = (tmp_path / "out" / "comparison.json").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)
+    finished, wild = record["arms"][0]["runs"]
+    assert finished["diverged"] is None
+    assert wild["diverged"]["step"] == wild["steps"] == 12
+    assert wild["diverged"]["loss"] is wild["heldout"] is wild["checksum"] is None
+    assert record["claims"][0]["verdict"] == "inconclusive"
+    assert "diverged: small-grow-seed1" in report.judgements[0].sentence
 
 
 def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path):

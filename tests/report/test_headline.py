@@ -158,6 +158,19 @@ def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
     assert "a diverged" in sentence
 
 
+def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path):
+    write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.0}, steps_done=3, diverged=True)
+    write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.7})
+    write_run(tmp_path / "toy", "c", [(8, 10)], {8: 4.5})
+
+    sentences = headline(open_runs([tmp_path / "toy"]))
+
+    assert "c is lowest, 0.20 ± 0.00 nats below b" in sentences[0]
+    assert sentences[-1] == (
+        "Diverged and not compared: a-seed0 (at step 3 of 10, where its loss became not finite)."
+    )
+
+
 def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, targets="aaaa")
     write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, targets="bbbb")

@@ -87,6 +87,21 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path):
     assert "unfinished" in page.text
 
 
+@pytest.mark.parametrize("step", [1, 12])  # before and after the first evaluation
+def test_a_run_that_diverged_is_shown_as_such_alone_and_beside_others(tmp_path, step):
+    wild = write_run(
+        tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.6}, steps_done=step, diverged=True
+    )
+    write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.5})
+
+    for paths in ([wild], [tmp_path / "toy"]):
+        page = page_of(tmp_path / "out", paths)
+
+        assert any(row[:3] == ["grow", "4-8", f"{step}/15"] for row in page.rows)
+        assert f"grow diverged at step {step} (seq_len 8): its loss is not finite." in page.text
+        assert "unfinished" not in page.text
+
+
 def test_a_run_without_a_step_still_makes_a_page(tmp_path):
     write_run(tmp_path / "toy", "grow", [(4, 10)], {4: 4.6}, steps_done=0)
 

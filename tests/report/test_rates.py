@@ -96,6 +96,17 @@ def test_where_all_diverged_none_can_be_chosen(tmp_path):
         tuned_rate("grow", pilot(tmp_path, {1e-3: NAN, 2e-3: NAN}))
 
 
+def test_a_rate_that_diverged_is_ruled_out_and_named(tmp_path):
+    fields = {"seed": 100, "steps_done": 3, "diverged": True}
+    written = write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 3.0}, lr=8e-3, **fields)
+    wild = Run.open(written)
+    rate = tuned_rate("grow", [*pilot(tmp_path, {1e-3: 3.7, 2e-3: 3.5, 4e-3: 3.6}), wild])
+    assert (rate.lr, rate.at_end) == (2e-3, None)
+    assert rate.sentence.endswith("1e-3 3.700, 2e-3 3.500, 4e-3 3.600, 8e-3 diverged.")
+    with pytest.raises(UserError, match="grow diverged at every rate, 8e-3, under seed 100"):
+        tuned_rate("grow", [wild])
+
+
 def test_rates_that_are_not_scored_alike_are_not_ranked(tmp_path):
     other = pilot(tmp_path / "other", {2e-3: 3.4}, targets="bbbb")
     with pytest.raises(UserError, match="not scored on the same held-out targets"):

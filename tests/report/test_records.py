@@ -46,6 +46,19 @@ def test_a_run_in_progress_is_read_as_far_as_it_got(tmp_path):
     assert run.latest.step == 10
 
 
+def test_a_run_that_diverged_has_ended_and_is_not_finished(tmp_path):
+    stages = [(4, 10), (8, 5)]
+    written = write_run(tmp_path / "toy", "grow", stages, {8: 5.0}, steps_done=12, diverged=True)
+    run = Run.open(written)
+    assert (run.has_ended, run.is_finished, run.result) == (True, False, None)
+    assert (run.divergence.step, run.divergence.what, run.steps_done) == (12, "loss", 12)
+    assert np.isnan(run.divergence.loss)
+    assert run.divergence.sentence == "diverged at step 12 (seq_len 8): its loss is not finite"
+    (run.directory / "diverged.json").write_text("{}")
+    with pytest.raises(UserError, match=r"diverged.json: damaged, .*step"):
+        print(run.divergence)
+
+
 def test_a_run_that_has_not_trained_a_step_is_read(tmp_path):
     directory = write_run(tmp_path / "toy", "grow", [(4, 10)], {4: 4.6}, steps_done=0)
     (directory / "metrics.jsonl").unlink()

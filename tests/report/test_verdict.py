@@ -1,6 +1,7 @@
 """Claims judged from records: literal losses over three seeds, intervals checkable by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -232,6 +233,18 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
     assert judgement.record()["difference"] is None
 
 
+@pytest.mark.parametrize("fields", [{}, {"measure": "seconds", "at": None}, {"at": None}])
+def test_a_run_that_ended_by_divergence_is_no_evidence(tmp_path, fields):
+    arms = two_arms(tmp_path, *HUNDREDTH)
+    shutil.rmtree(tmp_path / "fixed8-seed1")
+    wild = write_run(tmp_path, "fixed8", [(8, 10)], {8: 5.0}, seed=1, steps_done=3, diverged=True)
+    arms["fixed8"][1] = replace(Run.open(wild), label="fixed8")
+    judgement = judged(LOWER.derive(**fields), arms)
+    assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
+    assert "diverged: fixed8-seed1" in judgement.sentence
+    assert "unfinished" not in judgement.sentence
+
+
 def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path):
     arms = two_arms(tmp_path, *HUNDREDTH, standard_error=None)
     for runs in arms.values():
@@ -411,6 +424,9 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
     # A fixed arm that is not compared, and diverged, has no say in it.
     diverged = arm(tmp_path, "fixed4", [(4, 20)], (float("nan"),) * 3)
     assert judged(LOWER, {"fixed4": diverged, **arms}).estimate.parts["calibrations"] == part
+    wild = write_run(tmp_path, "fixed2", [(2, 20)], {}, steps_done=3, diverged=True)
+    ended = [replace(Run.open(wild), label="fixed2")]
+    assert judged(LOWER, {"fixed2": ended, **arms}).estimate.parts["calibrations"] == part
     # A repetition that leaves a stage without a step gives no plan: the sentence says so.
     Calibration(
         step_microseconds=repetitions[0], repetitions=[*repetitions, {4: 1_000_000, 8: 10**9}]

@@ -26,6 +26,7 @@ def write_run(
     standard_error: float | None = 0.05,
     document_spread: float = 0.0,
     steps_done: int | None = None,
+    diverged: bool = False,
     slowdown: float = 1.0,
     budget_seconds: float | None = 20.0,
     targets: str = "aaaa",
@@ -38,7 +39,8 @@ def write_run(
     """A run of ``stages`` (seq_len, steps) in batches of 32 tokens.
 
     It ends with held-out ``losses`` by length (each 1 nat more at earlier boundaries), after
-    ``slowdown`` times its calibrated seconds. ``steps_done`` leaves it unfinished. The losses of
+    ``slowdown`` times its calibrated seconds. ``steps_done`` leaves it unfinished, or is where it
+    has ``diverged``, with a loss that is not finite. The losses of
     its 16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
     ``standard_error`` there is one document. ``far`` has the losses of as many documents, of 10 far
     targets each, by the length of sliding windows.
@@ -83,7 +85,7 @@ def write_run(
                 "stage": 0,
                 "seq_len": stages[0][0],
                 "tokens": 32 * step,
-                "loss": 8.0 - 4.0 * step / num_steps,
+                "loss": None if diverged and step == done else 8.0 - 4.0 * step / num_steps,
                 "lr": 0.001,
                 "grad_norm": 1.0 + (step == stages[0][1] + 1),
                 "update_norm": 0.5,
@@ -97,6 +99,8 @@ def write_run(
             }
             file.write(json.dumps(record) + "\n")
     for (seq_len, steps), (longer, _) in pairwise(stages):
+        if diverged and done < steps:
+            break
         _write(
             directory / "boundaries" / f"step-{steps:08d}.json", _boundary(seq_len, longer, steps)
         )
@@ -126,6 +130,9 @@ def write_run(
                     "far_context": far_context(far) if far and boundary == num_steps else None,
                 },
             )
+    if diverged:
+        record = {"step": done, "seq_len": 8, "what": "loss", "loss": None, "grad_norm": None}
+        _write(directory / "diverged.json", record)
     if steps_done is None:
         _write(
             directory / "result.json",

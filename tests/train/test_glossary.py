@@ -1,6 +1,7 @@
 """docs/metrics.md has every logged name, and no other."""
 
 import json
+import math
 import re
 import runpy
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glray.files import read_json
-from glray.run.records import Progress
+from glray.run.records import Divergence, Progress
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
@@ -41,6 +42,7 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
         patch.setattr(Announcer, "progress", lambda self, value: progress.append(value))
         train_all(spec, corpus, WorkerContext())
     run = planned(spec, corpus)[0]
+    diverged = Divergence(step=1, seq_len=8, what="loss", loss=math.nan, grad_norm=math.nan)
     lines = [
         json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()
     ]
@@ -59,6 +61,7 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
         "boundaries/step-*.json": set(boundary),
         "jump": set(boundary["jump"]),
         "result.json": set(read_json(run.directory / "result.json")),
+        "diverged.json": set(json.loads(diverged.model_dump_json())),
     }
 
 

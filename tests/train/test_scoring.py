@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from glray.cli.app import naming_options
 from glray.cli.runs import EVAL_OPTIONS
+from glray.data.corpus import run_corpus
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.spec import (
@@ -24,7 +25,7 @@ from glray.spec import (
 )
 from glray.train.context import WorkerContext
 from glray.train.evaluation import Windows
-from glray.train.export import latest_model, run_corpus
+from glray.train.export import latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned

@@ -121,6 +121,17 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_with_a_weight_that_is_not_finite_is_refused_before_training(tmp_path, corpus):
+    save_model(tmp_path / "start", MODELS["llama"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    model.lm_head.weight.data[3, 5] = torch.nan
+    model.save_pretrained(tmp_path / "start")
+    spec = spec_from(tmp_path / "start", tmp_path)
+    with pytest.raises(UserError, match="start: has weights that are not finite"):
+        train_all(spec, corpus, WorkerContext())
+    assert not list(tmp_path.glob("tiny/*/metrics.jsonl"))
+
+
 def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_path, corpus):
     ids = corpus.vocabulary.vocab_size
     small = MODELS["llama"].derive(vocab_size=ids - 1)

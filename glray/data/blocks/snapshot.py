@@ -15,13 +15,18 @@ from pydantic import Field
 
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.blocks.tokenizer import read_tokenizer_json
-from glray.data.corpus import PreparedCorpus, corpus_of
+from glray.data.corpus import PreparedCorpus, corpus_of, run_corpus
 from glray.data.read.sources import SourceFile, is_uri, list_source
+from glray.errors import UserError
 from glray.record import Record
+from glray.run.run import Run, pipeline_directory
 from glray.spec.corpus import BpeTokenizer, SourceSpec
 from glray.spec.identity import TOKENS_VERSION, fingerprint
 from glray.spec.pipeline import PipelineSpec
 from glray.storage import storage_path
+
+OF_TOKENS = {"corpus", "tokenizer", "heldout_fraction"}
+"""What of a spec its tokens depend on."""
 
 CLOCK_TICK_SECONDS = 0.1
 """File times are coarser than this nowhere that glray runs; most tick every few milliseconds."""
@@ -79,14 +84,30 @@ def tokens_directory(spec: PipelineSpec) -> Path:
 def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
     """The pipeline's prepared corpus, if all of it is there, its check for near-copies included.
 
-    Raises UserError for a corpus or tokenizer that is not there, and for damaged token blocks.
+    Runs that were started need no sources to go on: where these are gone, the token blocks are
+    those of a run of the pipeline with the same corpus and tokenizer. Raises UserError for a corpus
+    or tokenizer that is not there otherwise, and for damaged token blocks.
     """
-    found = [find_blocks(spec, snapshot) for snapshot in snapshot_sources(spec)]
+    try:
+        snapshots = snapshot_sources(spec)
+    except UserError:
+        if (run := _started_run(spec)) is None:
+            raise
+        return run_corpus(run)
+    found = [find_blocks(spec, snapshot) for snapshot in snapshots]
     blocks = [each for each in found if each is not None]
     if len(blocks) < len(found):
         return None
     corpus = corpus_of(spec, blocks)
     return corpus if corpus.heldout_check() else None
+
+
+def _started_run(spec: PipelineSpec) -> Run | None:
+    """A run of the pipeline's directory that declares the same tokens."""
+    declared = spec.model_dump(include=OF_TOKENS)
+    records = sorted(pipeline_directory(spec).glob("*/run.json"))
+    runs = (Run.open(record.parent) for record in records)
+    return next((run for run in runs if run.spec.model_dump(include=OF_TOKENS) == declared), None)
 
 
 def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | None:

@@ -31,7 +31,7 @@ from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
 from glray.train.evaluation import Scored, Windows, score, score_far
 from glray.train.execution import CPU_MOST_TOKENS, execution
-from glray.train.export import latest_model, run_corpus
+from glray.train.export import latest_model, run_corpus, trained_len
 
 FOLDER_TARGETS = 65_536
 """Target tokens of a folder's model, which no evaluation has fixed."""
@@ -252,7 +252,7 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
         rope_parameters=rope,
         scaled_by=None if rope == config.rope_parameters else run.positions.kind,
         config=config,
-        trained_len=_trained_len(run, stage, config),
+        trained_len=trained_len(run, state.step),
         tokenizer=_tokenizer(corpus.vocabulary.tokenizer_path),
         precision=run.spec.precision,
         rows_at_once=executed.rows_at_once,
@@ -262,25 +262,14 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
     )
 
 
-def _trained_len(run: Run, stage: int, config: PreTrainedConfig) -> int:
-    """The longest length that was trained with the positions of ``stage``, in the run or, if it
-    started from one, in the folder."""
-    rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
-    own = max(seq_lens[n] for n in range(stage + 1) if rope[n] == rope[stage])
-    of_folder = config.max_position_embeddings  # or the arm's longest, if that is more
-    if run.spec.init is None or of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
-        return own
-    return max(own, of_folder)
-
-
 def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
     """The model of a ``transformers`` folder with its ``tokenizer.json``, in float32. Raises
     UserError."""
     folder = read_pretrained(str(path))
     tokenizer = _tokenizer(path / "tokenizer.json")
-    trained_len = folder.config.max_position_embeddings
+    longest = folder.config.max_position_embeddings
     config = model_config(  # no text is generated, so no token has to end one
-        folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=trained_len
+        folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=longest
     )
     network = load_pretrained(folder, config, device)
     rope_type = config.rope_parameters["rope_type"]
@@ -290,7 +279,7 @@ def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
         rope_parameters=config.rope_parameters,
         scaled_by=None if rope_type == "default" else rope_type,
         config=config,
-        trained_len=trained_len,
+        trained_len=longest,
         tokenizer=tokenizer,
         precision="float32",
         rows_at_once=lambda seq_len: max(1, CPU_MOST_TOKENS // seq_len),

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig
 
-from glray.data.blocks.tokenizer import parse_tokenizer, vocab_size
+from glray.data.blocks.tokenizer import parse_tokenizer, prepended_ids, vocab_size
 from glray.data.corpus import PreparedCorpus
 from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
@@ -57,6 +57,9 @@ class ScoringProtocol:
     """Target tokens; None: as many as the run's evaluations have, a longest window at least."""
     far_context: bool = False
     """Also score what context further back is worth, up to the longest length trained."""
+    bos: bool = False
+    """Begin each window with what the tokenizer of a folder prepends to a text, in place of its
+    first tokens, as llama.cpp's perplexity does; a run is trained without."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Scores:
     """One record a window length, as ``Scored.record`` gives it, under each scaling."""
     far_context: FarContext | None = None
     """With positions as trained, if the protocol asks for it."""
+    prepended: str = ""
+    """What the tokenizer of a folder prepends to a text. Only ``ScoringProtocol.bos`` does so."""
 
 
 def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
@@ -91,6 +96,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
         for name in protocol.positions
     }
     targets = _targets(trained, protocol)
+    begin_with = _begin_with(trained, protocol)
 
     def in_windows(windows: Windows, first_place: int = 0) -> Scored:
         return score(
@@ -101,6 +107,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
             rows=trained.rows_at_once(windows.seq_len),
             precision=trained.precision,
             first_place=first_place,
+            begin_with=begin_with,
         )
 
     @cache  # at lengths that were trained all scalings are one
@@ -125,7 +132,15 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     run, corpus = trained.run, trained.corpus
     usual = heldout_targets(corpus, run.spec.evaluation) if run and corpus else None
     own = usual is not None and usual.sha256 == targets.sha256
-    return Scores(trained.step, trained.trained_len, targets, own, by_positions, far_context)
+    return Scores(
+        trained.step,
+        trained.trained_len,
+        targets,
+        own,
+        by_positions,
+        far_context,
+        " ".join(str(trained.tokenizer.id_to_token(token)) for token in trained.prepended),
+    )
 
 
 def _check_lengths(protocol: ScoringProtocol) -> None:
@@ -164,6 +179,23 @@ def _targets(trained: "TrainedModel", protocol: ScoringProtocol) -> HeldoutTarge
     return heldout_targets(
         trained.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens)
     )
+
+
+def _begin_with(trained: "TrainedModel", protocol: ScoringProtocol) -> tuple[int, ...]:
+    if not protocol.bos:
+        return ()
+    if not trained.prepended:
+        whose = "its tokenizer prepends none" if trained.run is None else "a run trains without"
+        raise UserError(
+            f"bos: {trained.directory} has no token to begin a window with, {whose}; leave it out"
+        )
+    shortest, num_prepended = min(protocol.seq_lens), len(trained.prepended)
+    if shortest <= num_prepended:
+        raise UserError(
+            f"bos: a window of {shortest} would be no more than the {num_prepended} tokens that "
+            "the tokenizer prepends, without any text; score longer windows"
+        )
+    return trained.prepended
 
 
 def _rope_parameters(name: str, trained: "TrainedModel", seq_len: int) -> dict[str, Any]:
@@ -219,6 +251,8 @@ class TrainedModel:
     precision: Precision
     rows_at_once: Callable[[int], int]
     """Windows of a length that go through the model at once."""
+    prepended: tuple[int, ...] = ()
+    """What the tokenizer of a folder prepends to a text, as its model may have been trained."""
     run: Run | None = None
     corpus: PreparedCorpus | None = None
     """The run's."""
@@ -283,6 +317,7 @@ def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
         tokenizer=tokenizer,
         precision="float32",
         rows_at_once=lambda seq_len: max(1, CPU_MOST_TOKENS // seq_len),
+        prepended=tuple(prepended_ids(tokenizer)),
     )
 
 

@@ -141,6 +141,7 @@ def export_tokenizer(tokenizer: Tokenizer, eos_id: int, seq_len: int, path: Path
         "bos_token": eos_token,  # what stands before a document in training
         "clean_up_tokenization_spaces": False,
         "eos_token": eos_token,
+        "model_input_names": ["input_ids", "attention_mask"],  # no token_type_ids, as 4 would
         "model_max_length": seq_len,
         "tokenizer_class": "PreTrainedTokenizerFast",  # 5 writes another name, unknown to 4
     }

@@ -117,6 +117,7 @@ def test_a_finished_gpt_neox_says_the_same_in_the_words_of_both_versions(tmp_pat
         "bos_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|endoftext|>",
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 32,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }

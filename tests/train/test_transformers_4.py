@@ -88,6 +88,12 @@ for folder in asked["tokenizers"]:
     plain = [tokenizer(text, split_special_tokens=True).input_ids for text in asked["texts"]]
     texts = [tokenizer.decode(own) for own in plain]
     read[folder] = [ids, plain, texts, tokenizer.eos_token_id, tokenizer.model_max_length]
+for folder in asked["models"]:
+    if folder in read:
+        given = AutoTokenizer.from_pretrained(folder)("word", return_tensors="pt")
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        new = model.generate(**given, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        read[folder].append(new[0].tolist())
 Path(asked["read"]).write_text(json.dumps(read))
 assert transformers.__version__ == asked["version"]
 """
@@ -205,12 +211,17 @@ def test_without_the_names_of_version_4_its_logits_are_others(models, read_by_4)
 
 def test_tokens_are_those_of_training_and_of_the_installed_version(tokenizers, read_by_4):
     _, read, _ = read_by_4
-    for folder, (ids, plain, texts, eos_id, longest) in read.items():
+    for folder, (ids, plain, texts, eos_id, longest, *generated) in read.items():
         own = AutoTokenizer.from_pretrained(folder)
         assert ids == [own(text).input_ids for text in TEXTS]
         assert plain == [own(text, split_special_tokens=True).input_ids for text in TEXTS]
         assert (eos_id, longest) == (0, 64)
-        trained = tokenizers.get(Path(folder))
-        if trained is not None:
-            assert plain == encode(trained, TEXTS)
+        for new in generated:
+            given = own("word", return_tensors="pt")
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            args = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+            assert new == model.generate(**given, **args)[0].tolist()
+        assert len(generated) == (Path(folder) not in tokenizers)
+        if Path(folder) in tokenizers:
+            assert plain == encode(tokenizers[Path(folder)], TEXTS)
         assert [text.lstrip(" ") for text in texts] == [text.lstrip(" ") for text in TEXTS]

@@ -12,7 +12,7 @@ from glray.errors import UserError
 EVAL_OPTIONS = {
     r"^seq_lens\b": "--seq-lens",
     r"^num_tokens\b": "--num-tokens",
-    r"^(stride|positions)\b": r"--\1",
+    r"^(stride|positions|bos)\b": r"--\1",
     r"^documents\b|(?<=name )documents$|corpus\.paths": "--documents",
     r"corpus\.column": "--column",
 }
@@ -66,6 +66,14 @@ def evaluate(
             help="Target tokens. Default: as in the run's evaluations; 65,536 for a folder."
         ),
     ] = None,
+    bos: Annotated[
+        bool,
+        typer.Option(
+            "--bos",
+            help="Begin each window with what the folder's tokenizer prepends to a text, such as "
+            "<s>, in place of its first token.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for context.json and the plot context.png.")
     ] = None,
@@ -93,6 +101,7 @@ def evaluate(
         positions=tuple(dict.fromkeys(name.strip() for name in positions.split(","))),
         documents=corpus_of_files(documents, column or "text") if documents else None,
         num_tokens=num_tokens,
+        bos=bos,
     )
     with naming_options(EVAL_OPTIONS):
         scores = score_model(model, chosen)

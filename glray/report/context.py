@@ -55,6 +55,7 @@ def context_record(scores: "Scores", protocol: "ScoringProtocol") -> dict[str, A
         "step": scores.step,
         "protocol": WHOLE if protocol.stride is None else SLIDING,
         "stride": protocol.stride,
+        "begins_with": scores.prepended if protocol.bos else "",
         "num_documents": targets.num_documents,
         "document_tokens": targets.document_tokens,
         "num_target_tokens": targets.num_targets,
@@ -82,6 +83,13 @@ def _remarks(scores: "Scores", protocol: "ScoringProtocol") -> list[str]:
     ]
     if targets.num_skipped:
         remarks.append(f"{targets.num_skipped:,} documents are left out: empty or not UTF-8")
+    if scores.prepended and protocol.bos:
+        remarks.append(f"each window begins with {scores.prepended}, in place of its first token")
+    elif scores.prepended:
+        remarks.append(
+            f"the tokenizer prepends {scores.prepended} to a text, these windows are without: "
+            "--bos begins each with it"
+        )
     if scores.step is not None and not scores.own:
         remarks.append("not the targets of the run's own evaluations: do not compare with those")
     return remarks

@@ -1,6 +1,6 @@
 """Held-out loss by window length, on one fixed set of target tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,9 +30,11 @@ def score(
     rows: int,
     precision: Precision,
     first_place: int = 0,
+    begin_with: Sequence[int] = (),
 ) -> "Scored":
     """The losses of the targets in ``windows``, ``rows`` of them through the model at once. The
-    same on every rank. Targets before ``first_place`` in their sequence count as 0.
+    same on every rank. Targets before ``first_place`` in their sequence count as 0. Each window's
+    inputs begin with ``begin_with`` in place of their own tokens; its targets stay.
 
     Every rank makes as many passes as the one with most windows, as a sharded model needs all of
     them; what is left over is padding.
@@ -56,7 +58,9 @@ def score(
             sequence, index = window // per_sequence, window % per_sequence
             places = starts[index, None] + positions
             tokens = mine[sequence[:, None], places]
-            losses = model(tokens[:, :-1].to(ctx.device), tokens[:, 1:].to(ctx.device))
+            inputs, labels = tokens[:, :-1].clone(), tokens[:, 1:]
+            inputs[:, : len(begin_with)] = torch.tensor(begin_with, dtype=inputs.dtype)
+            losses = model(inputs.to(ctx.device), labels.to(ctx.device))
             is_new = positions[:-1] >= seq_len - num_new[index, None]
             losses = losses.double().cpu() * (is_new & (places[:, :-1] >= first_place))
             by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))

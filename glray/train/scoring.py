@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedConfig
 
-from glray.data.blocks.tokenizer import parse_tokenizer, vocab_size
+from glray.data.blocks.tokenizer import parse_tokenizer, prepended_ids, vocab_size
 from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
@@ -31,7 +31,7 @@ from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
 from glray.train.evaluation import Scored, Windows, score, score_far
 from glray.train.execution import CPU_MOST_TOKENS, execution
-from glray.train.export import latest_model
+from glray.train.export import latest_model, trained_len
 
 FOLDER_TARGETS = 65_536
 """Target tokens of a folder's model, which no evaluation has fixed."""
@@ -57,6 +57,9 @@ class ScoringProtocol:
     """Target tokens; None: as many as the run's evaluations have, a longest window at least."""
     far_context: bool = False
     """Also score what context further back is worth, up to the longest length trained."""
+    bos: bool = False
+    """Begin each window with what the tokenizer of a folder prepends to a text, in place of its
+    first tokens, as llama.cpp's perplexity does; a run is trained without."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Scores:
     """One record a window length, as ``Scored.record`` gives it, under each scaling."""
     far_context: FarContext | None = None
     """With positions as trained, if the protocol asks for it."""
+    prepended: str = ""
+    """What the tokenizer of a folder prepends to a text. Only ``ScoringProtocol.bos`` does so."""
 
 
 def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
@@ -91,6 +96,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
         for name in protocol.positions
     }
     targets = _targets(trained, protocol)
+    begin_with = _begin_with(trained, protocol)
 
     def in_windows(windows: Windows, first_place: int = 0) -> Scored:
         return score(
@@ -101,6 +107,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
             rows=trained.rows_at_once(windows.seq_len),
             precision=trained.precision,
             first_place=first_place,
+            begin_with=begin_with,
         )
 
     @cache  # at lengths that were trained all scalings are one
@@ -125,7 +132,15 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     run, corpus = trained.run, trained.corpus
     usual = heldout_targets(corpus, run.spec.evaluation) if run and corpus else None
     own = usual is not None and usual.sha256 == targets.sha256
-    return Scores(trained.step, trained.trained_len, targets, own, by_positions, far_context)
+    return Scores(
+        trained.step,
+        trained.trained_len,
+        targets,
+        own,
+        by_positions,
+        far_context,
+        " ".join(str(trained.tokenizer.id_to_token(token)) for token in trained.prepended),
+    )
 
 
 def _check_lengths(protocol: ScoringProtocol) -> None:
@@ -164,6 +179,23 @@ def _targets(trained: "TrainedModel", protocol: ScoringProtocol) -> HeldoutTarge
     return heldout_targets(
         trained.corpus, EvaluationSpec(seq_lens=(longest,), num_tokens=num_tokens)
     )
+
+
+def _begin_with(trained: "TrainedModel", protocol: ScoringProtocol) -> tuple[int, ...]:
+    if not protocol.bos:
+        return ()
+    if not trained.prepended:
+        whose = "its tokenizer prepends none" if trained.run is None else "a run trains without"
+        raise UserError(
+            f"bos: {trained.directory} has no token to begin a window with, {whose}; leave it out"
+        )
+    shortest, num_prepended = min(protocol.seq_lens), len(trained.prepended)
+    if shortest <= num_prepended:
+        raise UserError(
+            f"bos: a window of {shortest} would be no more than the {num_prepended} tokens that "
+            "the tokenizer prepends, without any text; score longer windows"
+        )
+    return trained.prepended
 
 
 def _rope_parameters(name: str, trained: "TrainedModel", seq_len: int) -> dict[str, Any]:
@@ -219,6 +251,8 @@ class TrainedModel:
     precision: Precision
     rows_at_once: Callable[[int], int]
     """Windows of a length that go through the model at once."""
+    prepended: tuple[int, ...] = ()
+    """What the tokenizer of a folder prepends to a text, as its model may have been trained."""
     run: Run | None = None
     corpus: PreparedCorpus | None = None
     """The run's."""
@@ -252,7 +286,7 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
         rope_parameters=rope,
         scaled_by=None if rope == config.rope_parameters else run.positions.kind,
         config=config,
-        trained_len=_trained_len(run, stage, config),
+        trained_len=trained_len(run, state.step),
         tokenizer=_tokenizer(corpus.vocabulary.tokenizer_path),
         precision=run.spec.precision,
         rows_at_once=executed.rows_at_once,
@@ -262,25 +296,14 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
     )
 
 
-def _trained_len(run: Run, stage: int, config: PreTrainedConfig) -> int:
-    """The longest length that was trained with the positions of ``stage``, in the run or, if it
-    started from one, in the folder."""
-    rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
-    own = max(seq_lens[n] for n in range(stage + 1) if rope[n] == rope[stage])
-    of_folder = config.max_position_embeddings  # or the arm's longest, if that is more
-    if run.spec.init is None or of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
-        return own
-    return max(own, of_folder)
-
-
 def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
     """The model of a ``transformers`` folder with its ``tokenizer.json``, in float32. Raises
     UserError."""
     folder = read_pretrained(str(path))
     tokenizer = _tokenizer(path / "tokenizer.json")
-    trained_len = folder.config.max_position_embeddings
+    longest = folder.config.max_position_embeddings
     config = model_config(  # no text is generated, so no token has to end one
-        folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=trained_len
+        folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=longest
     )
     network = load_pretrained(folder, config, device)
     rope_type = config.rope_parameters["rope_type"]
@@ -290,10 +313,11 @@ def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
         rope_parameters=config.rope_parameters,
         scaled_by=None if rope_type == "default" else rope_type,
         config=config,
-        trained_len=trained_len,
+        trained_len=longest,
         tokenizer=tokenizer,
         precision="float32",
         rows_at_once=lambda seq_len: max(1, CPU_MOST_TOKENS // seq_len),
+        prepended=tuple(prepended_ids(tokenizer)),
     )
 
 

@@ -160,8 +160,7 @@ class RunSession:
         self.enter(run.plan.stage_index(state.step - 1))
         weights = whole_weights(network, self.ctx)
         if self.ctx.rank == 0:
-            network.config.tokens_by_seq_len = state.tokens_by_seq_len
-            export_model(network, weights, self.corpus, run.directory / "model")
+            export_model(run, state, network, weights, self.corpus, run.directory / "model")
             clocks = state.model_dump(exclude={"step", "checksum"})
             Result(
                 steps=state.step,

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import AutoModelForCausalLM
 
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
+from glray.report.context import context_record, context_sheets
 from glray.spec import ArmSpec, GPTNeoXModel, Yarn
 from glray.train.context import WorkerContext
 from glray.train.scoring import ScoringProtocol, score_model
@@ -75,3 +79,66 @@ def test_what_a_folder_lacks_is_said(finished, documents):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"model/tokenizer\.json does not exist"):
         score_model(folder, protocol)
+
+
+# ---- a tokenizer that prepends a token
+
+
+@pytest.fixture
+def begun(finished):
+    """A folder whose tokenizer puts its token 7 before a text, and EOS after it."""
+    folder = finished[0].directory / "model"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos, eos = tokenizer.id_to_token(7), tokenizer.id_to_token(0)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A", eos], special_tokens=[(bos, 7), (eos, 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def losses_of(scores):
+    return [record["loss"] for record in scores.by_positions["as trained"]]
+
+
+def test_a_token_that_the_tokenizer_prepends_is_left_out_and_offered(begun, documents):
+    protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192)
+    scores = score_model(begun, protocol)
+    of_run = score_model(begun.parent, protocol)
+    assert losses_of(scores) == pytest.approx(losses_of(of_run), rel=1e-6)
+    token = Tokenizer.from_file(str(begun / "tokenizer.json")).id_to_token(7)
+    (sheet,) = context_sheets(scores, protocol)
+    assert sheet.notes[-1] == (
+        f"the tokenizer prepends {token} to a text, these windows are without: --bos begins each "
+        "with it"
+    )
+    assert context_record(scores, protocol)["begins_with"] == ""
+    (sheet,) = context_sheets(of_run, protocol)
+    assert "prepends" not in " ".join(sheet.notes)
+
+
+def test_with_bos_each_window_begins_with_it_and_the_targets_stay(begun, documents):
+    protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192, bos=True)
+    scores = score_model(begun, protocol)
+    network = AutoModelForCausalLM.from_pretrained(begun).eval()
+    tokens = torch.from_numpy(scores.targets.tokens)
+    for seq_len, loss in zip(SEQ_LENS, losses_of(scores), strict=True):
+        inputs, labels = (part.reshape(-1, seq_len) for part in (tokens[:, :-1], tokens[:, 1:]))
+        inputs = torch.cat([torch.full((len(inputs), 1), 7), inputs[:, 1:]], dim=1)
+        with torch.no_grad():
+            expected = torch.nn.functional.cross_entropy(network(inputs).logits.mT, labels)
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+    (sheet,) = context_sheets(scores, protocol)
+    token = Tokenizer.from_file(str(begun / "tokenizer.json")).id_to_token(7)
+    assert sheet.notes[-1] == f"each window begins with {token}, in place of its first token"
+    assert context_record(scores, protocol)["begins_with"] == token
+
+
+def test_bos_without_a_token_to_prepend_is_refused(finished, begun, documents):
+    protocol = ScoringProtocol(SEQ_LENS, documents=documents, bos=True)
+    with pytest.raises(UserError, match=r"bos: .* to begin a window with, a run trains without"):
+        score_model(finished[0].directory, protocol)
+    with pytest.raises(UserError, match=r"bos: .*/model has .*, its tokenizer prepends none"):
+        score_model(finished[1].directory / "model", protocol)
+    with pytest.raises(UserError, match=r"a window of 1 would be no more than the 1 tokens"):
+        score_model(begun, ScoringProtocol((1, 32), documents=documents, bos=True))

@@ -110,6 +110,21 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def prepended_ids(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text if it is let, such as a BOS; ``encode`` does not."""
+    encoding = tokenizer.encode("0 a A")
+    first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
+    return list(encoding.ids[:first])
+
+
+def without_additions(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that adds no token to a text, or to two, as ``encode`` adds none."""
+    alone = Tokenizer.from_str(tokenizer.to_str())
+    if any(alone.num_special_tokens_to_add(is_pair) for is_pair in (False, True)):
+        alone.post_processor = None
+    return alone
+
+
 def token_num_bytes(tokenizer: Tokenizer) -> np.ndarray:
     """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens stand for 0.
 

@@ -1,4 +1,4 @@
-# Every target works as the first command in a fresh clone: python3 (3.11 or newer) and make are
+# Every target works as the first command in a fresh clone: python3 (3.11 to 3.14) and make are
 # all it needs. A stamp in .venv records what is installed, so a second call installs nothing.
 
 PYTHON ?= python3
@@ -40,9 +40,9 @@ clean:  ## remove the environment and the caches, never runs/
 	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; version = "%d.%d" % sys.version_info[:2]; \
-	  sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python " + version + \
-	  ", glray needs 3.11 or newer: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; version = sys.version_info[:2]; \
+	  sys.exit(not (3, 11) <= version < (3, 15) and "error: $(PYTHON) is Python %d.%d, " % version + \
+	  "Ray has packages for 3.11 to 3.14: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from glray.data.blocks.tokenizer import train_bpe
 from glray.data.read.documents import Document, FilePart, read_part
 from glray.data.read.sources import list_source
+from glray.machine import usable_cpus
 from glray.ray.cluster import connect
 from glray.ray.prepare import prepare
 from glray.spec import (
@@ -190,7 +191,7 @@ def main() -> None:
             "text_megabytes": arguments.megabytes,
             "text": "Parquet files" if arguments.parquet else "the standard library",
             "vocab_size": Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size(),
-            "processors": os.cpu_count(),
+            "processors": usable_cpus(),
             "glray_over_encode_batch": median(r["of_encode_batch"] for r in rounds),
             "glray_over_encode_batch_fast": median(r["of_encode_batch_fast"] for r in rounds),
             "rounds": rounds,

@@ -11,7 +11,6 @@ worker of a Ray Train group. Rounds alternate in the order of contenders and len
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ from glray.data.blocks.token_blocks import (
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import Batch, StageReads
 from glray.files import read_json, write_json
+from glray.machine import usable_cpus
 from glray.ray.cluster import connect
 from glray.ray.stream import ray_batches
 from glray.ray.train import fit
@@ -320,7 +320,7 @@ def main() -> None:
         {
             "tokens": arguments.blocks * BLOCK_TOKENS,
             "batch_tokens": BATCH_TOKENS,
-            "processors": os.cpu_count(),
+            "processors": usable_cpus(),
             "mtok_per_second": {
                 name: {n: round(median(v), 2) for n, v in by_length.items()}
                 for name, by_length in rates.items()

@@ -1,9 +1,14 @@
-"""Where a pipeline's files go: the storage folder as an absolute path."""
+"""Where a pipeline's files go: the storage folder as an absolute path, and whether it will do."""
 
+import mmap
 import os
+import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from glray.errors import UserError
+from glray.files import new_directory, sole_writer, write_text
 from glray.spec.compute import ComputeSpec
 
 # Set by Ray's job supervisor in every submitted job; the name is its own, copied from
@@ -30,3 +35,63 @@ def storage_path(compute: ComputeSpec) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"compute.storage {compute.storage!r} is a file; give a folder")
     return path.resolve()
+
+
+def validate_storage(storage: Path) -> None:
+    """Do once on a small file what all work does with its files, and leave nothing of it.
+
+    Raises UserError for a folder that cannot be written, and for a file system that lacks one of
+    these: Lustre and NFS may be mounted without locks, object stores have no renaming of folders.
+    """
+    probe = storage / f".probe-{uuid.uuid4().hex[:8]}"
+    steps: tuple[tuple[Callable[[Path], None], str, str], ...] = (
+        (_write, "cannot be written", "make room there, or gain the right to write"),
+        (_replace, "cannot replace one file by another", "mount it so that it can"),
+        (_append, "cannot append to a file", "mount it so that it can"),
+        (_map, "cannot map a file into memory", "mount it so that it can"),
+        (_lock, "cannot lock a file", "mount it with locks (Lustre: flock, NFS: not nolock)"),
+        (_rename, "cannot rename a folder", "an object store can only hold sources"),
+    )
+    try:
+        for step, lack, advice in steps:
+            try:
+                step(probe)
+            except (OSError, NotImplementedError, ValueError) as error:
+                reason = (isinstance(error, OSError) and error.strerror) or error
+                raise UserError(
+                    f"compute.storage {storage}: it {lack} ({reason}): checkpoints and records "
+                    f"would not be safe there; {advice}, or give another folder, --set "
+                    "compute.storage=FOLDER"
+                ) from None
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def _write(probe: Path) -> None:
+    write_text(probe / "file", "old")
+
+
+def _replace(probe: Path) -> None:
+    write_text(probe / "file", "new")
+
+
+def _append(probe: Path) -> None:
+    with (probe / "file").open("a") as file:
+        file.write("er")
+    if (probe / "file").read_text() != "newer":
+        raise OSError("what was appended is not there")
+
+
+def _map(probe: Path) -> None:
+    with (probe / "file").open("rb") as file:
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
+
+
+def _lock(probe: Path) -> None:
+    with sole_writer(probe):
+        pass
+
+
+def _rename(probe: Path) -> None:
+    with new_directory(probe / "folder") as folder:
+        (folder / "file").touch()

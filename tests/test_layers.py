@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "glray"
 # Each layer may import itself and the layers before it.
 LAYERS = (
     ("errors",),
-    ("files", "spec"),
+    ("files", "machine", "spec"),
     ("storage", "record"),
     ("plan",),
     ("run",),
@@ -29,6 +29,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 WITHOUT_TORCH = {
     "errors",
     "files",
+    "machine",
     "storage",
     "spec",
     "record",

@@ -1,10 +1,19 @@
+import errno
+import fcntl
+import os
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from glray.cli import app
 from glray.errors import UserError
 from glray.spec import ComputeSpec
-from glray.storage import storage_path
+from glray.spec.loading import to_yaml
+from glray.storage import storage_path, validate_storage
+
+from .tiny import tiny_spec
 
 
 @pytest.fixture
@@ -38,3 +47,79 @@ def test_an_absolute_path_in_a_submitted_job_is_itself(in_submitted_job):
 def test_a_bucket_is_refused():
     with pytest.raises(UserError, match=r"s3://bucket/glray"):
         storage_path(ComputeSpec(storage="s3://bucket/glray"))
+
+
+def test_a_storage_that_does_everything_is_left_as_it_was(tmp_path):
+    validate_storage(tmp_path / "new" / "runs")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["new", "new/runs"]
+
+
+def fail_for(monkeypatch, owner: object, name: str, error: Exception, when=lambda *_: True) -> None:
+    """Have a system call fail as it does on some file systems."""
+    works = getattr(owner, name)
+
+    def call(*arguments, **named):
+        if when(*arguments):
+            raise error
+        return works(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def system_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def is_folder(path: object, *_: object) -> bool:
+    return Path(str(path)).is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_storage_without_locks_is_refused(tmp_path, monkeypatch, number):
+    fail_for(monkeypatch, fcntl, "flock", system_error(number))
+    refused_with(tmp_path, "it cannot lock a file", "flock")
+
+
+def test_a_storage_that_cannot_rename_folders_is_refused(tmp_path, monkeypatch):
+    fail_for(monkeypatch, os, "rename", system_error(errno.ENOSYS), is_folder)
+    refused_with(tmp_path, "it cannot rename a folder", "object store")
+
+
+def test_a_storage_that_cannot_replace_files_is_refused(tmp_path, monkeypatch):
+    is_there = lambda _, target: Path(target).exists()  # noqa: E731
+    fail_for(monkeypatch, os, "replace", system_error(errno.EPERM), is_there)
+    refused_with(tmp_path, "it cannot replace one file by another", "mount it")
+
+
+def test_a_full_storage_is_refused(tmp_path, monkeypatch):
+    fail_for(monkeypatch, os, "fsync", system_error(errno.ENOSPC))
+    refused_with(tmp_path, r"it cannot be written \(No space left on device\)", "make room")
+
+
+def test_a_storage_that_is_not_there_and_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/runs: it cannot be written \(Not a directory\)"):
+        validate_storage(tmp_path / "file" / "runs")
+
+
+def refused_with(storage: Path, lack: str, advice: str) -> None:
+    """One line with both, and nothing is left behind."""
+    pattern = rf"compute\.storage {re.escape(str(storage))}: {lack}.*{advice}.*compute\.storage="
+    with pytest.raises(UserError, match=pattern) as caught:
+        validate_storage(storage)
+    assert "\n" not in str(caught.value)
+    assert list(storage.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "profile", "tune"])
+def test_a_storage_that_will_not_do_is_said_before_any_work(tmp_path, monkeypatch, command):
+    spec = tiny_spec(tmp_path / "storage", search={"arm": "grow"}, budget={"seconds": 1})
+    spec = spec.derive(arms=spec.arms[:1])
+    pipeline = tmp_path / "spec.yaml"
+    pipeline.write_text(to_yaml(spec.resolved()))
+    fail_for(monkeypatch, os, "rename", system_error(errno.ENOSYS), is_folder)
+    result = CliRunner().invoke(app, [command, str(pipeline)])
+    assert isinstance(result.exception, UserError), result.output
+    assert "it cannot rename a folder" in str(result.exception)
+    assert result.output == ""
+    assert list((tmp_path / "storage").iterdir()) == []

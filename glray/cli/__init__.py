@@ -6,6 +6,7 @@ import glray.ray  # noqa: F401 (before a pipeline's file may import Ray: see the
 from glray.cli import comparisons, pipelines, runs
 from glray.cli.app import app
 from glray.errors import UserError
+from glray.machine import unsupported
 
 __all__ = ["app", "comparisons", "main", "pipelines", "runs"]
 
@@ -13,6 +14,8 @@ __all__ = ["app", "comparisons", "main", "pipelines", "runs"]
 def main() -> None:
     """Run the command; an error that a person can fix is one line on stderr and status 2."""
     try:
+        if (why := unsupported()) is not None:
+            raise UserError(why)
         app()
     except (UserError, OSError) as error:
         message = str(error)

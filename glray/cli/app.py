@@ -18,7 +18,7 @@ from glray.report.render import terminal
 from glray.report.sheets import Sheet
 from glray.run.run import open_runs
 from glray.spec import ComputeSpec, PipelineSpec, Spec, load_pipeline
-from glray.storage import storage_path
+from glray.storage import storage_path, validate_storage
 
 if TYPE_CHECKING:
     from glray.report.page import Report
@@ -100,6 +100,18 @@ def absolute(value: Any, field: str = "") -> Any:
     return value
 
 
+def validate_machine(spec: PipelineSpec) -> None:
+    """Raises UserError, before any work, if this machine has not what the spec's work will need: a
+    storage that it can be left in, and Weights & Biases where that is asked for."""
+    validate_storage(Path(spec.compute.storage))
+    if spec.compute.wandb_project is not None:
+        from glray.ray.cluster import joined_address
+        from glray.train.trackers import validate_tracker
+
+        # A worker of a joined cluster may be on a node that has a key while this one has none.
+        validate_tracker(spec.compute, needs_key=joined_address() is None)
+
+
 def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
     """The spec's token blocks: found, or made by Ray tasks."""
     from glray.data.blocks.snapshot import find_prepared
@@ -112,6 +124,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         from glray.ray.cluster import connect
         from glray.ray.prepare import prepare
 
+        validate_storage(Path(spec.compute.storage))
         connect(spec.compute, console.print)
         corpus = prepare(spec, console.print)
     return corpus

@@ -17,12 +17,14 @@ from glray.cli.app import (
     prepared_corpus,
     show,
     show_runs,
+    validate_machine,
 )
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.files import sole_writer
 from glray.run.profile import Profile, Setting, own_setting, profile_path
 from glray.run.run import pipeline_directory
+from glray.storage import validate_storage
 
 
 @app.command()
@@ -78,6 +80,7 @@ def profile(
     from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
+    validate_storage(Path(spec.compute.storage))
     lengths = parsed_lengths(seq_lens) if seq_lens else spec.all_seq_lens
     settings = settings_of(own_setting(spec), attention, compiled, precision)
     with naming_options({"^seq_lens": "--seq-lens", "^kernel": "--attention"}):
@@ -166,6 +169,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
+    validate_machine(spec)
     starting_model(spec)
     corpus = prepared_corpus(spec)
     with sole_writer(pipeline_directory(spec)):

@@ -1,16 +1,16 @@
 """From a spec to its trained runs, as several commands do it."""
 
 import gc
-import os
 import threading
 from importlib import import_module
 from typing import NoReturn
 
 import typer
 
-from glray.cli.app import console, prepared_corpus, show
+from glray.cli.app import console, prepared_corpus, show, validate_machine
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
+from glray.machine import usable_cpus
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.profile import Profile, profile_path
 from glray.run.run import ENDS, Run, pipeline_directory, run_directory, with_calibration
@@ -27,6 +27,7 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
 
     Exits where it was stopped or its guard stopped a run. Raises UserError.
     """
+    validate_machine(spec)
     _start_early(spec)
     from glray.model.config import starting_model
     from glray.report.plan_sheets import plan_sheets
@@ -75,7 +76,7 @@ def _start_early(spec: PipelineSpec) -> None:
     )
     if joined_address() is not None or not unfinished or find_prepared(spec) is None:
         return
-    room = (os.cpu_count() or 1) // compute.cpus_per_worker
+    room = usable_cpus() // compute.cpus_per_worker
     groups = min(unfinished, room, compute.groups or unfinished)
     if groups == compute.num_workers == 1 and not compute.use_gpu:
         threading.Thread(target=_import_models_code).start()

@@ -20,6 +20,10 @@ _DEFAULTS = {
 }
 if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
     _DEFAULTS[LOOPBACK] = "0"
+    # Below `uv run` Ray would pack the folder and have uv build an environment for each worker. On
+    # this machine they start with the driver's Python and so with its packages. On the nodes of a
+    # joined cluster there may be no other way to them: there Ray's default stays.
+    _DEFAULTS["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)

@@ -12,6 +12,8 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
 
 import ray
 
@@ -20,12 +22,18 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 
+import glray
 from glray.errors import UserError
+from glray.machine import free_memory_bytes, usable_cpus, usable_memory_bytes
 from glray.ray import LOOPBACK
+from glray.ray.session_folder import session_folder
 from glray.spec.compute import ComputeSpec
 
 OBJECT_STORE_BYTES = 2**30
 """Most that a cluster started here keeps in its object store: blocks pass through, none stay."""
+
+LEAST_STORE_BYTES = 100 * 2**20
+"""Ray starts with no less than 75 MiB."""
 
 START_TIMEOUT = "timed out during startup"
 """What Ray's error says when a node was too slow to start."""
@@ -45,7 +53,7 @@ def connect(compute: ComputeSpec, say: Say) -> None:
         return
     address = joined_address()
     if address is None:
-        _start()
+        _start(say)
     else:
         _check_answers(address)
         say(f"joining the Ray cluster at {address}")
@@ -142,7 +150,7 @@ def wait_for_room(
     return room
 
 
-def _start() -> None:
+def _start(say: Say) -> None:
     """A cluster of this machine alone, without dashboard, on loopback, with its own token."""
     # Ray would write a token for this into the home directory, readable by all, and later
     # ask every `ray start` for it.
@@ -150,21 +158,28 @@ def _start() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Nobody drains the one node; to watch for it would be one more process to start, 5 s of a core.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    store_bytes = max(LEAST_STORE_BYTES, min(OBJECT_STORE_BYTES, usable_memory_bytes() // 8))
+    folder = session_folder(store_bytes, say)
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=min(OBJECT_STORE_BYTES, memory_bytes // 8),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # Ray has each worker import from the current folder first: from there it must be this
+        # glray, and no module of a person's folder that happens to have a library's name.
+        with chdir(Path(glray.__file__).parents[1]):
+            ray.init(
+                address="local",
+                num_cpus=usable_cpus(),  # Ray itself would take all that the node has
+                _memory=free_memory_bytes(),
+                object_store_memory=store_bytes,
+                _temp_dir=str(folder),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # Ray has no name for it
         if START_TIMEOUT not in str(error):
             raise
         raise UserError(
             f"Ray did not start here within its limit of 30 s (load {os.getloadavg()[0]:.0f} on "
-            f"{os.cpu_count()} cores): nothing was started; repeat the command when the "
+            f"{usable_cpus()} CPUs): nothing was started; repeat the command when the "
             "machine is less busy"
         ) from None
     if os.environ.get(LOOPBACK) == "0" and ray.util.get_node_ip_address() != "127.0.0.1":

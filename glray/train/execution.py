@@ -7,7 +7,6 @@ undisturbed one; where it is not, the run says so. The environment is the machin
 seconds belong to.
 """
 
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 import glray
+from glray.machine import usable_cpus, usable_memory_bytes
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext
@@ -59,8 +59,8 @@ def environment(ctx: WorkerContext) -> dict[str, object]:
         "ray": version("ray"),
         "transformers": version("transformers"),
         "processor": _processor(),
-        "num_cpus": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "num_cpus": usable_cpus(),
+        "memory_gib": round(usable_memory_bytes() / 2**30, 1),
         "gpu": device_name(ctx) if ctx.device.type == "cuda" else None,
         "num_workers": ctx.world_size,
         "threads_per_worker": torch.get_num_threads(),

@@ -7,7 +7,6 @@ has the same runs.
 
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from glray.plan import Plan, make_plan
 from glray.run.records import Manifest
 from glray.run.run import Run, run_directory
 from glray.run.start import recorded_manifest
-from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint, training_identity
 from glray.spec.model import ModelSpec
 from glray.spec.pipeline import PipelineSpec
@@ -37,9 +35,7 @@ Start = ModelSpec | PretrainedFolder
 def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> None:
     """Raises UserError for a plan that is impossible, a corpus smaller than a batch, a vocabulary
     larger than the model's, held-out documents shorter than a window, a run's directory that holds
-    another identity, RoPE scaling that the model cannot be given, or a tracker that is not
-    installed."""
-    _check_tracker(spec.compute)
+    another identity, or RoPE scaling that the model cannot be given."""
     _check_corpus_size(spec, corpus)
     embedding_rows(start, corpus.vocabulary.vocab_size)
     heldout_targets(corpus, spec.evaluation)
@@ -119,13 +115,4 @@ def _check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
             f"corpus: its training tokens make {available:,} in whole chunks of "
             f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
             f"could be filled; {remedy}"
-        )
-
-
-def _check_tracker(compute: ComputeSpec) -> None:
-    """Raises UserError if a Weights & Biases project is named and its package is missing."""
-    if compute.wandb_project is not None and find_spec("wandb") is None:
-        raise UserError(
-            f"compute.wandb_project {compute.wandb_project}: the package wandb is not installed, "
-            "nothing would be tracked there; pip install 'glray[wandb]', or set it to null"
         )

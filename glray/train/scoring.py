@@ -17,6 +17,7 @@ from glray.data.blocks.tokenizer import parse_tokenizer, prepended_ids, vocab_si
 from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
+from glray.machine import usable_cpus
 from glray.model.config import config_of, model_config
 from glray.model.decoder import load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
@@ -88,6 +89,7 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     only if that is the same.
     """
     _check_lengths(protocol)
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it knows of no quota
     ctx = WorkerContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trained = find_model(directory, ctx.device)
     seq_lens = sorted(set(protocol.seq_lens))

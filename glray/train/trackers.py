@@ -6,12 +6,18 @@ is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what 
 
 import socket
 import time
+from importlib.util import find_spec
 from typing import Any
 
+from glray.errors import UserError
 from glray.files import naming
 from glray.run.run import Run
+from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint
 from glray.train.context import WorkerContext
+
+OFFLINE = ("offline", "dryrun", "disabled")
+"""Modes of Weights & Biases that need no key."""
 
 
 def open_trackers(
@@ -24,6 +30,37 @@ def open_trackers(
     if run.spec.compute.wandb_project is not None:
         trackers.append(WeightsAndBiases(run))
     return trackers
+
+
+def validate_tracker(compute: ComputeSpec, *, needs_key: bool) -> None:
+    """Raises UserError if a Weights & Biases project is named and its package is missing, or with
+    ``needs_key`` if this machine has no key for it. Asks nothing of its service."""
+    if (project := compute.wandb_project) is None:
+        return
+    if find_spec("wandb") is None:
+        raise UserError(
+            f"compute.wandb_project {project}: the package wandb is not installed, nothing would "
+            "be tracked there; pip install 'glray[wandb]', or set it to null"
+        )
+    if not needs_key:
+        return
+    import wandb
+
+    try:
+        is_ready = wandb.setup().settings.mode in OFFLINE or wandb.login(prompt=False, verify=False)
+    except (wandb.errors.Error, ValueError) as error:  # a key or a setting that is malformed
+        raise _untracked(project, error) from None
+    if not is_ready:
+        raise _untracked(project, "there is no API key on this machine")
+
+
+def _untracked(project: str, reason: object) -> UserError:
+    said = " ".join(str(reason).split()).rstrip(".")
+    return UserError(
+        f"compute.wandb_project {project}: {said}: nothing would be tracked; run wandb "
+        "login or set WANDB_API_KEY, or WANDB_MODE=offline to send it later, or --set "
+        "compute.wandb_project=null"
+    )
 
 
 class TensorBoard:
@@ -82,16 +119,20 @@ class WeightsAndBiases:
         import wandb
 
         name = f"{run.spec.name}-{run.name}"
-        self._run = wandb.init(
-            project=run.spec.compute.wandb_project,
-            # With its name: the copy of a pipeline under another one has the same identity.
-            id=fingerprint({"name": name, "identity": run.manifest.identity}),
-            name=name,
-            group=run.spec.name,
-            resume="allow",
-            dir=str(run.directory),
-            config=run.manifest.identity,
-        )
+        project = run.spec.compute.wandb_project
+        try:
+            self._run = wandb.init(
+                project=project,
+                # With its name: the copy of a pipeline under another one has the same identity.
+                id=fingerprint({"name": name, "identity": run.manifest.identity}),
+                name=name,
+                group=run.spec.name,
+                resume="allow",
+                dir=str(run.directory),
+                config=run.manifest.identity,
+            )
+        except wandb.errors.Error as error:  # a key that it refuses, no way to its service
+            raise _untracked(str(project), error) from None
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """See TensorBoard."""

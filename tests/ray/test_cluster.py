@@ -173,6 +173,76 @@ def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path):
     assert not (tmp_path / ".ray").exists()  # no token left behind
 
 
+BELOW_UV = """
+import os, subprocess, sys
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
+done = subprocess.run([sys.argv[1], "-c", sys.argv[2]])
+sys.exit(done.returncode)
+"""
+"""A script named run, for a Python named uv: to Ray its child looks like one of ``uv run``."""
+
+SHARED_MACHINE = """
+import json, os, sys
+sys.path.remove("")  # as in the glray command: what lies in the current folder is no module
+from glray.ray.cluster import connect
+from glray.spec import ComputeSpec
+import ray
+
+said = []
+connect(ComputeSpec(), said.append)
+
+
+@ray.remote
+def seen():
+    import glray, wave
+
+    return glray.__file__, wave.__file__, sys.executable
+
+
+paths, here = ray.get(seen.remote()), os.getcwd()
+import glray, wave
+
+print(json.dumps({
+    "same": paths == (glray.__file__, wave.__file__, sys.executable),
+    "here": here,
+    "cpus": ray.cluster_resources()["CPU"],
+    "said": said,
+}))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without masks")
+def test_a_cluster_of_its_own_has_what_this_process_has(tmp_path):
+    """Started below ``uv run`` with one CPU and a long TMPDIR, in a folder with modules that have
+    the names of others."""
+    (tmp_path / "uv").symlink_to(sys.executable)
+    (tmp_path / "run").write_text(BELOW_UV)
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    (tmp_path / "wave.py").write_text("raise ImportError('not the standard library')")
+    (tmp_path / "glray").mkdir()
+    (tmp_path / "glray" / "__init__.py").write_text("raise ImportError('another glray')")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"TMPDIR": str(tmp_path / ("long" * 20)), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [tmp_path / "uv", "run", sys.executable, SHARED_MACHINE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["same"], "workers import what the current folder has, see connect"
+    assert seen["here"] == str(tmp_path)
+    assert seen["cpus"] == 1
+    (said,) = seen["said"]
+    assert f"/ray-{os.getuid()}: " in said
+    assert "bytes long" in said
+
+
 @pytest.mark.ray
 def test_ray_has_what_glray_uses_of_its_private_names(ray_local):
     uses = {

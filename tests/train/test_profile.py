@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -91,6 +92,14 @@ def dies():
 
 
 def test_a_process_that_the_system_ends_has_no_answer():
+    assert peak_bytes_in_a_process(dies, GIB) is None
+
+
+def test_a_long_path_of_temporary_files_leaves_no_room_for_a_socket(tmp_path, monkeypatch):
+    """Where a process is forked by a server, it listens at a socket below that path."""
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert peak_bytes_in_a_process(dies, GIB) is None
 
 

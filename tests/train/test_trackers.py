@@ -3,21 +3,29 @@
 import errno
 import json
 import math
+import os
+import re
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
+from typer.testing import CliRunner
 
+from glray.cli import app
 from glray.errors import UserError
 from glray.files import read_json
-from glray.train import runs
+from glray.spec import ComputeSpec
+from glray.spec.loading import to_yaml
+from glray.train import trackers
 from glray.train.context import WorkerContext
 from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
 from glray.train.trackers import TensorBoard
 from glray.train.worker import train_all
-from tests.planned import planned, validated
+from tests.planned import planned
 
 from ..disk import files_of_a_kilobyte
 from ..tiny import tiny_spec
@@ -169,10 +177,43 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, corpus):
     assert caught.value.errno == errno.EFBIG
 
 
-def test_a_missing_wandb_is_said_before_training(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(runs, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'glray\[wandb\]'"):
-        validated(one_arm(tmp_path, wandb_project="glray"), corpus)
+def asked_of_wandb(project="glray"):
+    return ComputeSpec(wandb_project=project)
+
+
+def test_a_missing_wandb_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    pipeline = tmp_path / "spec.yaml"
+    pipeline.write_text(to_yaml(one_arm(tmp_path / "storage", wandb_project="glray").resolved()))
+    result = CliRunner().invoke(app, ["run", str(pipeline)])
+    assert isinstance(result.exception, UserError), result.output
+    assert "pip install 'glray[wandb]'" in str(result.exception)
+    assert result.output == ""
+    assert list((tmp_path / "storage").iterdir()) == []
+
+
+def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in (("HOME", str(tmp_path)), ("WANDB_API_KEY", ""), ("NETRC", "")):
+        monkeypatch.setenv(name, value)
+
+    def ask(**variables: str) -> str:
+        """In a process of its own: wandb reads its settings once."""
+        code = (
+            "from glray.spec import ComputeSpec; from glray.train.trackers import validate_tracker;"
+            "validate_tracker(ComputeSpec(wandb_project='glray'), needs_key=True)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True
+        )
+        last = done.stderr.strip().rpartition("\n")[2]
+        return last.partition("UserError: ")[2]
+
+    assert re.match("compute.wandb_project glray: there is no API key .* WANDB_MODE=offline", ask())
+    assert "must have 40+ characters" in ask(WANDB_API_KEY="short")
+    assert "Input should be 'online'" in ask(WANDB_MODE="none")
+    assert ask(WANDB_MODE="offline") == ask(WANDB_MODE="disabled") == ""
+    assert ask(WANDB_API_KEY="0" * 40) == ""
 
 
 def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):

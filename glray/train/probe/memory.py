@@ -1,4 +1,4 @@
-"""How much memory there is, how much some work takes, and what does not fit.
+"""How much memory some work takes, and what does not fit.
 
 On a GPU that is tried in this process. On a CPU a process that asks for too much would be ended by
 the system, perhaps after others: it is measured with little, or in a process of its own that may
@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import re
 import resource
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from glray.train.parallel import release_models
 
 GPU_SHARE = 0.92
 """Of a GPU's memory that may be reserved: the rest is for what varies."""
+MAX_TEMPORARY_BYTES = 70
+"""Of the path of temporary files: 31 more make that of a socket, which has at most 103 on macOS."""
 
 
 def gpu_budget_bytes(device: torch.device) -> int:
@@ -61,20 +65,8 @@ def peak_bytes(work: Callable[[], None]) -> int | None:
     return None if before is None or peak is None else max(0, peak - before)
 
 
-def free_bytes() -> int:
-    """What is left of the machine's memory, or of what a container may take of it; all of it where
-    the system (other than Linux) does not count that."""
-    free = _counted_bytes("MemAvailable", "/proc/meminfo")
-    if free is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return free
-    return min(free, int(limit.read_text()) - int(used.read_text()))
-
-
-def _counted_bytes(name: str, file: str = "/proc/self/status") -> int | None:
-    path = Path(file)
+def _counted_bytes(name: str) -> int | None:
+    path = Path("/proc/self/status")
     found = path.exists() and re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
@@ -82,8 +74,7 @@ def _counted_bytes(name: str, file: str = "/proc/self/status") -> int | None:
 def peak_bytes_in_a_process(work: Callable[[], None], budget: int) -> int | None:
     """``peak_bytes`` of ``work`` in a process of its own; None if it takes more than ``budget``, or
     the system ends it. What else it raises, this raises."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["glray.train.probe.profile"])
+    context = _process_context()
     with ProcessPoolExecutor(1, context) as pool:
         try:
             peak = pool.submit(_peak_bytes_within, budget, work).result()
@@ -94,6 +85,16 @@ def peak_bytes_in_a_process(work: Callable[[], None], budget: int) -> int | None
                 return None
             raise
     return peak if peak is None or peak <= budget else None
+
+
+def _process_context() -> BaseContext:
+    """A server that has imported the model's code forks the processes, unless its socket's path
+    would be too long below a long ``TMPDIR``: then each imports it again."""
+    if len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_BYTES:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["glray.train.probe.profile"])
+    return context
 
 
 def _peak_bytes_within(budget: int, work: Callable[[], None]) -> int | None:

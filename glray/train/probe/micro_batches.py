@@ -15,13 +15,13 @@ from transformers import PreTrainedConfig
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
+from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
 from glray.run.records import MicroBatches
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
 from glray.train.execution import CPU_MOST_TOKENS, declared_micro_batches, execution
 from glray.train.probe.memory import (
-    free_bytes,
     gpu_budget_bytes,
     gpu_peak_bytes,
     halved_until_it_fits,
@@ -120,6 +120,6 @@ def _rows_on_cpu(
     if taken is not None:
         token_bytes = max(1, taken // (rows * longest))
         workers = ctx.world_size * ctx.group.count
-        tokens = min(tokens, int(CPU_SHARE * free_bytes() / workers / token_bytes))
+        tokens = min(tokens, int(CPU_SHARE * free_memory_bytes() / workers / token_bytes))
     tokens = least_over_ranks(ctx, tokens)
     return {seq_len: min(most, max(1, tokens // seq_len)) for seq_len, most in most_rows.items()}

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from glray.data.blocks.tokenizer import load_tokenizer
 from glray.data.windows import Batch
 from glray.errors import UserError
+from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
 from glray.model.decoder import build_model
 from glray.run.profile import Kernel, LengthCost, Profile, Setting, SettingCosts
@@ -27,7 +28,6 @@ from glray.train.execution import environment, execution
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import interleaved_steps
 from glray.train.probe.memory import (
-    free_bytes,
     gpu_budget_bytes,
     gpu_peak_bytes,
     halved_until_it_fits,
@@ -151,7 +151,7 @@ def measure(
     if memory_gib is not None:
         budget = int(memory_gib * 2**30)
     else:
-        budget = gpu_budget_bytes(ctx.device) if gpu else int(CPU_SHARE * free_bytes())
+        budget = gpu_budget_bytes(ctx.device) if gpu else int(CPU_SHARE * free_memory_bytes())
     counts_memory = gpu or peak_bytes(lambda: None) is not None
     costs = []
     for setting, model in zip(settings, models, strict=True):

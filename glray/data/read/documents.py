@@ -249,7 +249,7 @@ def _text_end(uri: str, text: "_Text", *, is_separated: bool) -> Iterator[Docume
     start, rest = text.rest()
     if is_separated:
         rest = rest.removesuffix(b"\n").removesuffix(b"\r")
-    if rest.strip():
+    if rest.strip() or (text.is_cut and rest):
         yield _document(f"{uri}@{start}", rest)
     elif is_separated and not text.is_cut:
         yield Skipped(f"{uri}@{start}", EMPTY)

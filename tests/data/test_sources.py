@@ -128,6 +128,7 @@ def test_linked_folders_are_followed_and_each_file_counts_once(tmp_path: Path) -
     (corpus / "again").symlink_to(corpus / "z")
     (corpus / "0.txt").symlink_to(corpus / "a.txt")
     (corpus / "broken.txt").symlink_to(tmp_path / "absent.txt")
+    (corpus / "itself.txt").symlink_to(corpus / "itself.txt")
     found = search_source(TextCorpus(paths=(str(corpus), f"{corpus}/**/*.txt")))
     assert [Path(file.uri) for file in found.files] == [
         corpus / name for name in ("a.txt", "linked/b.txt", "z/c.txt")

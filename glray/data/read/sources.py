@@ -248,12 +248,13 @@ def _names_below(folder: Path, left_out: Counter[str]) -> list[str]:
             left_out["folders that may not be read"] += 1
             continue
         for entry in entries:
+            path = below / entry.name
             if _is_hidden(entry.name):
                 left_out["hidden"] += 1
-            elif entry.is_dir():
-                (linked if entry.is_symlink() else waiting).append(below / entry.name)
-            elif entry.is_file():
-                names.append(str((below / entry.name).relative_to(folder)))
+            elif path.is_dir() if entry.is_symlink() else entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(path)
+            elif path.is_file() if entry.is_symlink() else entry.is_file():
+                names.append(str(path.relative_to(folder)))
     return names
 
 

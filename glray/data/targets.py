@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from glray.data.blocks.tokenizer import encode, token_num_bytes
 from glray.data.corpus import PreparedCorpus
-from glray.data.read.documents import Document, Skipped, read_source
+from glray.data.read.documents import Document, Skipped, check_column, read_source
 from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import SourceCorpus
@@ -42,7 +42,7 @@ class HeldoutTargets:
     num_bytes: int
     """UTF-8 bytes that the targets stand for."""
     num_skipped: int = 0
-    """Documents left out as they are empty or not UTF-8."""
+    """Documents left out as they are empty, not UTF-8 or without the column."""
 
     @property
     def longest(self) -> int:
@@ -79,7 +79,12 @@ def heldout_targets(corpus: PreparedCorpus, evaluation: EvaluationSpec) -> Heldo
     )
     num_bytes = corpus.vocabulary.token_num_bytes()
     needs = f"evaluation.seq_lens: {longest} needs a held-out document of {longest + 1:,} tokens"
-    remedy = "lower the longest length or raise heldout_fraction"
+    at_least = 1 << (longest + 1).bit_length() - 1  # the power of two below
+    trained = [source.blocks.at_least(at_least)[0] for source in corpus.sources]
+    are_spans = any(source.blocks.heldout_span_tokens for source in corpus.sources)
+    remedy = "lower the longest length"
+    if sum(trained) or are_spans:  # else no training document is that long either
+        remedy += " or raise heldout_fraction"
     wanted = max(1, evaluation.num_tokens // longest)
     return _dealt(documents, longest, wanted, HELDOUT_SEQUENCES, num_bytes, needs, remedy)
 
@@ -90,7 +95,9 @@ def document_targets(
     """A set out of other documents in their order, in the tokens of ``tokenizer``: someone chose
     them, so one may give all sequences. Raises UserError."""
     num_bytes = token_num_bytes(tokenizer)
-    items = read_source(list_source(source), source)
+    files = list_source(source)
+    check_column(files, source)
+    items = read_source(files, source)
     documents = (_token_ids(item, tokenizer, len(num_bytes)) for item in items)
     needs = f"documents: a window of {longest:,} tokens needs a document of {longest + 1:,}"
     remedy = "score shorter windows or longer documents"

@@ -28,6 +28,7 @@ from ray.exceptions import RayTaskError
 
 from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
 from glray.data.blocks.encoding import Encoding, Say, resolve_encoding
+from glray.data.blocks.heldout import FEWEST_SPANS, SpanSplit
 from glray.data.blocks.near_copies import (
     BlockRun,
     HeldoutCheck,
@@ -47,6 +48,7 @@ from glray.data.blocks.snapshot import (
 )
 from glray.data.blocks.token_blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
 from glray.data.corpus import PreparedCorpus, corpus_of
+from glray.data.read.documents import check_column
 from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
@@ -75,17 +77,19 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
         num_bytes = sum(file.num_bytes for file in snapshot.files)
         say(
             f"prepare: {snapshot.source.name}: {len(snapshot.files):,} files, "
-            f"{num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}"
+            f"{num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}{_left_out(snapshot)}"
         )
+        check_column(snapshot.files, snapshot.source.corpus)
     encoding = resolve_encoding(spec, snapshots, tokens_directory(spec) / "tokenizers", say)
     corpus = corpus_of(
         spec, [_prepare_source(spec, snapshot, encoding, say) for snapshot in snapshots]
     )
     if not corpus.heldout():
+        tokens = sum(source.blocks.num_tokens for source in corpus.sources)
         raise UserError(
-            f"corpus: no held-out documents: heldout_fraction {spec.heldout_fraction:g} draws none "
-            "within 20% of their bytes: nothing could be evaluated; raise it, or split the "
-            "corpus into more documents"
+            f"corpus: no held-out documents: its {tokens:,} tokens do not have {FEWEST_SPANS} "
+            "documents or spans to hold out that differ from each other and from the rest: nothing "
+            "could be evaluated; give more text"
         )
     check = _check(corpus, tokens_directory(spec) / "work", say)
     say(f"prepare: {check.sentence}")
@@ -116,13 +120,14 @@ def _prepare_source(
                 f"corpus: {_origin(snapshot.source.corpus)} changed while it was read; nothing was "
                 "kept; run again when it no longer changes"
             )
-        scan = scan_shards(shards, encoding.dtype, spec.heldout_fraction)
+        scan = scan_shards(shards, encoding, spec.heldout_fraction)
         _check_and_say(scan, say_of)
         blocks = _publish(spec, snapshot, encoding, scan, work)
         record_prepared(spec, snapshot, blocks.fingerprint)
+    num_heldout = blocks.heldout_documents + blocks.heldout_duplicates_dropped
     say_of(
         f"{blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} blocks, "
-        f"{blocks.documents - blocks.training_documents:,} documents held out, in "
+        f"{num_heldout:,} {'spans' if blocks.heldout_span_tokens else 'documents'} held out, in "
         f"{blocks.directory}"
     )
     return blocks
@@ -169,12 +174,13 @@ def _publish(
         heldout_fraction=spec.heldout_fraction,
         tokenizer_sha256=encoding.sha256,
         eos_id=encoding.eos_id,
+        heldout_spans=scan.split.identity if isinstance(scan.split, SpanSplit) else None,
     )
     target = tokens_directory(spec) / fingerprint(identity)
     if not target.exists():
         new = work / target.name
         write_text(new / "tokenizer.json", encoding.tokenizer_json)
-        write_heldout(scan, new / "heldout.arrow")
+        write_heldout(scan, encoding, new / "heldout.arrow")
         write_manifest(
             TokenBlocks(
                 **scan.stats.model_dump(),
@@ -304,14 +310,20 @@ def _origin(corpus: SourceCorpus) -> str:
     return ", ".join(corpus.paths)
 
 
+def _left_out(snapshot: SourceSnapshot) -> str:
+    return f" (left out: {', '.join(snapshot.left_out)})" if snapshot.left_out else ""
+
+
 def _check_and_say(scan: ShardScan, say: Say) -> None:
-    """Say what of a source is skipped or not held out. Raises UserError if nothing is trained."""
+    """Say what of a source is skipped or lost, and how text is held out. Raises UserError if
+    nothing is trained."""
     stats, fraction = scan.stats, f"heldout_fraction {scan.split.fraction:g}"
     if stats.training_documents == 0:
         raise UserError(
             f"corpus: no training documents: {fraction} draws {scan.num_drawn:,} of "
             f"{stats.documents:,} documents (skipped: {stats.empty_skipped:,} empty, "
-            f"{stats.not_utf8_skipped:,} not UTF-8); lower it or give more documents"
+            f"{stats.not_utf8_skipped:,} not UTF-8, {stats.no_column_skipped:,} without the "
+            "column); lower it or give more documents"
         )
     if stats.not_utf8_skipped:
         names = ", ".join(stats.not_utf8_names)
@@ -319,8 +331,25 @@ def _check_and_say(scan: ShardScan, say: Say) -> None:
         say(f"skipped {stats.not_utf8_skipped:,} texts that are not UTF-8: {names}{more}")
     if stats.empty_skipped:
         say(f"skipped {stats.empty_skipped:,} empty documents")
-    if scan.num_drawn == len(scan.split.returned):
+    if stats.no_column_skipped:
+        say(f"skipped {stats.no_column_skipped:,} rows without the corpus's column")
+    if stats.unknown_characters:
+        most = ", ".join(f"{character!r} ({n:,})" for character, n in stats.most_unknown)
         say(
-            "none of its documents is held out, so evaluation will not cover this source: "
-            f"{fraction} drew {scan.num_drawn:,}, each over 20% of the bytes"
+            f"the tokenizer has no token for {stats.unknown_characters:,} characters, which "
+            f"neither training nor evaluation will see: {most}; give one that falls back to bytes"
+        )
+    if stats.heldout_span_tokens:
+        share = 1 - scan.num_tokens / sum(scan.whole_tokens)
+        over = ", each over 20% of their bytes" if scan.num_drawn else ""
+        say(
+            f"held out are {stats.heldout_documents:,} spans of documents, of "
+            f"{stats.heldout_span_tokens:,} tokens each ({share:.1%} of all tokens), as {fraction} "
+            f"drew {scan.num_drawn:,} of {stats.documents:,} documents{over}: too few to hold out "
+            "whole ones"
+        )
+    elif scan.num_drawn == len(scan.split.returned):
+        say(
+            "none of its documents is held out, so evaluation will not cover this source: too few "
+            "of its spans differ from each other"
         )

@@ -17,7 +17,8 @@ def sources(corpus: PreparedCorpus) -> Sheet:
     rows, places = [], []
     for source in corpus.sources:
         blocks = source.blocks
-        heldout = f"{blocks.heldout_documents:,} ({tokens_text(blocks.heldout_tokens)})"
+        spans = " spans" if blocks.heldout_span_tokens else ""
+        heldout = f"{blocks.heldout_documents:,}{spans} ({tokens_text(blocks.heldout_tokens)})"
         rows.append(
             [
                 source.name,
@@ -28,8 +29,10 @@ def sources(corpus: PreparedCorpus) -> Sheet:
                 heldout,
             ]
         )
-        num_skipped = blocks.empty_skipped + blocks.not_utf8_skipped
+        num_skipped = blocks.empty_skipped + blocks.not_utf8_skipped + blocks.no_column_skipped
         skipped = f", {num_skipped:,} texts skipped" if num_skipped else ""
+        if blocks.unknown_characters:
+            skipped += f", {blocks.unknown_characters:,} characters without a token"
         places.append(
             f"{source.name}: {blocks.files:,} files, {blocks.source}{skipped}; "
             f"{len(blocks.blocks):,} blocks of {blocks.vocab_size:,} ids in {blocks.directory}"

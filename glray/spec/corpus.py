@@ -15,12 +15,13 @@ class StdlibCorpus(Spec):
 
 class _Files(Spec):
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (searched for files of the kind) or globs; local, or URIs such as
-    ``s3://bucket/folder``."""
+    """Files, folders (searched for files of the kind, hidden ones apart) or globs; local, or URIs
+    such as ``s3://bucket/folder``."""
 
 
 class TextCorpus(_Files):
-    """Plain UTF-8 text files (``*.txt``, ``*.txt.gz``, ``*.txt.zst``), one document each."""
+    """Plain UTF-8 text files (``*.txt``, ``*.txt.gz``, ``*.txt.zst``), one document each; lines
+    that are ``<|endoftext|>`` part a file into several."""
 
     kind: Literal["text"] = "text"
 
@@ -32,7 +33,8 @@ class _Columns(_Files):
 
 
 class JsonlCorpus(_Columns):
-    """JSON Lines files (``*.jsonl``, ``*.jsonl.gz``, ``*.jsonl.zst``), one document a line."""
+    """JSON Lines files (``*.jsonl`` or ``*.json``, also with ``.gz`` or ``.zst``), one document a
+    line; lines without the column are skipped."""
 
     kind: Literal["jsonl"] = "jsonl"
 

@@ -26,14 +26,21 @@ def fingerprint(identity: dict[str, object]) -> str:
 
 
 def tokens_identity(
-    *, documents_sha256: str, heldout_fraction: float, tokenizer_sha256: str, eos_id: int
+    *,
+    documents_sha256: str,
+    heldout_fraction: float,
+    tokenizer_sha256: str,
+    eos_id: int,
+    heldout_spans: dict[str, int] | None = None,
 ) -> dict[str, object]:
     """What decides the bytes of a source's token blocks.
 
     ``documents_sha256`` stands for the source's documents in their order and ``tokenizer_sha256``
     for the ``tokenizer.json``, given or trained, so neither paths nor file formats count.
+    ``heldout_spans`` says which spans of documents are held out where no whole ones are.
     """
-    return {
+    spans = {} if heldout_spans is None else {"heldout_spans": heldout_spans}
+    return spans | {
         "format": TOKENS_VERSION,
         "documents_sha256": documents_sha256,
         "heldout_fraction": heldout_fraction,

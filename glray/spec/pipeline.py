@@ -26,7 +26,9 @@ class PipelineSpec(Spec):
     """Where the text comes from."""
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Share of the documents held out for evaluation, chosen by a hash of their content. A document
-    that makes up more than 20% of its source's held-out bytes goes back to training."""
+    that makes up more than 20% of its source's held-out bytes goes back to training. Where that
+    leaves none, spans of documents are held out: the same share of the tokens, but five at least.
+    """
     tokenizer: TokenizerSpec
     """How text becomes tokens."""
     model: ModelSpec | None = None

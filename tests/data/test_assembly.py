@@ -7,7 +7,7 @@ import pytest
 
 from glray.data.blocks import assembly, token_blocks
 from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
-from glray.data.blocks.heldout import is_drawn, read_heldout
+from glray.data.blocks.heldout import SpanSplit, is_drawn, read_heldout
 from glray.data.blocks.shards import Shard, encode_shard
 from glray.data.blocks.token_blocks import read_block
 from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
@@ -17,23 +17,30 @@ from glray.spec.corpus import TextCorpus
 
 TEXTS = [f"{number}" * (number % 7 + 1) for number in range(40)]
 FRACTION = 0.25
+TOKENIZER = train_bpe(["ab"], 257)
+ENCODING = Encoding(TOKENIZER.to_str(), vocab_size(TOKENIZER), eos_id=0)
+"""Bytes alone: 0 is EOS, then the 256 bytes."""
+
+
+def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[Path, ...]:
+    """The shards of these documents, each with as many of them."""
+    for number, text in enumerate(texts):
+        (folder / f"{number:02d}.txt").write_text(text)
+    corpus = TextCorpus(paths=(str(folder / "*.txt"),))
+    files = list_source(corpus)
+    paths = []
+    for index in range(num_shards):
+        mine = files[len(files) * index // num_shards : len(files) * (index + 1) // num_shards]
+        shard = Shard(index, tuple(FilePart(file) for file in mine), 0)
+        encode_shard(shard, corpus, ENCODING, folder / f"shards-{num_shards}")
+        paths.append(shard.path(folder / f"shards-{num_shards}"))
+    return tuple(paths)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[Path, ...]:
     """40 documents of 1 to 14 bytes, each byte a token, in four shards."""
-    for number, text in enumerate(TEXTS):
-        (tmp_path / f"{number:02d}.txt").write_text(text)
-    corpus = TextCorpus(paths=(str(tmp_path / "*.txt"),))
-    tokenizer = train_bpe(["ab"], 257)
-    encoding = Encoding(tokenizer.to_str(), vocab_size(tokenizer), eos_id=0)
-    files = list_source(corpus)
-    paths = []
-    for index in range(4):
-        shard = Shard(index, tuple(FilePart(f) for f in files[index * 10 : index * 10 + 10]), 0)
-        encode_shard(shard, corpus, encoding, tmp_path / "shards")
-        paths.append(shard.path(tmp_path / "shards"))
-    return tuple(paths)
+    return encoded(TEXTS, tmp_path, num_shards=4)
 
 
 def drawn(text: str) -> bool:
@@ -42,14 +49,13 @@ def drawn(text: str) -> bool:
 
 
 def stream() -> list[int]:
-    tokenizer = train_bpe(["ab"], 257)
     return [
-        token for text in TEXTS if not drawn(text) for token in [*encode(tokenizer, [text])[0], 0]
+        token for text in TEXTS if not drawn(text) for token in [*encode(TOKENIZER, [text])[0], 0]
     ]
 
 
 def test_a_survey_counts_every_document_once(shards: tuple[Path, ...]) -> None:
-    found = scan_shards(shards, "uint16", FRACTION)
+    found = scan_shards(shards, ENCODING, FRACTION)
     training = [text for text in TEXTS if not drawn(text)]
     hashes = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
     stats = found.stats
@@ -76,7 +82,7 @@ def test_blocks_cut_in_any_runs_are_the_stream(
 ) -> None:
     monkeypatch.setattr(assembly, "BLOCK_TOKENS", block_tokens)
     monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
-    found = scan_shards(shards, "uint16", FRACTION)
+    found = scan_shards(shards, ENCODING, FRACTION)
     files = []
     for first in range(0, found.num_blocks, blocks_per_task):
         last = min(first + blocks_per_task, found.num_blocks)
@@ -91,7 +97,7 @@ def test_blocks_cut_in_any_runs_are_the_stream(
 
 
 def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> None:
-    found = scan_shards(shards, "uint16", FRACTION)
+    found = scan_shards(shards, ENCODING, FRACTION)
     first = cut_blocks(range(1), found, tmp_path / "blocks")
     changed = (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns
     assert cut_blocks(range(1), found, tmp_path / "blocks") == first
@@ -101,12 +107,11 @@ def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> 
 def test_held_out_documents_are_whole_and_without_eos(
     shards: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    found = scan_shards((*shards, shards[0]), "uint16", FRACTION)  # the first ten come twice
-    write_heldout(found, tmp_path / "heldout.arrow")
+    found = scan_shards((*shards, shards[0]), ENCODING, FRACTION)  # the first ten come twice
+    write_heldout(found, ENCODING, tmp_path / "heldout.arrow")
     texts = [text for text in TEXTS if drawn(text)]
     read = read_heldout(tmp_path / "heldout.arrow")
-    tokenizer = train_bpe(["ab"], 257)
-    assert [tokenizer.decode(document.tokens.tolist()) for document in read] == texts
+    assert [TOKENIZER.decode(document.tokens.tolist()) for document in read] == texts
     assert [document.num_bytes for document in read] == [len(text) for text in texts]
     assert found.stats.heldout_documents == len(texts)
     assert found.stats.heldout_tokens == sum(len(text) for text in texts)
@@ -114,7 +119,95 @@ def test_held_out_documents_are_whole_and_without_eos(
 
 
 def test_a_source_without_documents_has_no_tokens(tmp_path: Path) -> None:
-    found: ShardScan = scan_shards((), "uint16", FRACTION)
+    found: ShardScan = scan_shards((), ENCODING, FRACTION)
     assert (found.stats.documents, found.num_tokens, found.num_blocks) == (0, 0, 0)
-    write_heldout(found, tmp_path / "heldout.arrow")
+    write_heldout(found, ENCODING, tmp_path / "heldout.arrow")
     assert pa.ipc.open_file(str(tmp_path / "heldout.arrow")).num_record_batches == 0
+
+
+# ---- spans
+
+
+def spans_and_blocks(paths: tuple[Path, ...], folder: Path) -> tuple[ShardScan, list[str], str]:
+    """The scan; the spans' texts and, with a | for each EOS, the training stream."""
+    found = scan_shards(paths, ENCODING, 0.001)
+    assert isinstance(found.split, SpanSplit)
+    write_heldout(found, ENCODING, folder / "heldout.arrow")
+    spans = read_heldout(folder / "heldout.arrow")
+    files = cut_blocks(range(found.num_blocks), found, folder / "blocks")
+    tokens = [
+        token
+        for file in files
+        for token in read_block(folder / "blocks" / file.name, file.sha256)[: file.num_tokens]
+    ]
+    stream = "".join("|" if token == 0 else TOKENIZER.decode([token]) for token in tokens)
+    return found, [TOKENIZER.decode(span.tokens.tolist()) for span in spans], stream
+
+
+LONG = ["".join(f"{number:03d}" for number in range(start, start + 100)) for start in (0, 100, 200)]
+"""Three documents of 300 digits, no stretch of which comes twice."""
+
+
+def test_spans_are_taken_out_of_documents_whose_parts_are_ended(tmp_path: Path) -> None:
+    found, spans, stream = spans_and_blocks(encoded(LONG, tmp_path, 3), tmp_path)
+    # 903 tokens, of which five spans may be a third: 60 each, five equal parts a document.
+    assert found.stats.heldout_span_tokens == 60
+    assert found.stats.heldout_documents == len(spans) == 5
+    parts = [text[first : first + 60] for text in LONG for first in range(0, 300, 60)]
+    assert set(spans) <= set(parts)
+    expected = ""
+    for text in LONG:
+        kept = "".join(
+            "|" if text[i : i + 60] in spans else text[i : i + 60] for i in range(0, 300, 60)
+        )
+        expected += "".join(f"{part}|" for part in kept.split("|") if part)
+    assert stream == expected
+    lengths = [len(part) + 1 for part in stream.split("|")[:-1]]
+    assert found.stats.training_documents == len(lengths)
+    assert sum(found.stats.length_tokens) == found.num_tokens == sum(lengths)
+    heldout = read_heldout(tmp_path / "heldout.arrow")
+    assert [span.num_bytes for span in heldout] == [60] * 5
+    place = LONG[0].find(spans[0]) if spans[0] in LONG[0] else None
+    if place is not None:
+        assert heldout[0].name == f"{tmp_path}/00.txt, tokens {place} to {place + 60}"
+
+
+def test_short_documents_are_joined_to_spans(tmp_path: Path) -> None:
+    texts = [LONG[0][first : first + 20] for first in range(0, 300, 20)]  # 15 of 21 tokens each
+    found, spans, stream = spans_and_blocks(encoded(texts, tmp_path, 2), tmp_path)
+    assert found.stats.heldout_span_tokens == 21  # a third of 315 tokens in five
+    assert len(spans) == 5
+    assert sorted([*spans, *stream.split("|")[:-1]]) == sorted(texts)
+
+
+def test_the_cut_into_shards_does_not_matter_to_spans(tmp_path: Path) -> None:
+    texts = [LONG[0], *(LONG[1][first : first + 9] for first in range(0, 297, 9)), LONG[2]]
+    results = []
+    for num_shards in (1, 2, 7):
+        folder = tmp_path / str(num_shards)
+        results.append(spans_and_blocks(encoded(texts, tmp_path, num_shards), folder)[1:])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("block_tokens", [1, 8, 1000])
+def test_blocks_of_a_stream_with_spans_are_cut_in_any_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
+    paths = encoded(LONG, tmp_path, 2)
+    expected = spans_and_blocks(paths, tmp_path / "whole")[2]
+    monkeypatch.setattr(assembly, "BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
+    assert spans_and_blocks(paths, tmp_path / "cut")[2] == expected
+
+
+def test_equal_spans_are_all_held_out_and_scored_once(tmp_path: Path) -> None:
+    found, spans, stream = spans_and_blocks(encoded([LONG[0], LONG[1]] * 2, tmp_path, 1), tmp_path)
+    assert found.stats.heldout_duplicates_dropped == len(spans) == len(set(spans))
+    assert not any(span in stream for span in spans)
+
+
+def test_a_text_that_repeats_itself_has_no_spans(tmp_path: Path) -> None:
+    found = scan_shards(encoded(["a" * 900], tmp_path, 1), ENCODING, 0.001)
+    assert not isinstance(found.split, SpanSplit)
+    assert found.stats.heldout_documents == 0
+    assert found.num_tokens == 901

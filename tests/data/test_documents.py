@@ -1,13 +1,27 @@
+import bz2
 import gzip
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from glray.data.read.documents import EMPTY, NOT_UTF8, Document, Skipped, read_part, split_file
+from glray.data.read import documents
+from glray.data.read.documents import (
+    EMPTY,
+    NO_COLUMN,
+    NOT_UTF8,
+    Document,
+    Skipped,
+    check_column,
+    read_part,
+    split_file,
+)
 from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.spec.corpus import (
@@ -78,7 +92,220 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, name: str) -> None:
             read(TextCorpus(paths=(str(tmp_path),)))
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (gzip.compress(b"text"), "gzip"),
+        (bz2.compress(b"text"), "bzip2"),
+        (lzma.compress(b"text"), "xz"),
+        (pa.compress(b"text", "zstd", asbytes=True), "zstd"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TextCorpus, JsonlCorpus])
+def test_compressed_data_under_another_name_is_no_text(
+    tmp_path: Path, kind, content: bytes, name: str
+) -> None:
+    (tmp_path / "part-0").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path}/part-0: holds {name} data, not text"):
+        read(kind(paths=(f"{tmp_path}/part-*",)))
+
+
+# ---- texts with separators
+
+
+def contents(corpus: SourceCorpus, part_bytes: int = 2**60) -> list[object]:
+    return [item.content for item in read(corpus, part_bytes) if isinstance(item, Document)]
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_separator_lines_part_documents(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"{line}<|endoftext|>{line}".join(["one", "two\nlines", "", "four"]).encode())
+    size = len(line)
+    assert read(TextCorpus(paths=(str(path),))) == [
+        Document(f"{path}@0", "one"),
+        Document(f"{path}@{16 + 2 * size}", "two\nlines"),
+        Skipped(f"{path}@{38 + 4 * size}", EMPTY),
+        Document(f"{path}@{51 + 6 * size}", "four"),
+    ]
+
+
+def test_a_separator_at_the_end_is_followed_by_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "stories.txt"  # as TinyStories has them
+    path.write_text("\nOnce\n\n<|endoftext|>\n\nOnce more\n<|endoftext|>\n\n")
+    assert contents(TextCorpus(paths=(str(path),))) == ["\nOnce\n", "\nOnce more"]
+
+
+def test_only_a_whole_line_is_a_separator(tmp_path: Path) -> None:
+    text = "a <|endoftext|>\n<|endoftext|> b\n <|endoftext|>\nx<|endoftext|>"
+    (tmp_path / "a.txt").write_text(text)
+    assert read(TextCorpus(paths=(str(tmp_path),))) == [Document(f"{tmp_path}/a.txt", text)]
+
+
+@given(
+    texts=st.lists(st.text("aä \n", max_size=12).map(lambda text: f"x{text}x"), max_size=8),
+    line=st.sampled_from(["\n", "\r\n"]),
+    part_bytes=st.integers(1, 60),
+)
+def test_how_a_separated_text_is_cut_does_not_matter(
+    tmp_path_factory, texts: list[str], line: str, part_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("texts") / "a.txt"
+    path.write_bytes(f"{line}<|endoftext|>{line}".join(texts).encode())
+    corpus = TextCorpus(paths=(str(path),))
+    assert read(corpus, part_bytes) == read(corpus)
+    assert contents(corpus) == texts
+
+
+def test_a_compressed_text_is_separated_too(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n<|endoftext|>\ntwo"))
+    assert contents(TextCorpus(paths=(str(tmp_path),)), part_bytes=1) == ["one", "two"]
+
+
+# ---- long texts
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "TEXT_BYTES", 12)
+    monkeypatch.setattr(documents, "PIECE_BYTES", 6)
+
+
+def write_as(folder: Path, kind: str, text: str) -> SourceCorpus:
+    """One document of that text."""
+    if kind == "text":
+        (folder / "a.txt").write_bytes(text.encode())
+        return TextCorpus(paths=(f"{folder}/a.txt",))
+    if kind == "jsonl":
+        (folder / "a.jsonl").write_text(json.dumps({"body": text}))
+        return JsonlCorpus(paths=(f"{folder}/a.jsonl",), column="body")
+    return write_parquet(folder / "a.parquet", pa.table({"body": [text]}), rows=1)
+
+
+@pytest.mark.usefixtures("short_limits")
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("a\nbb\nccc\ndd", ["a\nbb\nccc\ndd"]),  # 12 bytes: whole
+        ("a\nbb\nccc\ndddd", ["a\nbb\n", "ccc\n", "dddd"]),  # whole lines of 6 bytes at most
+        ("abcdefghijklmn", ["abcdef", "ghijkl", "mn"]),  # a longer line
+        ("äöüßäöü", ["äöü", "ßäö", "ü"]),
+        ("aäöüßäöü", ["aäö", "üßä", "öü"]),  # between characters
+        ("€€€€€", ["€€", "€€", "€"]),
+    ],
+)
+def test_a_long_text_is_documents_of_whole_lines(
+    tmp_path: Path, kind: str, text: str, pieces: list[str]
+) -> None:
+    found = read(write_as(tmp_path, kind, text))
+    assert [item.content for item in found] == pieces
+    names = [item.name.rpartition("@")[2] for item in found]
+    if len(pieces) > 1:
+        starts = [len("".join(pieces[:n]).encode()) for n in range(len(pieces))]
+        assert names == [str(start) for start in starts]
+
+
+@pytest.mark.usefixtures("short_limits")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text("aä€\n", min_size=1, max_size=60), is_compressed=st.booleans())
+def test_the_pieces_of_a_text_are_the_text(
+    tmp_path_factory, text: str, is_compressed: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("texts")
+    content = text.encode()
+    name = "a.txt.gz" if is_compressed else "a.txt"
+    (folder / name).write_bytes(gzip.compress(content) if is_compressed else content)
+    pieces = contents(TextCorpus(paths=(str(folder),)))
+    assert "".join(pieces) == text
+    if len(content) > 12:
+        assert all(len(piece.encode()) <= 6 + 3 for piece in pieces)
+
+
+def test_a_long_text_between_separators_is_cut_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "TEXT_BYTES", 24)
+    monkeypatch.setattr(documents, "PIECE_BYTES", 16)
+    path = tmp_path / "a.txt"
+    long = "line 1\nline 2\nline 3\nline 4\n"
+    path.write_text(f"short\n<|endoftext|>\n{long}<|endoftext|>\nend")
+    assert read(TextCorpus(paths=(str(path),))) == [
+        Document(f"{path}@0", "short"),
+        Document(f"{path}@20", "line 1\nline 2\n"),
+        Document(f"{path}@34", "line 3\nline 4"),
+        Document(f"{path}@62", "end"),
+    ]
+
+
+# ---- byte order marks
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = b"\xef\xbb\xbfone\n<|endoftext|>\n\xef\xbb\xbftwo"
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert contents(TextCorpus(paths=(str(tmp_path),))) == ["one", "\ufefftwo"]
+
+
+def test_a_file_of_a_byte_order_mark_alone_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf")
+    assert read(TextCorpus(paths=(str(tmp_path),))) == [Skipped(f"{tmp_path}/a.txt", EMPTY)]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 5, 1000])
+def test_a_byte_order_mark_begins_json_lines(tmp_path: Path, part_bytes: int) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n{"text": "two"}\n')
+    assert contents(JsonlCorpus(paths=(str(path),)), part_bytes) == ["one", "two"]
+
+
 # ---- JSON Lines
+
+
+def test_a_line_without_the_column_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 3}\n{"text": "one"}\n{}\n')
+    corpus = JsonlCorpus(paths=(str(path),))
+    assert read(corpus) == [
+        Skipped(f"{path}@0", NO_COLUMN, ("id",)),
+        Document(f"{path}@10", "one"),
+        Skipped(f"{path}@26", NO_COLUMN),
+    ]
+    check_column(list_source(corpus), corpus)
+
+
+def test_a_column_that_no_line_has_is_named_beside_those_there_are(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"id": 3, "body": "x"}\n' * 2)
+    corpus = JsonlCorpus(paths=(str(tmp_path),))
+    with pytest.raises(UserError, match=r"a\.jsonl@0: no column 'text', there are 'id', 'body'; s"):
+        check_column(list_source(corpus), corpus)
+    (tmp_path / "c.jsonl").write_text('{"text": null}\n')
+    check_column(list_source(corpus), corpus)
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "command"),
+    [
+        ('[{"text": "one"}]', "a JSON array", "jq -c '.[]' a.json > a.jsonl"),
+        ('[\n {"text": "one"}\n]', "a JSON array", "jq -c '.[]' a.json > a.jsonl"),
+        ('{\n "text": "one"\n}', "a JSON object over several lines", "jq -c . a.json > a.jsonl"),
+    ],
+)
+def test_json_that_is_not_lines_says_how_to_make_them(
+    tmp_path: Path, content: str, found: str, command: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        read(JsonlCorpus(paths=(str(tmp_path),)))
+    assert f"a.json:1: holds {found}, not JSON Lines" in str(caught.value)
+    assert str(caught.value).endswith(command)
+
+
+def test_a_single_object_on_a_line_is_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "one"}')
+    assert contents(JsonlCorpus(paths=(str(tmp_path),))) == ["one"]
 
 
 def test_jsonl_documents_are_named_by_the_byte_where_they_begin(tmp_path: Path) -> None:
@@ -131,7 +358,6 @@ def test_compressed_lines_are_one_piece(tmp_path: Path, suffix: str) -> None:
         ('{"text": 3}', "'text' is int"),
         ('{"text": [3, -1]}', "'text' is list"),
         ('{"text": [3, true]}', "'text' is list"),
-        ('{"body": "x"}', "no column 'text', there are 'body'"),
     ],
 )
 @pytest.mark.parametrize("part_bytes", [10, 1000])
@@ -168,16 +394,37 @@ WRITERS = pytest.mark.parametrize("write", [write_parquet, write_arrow_file, wri
 
 
 @WRITERS
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
+)
 def test_rows_are_documents_named_by_their_number(tmp_path: Path, write, kind) -> None:
     path = tmp_path / "a"
-    table = pa.table({"id": [1, 2, 3, 4], "body": pa.array(["one", None, "two", ""], kind)})
+    bodies = pa.array(["one", None, "two", ""])
+    bodies = (
+        bodies.dictionary_encode() if isinstance(kind, pa.DictionaryType) else bodies.cast(kind)
+    )
+    table = pa.table({"id": [1, 2, 3, 4], "body": bodies})
     assert read(write(path, table, rows=3)) == [
         Document(f"{path}:0", "one"),
         Skipped(f"{path}:1", EMPTY),
         Document(f"{path}:2", "two"),
         Skipped(f"{path}:3", EMPTY),
     ]
+
+
+@WRITERS
+@pytest.mark.parametrize("body", [pa.nulls(2), pa.array([[], []])])
+def test_a_table_whose_rows_are_all_empty_is_skipped(tmp_path: Path, write, body) -> None:
+    found = read(write(tmp_path / "a", pa.table({"body": body}), rows=1))
+    assert found == [Skipped(f"{tmp_path}/a:{row}", EMPTY) for row in range(2)]
 
 
 @WRITERS

@@ -3,15 +3,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.data.blocks.heldout import (
+    FEWEST_SPANS,
+    MAX_SHARE,
+    SpanSplit,
     Split,
     heldout_schema,
     is_drawn,
     read_heldout,
     return_oversized,
+    span_tokens,
 )
 
 
@@ -83,3 +88,63 @@ def test_documents_are_read_as_they_were_written(tmp_path: Path) -> None:
     read = [(doc.name, doc.num_bytes, doc.tokens.tolist()) for doc in read_heldout(path)]
     assert read == [("a", 3, [1, 2]), ("b", 5, [3]), ("c", 7, [65535, 4, 5])]
     assert read_heldout(path)[2].sha256 == hashlib.sha256(b"c").hexdigest()
+
+
+# ---- spans
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "length"),
+    [
+        (3_000, 200),  # a third in five
+        (18_000, 1088),  # a third would be more
+        (109_000, 1090),  # 5% in five
+        (200_000, 2000),
+        (250_000, 2304),  # 5% in five or more of that length
+        (4_608_000, 2304),
+        (15_000_000, 7500),  # 5% in a hundred
+        (10**9, 65_536),
+        (0, 1),
+    ],
+)
+def test_the_length_of_spans_follows_from_the_size(num_tokens: int, length: int) -> None:
+    assert span_tokens(num_tokens, 0.05) == length
+
+
+def test_as_few_spans_as_there_may_be_are_a_fifth_each() -> None:
+    assert FEWEST_SPANS * MAX_SHARE == 1
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    span=st.integers(1, 6),
+    data=st.data(),
+)
+def test_what_is_trained_is_what_is_beside_the_spans(lengths, span: int, data) -> None:
+    # Each token is its own number; 0 is EOS.
+    documents = []
+    for length in lengths:
+        first = sum(map(len, documents)) + 1
+        documents.append([*range(first, first + length), 0])
+    tokens = np.array([token for document in documents for token in document])
+    places = st.lists(st.integers(0, len(tokens) - 1), max_size=4)
+    starts: list[int] = []
+    for start in sorted(data.draw(places)):
+        if start + span <= len(tokens) and (not starts or start >= starts[-1] + span):
+            starts.append(start)
+    split = SpanSplit(0.1, frozenset(), span, frozenset(), np.array(starts, dtype=np.int64), 0)
+    inside = {place for start in starts for place in range(start, start + span)}
+    texts: list[list[int]] = [[]]
+    for place, token in enumerate(tokens.tolist()):
+        if place in inside or token == 0:
+            texts.append([])
+        else:
+            texts[-1].append(token)
+    texts = [text for text in texts if text]
+    expected = [token for text in texts for token in [*text, 0]]
+    cut = data.draw(st.integers(0, len(documents)))  # documents come in batches
+    middle = sum(map(len, documents[:cut]))
+    batches = [(tokens[:middle], 0), (tokens[middle:], middle)]
+    assert [t for batch in batches for t in split.training_tokens(*batch).tolist()] == expected
+    trained = [n for batch in batches for n in split.training_lengths(*batch).tolist()]
+    assert trained == [len(text) + 1 for text in texts]

@@ -1,12 +1,20 @@
 import json
+import os
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from glray.data.read.sources import list_source
+from glray.data.read.sources import list_source, search_source
 from glray.errors import UserError
-from glray.spec.corpus import ArrowCorpus, JsonlCorpus, SourceCorpus, StdlibCorpus, TextCorpus
+from glray.spec.corpus import (
+    ArrowCorpus,
+    JsonlCorpus,
+    ParquetCorpus,
+    SourceCorpus,
+    StdlibCorpus,
+    TextCorpus,
+)
 
 
 def listed(corpus: SourceCorpus) -> list[Path]:
@@ -71,6 +79,146 @@ def test_a_path_that_cannot_be_is_one_line(tmp_path: Path, declared: str) -> Non
         declared = str(tmp_path / "*")
     with pytest.raises(UserError, match=r"^corpus\.paths: .*(home directory|not UTF-8)"):
         list_source(TextCorpus(paths=(declared,)))
+
+
+def test_json_is_read_as_lines_where_there_is_no_jsonl_that_it_may_describe(tmp_path: Path) -> None:
+    touch(tmp_path, "c4/a.json.gz", "c4/b.json", "c4/c.json.zst")
+    touch(tmp_path, "own/a.jsonl", "own/metadata.json")
+    names = [
+        [path.name for path in listed(JsonlCorpus(paths=(str(tmp_path / folder),)))]
+        for folder in ("c4", "own")
+    ]
+    assert names == [["a.json.gz", "b.json", "c.json.zst"], ["a.jsonl"]]
+    assert listed(JsonlCorpus(paths=(f"{tmp_path}/own/metadata.json",)))
+
+
+# ---- what is no content
+
+
+HIDDEN = (
+    *(".git/config.txt", "._a.txt", ".ipynb_checkpoints/a.txt", "deep/.cache/a.txt", ".hidden.txt"),
+    *("__pycache__/a.txt", "__MACOSX/a.txt"),
+)
+
+
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_hidden_files_are_left_out_of_a_folder_and_counted(tmp_path: Path, scheme: str) -> None:
+    touch(tmp_path, "a.txt", "deep/b.txt", "notes.md", *HIDDEN)
+    found = search_source(TextCorpus(paths=(f"{scheme}{tmp_path}",)))
+    assert [file.uri.removeprefix(f"{scheme}{tmp_path}/") for file in found.files] == [
+        "a.txt",
+        "deep/b.txt",
+    ]
+    assert found.left_out == ("7 hidden", "1 of other kinds")
+
+
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_hidden_files_that_are_named_are_taken(tmp_path: Path, scheme: str) -> None:
+    touch(tmp_path, "a.txt", *HIDDEN)
+    for name in (*HIDDEN, ".ipynb_checkpoints", "__pycache__", ".ip*/*.txt"):
+        assert len(list_source(TextCorpus(paths=(f"{scheme}{tmp_path}/{name}",)))) == 1
+    assert len(list_source(TextCorpus(paths=(f"{scheme}{tmp_path}/*.txt",)))) == 1
+
+
+def test_linked_folders_are_followed_and_each_file_counts_once(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/b.txt", "corpus/a.txt", "corpus/z/c.txt")
+    corpus = tmp_path / "corpus"
+    (corpus / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus / "z" / "cycle").symlink_to(corpus)
+    (corpus / "again").symlink_to(corpus / "z")
+    (corpus / "0.txt").symlink_to(corpus / "a.txt")
+    (corpus / "broken.txt").symlink_to(tmp_path / "absent.txt")
+    (corpus / "itself.txt").symlink_to(corpus / "itself.txt")
+    found = search_source(TextCorpus(paths=(str(corpus), f"{corpus}/**/*.txt")))
+    assert [Path(file.uri) for file in found.files] == [
+        corpus / name for name in ("a.txt", "linked/b.txt", "z/c.txt")
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.txt", "lost+found/b.txt")
+    (tmp_path / "lost+found").chmod(0)
+    found = search_source(TextCorpus(paths=(str(tmp_path),)))
+    (tmp_path / "lost+found").chmod(0o700)
+    assert found.left_out == ("1 folders that may not be read",)
+
+
+# ---- compressed in a way that is not read
+
+
+@pytest.mark.parametrize("kind", [TextCorpus, JsonlCorpus, ParquetCorpus, ArrowCorpus])
+@pytest.mark.parametrize("end", ["bz2", "xz", "lz4", "br", "zip", "7z", "tar"])
+@pytest.mark.parametrize("declared", ["", "/*", "/b.{suffix}.{end}"])
+def test_an_unknown_compression_is_refused(tmp_path: Path, kind, end: str, declared: str) -> None:
+    suffix = {TextCorpus: "txt", JsonlCorpus: "jsonl", ParquetCorpus: "parquet"}.get(kind, "arrow")
+    touch(tmp_path, f"a.{suffix}", f"b.{suffix}.{end}")
+    path = f"{tmp_path}{declared.format(suffix=suffix, end=end)}"
+    with pytest.raises(UserError, match=rf"b\.{suffix}\.{end} is compressed as \.{end}, which is"):
+        list_source(kind(paths=(path,)))
+
+
+def test_tables_are_not_read_through_a_compression(tmp_path: Path) -> None:
+    touch(tmp_path, "a.parquet", "b.parquet.gz")
+    with pytest.raises(UserError, match=r"b\.parquet\.gz is compressed as \.gz.*; decompress it$"):
+        list_source(ParquetCorpus(paths=(str(tmp_path),)))
+
+
+def test_an_archive_beside_the_texts_is_none_of_them(tmp_path: Path) -> None:
+    touch(tmp_path, "a.txt", "all.zip")
+    assert listed(TextCorpus(paths=(str(tmp_path),))) == [tmp_path / "a.txt"]
+
+
+# ---- splits
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "one"),
+    [
+        (
+            [f"{split}-0000{n}-of-2.jsonl" for split in ("train", "validation") for n in (0, 1)],
+            "train, validation",
+            "/train*",
+        ),
+        (
+            ["c4-train.00000-of-01024.json.gz", "c4-validation.00000-of-00008.json.gz"],
+            "train, validation",
+            "/c4-train.00000-of-01024.json.gz",
+        ),
+        (["train.jsonl", "dev.jsonl", "test.jsonl"], "train, dev, test", "/train.jsonl"),
+        (["valid/a.jsonl", "test/a.jsonl", "readme.jsonl"], "valid, test", "/valid"),
+        (["train/00.jsonl.zst", "val.jsonl.zst", "test.jsonl.zst"], "train, val, test", "/train"),
+        (["en/Train/a.jsonl", "en/Test/a.jsonl"], "Train, Test", "/en/Train"),
+        (["x-train.jsonl", "x-valid.jsonl"], "train, valid", "/x-train.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_splits_are_never_taken_together(
+    tmp_path: Path, scheme: str, names: list[str], splits: str, one: str
+) -> None:
+    touch(tmp_path, *names)
+    folder = f"{scheme}{tmp_path}"
+    with pytest.raises(UserError, match=rf" holds the splits {splits}; give one, ") as caught:
+        list_source(JsonlCorpus(paths=(folder,)))
+    offered = str(caught.value).rpartition("give one, ")[2]
+    assert offered == folder + one
+    assert 0 < len(list_source(JsonlCorpus(paths=(offered,)))) < len(names)
+    as_told = JsonlCorpus(paths=(f"{folder}/**/*.json*",))
+    assert len(list_source(as_told)) == len(names)  # a glob is taken at its word
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-0.jsonl", "train-1.jsonl"],
+        ["train/a.jsonl", "training/b.jsonl"],
+        ["trains.jsonl", "contest.jsonl", "a-test.jsonl", "a-train.jsonl"],  # not all are splits
+        ["train/test/a.jsonl", "train/b.jsonl"],
+    ],
+)
+def test_what_is_one_split_or_none_is_taken(tmp_path: Path, names: list[str]) -> None:
+    touch(tmp_path, *names)
+    assert len(listed(JsonlCorpus(paths=(str(tmp_path),)))) == len(names)
 
 
 # ---- what `save_to_disk` of Hugging Face `datasets` leaves

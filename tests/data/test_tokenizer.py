@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from glray.data.blocks.tokenizer import (
+    UnknownCharacters,
     encode,
     load_tokenizer,
     token_num_bytes,
@@ -100,3 +101,47 @@ def test_a_wrong_tokenizer_file_is_refused(tmp_path: Path) -> None:
     BPE.save(str(path))
     with pytest.raises(UserError, match=r"has no token '</s>' among its \d+: "):
         load_tokenizer(TokenizerFile(path=str(path), eos_token="</s>"))
+
+
+# ---- characters without a token
+
+
+def lost(tokenizer: Tokenizer, text: str) -> dict[str, int]:
+    return dict(UnknownCharacters(tokenizer).found(text, encode(tokenizer, [text])[0]))
+
+
+def characters_bpe(**fields: object) -> Tokenizer:
+    """A BPE of the characters a to c, without bytes."""
+    vocab = {token: number for number, token in enumerate(["<unk>", "a", "b", "c", "ab"])}
+    return Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")], **fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"unk_token": "<unk>"}, {"unk_token": "<unk>", "fuse_unk": True}]
+)
+def test_characters_without_a_token_are_counted(fields: dict[str, object]) -> None:
+    tokenizer = characters_bpe(**fields)
+    assert lost(tokenizer, "abc") == {}
+    assert lost(tokenizer, "ab\n cééü") == {"é": 2, "ü": 1}  # white space does not count
+
+
+def test_a_vocabulary_of_words_loses_the_words_that_it_lacks() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "grow": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert lost(tokenizer, "grow now") == {"n": 1, "o": 1, "w": 1}
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_bytes_stand_for_any_character_if_all_are_there(byte_fallback: bool) -> None:
+    every_byte = {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
+    model = models.BPE(
+        vocab={"<unk>": 0, **every_byte, "a": 257},
+        merges=[],
+        unk_token="<unk>",
+        byte_fallback=byte_fallback,
+    )
+    assert lost(Tokenizer(model), "aé€") == ({} if byte_fallback else {"é": 1, "€": 1})
+
+
+def test_a_byte_level_vocabulary_loses_nothing() -> None:
+    assert lost(train_bpe(["ab"], 257), "aé€\n🙂") == {}

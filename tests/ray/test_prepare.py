@@ -1,19 +1,25 @@
+import gzip
 import hashlib
+import json
 import os
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from glray.data.blocks import shards as shards_module
 from glray.data.blocks.heldout import read_heldout
 from glray.data.blocks.shards import Shard
 from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.tokenizer import encode, train_bpe
+from glray.data.targets import heldout_targets
 from glray.errors import UserError
 from glray.ray import prepare as prepare_module
 from glray.ray.prepare import prepare
@@ -21,10 +27,13 @@ from glray.report.corpus_sheets import sources
 from glray.spec import (
     BpeTokenizer,
     ComputeSpec,
+    EvaluationSpec,
     JsonlCorpus,
     ParquetCorpus,
+    TextCorpus,
     TokenizerFile,
 )
+from glray.spec.corpus import SourceCorpus
 from tests.data.preparing import (
     drawn,
     files_of,
@@ -323,26 +332,247 @@ def test_what_is_committed_before_a_failure_is_kept(
     assert left_behind(corpus.parent / "runs") == [blocks.fingerprint]
 
 
+# ---- fingerprints, and corpora of few documents
+
+
+def write_byte_tokenizer(path: Path) -> TokenizerFile:
+    """A ``tokenizer.json`` of EOS and the 256 bytes, spelt out: no library decides its content."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    vocab = {token: number for number, token in enumerate(["<|endoftext|>", *alphabet])}
+    declared = {
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        "added_tokens": [],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+    }
+    path.write_text(json.dumps(declared))
+    return TokenizerFile(path=str(path))
+
+
+def test_a_corpus_of_enough_documents_has_the_tokens_of_every_version(corpus: Path) -> None:
+    tokenizer = write_byte_tokenizer(corpus.parent / "tokenizer.json")
+    blocks = prepared(texts_pipeline(corpus, tokenizer=tokenizer))
+    assert blocks.fingerprint == "c76dc2a9ee6a36b9"
+    assert [block.sha256[:16] for block in blocks.blocks] == ["11506dc496f55684"]
+    assert (blocks.num_tokens, blocks.heldout_documents) == (14_897, 14)
+    assert blocks.heldout_span_tokens == 0
+
+
+def write_novel(path: Path, num_bytes: int, seed: int = 0) -> None:
+    """Lines of words that nothing repeats."""
+    rng = random.Random(seed)
+    words = [f"{rng.randrange(16**5):x}" for _ in range(3000)]
+    text = "\n".join(" ".join(rng.choices(words, k=12)) for _ in range(num_bytes // 60))
+    path.write_text(text[:num_bytes])
+
+
+def one_file(folder: Path) -> SourceCorpus:
+    write_novel(folder / "input.txt", 10**6)
+    return TextCorpus(paths=(str(folder / "input.txt"),))
+
+
+def ten_files(folder: Path) -> SourceCorpus:
+    for number in range(10):
+        write_novel(folder / f"{number}.txt", 100_000, seed=number)
+    return TextCorpus(paths=(str(folder),))
+
+
+def sixty_rows(folder: Path) -> SourceCorpus:
+    rows = [" ".join(f"w{(d * 31 + i) % 97}" for i in range(300)) for d in range(60)]
+    lines = [json.dumps({"text": row}) for row in rows]
+    (folder / "sixty.jsonl").write_text("\n".join(lines))
+    return JsonlCorpus(paths=(str(folder / "sixty.jsonl"),))
+
+
+@pytest.mark.parametrize(
+    ("write", "longest"), [(one_file, 2048), (ten_files, 2048), (sixty_rows, 1024)]
+)
+def test_a_small_corpus_is_scored_on_spans_of_its_documents(
+    tmp_path: Path, write: Callable[[Path], SourceCorpus], longest: int
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    evaluation = EvaluationSpec(seq_lens=(128, longest), num_tokens=65_536)
+    spec = pipeline(
+        tmp_path / "runs",
+        corpus=write(tmp_path / "corpus"),
+        tokenizer=BpeTokenizer(vocab_size=2048),
+        heldout_fraction=0.05,
+        evaluation=evaluation,
+    )
+    lines: list[str] = []
+    corpus = prepare(spec, lines.append)
+    (said,) = [line for line in lines if "spans of documents" in line]
+    blocks = corpus.sources[0].blocks
+    assert f"held out are {blocks.heldout_documents} spans of documents, of " in said
+    assert blocks.heldout_documents >= 5
+    assert blocks.identity["heldout_spans"] == {
+        "spans": blocks.heldout_documents,
+        "tokens": blocks.heldout_span_tokens,
+    }
+    targets = heldout_targets(corpus, evaluation)
+    assert (targets.longest, targets.num_documents) == (longest, len(targets.tokens))
+    assert targets.num_documents == len(corpus.scored_documents()) > 3
+    assert find_prepared(spec) == corpus
+    trained = np.array(stream(blocks))
+    for span in read_heldout(blocks.heldout_path):
+        assert span.tokens.tobytes() not in trained.astype(np.uint16).tobytes()
+
+
+def test_the_tokenizer_learns_from_the_only_document_even_if_it_is_drawn(tmp_path: Path) -> None:
+    text = next(each for n in range(99) if drawn(each := f"{n} " + " ".join(map(str, range(3000)))))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "input.txt").write_text(text)
+    blocks = prepared(texts_pipeline(tmp_path / "corpus"))
+    assert blocks.tokenizer_path.read_text() == train_bpe([text], 300).to_str()
+    assert blocks.heldout_span_tokens > 0
+
+
+def test_spans_are_resumed_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "corpus").mkdir()
+    given = {"corpus": ten_files(tmp_path / "corpus"), "tokenizer": BpeTokenizer(vocab_size=300)}
+    whole = files_of(prepared(pipeline(tmp_path / "whole", **given)))
+    monkeypatch.setattr(shards_module, "MIN_SHARD_BYTES", 150_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "write_heldout", disk_full)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(pipeline(tmp_path / "runs", **given))
+    lines: list[str] = []
+    assert files_of(prepared(pipeline(tmp_path / "runs", **given), lines.append)) == whole
+    assert any("10 of 10 shards are there" in line for line in lines)
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "input.txt").write_text("a" * 900)
+    with pytest.raises(UserError, match=r"^corpus: no held-out documents: .*give more text$"):
+        prepared(texts_pipeline(tmp_path / "corpus"))
+
+
+# ---- corpora as people have them
+
+
+def test_what_a_folder_holds_beside_the_corpus_is_said(corpus: Path) -> None:
+    (corpus / "._01.txt").write_bytes(b"\x00\x05\x16\x07")
+    (corpus / ".ipynb_checkpoints").mkdir()
+    (corpus / ".ipynb_checkpoints" / "01-checkpoint.txt").write_text(text(1))
+    (corpus / "notes.md").write_text("notes")
+    lines: list[str] = []
+    assert prepared(texts_pipeline(corpus), lines.append).documents == 60
+    assert lines[0].endswith(f"from {corpus} (left out: 2 hidden, 1 of other kinds)")
+
+
+TEXTS = [text(number) for number in range(60)]
+
+
+def write_separated(folder: Path) -> SourceCorpus:
+    (folder / "separated.txt").write_text("\n<|endoftext|>\n".join(TEXTS))
+    return TextCorpus(paths=(str(folder),))
+
+
+def write_c4(folder: Path) -> SourceCorpus:
+    lines = "".join(json.dumps({"text": each}) + "\n" for each in TEXTS).encode()
+    (folder / "c4-train.00000-of-00001.json.gz").write_bytes(gzip.compress(lines))
+    return JsonlCorpus(paths=(str(folder),))
+
+
+def write_bom(folder: Path) -> SourceCorpus:
+    lines = "".join(json.dumps({"text": each}) + "\n" for each in TEXTS).encode()
+    (folder / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    return JsonlCorpus(paths=(str(folder),))
+
+
+def write_missing_key(folder: Path) -> SourceCorpus:
+    lines = "".join(json.dumps({"text": each}) + "\n" for each in TEXTS)
+    (folder / "missing_key.jsonl").write_text('{"id": 3}\n' + lines)
+    return JsonlCorpus(paths=(str(folder),))
+
+
+def write_dictionary(folder: Path) -> SourceCorpus:
+    pq.write_table(pa.table({"text": pa.array(TEXTS).dictionary_encode()}), folder / "a.parquet")
+    return ParquetCorpus(paths=(str(folder),))
+
+
+def write_null_shard(folder: Path) -> SourceCorpus:
+    pq.write_table(pa.table({"text": TEXTS}), folder / "a.parquet")
+    pq.write_table(pa.table({"text": pa.nulls(2)}), folder / "b.parquet")
+    return ParquetCorpus(paths=(str(folder),))
+
+
+@pytest.mark.parametrize(
+    ("write", "skipped"),
+    [
+        (write_separated, (0, 0)),
+        (write_c4, (0, 0)),
+        (write_bom, (0, 0)),
+        (write_missing_key, (0, 1)),
+        (write_dictionary, (0, 0)),
+        (write_null_shard, (2, 0)),
+    ],
+)
+def test_the_same_documents_in_any_form_are_the_same_tokens(
+    tmp_path: Path, write: Callable[[Path], SourceCorpus], skipped: tuple[int, int]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    lines: list[str] = []
+    spec = texts_pipeline(
+        tmp_path / "corpus",
+        corpus=write(tmp_path / "corpus"),
+        tokenizer=write_byte_tokenizer(tmp_path / "tokenizer.json"),
+    )
+    blocks = prepared(spec, lines.append)
+    assert blocks.fingerprint == "c76dc2a9ee6a36b9"
+    assert (blocks.empty_skipped, blocks.no_column_skipped) == skipped
+    assert any("skipped" in line for line in lines) == any(skipped)
+
+
+def test_characters_that_the_tokenizer_lacks_are_counted_and_said(corpus: Path) -> None:
+    vocab = {"<|endoftext|>": 0, **{c: n for n, c in enumerate(sorted(set("".join(TEXTS))), 1)}}
+    del vocab["ü"]
+    path = corpus.parent / "tokenizer.json"
+    Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(path))
+    lines: list[str] = []
+    blocks = prepared(texts_pipeline(corpus, tokenizer=TokenizerFile(path=str(path))), lines.append)
+    count = "".join(TEXTS).count("ü")
+    assert (blocks.unknown_characters, blocks.most_unknown) == (count, (("ü", count),))
+    assert any(f"no token for {count:,} characters" in line for line in lines)
+
+
 # ---- what a person can mend
 
 
-def test_a_wrong_line_is_one_user_error(tmp_path: Path) -> None:
+def test_a_column_that_no_line_has_is_one_user_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one"}\n{"body": "two"}\n')
+    path.write_text('{"id": 1, "body": "one"}\n{"body": "two"}\n')
     (tmp_path / "tokenizer.json").write_text(train_bpe(["ab"], 257).to_str())
     spec = pipeline(
         tmp_path / "runs",
         corpus=JsonlCorpus(paths=(str(path),)),
         tokenizer=TokenizerFile(path=str(tmp_path / "tokenizer.json")),
     )
-    with pytest.raises(UserError, match=f"^{path}:2: no column 'text'.* 'body'"):
+    with pytest.raises(UserError, match=f"^{path}@0: no column 'text', there are 'id', 'body'"):
         prepared(spec)
 
 
-@pytest.mark.parametrize(("fraction", "side"), [(0.0001, "held-out"), (0.9999, "training")])
-def test_an_empty_side_is_refused(corpus: Path, fraction: float, side: str) -> None:
-    with pytest.raises(UserError, match=rf"no {side} documents.* heldout_fraction {fraction}"):
-        prepared(texts_pipeline(corpus, heldout_fraction=fraction))
+def test_no_training_text_is_refused(corpus: Path) -> None:
+    with pytest.raises(UserError, match=r"no training documents.* heldout_fraction 0\.9999"):
+        prepared(texts_pipeline(corpus, heldout_fraction=0.9999))
+
+
+def test_a_fraction_that_draws_nothing_holds_out_spans(corpus: Path) -> None:
+    blocks = prepared(texts_pipeline(corpus, heldout_fraction=0.0001))
+    assert blocks.heldout_documents == 5
 
 
 def test_ray_data_stays_as_it_was(corpus: Path) -> None:

@@ -1,6 +1,7 @@
 """Windows of any length over any documents: the same targets, each once, in the context it should
 have."""
 
+import gzip
 import json
 
 import numpy as np
@@ -95,17 +96,23 @@ def test_whole_and_sliding_windows_agree_at_the_longest_length(run):
     assert whole[0]["loss"] != sliding[0]["loss"]
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+@pytest.mark.parametrize("kind", ["txt", "separated", "jsonl", "json.gz"])
 def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
     texts = [f"def function_{n}(argument):\n    return argument + {n}\n" * 30 for n in range(3)]
     if kind == "txt":
         for index, text in enumerate([*texts, "too short"]):
             (tmp_path / f"{index}.txt").write_text(text)
         documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
+    elif kind == "separated":
+        (tmp_path / "all.txt").write_text("<|endoftext|>\n".join([*texts, "too short\n"]))
+        documents = corpus_of_files([f"{tmp_path}/all.txt"], "text")
     else:
         lines = [json.dumps({"body": text}) + "\n" for text in [*texts, "too short", ""]]
-        (tmp_path / "all.jsonl").write_text("".join(lines))
-        documents = corpus_of_files([f"{tmp_path}/all.jsonl"], "body")
+        content = "".join(['{"id": 3}\n', *lines]).encode()
+        (tmp_path / f"all.{kind}").write_bytes(
+            gzip.compress(content) if kind.endswith("gz") else content
+        )
+        documents = corpus_of_files([f"{tmp_path}/all.{kind}"], "body")
     scores = score_model(
         run.directory, ScoringProtocol(seq_lens=(8, 64), documents=documents, num_tokens=256)
     )
@@ -123,6 +130,9 @@ def test_the_kind_of_documents_is_told_by_their_names():
     assert corpus_of_files(["s3://b/*.parquet"], "x") == ParquetCorpus(
         paths=("s3://b/*.parquet",), column="x"
     )
+    assert corpus_of_files(["c4.json.gz", "s3://b/a.json?region=x"], "x").kind == "jsonl"
+    with pytest.raises(UserError, match=r"a\.txt\.bz2 is compressed as \.bz2, which is not read"):
+        corpus_of_files(["a.txt.bz2"], "text")
     for paths in (["a.txt", "b.jsonl"], ["folder"], ["a.csv"]):
         with pytest.raises(UserError, match="not files of one kind"):
             corpus_of_files(paths, "text")
@@ -166,6 +176,7 @@ def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
     with pytest.raises(UserError, match=words) as error, naming_options(EVAL_OPTIONS):
         score_model(run.directory, ScoringProtocol((8,), documents=documents))
     assert "corpus." not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):

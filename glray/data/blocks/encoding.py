@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.heldout import is_drawn, return_oversized
 from glray.data.blocks.snapshot import SourceSnapshot
 from glray.data.blocks.tokenizer import (
     EOS_TOKEN,
@@ -50,7 +50,7 @@ def _train(
     def texts() -> Iterator[str]:
         nonlocal num_bytes
         for snapshot in snapshots:
-            for text in _undrawn(snapshot, fraction, limit):
+            for text in _training_texts(snapshot, fraction, limit):
                 num_bytes += len(text.encode())
                 yield text
 
@@ -63,12 +63,30 @@ def _train(
     return tokenizer
 
 
-def _undrawn(snapshot: SourceSnapshot, fraction: float, limit: int) -> Iterator[str]:
-    """A source's first texts that are not drawn, until they are ``limit`` bytes."""
+def _training_texts(snapshot: SourceSnapshot, fraction: float, limit: int) -> Iterator[str]:
+    """A source's first texts that are not drawn, until they are ``limit`` bytes; and then, if it
+    has no more and none of those that are drawn is held out whole, these too."""
+    drawn: dict[bytes, int] = {}
     num_bytes = 0
-    for item in read_source(snapshot.files, snapshot.source.corpus):
+    for sha256, text in _texts(snapshot):
         if num_bytes >= limit:
             return
+        size = len(text.encode())
+        if is_drawn(np.frombuffer(sha256, dtype=np.uint8).reshape(1, 32), fraction)[0]:
+            drawn[sha256] = size
+        else:
+            num_bytes += size
+            yield text
+    if drawn and len(return_oversized(drawn)) == len(drawn):
+        for sha256, text in _texts(snapshot):
+            if sha256 in drawn and num_bytes < limit:
+                num_bytes += len(text.encode())
+                yield text
+
+
+def _texts(snapshot: SourceSnapshot) -> Iterator[tuple[bytes, str]]:
+    """A source's texts after their SHA-256. Raises UserError if it holds token ids."""
+    for item in read_source(snapshot.files, snapshot.source.corpus):
         if not isinstance(item, Document):
             continue
         if not isinstance(item.content, str):
@@ -76,6 +94,4 @@ def _undrawn(snapshot: SourceSnapshot, fraction: float, limit: int) -> Iterator[
                 f"{item.name}: holds token ids, which train no tokenizer; declare the one that "
                 "made them as a TokenizerFile"
             )
-        if not is_drawn(np.frombuffer(item.sha256, dtype=np.uint8).reshape(1, 32), fraction)[0]:
-            num_bytes += len(item.content.encode())
-            yield item.content
+        yield item.sha256, item.content

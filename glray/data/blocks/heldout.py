@@ -3,6 +3,10 @@
 A document is held out by a hash of its content alone, so equal documents lie on one side, and
 adding documents moves none. In the held-out set equal documents count once. No document may be
 more than a fifth of the set's bytes, or it alone would decide every held-out loss.
+
+Where that leaves none, as in a corpus of one file or a few, *spans* of documents are held out
+instead: stretches of equal length in the stream of all documents' tokens. They too are drawn by a
+hash of their content, those with the lowest, and there are five at least, of equal length.
 """
 
 import math
@@ -16,6 +20,16 @@ from glray.data.blocks.arrow_files import mapped_batches
 
 MAX_SHARE = 0.2
 """The largest share of the held-out set's bytes that one document may have."""
+
+FEWEST_SPANS = 5
+"""As many as ``MAX_SHARE`` asks for."""
+WANTED_SPANS = 100
+"""Where each can then be a long one: fewer documents than that let a few dominate a loss."""
+LONG_SPAN, SHORT_SPAN = 2304, 1088
+"""Tokens that hold a sequence of 2,048, or one of 1,024 in a small corpus, and some room."""
+LONGEST_SPAN = 2**16
+SHORT_SPANS_SHARE = 1 / 3
+"""Of a small corpus's tokens, what short spans may take at most, whatever the fraction."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,74 @@ def return_oversized(num_bytes: dict[bytes, int]) -> frozenset[bytes]:
         returned.add(sha256)
         total -= size
     return frozenset(returned)
+
+
+def span_tokens(num_tokens: int, fraction: float) -> int:
+    """The length of held-out spans in a stream of ``num_tokens``.
+
+    ``WANTED_SPANS`` are ``fraction`` of it; or fewer, if they would be shorter than ``LONG_SPAN``;
+    but ``FEWEST_SPANS`` at least, which are no shorter than ``SHORT_SPAN`` as long as that takes no
+    more than ``SHORT_SPANS_SHARE`` of the stream.
+    """
+    heldout = fraction * num_tokens
+    length = min(max(heldout / WANTED_SPANS, LONG_SPAN), heldout / FEWEST_SPANS, LONGEST_SPAN)
+    shortest = min(SHORT_SPAN, num_tokens * SHORT_SPANS_SHARE / FEWEST_SPANS)
+    return max(int(max(length, shortest)), 1)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the stream of all documents' tokens."""
+
+    name: str
+    start: int
+    """Its first token."""
+    tokens: np.ndarray
+    """uint16 or uint32[n], without an EOS that ends it."""
+
+
+@dataclass(frozen=True)
+class SpanSplit:
+    """Which spans are held out. In the stream of training an EOS stands for each, unless what comes
+    before it ends with one, so that no text goes on where another was taken out."""
+
+    fraction: float
+    returned: frozenset[bytes]
+    """SHA-256 of the documents that are drawn, which are trained but for spans."""
+    num_tokens: int
+    """Of a span."""
+    sha256: frozenset[bytes]
+    """Of the spans' tokens."""
+    starts: np.ndarray
+    """int64[n]: where they begin in the stream, ascending. Equal ones are all held out."""
+    eos_id: int
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """What decides the spans, beside the documents and the tokenizer."""
+        return {"spans": len(self.sha256), "tokens": self.num_tokens}
+
+    def training_tokens(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """What of whole documents' ``tokens``, from ``position`` of the stream on, is trained."""
+        first = np.searchsorted(self.starts, position - self.num_tokens, side="right")
+        last = np.searchsorted(self.starts, position + len(tokens))
+        if first == last:
+            return tokens
+        tokens, kept = tokens.copy(), np.ones(len(tokens), dtype=bool)
+        for start in (self.starts[first:last] - position).tolist():
+            stop = start + self.num_tokens
+            if stop < len(tokens) and tokens[stop] == self.eos_id:  # it ends no text any more
+                stop += 1
+            before = start > 0 and kept[start - 1] and tokens[start - 1] != self.eos_id
+            kept[max(start, 0) : stop] = False
+            if before:
+                tokens[start], kept[start] = self.eos_id, True
+        return tokens[kept]
+
+    def training_lengths(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """int64[n]: the length of each text in ``training_tokens``, EOS included."""
+        ends = np.flatnonzero(self.training_tokens(tokens, position) == self.eos_id)
+        return np.diff(ends, prepend=-1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ one keeps. A shard knows nothing of the held-out split, which needs all of them.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import committed_batches, mapped_batches
 from glray.data.blocks.heldout import heldout_schema
-from glray.data.blocks.tokenizer import Encoding, encode, token_num_bytes
+from glray.data.blocks.tokenizer import Encoding, UnknownCharacters, encode, token_num_bytes
 from glray.data.read.documents import Document, FilePart, Skipped, read_part, runs, split_file
 from glray.data.read.sources import SourceFile
 from glray.errors import UserError
@@ -31,6 +32,8 @@ MAX_SHARDS = 4096
 """Shards of a source that grow before there are more of them."""
 BATCH_BYTES = 2**20
 """Text that is encoded at once."""
+SHARD_COLUMNS = {"skipped": pa.string(), "unknown": pa.map_(pa.string(), pa.int64())}
+"""What a shard says of a document beside what is kept of it if it is held out."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Shard:
         """Its file in a folder of encoded shards, named for what it holds: had another version cut
         the source otherwise, its shards would not be taken for this one's."""
         parts = [(part.file.uri, part.first, part.last) for part in self.parts]
-        held = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        held = hashlib.sha256(repr([*SHARD_COLUMNS, parts]).encode()).hexdigest()[:8]
         return directory / f"{self.index:05d}-{held}.arrow"
 
 
@@ -73,11 +76,14 @@ def encode_shard(
     and the tokens.
 
     A row is a document: ``name``, ``sha256``, ``num_bytes`` and ``tokens``, ended by EOS; or
-    says in ``skipped`` why it has no text. Raises UserError and OSError.
+    says in ``skipped`` why it has no text; ``unknown`` has the characters that the tokenizer loses.
+    Raises UserError and OSError.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
     num_bytes = num_tokens = 0
-    schema = heldout_schema(encoding.dtype).insert(1, pa.field("skipped", pa.string()))
+    schema = heldout_schema(encoding.dtype)
+    for name, kind in SHARD_COLUMNS.items():
+        schema = schema.append(pa.field(name, kind))
     items = (item for part in shard.parts for item in read_part(part, corpus))
     with committed_batches(shard.path(directory), schema) as writer:
         for run in runs(items, _num_characters, BATCH_BYTES):
@@ -103,6 +109,8 @@ class Documents:
     """All their tokens, one document after another."""
     skipped: list[Skipped]
     """What was skipped among them."""
+    unknown: Counter[str]
+    """Characters of all of them that the tokenizer loses, and how often each."""
 
 
 def read_shard(path: Path) -> Iterator[Documents]:
@@ -118,6 +126,9 @@ def read_shard(path: Path) -> Iterator[Documents]:
         kept = batch.filter(batch.column("skipped").is_null())
         skipped = batch.filter(batch.column("skipped").is_valid()).select(["name", "skipped"])
         sha256 = b"".join(kept.column("sha256").to_pylist())
+        unknown: Counter[str] = Counter()
+        for row in kept.column("unknown").drop_null().to_pylist():
+            unknown.update(dict(row))
         yield Documents(
             names=kept.column("name"),
             sha256=np.frombuffer(sha256, dtype=np.uint8).reshape(-1, 32),
@@ -125,6 +136,7 @@ def read_shard(path: Path) -> Iterator[Documents]:
             num_tokens=kept.column("tokens").value_lengths().to_numpy().astype(np.int64),
             tokens=kept.column("tokens").flatten().to_numpy(),
             skipped=[Skipped(*row.values()) for row in skipped.to_pylist()],
+            unknown=unknown,
         )
 
 
@@ -140,25 +152,31 @@ def _encoded(
     documents = [item for item in items if isinstance(item, Document)]
     texts = [each.content for each in documents if isinstance(each.content, str)]
     encoded = iter(encode(_tokenizer(encoding.tokenizer_json), texts))
+    characters = _unknown_characters(encoding.tokenizer_json)
     sizes: list[int | None] = []
     tokens: list[np.ndarray] = []
+    unknown: list[list[tuple[str, int]] | None] = []
     for item in items:
-        size, ids = None, np.empty(0)
+        size, ids, lost = None, np.empty(0), None
         if isinstance(item, Document) and isinstance(item.content, str):
-            size, ids = len(item.content.encode()), np.array([*next(encoded), encoding.eos_id])
+            text_ids = next(encoded)
+            size, ids = len(item.content.encode()), np.array([*text_ids, encoding.eos_id])
+            lost = sorted(characters.found(item.content, text_ids).items()) or None
         elif isinstance(item, Document):
             ids = item.given_ids(encoding.vocab_size)
             size = int(_token_num_bytes(encoding.tokenizer_json)[ids].sum())
             ids = ids if ids[-1] == encoding.eos_id else np.append(ids, encoding.eos_id)
         sizes.append(size)
         tokens.append(ids.astype(encoding.dtype))
+        unknown.append(lost)
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
     columns = [
         pa.array([item.name for item in items], pa.string()),
-        pa.array([getattr(item, "reason", None) for item in items], pa.string()),
         pa.array([getattr(item, "sha256", None) for item in items], pa.binary(32)),
         pa.array(sizes, pa.int64()),
         pa.ListArray.from_arrays(offsets, np.concatenate(tokens)),
+        pa.array([getattr(item, "reason", None) for item in items], SHARD_COLUMNS["skipped"]),
+        pa.array(unknown, SHARD_COLUMNS["unknown"]),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -166,6 +184,11 @@ def _encoded(
 @lru_cache(maxsize=1)  # once a process: tasks get their own copy of the encoding
 def _tokenizer(tokenizer_json: str) -> Tokenizer:
     return Tokenizer.from_str(tokenizer_json)
+
+
+@lru_cache(maxsize=1)
+def _unknown_characters(tokenizer_json: str) -> UnknownCharacters:
+    return UnknownCharacters(_tokenizer(tokenizer_json))
 
 
 @lru_cache(maxsize=1)

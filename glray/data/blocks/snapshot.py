@@ -16,7 +16,8 @@ from pydantic import Field
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.blocks.tokenizer import read_tokenizer_json
 from glray.data.corpus import PreparedCorpus, corpus_of, run_corpus
-from glray.data.read.sources import SourceFile, is_uri, list_source
+from glray.data.read.documents import SEPARATOR
+from glray.data.read.sources import SourceFile, is_uri, search_source
 from glray.errors import UserError
 from glray.record import Record
 from glray.run.run import Run, pipeline_directory
@@ -38,6 +39,8 @@ class SourceSnapshot:
 
     source: SourceSpec
     files: tuple[SourceFile, ...]
+    left_out: tuple[str, ...]
+    """Of the folders that were searched."""
     tokenizer_key: str
     """Of the tokenizer: of its file's content, or of all that one is trained on."""
     key: str
@@ -52,15 +55,16 @@ class _Prepared(Record):
 
 def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     """Every source of the pipeline as it is now. Raises UserError."""
-    listed = [(source, list_source(source.corpus)) for source in spec.sources]
+    listed = [(source, search_source(source.corpus)) for source in spec.sources]
     states = [
         {
             "format": TOKENS_VERSION,
             "kind": source.corpus.kind,
             "column": getattr(source.corpus, "column", None),
-            "files": [[file.uri, file.num_bytes, file.version] for file in files],
+            "files": [[file.uri, file.num_bytes, file.version] for file in listing.files],
         }
-        for source, files in listed
+        | ({"separator": SEPARATOR.decode()} if source.corpus.kind == "text" else {})
+        for source, listing in listed
     ]
     fraction = {"heldout_fraction": spec.heldout_fraction}
     if isinstance(spec.tokenizer, BpeTokenizer):  # never trained on documents that are drawn
@@ -71,8 +75,14 @@ def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
         tokenizer = fingerprint({"sha256": sha256, "eos_token": spec.tokenizer.eos_token})
     encoded = [fingerprint({"tokenizer": tokenizer, "source": state}) for state in states]
     return tuple(
-        SourceSnapshot(source, files, tokenizer, fingerprint({"key": key, **fraction}))
-        for (source, files), key in zip(listed, encoded, strict=True)
+        SourceSnapshot(
+            source,
+            listing.files,
+            listing.left_out,
+            tokenizer,
+            fingerprint({"key": key, **fraction}),
+        )
+        for (source, listing), key in zip(listed, encoded, strict=True)
     )
 
 

@@ -58,6 +58,15 @@ class SourceStats(Record):
     not_utf8_skipped: int = 0
     not_utf8_names: tuple[str, ...] = ()
     """The first of them."""
+    no_column_skipped: int = 0
+    """Rows of JSON Lines without the corpus's column."""
+    heldout_span_tokens: int = 0
+    """Length of the spans that are held out; 0: whole documents are. Then training documents are
+    what is left between spans, and held-out documents are spans."""
+    unknown_characters: int = 0
+    """Characters that the tokenizer loses, as it has no token for them."""
+    most_unknown: tuple[tuple[str, int], ...] = ()
+    """The most frequent of them, and how often each is there."""
     length_documents: tuple[int, ...] = ()
     """Training documents of 2^k to 2^(k+1) - 1 tokens, EOS included, by k."""
     length_tokens: tuple[int, ...] = ()

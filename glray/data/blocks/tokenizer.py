@@ -7,6 +7,7 @@ and truncation or padding set in a ``tokenizer.json`` is switched off.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,45 @@ def without_additions(tokenizer: Tokenizer) -> Tokenizer:
     if any(alone.num_special_tokens_to_add(is_pair) for is_pair in (False, True)):
         alone.post_processor = None
     return alone
+
+
+class UnknownCharacters:
+    """Which characters of texts a tokenizer loses: it has neither a token nor bytes for them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        declared = json.loads(tokenizer.to_str())
+        vocabulary, model = tokenizer.get_vocab(), declared["model"]
+        is_byte_level = "ByteLevel" in json.dumps(declared["pre_tokenizer"])
+        spelt = pre_tokenizers.ByteLevel.alphabet() if is_byte_level else ()
+        if model.get("byte_fallback"):
+            spelt = [f"<0x{byte:02X}>" for byte in range(256)]
+        self._tokenizer = tokenizer
+        self._unk_id = model.get("unk_id", vocabulary.get(model.get("unk_token") or ""))
+        self._has_every_byte = bool(spelt) and all(token in vocabulary for token in spelt)
+        self._has: dict[str, bool] = {}  # of each character met, alone
+
+    def found(self, text: str, ids: list[int]) -> Counter[str]:
+        """How often each character of the text, whose ids these are, is lost; white space, which
+        some tokenizers leave out by design, does not count."""
+        if self._has_every_byte:
+            return Counter()
+        for character in set(text) - self._has.keys():
+            self._has[character] = character.isspace() or self._keeps(character)
+        lacking = [character for character in set(text) if not self._has[character]]
+        if self._unk_id is None:  # what it lacks it leaves out
+            return Counter({character: text.count(character) for character in lacking})
+        if not lacking and self._unk_id not in ids:
+            return Counter()
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        kept = np.zeros(len(text), dtype=bool)
+        for token_id, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
+            kept[start:stop] |= token_id != self._unk_id
+        lost = (text[place] for place in np.flatnonzero(~kept).tolist())
+        return Counter(character for character in lost if not character.isspace())
+
+    def _keeps(self, character: str) -> bool:
+        ids = self._tokenizer.encode(character, add_special_tokens=False).ids
+        return bool(ids) and self._unk_id not in ids
 
 
 def token_num_bytes(tokenizer: Tokenizer) -> np.ndarray:

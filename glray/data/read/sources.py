@@ -16,6 +16,8 @@ import json
 import os
 import re
 import sysconfig
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -36,13 +38,42 @@ from glray.spec.corpus import SourceCorpus
 STDLIB_EXCLUDED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__"})
 """Folders left out: installed packages, and tests, which slim images lack."""
 
+COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+"""What texts and lines may be compressed with, by the end of the file's name."""
+
+UNREAD_COMPRESSIONS = (
+    *(".7z", ".br", ".bz2", ".lz4", ".lzma", ".lzo", ".rar", ".snappy", ".sz", ".tar", ".tbz2"),
+    *(".tgz", ".txz", ".xz", ".z", ".zip", ".zstd"),
+)
+"""Ends of names that say a file is compressed or an archive, in a way that is not read."""
+
 SUFFIXES = {
-    "text": (".txt", ".txt.gz", ".txt.zst"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "text": tuple(f".txt{end}" for end in COMPRESSIONS),
+    "jsonl": tuple(f"{name}{end}" for name in (".jsonl", ".json") for end in COMPRESSIONS),
     "parquet": (".parquet",),
     "arrow": (".arrow",),
 }
-"""What is taken from a folder, by the corpus's kind."""
+"""What is taken from a folder, by the corpus's kind; of ``jsonl``, ``*.json`` only from a folder
+that has no ``*.jsonl``, as it may as well be a record about those."""
+
+LEFT_OUT = frozenset({"__pycache__", "__MACOSX"})
+"""Left out of a folder that is searched, beside what begins with a dot."""
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Words in names that stand for a split, as the Hugging Face hub reads them."""
+
+SPLIT_WORD = re.compile(rf"(?:^|(?<=[-_. ]))({'|'.join(SPLITS)})(?=[-_. \d]|$)", re.I)
 
 ARROW_SCHEMES = frozenset({"hdfs", "viewfs", "abfs", "abfss"})
 """Of pyarrow's filesystems, beside S3 and GCS."""
@@ -70,12 +101,28 @@ class SourceFile:
     modification time, or what fsspec goes by."""
 
 
-def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
-    """The corpus's files, sorted by ``uri``, each once.
+@dataclass(frozen=True)
+class Listing:
+    """What a corpus's ``paths`` stand for."""
 
-    Raises UserError for a path that does not exist, a folder or glob that matches nothing, and a
-    store that cannot be reached.
+    files: tuple[SourceFile, ...]
+    """Sorted by ``uri``, each once."""
+    left_out: tuple[str, ...] = ()
+    """What of the folders that were searched is not among them: ``3 hidden``, for people."""
+
+
+def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
+    """The files of ``search_source``. Raises UserError."""
+    return search_source(corpus).files
+
+
+def search_source(corpus: SourceCorpus) -> Listing:
+    """The corpus's files, and what of its folders was left out.
+
+    Raises UserError for a path that does not exist, a folder or glob that matches nothing, a
+    folder of several splits, a compression that is not read, and a store that cannot be reached.
     """
+    left_out: Counter[str] = Counter()
     if corpus.kind == "stdlib":
         root = stdlib_directory()
         modules = (path for path in root.rglob("*.py") if path.is_file())
@@ -85,20 +132,31 @@ def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
             if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
         ]
     else:
-        files = [file for declared in corpus.paths for file in _declared(declared, corpus.kind)]
-    return tuple(sorted(set(files), key=lambda file: file.uri))
+        files = [
+            file for declared in corpus.paths for file in _declared(declared, corpus.kind, left_out)
+        ]
+    files = sorted(set(files), key=lambda file: file.uri)
+    if corpus.kind != "stdlib":
+        files = _each_once(files, left_out)
+        for file in files:
+            _check_compression(file.uri, corpus.kind)
+    counts = sorted((what, count) for what, count in left_out.items() if count)
+    return Listing(tuple(files), tuple(f"{count:,} {what}" for what, count in counts))
 
 
 def corpus_of_files(paths: list[str], column: str) -> SourceCorpus:
     """The corpus of files whose kind their names tell. Raises UserError if they do not."""
     kinds = {
-        next((kind for kind, suffixes in SUFFIXES.items() if path.endswith(suffixes)), None)
+        next((kind for kind, ends in SUFFIXES.items() if _address(path).endswith(ends)), None)
         for path in paths
     }
     kind = kinds.pop()
     if kinds or kind is None:
+        for path in paths:
+            _check_compression(path, "text")
         raise UserError(
-            f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.parquet or *.arrow"
+            f"{', '.join(paths)}: not files of one kind; name *.txt, *.jsonl, *.json, *.parquet or "
+            "*.arrow"
         )
     columns = {} if kind == "text" else {"column": column}
     adapter: TypeAdapter[SourceCorpus] = TypeAdapter(SourceCorpus)
@@ -111,6 +169,11 @@ def open_source(uri: str) -> pa.NativeFile:
     return filesystem.open_input_file(path)
 
 
+def compression(uri: str) -> str | None:
+    """What the file is compressed with, as pyarrow calls it; None: nothing."""
+    return COMPRESSIONS.get(PurePosixPath(_address(uri)).suffix)
+
+
 def is_uri(path: str) -> bool:
     """Whether ``path`` begins with ``scheme://``."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
@@ -121,8 +184,8 @@ def stdlib_directory() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
 
-def _declared(declared: str, kind: str) -> list[SourceFile]:
-    """The files that one entry of ``corpus.paths`` stands for."""
+def _declared(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
+    """The files that one entry of ``corpus.paths`` stands for; counts what is ``left_out``."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
     if is_uri(declared) and CREDENTIAL.search(declared):
@@ -131,7 +194,7 @@ def _declared(declared: str, kind: str) -> list[SourceFile]:
             "be written into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
         )
     try:
-        return (_stored if is_uri(declared) else _local)(declared, kind)
+        return (_stored if is_uri(declared) else _local)(declared, kind, left_out)
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         problem = " ".join(str(error).split())
         cause = "address and the environment's credentials" if is_uri(declared) else "path"
@@ -140,17 +203,76 @@ def _declared(declared: str, kind: str) -> list[SourceFile]:
         ) from None
 
 
-def _local(declared: str, kind: str) -> list[SourceFile]:
+def _local(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
     path = Path(declared).expanduser().absolute()
     if path.is_dir():
-        names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
-        return [_local_file(path / name) for name in _of_kind(kind, str(path), names)]
-    found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+        names = _names_below(path, left_out)
+        return [_local_file(path / name) for name in _of_kind(kind, str(path), names, left_out)]
+    found = [path] if path.is_file() else _matches(path)
     files = [_local_file(file) for file in found if file.is_file()]
     if not files:
         problem = "matches no file" if glob.has_magic(declared) else "does not exist"
         raise UserError(f"corpus.paths: {declared} {problem} (looked in {Path.cwd()})")
     return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What a glob stands for; below ``**``, as in a folder, each linked folder is searched once."""
+    parts = pattern.parts
+    magic = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    rest = parts[magic:]
+    if "**" not in rest or any(part.startswith(".") for part in rest):
+        return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+    folder = Path(*parts[:magic])
+    match = re.compile(glob_translate("/".join(rest))).match
+    names = _names_below(folder, Counter()) if folder.is_dir() else []
+    return [folder / name for name in names if match(name)]
+
+
+def _names_below(folder: Path, left_out: Counter[str]) -> list[str]:
+    """The names of the files below a folder, without hidden ones. Linked folders are followed, but
+    each folder is searched once, so a link to one that holds it ends there."""
+    names: list[str] = []
+    searched: set[str] = set()
+    waiting: list[Path] = [folder]
+    linked: list[Path] = []
+    while waiting or linked:
+        below = waiting.pop() if waiting else linked.pop(0)  # links last: real paths come first
+        real = os.path.realpath(below)
+        if real in searched:
+            continue
+        searched.add(real)
+        try:
+            entries = sorted(os.scandir(below), key=lambda entry: entry.name)
+        except PermissionError:
+            left_out["folders that may not be read"] += 1
+            continue
+        for entry in entries:
+            path = below / entry.name
+            if _is_hidden(entry.name):
+                left_out["hidden"] += 1
+            elif path.is_dir() if entry.is_symlink() else entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(path)
+            elif path.is_file() if entry.is_symlink() else entry.is_file():
+                names.append(str(path.relative_to(folder)))
+    return names
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a folder that is searched has this file or folder for a program, not as content."""
+    return name.startswith(".") or name in LEFT_OUT
+
+
+def _each_once(files: list[SourceFile], left_out: Counter[str]) -> list[SourceFile]:
+    """The sorted files without links to others of them."""
+    kept: dict[str, SourceFile] = {}
+    for file in files:
+        real = file.uri if is_uri(file.uri) else os.path.realpath(file.uri)
+        if real not in kept or real == file.uri:
+            kept[real] = file
+    if len(kept) < len(files):
+        left_out["links to others"] += len(files) - len(kept)
+    return sorted(kept.values(), key=lambda file: file.uri)
 
 
 def _local_file(path: Path) -> SourceFile:
@@ -162,7 +284,7 @@ def _local_file(path: Path) -> SourceFile:
     return SourceFile(str(path), stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
-def _stored(declared: str, kind: str) -> list[SourceFile]:
+def _stored(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
     """``_local`` for a URI. Raises OSError too."""
     filesystem, path = _locate(declared)
     info = filesystem.get_file_info(path)
@@ -180,10 +302,19 @@ def _stored(declared: str, kind: str) -> list[SourceFile]:
     infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
     found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
     if is_folder:
-        names = _of_kind(kind, place, list(found))
+        seen = [name for name in found if not any(map(_is_hidden, name.split("/")))]
+        left_out["hidden"] += len(found) - len(seen)
+        names = _of_kind(kind, place, seen, left_out)
     else:
-        pattern = glob_translate(unquote(address.removeprefix(f"{folder}/")))
-        names = [name for name in found if re.match(pattern, name)]
+        declared_name = unquote(address.removeprefix(f"{folder}/"))
+        pattern = glob_translate(declared_name)
+        names_hidden = any(part.startswith(".") for part in declared_name.split("/"))
+        names = [
+            name
+            for name in found
+            if re.match(pattern, name)
+            and (names_hidden or not any(part.startswith(".") for part in name.split("/")))
+        ]
     if not names:
         raise UserError(f"corpus.paths: {declared} matches no file (looked in {folder})")
     return [_stored_file(_inside(place, name), filesystem, found[name]) for name in names]
@@ -195,17 +326,23 @@ def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> 
     return SourceFile(uri, info.size, str(version))
 
 
-def _of_kind(kind: str, folder: str, names: list[str]) -> list[str]:
-    """A folder's files of the corpus's kind. Raises OSError too."""
-    taken = {name for name in names if name.endswith(SUFFIXES[kind])}
+def _of_kind(kind: str, folder: str, names: list[str], left_out: Counter[str]) -> list[str]:
+    """A folder's files of the corpus's kind. Raises UserError and OSError."""
+    ends = SUFFIXES[kind]
+    if kind == "jsonl":
+        lines = tuple(end for end in ends if end.startswith(".jsonl"))
+        ends = lines if any(name.endswith(lines) for name in names) else ends
+    bare = tuple(end for end in ends if end.count(".") == 1)
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if stem.endswith(bare) and suffix and not name.endswith(ends):
+            _check_compression(_inside(folder, name), kind)
+    taken = {name for name in names if name.endswith(ends)}
     for name in names if kind == "arrow" else ():
         if PurePosixPath(name).name == "dataset_dict.json":
             place = _inside(folder, name).removesuffix("/dataset_dict.json")
             splits = _read_json(folder, name)["splits"]
-            raise UserError(
-                f"corpus.paths: {place} holds the splits {', '.join(splits)}; give one, "
-                f"{_inside(place, splits[0])}"
-            )
+            raise _splits_found(place, splits, _inside(place, splits[0]))
         if PurePosixPath(name).name == "state.json":  # the rest are caches of what was derived
             place = name.removesuffix("state.json")
             files = {place + file["filename"] for file in _read_json(folder, name)["_data_files"]}
@@ -213,7 +350,58 @@ def _of_kind(kind: str, folder: str, names: list[str]) -> list[str]:
     if not taken:
         wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES[kind])
         raise UserError(f"corpus.paths: {folder} holds no file {wanted}; give another path")
+    _check_splits(folder, taken)
+    others = len(set(names) - taken)
+    left_out["of other kinds"] += others
     return sorted(taken)
+
+
+def _check_splits(folder: str, names: Iterable[str]) -> None:
+    """Raises UserError if a folder or one below it holds more than one split: as folders of such
+    names, or as files that all bear one."""
+    folders: defaultdict[PurePosixPath, set[str]] = defaultdict(set)
+    files: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
+    for path in map(PurePosixPath, names):
+        files[path.parent].append(path.name)
+        for parent in list(path.parents)[:-1]:
+            folders[parent.parent].add(parent.name)
+    for place in sorted(folders.keys() | files.keys()):
+        found = {  # by split, its name there and what to give for it
+            SPLITS[name.lower()]: (name, name)
+            for name in sorted(folders[place])
+            if name.lower() in SPLITS
+        }
+        words = [[*SPLIT_WORD.finditer(name)][-1:] for name in sorted(files[place])]
+        if all(words):
+            for name, (word,) in zip(sorted(files[place]), words, strict=True):
+                alike = sum(other[1] == word[1] for (other,) in words)
+                one = name if alike == 1 else f"{name[: word.end()]}*"
+                found.setdefault(SPLITS[word[1].lower()], (word[1], one))
+        if len(found) > 1:
+            splits = [found[split] for split in dict.fromkeys(SPLITS.values()) if split in found]
+            where = folder if str(place) == "." else _inside(folder, str(place))
+            raise _splits_found(where, [name for name, _ in splits], _inside(where, splits[0][1]))
+
+
+def _splits_found(place: str, splits: Iterable[str], one: str) -> UserError:
+    return UserError(f"corpus.paths: {place} holds the splits {', '.join(splits)}; give one, {one}")
+
+
+def _check_compression(uri: str, kind: str) -> None:
+    """Raises UserError for a file whose name says it is compressed in a way that is not read."""
+    end = PurePosixPath(_address(uri)).suffix.lower()
+    is_table = kind in ("parquet", "arrow")
+    if end in UNREAD_COMPRESSIONS or (is_table and COMPRESSIONS.get(end)):
+        better = "decompress it" if is_table else "decompress it, or compress it as .gz or .zst"
+        raise UserError(
+            f"corpus.paths: {uri} is compressed as {end}, which is not read: its bytes are no "
+            f"text; {better}"
+        )
+
+
+def _address(path: str) -> str:
+    """A path, or a URI without its query."""
+    return path.partition("?")[0] if is_uri(path) else path
 
 
 def _read_json(folder: str, name: str) -> Any:

@@ -56,8 +56,11 @@ def _train(
 
     start = time.monotonic()
     tokenizer = train_bpe(texts(), declared.vocab_size)
+    num_entries = vocab_size(tokenizer)
+    fewer = f", the {declared.vocab_size:,} asked for need more text,"
     say(
-        f"prepare: trained a byte-level BPE of {vocab_size(tokenizer):,} entries on "
+        f"prepare: trained a byte-level BPE of {num_entries:,} entries"
+        f"{fewer if num_entries < declared.vocab_size else ''} on "
         f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
     )
     return tokenizer

@@ -47,7 +47,8 @@ class NextTokenLoss(torch.nn.Module):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
         if self.training:
-            return _SummedLoss.apply(hidden.flatten(0, 1), weight, targets.flatten())
+            flat = hidden.flatten(0, 1)
+            return _SummedLoss.apply(flat, weight, targets.flatten())  # type: ignore[no-untyped-call]
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         losses = [
             F.cross_entropy((flat[chunk] @ weight.T).float(), labels[chunk], reduction="none")

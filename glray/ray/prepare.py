@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
-from glray.data.blocks.encoding import Encoding, Say, resolve_encoding
+from glray.data.blocks.encoding import Say, resolve_encoding
 from glray.data.blocks.heldout import FEWEST_SPANS, SpanSplit
 from glray.data.blocks.near_copies import (
     BlockRun,
@@ -47,6 +47,7 @@ from glray.data.blocks.snapshot import (
     wait_for_clock_tick,
 )
 from glray.data.blocks.token_blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
+from glray.data.blocks.tokenizer import Encoding
 from glray.data.corpus import PreparedCorpus, corpus_of
 from glray.data.read.documents import check_column
 from glray.data.read.sources import list_source

@@ -18,13 +18,13 @@ from glray.spec.schedule import CalibrationSpec
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.execution import environment, execution
-from glray.train.loop import Ending, train
+from glray.train.loop import train
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import calibrate
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
 from glray.train.runs import plan_runs
-from glray.train.session import latest_step
+from glray.train.session import Ending, latest_step
 
 ORPHAN_SECONDS = 120.0
 """How long to wait for a run that a group whose driver was killed still trains: its workers were

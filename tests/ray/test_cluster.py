@@ -177,7 +177,7 @@ BELOW_UV = """
 import os, subprocess, sys
 
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
-done = subprocess.run([sys.argv[1], "-c", sys.argv[2]])
+done = subprocess.run([sys.argv[1], "-c", sys.argv[2]], timeout=120)
 sys.exit(done.returncode)
 """
 """A script named run, for a Python named uv: to Ray its child looks like one of ``uv run``."""

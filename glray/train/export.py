@@ -12,6 +12,7 @@ from glray.files import new_directory
 from glray.model.config import config_of
 from glray.model.decoder import build_model, place_positions
 from glray.model.loss import NextTokenLoss
+from glray.progress import working
 from glray.run.checkpoint import committed_checkpoints, state_of, step_of
 from glray.run.records import TrainState
 from glray.run.run import Run
@@ -25,10 +26,11 @@ def export_run(directory: Path, path: Path) -> int:
     run = Run.open(directory)
     if path.exists():
         raise UserError(f"{path}: is there already, and would be replaced; name a new folder")
-    model, state = latest_model(run, torch.device("cpu"))
-    network = model.network
-    network.config.tokens_by_seq_len = state.tokens_by_seq_len
-    export_model(network, whole_weights(network, WorkerContext()), run_corpus(run), path)
+    with working(f"exporting the model of {directory}"):
+        model, state = latest_model(run, torch.device("cpu"))
+        network = model.network
+        network.config.tokens_by_seq_len = state.tokens_by_seq_len
+        export_model(network, whole_weights(network, WorkerContext()), run_corpus(run), path)
     return state.step
 
 

@@ -20,6 +20,7 @@ from glray.data.blocks.tokenizer import (
 from glray.data.read.documents import Document, read_source
 from glray.errors import UserError
 from glray.files import write_text
+from glray.progress import working
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import PipelineSpec
 
@@ -55,7 +56,8 @@ def _train(
                 yield text
 
     start = time.monotonic()
-    tokenizer = train_bpe(texts(), declared.vocab_size)
+    with working(f"prepare: training a byte-level BPE of {declared.vocab_size:,} entries"):
+        tokenizer = train_bpe(texts(), declared.vocab_size)
     say(
         f"prepare: trained a byte-level BPE of {vocab_size(tokenizer):,} entries on "
         f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from glray.errors import UserError
+from glray.progress import working
 
 REMEDY = "restore it, or delete it if it is an evaluation, else the folder that it describes"
 """For a damaged record."""
@@ -82,16 +83,20 @@ def sole_writer(
     directory.mkdir(parents=True, exist_ok=True)
     # Without flock it would fall back to a lock that outlives a killed process.
     file_lock = FileLock(directory / lock, poll_interval=0.1, fallback_to_soft=False)
+    waiting = working(f"waiting for another glray process, which writes in {directory}")
     try:
-        held = file_lock.acquire(timeout=wait_seconds)
+        held = file_lock.acquire(timeout=0)
     except Timeout:
-        if say_waiting is None:
+        try:
+            if say_waiting is not None:
+                say_waiting()
+            with waiting:
+                held = file_lock.acquire(timeout=wait_seconds if say_waiting is None else -1)
+        except Timeout:
             raise UserError(
                 f"{directory}: another glray process is writing there, and their records would be "
                 "mixed; wait for it, stop it, or use another name (--set name=…)"
             ) from None
-        say_waiting()
-        held = file_lock.acquire(timeout=-1)
     with held:
         yield
 

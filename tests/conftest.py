@@ -30,6 +30,7 @@ TOGETHER = {
     "test_groups.py": "ray_local",
     "test_profile.py": "start_group",
     "test_survival.py": "ray_local",
+    "test_waiting.py": "ray_local",
     "test_workers.py": "start_group",
 }
 """Files that share one Ray, or one server that forks workers, which first imports for seconds. All

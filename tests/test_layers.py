@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "glray"
 
 # Each layer may import itself and the layers before it.
 LAYERS = (
-    ("errors",),
+    ("errors", "progress"),
     ("files", "machine", "spec"),
     ("storage", "record"),
     ("plan",),
@@ -28,6 +28,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 WITHOUT_TORCH = {
     "errors",
+    "progress",
     "files",
     "machine",
     "storage",

@@ -4,15 +4,26 @@ import sys
 
 import glray.ray  # noqa: F401 (before a pipeline's file may import Ray: see there)
 from glray.cli import comparisons, pipelines, runs
-from glray.cli.app import app
+from glray.cli.app import app, console
+from glray.cli.watch import LiveWork
 from glray.errors import UserError
 from glray.machine import unsupported
+from glray.progress import heard_by
 
 __all__ = ["app", "comparisons", "main", "pipelines", "runs"]
 
 
 def main() -> None:
     """Run the command; an error that a person can fix is one line on stderr and status 2."""
+    with heard_by(LiveWork(console)):
+        try:
+            _run()
+        finally:
+            if cluster := sys.modules.get("glray.ray.cluster"):
+                cluster.stop_own()
+
+
+def _run() -> None:
     try:
         if (why := unsupported()) is not None:
             raise UserError(why)

@@ -14,6 +14,7 @@ from rich.console import Console
 from glray import __version__
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
+from glray.progress import working
 from glray.report.render import terminal
 from glray.report.sheets import Sheet
 from glray.run.run import open_runs
@@ -114,15 +115,17 @@ def validate_machine(spec: PipelineSpec) -> None:
 
 def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
     """The spec's token blocks: found, or made by Ray tasks."""
-    from glray.data.blocks.snapshot import find_prepared
+    with working("looking for token blocks"):
+        from glray.data.blocks.snapshot import find_prepared
 
-    corpus = find_prepared(spec)
+        corpus = find_prepared(spec)
     if corpus is not None:
         names = ", ".join(source.blocks.fingerprint for source in corpus.sources)
         console.print(f"prepare: token blocks {names} are there, nothing to do")
     else:
-        from glray.ray.cluster import connect
-        from glray.ray.prepare import prepare
+        with working("importing Ray"):
+            from glray.ray.cluster import connect
+            from glray.ray.prepare import prepare
 
         validate_storage(Path(spec.compute.storage))
         connect(spec.compute, console.print)
@@ -158,13 +161,17 @@ def show(*parts: Sheet | str) -> None:
 
 def write_and_show(report: "Report", directory: Path) -> None:
     """Print what the runs say and write the page."""
-    page = report.write(directory)
-    show(*report.sheets(), *report.sentences)
+    with working("writing the report"):
+        page = report.write(directory)
+        sheets, sentences = report.sheets(), report.sentences
+    show(*sheets, *sentences)
     console.print(f"report: {page}")
 
 
 def show_runs(paths: list[Path], directory: Path) -> None:
     """Report on the runs of each path."""
-    from glray.report.page import Report
+    with working("reading the runs"):
+        from glray.report.page import Report
 
-    write_and_show(Report(open_runs(paths)), directory)
+        runs = open_runs(paths)
+    write_and_show(Report(runs), directory)

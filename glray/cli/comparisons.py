@@ -13,6 +13,7 @@ from glray.cli.app import Overrides, absolute, app, console, write_and_show
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.files import read_json, write_json
+from glray.progress import working
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
 from glray.run.run import Run
 from glray.spec import ComparisonSpec, RateGrid, load_comparison
@@ -65,7 +66,8 @@ def _compare(spec: ComparisonSpec) -> list[Run]:
     runs = _trained(spec.at_rates({rate.label: rate.lr for rate in rates}) if rates else spec)
     directory = storage_path(spec.arms[0].pipeline.compute) / "comparisons" / spec.name
     long_losses = _scored_long_documents(spec, runs, directory / "long_documents")
-    report = compared(spec, runs, long_losses, rates)
+    with working("judging the claims"):
+        report = compared(spec, runs, long_losses, rates)
     numbers = directory / "comparison.json"
     write_json(numbers, comparison_record(spec, report))
     console.print(f"\n{report.title}", style="bold", markup=False)

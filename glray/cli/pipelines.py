@@ -22,6 +22,7 @@ from glray.cli.app import (
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.files import sole_writer
+from glray.progress import working
 from glray.run.profile import Profile, Setting, own_setting, profile_path
 from glray.run.run import pipeline_directory
 from glray.storage import validate_storage
@@ -74,10 +75,11 @@ def profile(
     growing can save. Each of --attention, --compile and --precision may name several: every
     combination is measured. glray plan prices the pipeline by what was measured.
     """
-    from glray.report.length_plots import costs_by_length
-    from glray.report.look import save
-    from glray.report.profile_sheets import profile_sheets
-    from glray.train.probe.profile import measure
+    with working("importing the model's code"):
+        from glray.report.length_plots import costs_by_length
+        from glray.report.look import save
+        from glray.report.profile_sheets import profile_sheets
+        from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
     validate_storage(Path(spec.compute.storage))
@@ -90,7 +92,9 @@ def profile(
     show(*profile_sheets(measured, spec))
     path = profile_path(spec)
     measured.keep(path)
-    console.print(f"profile: {path}\nplot: {save(costs_by_length(measured), out)}")
+    with working("drawing the plot"):
+        plot = save(costs_by_length(measured), out)
+    console.print(f"profile: {path}\nplot: {plot}")
 
 
 def settings_of(
@@ -162,19 +166,22 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in
     the pipeline's directory, which glray run takes.
     """
-    from glray.model.config import starting_model
-    from glray.ray.cluster import connect, require_workers
-    from glray.ray.tune import search
     from glray.search.space import check_search
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
     validate_machine(spec)
+    with working("importing Ray Tune"):
+        from glray.cli.watch import watching
+        from glray.model.config import starting_model
+        from glray.ray.cluster import connect, require_workers
+        from glray.ray.tune import search
+
     starting_model(spec)
     corpus = prepared_corpus(spec)
     with sole_writer(pipeline_directory(spec)):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
-        result = search(spec, corpus, console.print)
+        result = search(spec, corpus, console.print, lambda directory: watching(directory, console))
     show(result.sheet())
     console.print(f"best schedule: glray run {result.best_yaml}")

@@ -8,6 +8,7 @@ import typer
 
 from glray.cli.app import app, console, naming_options, parsed_lengths, show, show_runs
 from glray.errors import UserError
+from glray.progress import working
 
 EVAL_OPTIONS = {
     r"^seq_lens\b": "--seq-lens",
@@ -79,9 +80,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model at any window lengths, on its run's held-out text or other documents."""
-    from glray.data.read.sources import corpus_of_files
-    from glray.report.context import context_sheets, write_context
-    from glray.train.scoring import ScoringProtocol, score_model
+    with working("importing the model's code"):
+        from glray.data.read.sources import corpus_of_files
+        from glray.report.context import context_sheets, write_context
+        from glray.train.scoring import ScoringProtocol, score_model
 
     is_sliding = protocol is EvalProtocol.SLIDING
     if stride is not None and not is_sliding:
@@ -135,7 +137,8 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
 ) -> None:
     """Write a run's latest model as a folder that transformers loads."""
-    from glray.train.export import export_run
+    with working("importing the model's code"):
+        from glray.train.export import export_run
 
     step = export_run(run, directory)
     console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")

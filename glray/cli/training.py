@@ -11,9 +11,11 @@ from glray.cli.app import console, prepared_corpus, show, validate_machine
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
 from glray.machine import usable_cpus
+from glray.progress import working
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.profile import Profile, profile_path
 from glray.run.run import ENDS, Run, pipeline_directory, run_directory, with_calibration
+from glray.run.start import unapplied_fields
 from glray.spec import PipelineSpec
 from glray.spec.training import rate_text
 
@@ -29,24 +31,27 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
     """
     validate_machine(spec)
     _start_early(spec)
-    from glray.model.config import starting_model
-    from glray.report.plan_sheets import plan_sheets
-    from glray.run.guard import excessive_rise
-    from glray.train.runs import plan_runs, validate_pipeline
+    with working("importing the model's code"):
+        from glray.model.config import starting_model
+        from glray.report.plan_sheets import plan_sheets
+        from glray.run.guard import excessive_rise
+        from glray.train.runs import plan_runs, validate_pipeline
 
     spec = with_calibration(spec)
     show(*plan_sheets(spec, Profile.read(profile_path(spec))))
     start = starting_model(spec)  # what is wrong with its folder is said before preparing
     corpus = prepared_corpus(spec)
-    validate_pipeline(spec, corpus, start)
-    runs = plan_runs(spec, corpus, start)
-    order = corpus.order(spec.chunk_tokens, seed=0)
+    with working("validating the pipeline"):
+        validate_pipeline(spec, corpus, start)
+        runs = plan_runs(spec, corpus, start)
+        order = corpus.order(spec.chunk_tokens, seed=0)
     for index, source in enumerate(corpus.sources):
         console.print(
             f"an epoch of {source.name}: {order.num_chunks(index):,} chunks × "
             f"{order.chunk_len:,} tokens; {order.num_lost_targets(index):,} of "
             f"{source.blocks.num_tokens:,} tokens are never targets"
         )
+    _say_unapplied([run for run in runs or [] if run.has_ended])
     if runs is not None and all(run.has_ended for run in runs):
         finished = all(run.is_finished for run in runs)
         ended = "is finished" if finished else "is finished or has diverged"
@@ -65,8 +70,9 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
 def _start_early(spec: PipelineSpec) -> None:
     """Where all is prepared and a run is to be trained on this machine alone, start Ray, whose
     processes take seconds of one core, while this one imports the model's code on the other."""
-    from glray.data.blocks.snapshot import find_prepared
-    from glray.ray.cluster import connect, joined_address
+    with working("importing Ray"):
+        from glray.data.blocks.snapshot import find_prepared
+        from glray.ray.cluster import connect, joined_address
 
     compute = spec.compute
     unfinished = sum(
@@ -88,6 +94,15 @@ def _import_models_code() -> None:
     import_module("glray.train.worker")
     gc.freeze()
     gc.enable()
+
+
+def _say_unapplied(finished: list[Run]) -> None:
+    fields = sorted({field for run in finished for field in unapplied_fields(run)})
+    if fields:
+        console.print(
+            f"not applied to finished runs: {', '.join(fields)}: they stay as they were trained "
+            "and scored; --set name=… trains others, glray eval scores at other lengths"
+        )
 
 
 def _say_stopped(exit_status: int) -> NoReturn:
@@ -131,15 +146,22 @@ def exit_if_diverged(runs: list[Run]) -> None:
 
 def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     """Train what is unfinished. Returns 0, or the exit status of the signal that stopped it."""
-    from glray.cli.stopping import in_a_thread, stop_on_signals
-    from glray.cli.watch import watching
-    from glray.ray.cluster import connect, require_workers
-    from glray.ray.train import fit
+    with working("importing Ray Train"):
+        from glray.cli.stopping import in_a_thread, stop_on_signals
+        from glray.cli.watch import watching
+        from glray.ray.cluster import connect, require_workers, starting_workers
+        from glray.ray.train import fit
+
+    def starting() -> str:
+        return starting_workers(spec.compute)
 
     directory = pipeline_directory(spec)
     with sole_writer(directory):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
-        with stop_on_signals(console.print) as stop, watching(directory, console):
+        with (
+            stop_on_signals(console.print) as stop,
+            watching(directory, console, starting),
+        ):
             in_a_thread(lambda: fit(spec, corpus, stop=stop.event))
     return stop.exit_status

@@ -1,33 +1,41 @@
-"""Watching a pipeline from the driver: its events as lines, its progress as a live line a group.
+"""What a command shows while it works: live lines on a terminal, elsewhere a line now and then.
 
-The workers write ``events.log`` and each group's progress file to the storage; nothing is asked of
-Ray.
+In the driver they say what its main thread works on (``glray.progress``). While runs train, the
+workers write ``events.log`` and each group's progress file to the storage, and these are shown;
+nothing is asked of Ray.
 """
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from glray.progress import Work
 from glray.run.records import Progress
 
 POLL_SECONDS = 0.5
 COLUMNS = 78
 """Of a terminal's 80 the spinner takes two."""
 QUIET_LINE_SECONDS = 15.0
-"""Where there is no terminal to redraw, the progress lines are printed this often."""
+"""Where there is no terminal to redraw, lines are printed this often, and once as soon as"""
+FIRST_LINE_SECONDS = 5.0
+"""so much of a work has passed."""
+
+Lines = Mapping[str, str]
+"""Live lines, each under what stays the same of it as long as the same is being done."""
 
 
 @contextmanager
-def watching(directory: Path, console: Console) -> Iterator[None]:
-    """Show what the pipeline of ``directory`` writes from now on, until the block ends."""
+def live(console: Console, lines: Callable[[], Lines]) -> Iterator[None]:
+    """Show what ``lines`` returns, which is called twice a second, until the block ends; it may
+    print what is to stay. After the block it is called once more."""
     done = threading.Event()
-    _, position = _lines_from(directory / "events.log", 0)
-    seen = directory, position, _progress_files(directory)
-    thread = threading.Thread(target=_watch, args=(*seen, console, done), name="watch", daemon=True)
+    thread = threading.Thread(
+        target=_show, args=(console, lines, done), name="live lines", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -36,34 +44,109 @@ def watching(directory: Path, console: Console) -> Iterator[None]:
         thread.join()
 
 
-def _watch(
-    directory: Path, position: int, before: dict[Path, int], console: Console, done: threading.Event
-) -> None:
-    """Show events after ``position`` and progress since ``before``; once more when it is done."""
-    shown, last_lines, is_last = before, time.monotonic(), False
-    with console.status("starting the workers") as status:
-        while not is_last:
-            is_last = done.wait(POLL_SECONDS)
-            events, position = _lines_from(directory / "events.log", position)
-            for line in events:
-                # drop the date: it stays in the file
-                console.print(line.rstrip("\n").partition(" ")[2], markup=False)
-            files = _progress_files(directory)
-            if files == shown:
-                continue
-            shown = files
-            lines = [
-                progress_line(Progress.model_validate_json(path.read_bytes()))
-                for path, modified in files.items()
-                if modified != before.get(path)  # else of an earlier launch
-            ]
-            if lines:
-                status.update("\n  ".join(lines))  # below the first, which follows the spinner
-            now = time.monotonic()
-            if not console.is_terminal and now - last_lines >= QUIET_LINE_SECONDS:
-                last_lines = now
-                for line in lines:
-                    console.print(line, markup=False)
+def _show(console: Console, lines: Callable[[], Lines], done: threading.Event) -> None:
+    log = _Log(console)
+    with ExitStack() as shown:
+        status = None
+        while not done.wait(POLL_SECONDS):
+            now = lines()
+            if not console.is_terminal:
+                log.show(now)
+            elif now:
+                text = "\n  ".join(now.values())  # below the first, which follows the spinner
+                if status is None:
+                    status = shown.enter_context(console.status(text))
+                status.update(text)
+    if not console.is_terminal:
+        log.show(lines())
+    else:
+        lines()
+
+
+class _Log:
+    """Live lines where nothing can be redrawn."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._since: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._last = time.monotonic()
+
+    def show(self, lines: Lines) -> None:
+        """Print the lines if it is time to."""
+        now = time.monotonic()
+        self._since = {key: self._since.get(key, now) for key in lines}
+        lasting = {key for key, since in self._since.items() if now - since >= FIRST_LINE_SECONDS}
+        if lines and (lasting - self._said or now - self._last >= QUIET_LINE_SECONDS):
+            self._last, self._said = now, set(lines)
+            for line in lines.values():
+                self._console.print(line, markup=False)
+
+
+class LiveWork:
+    """Listens to what the driver's main thread works on and shows it, one line, while it lasts."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._work: Work | None = None
+        self._shown = ExitStack()
+
+    def __call__(self, work: Work | None) -> None:
+        """See ``glray.progress.Listener``."""
+        before, self._work = self._work, work
+        if before is None and work is not None:
+            self._shown.enter_context(live(self._console, self._lines))
+        elif work is None:
+            self._shown.close()
+
+    def _lines(self) -> Lines:
+        work = self._work
+        if work is None:
+            return {}
+        line = work_line(work.what, work.share, work.note, work.seconds_left, work.seconds)
+        return {f"{work.what} {work.start}": line}
+
+
+@contextmanager
+def watching(
+    directory: Path, console: Console, starting: Callable[[], str] = lambda: "starting the workers"
+) -> Iterator[None]:
+    """Show what the pipeline of ``directory`` writes from now on, until the block ends; first
+    what ``starting`` returns."""
+    with live(console, _Watch(directory, console, starting).lines):
+        yield
+
+
+class _Watch:
+    """A pipeline's directory: what is new in it since this was made."""
+
+    def __init__(self, directory: Path, console: Console, starting: Callable[[], str]) -> None:
+        self._directory, self._console, self._starting = directory, console, starting
+        _, self._position = _lines_from(directory / "events.log", 0)
+        self._before = _progress_files(directory)
+        self._start = time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    def lines(self) -> Lines:
+        """Print the events that are new; a line for each group that says how it stands."""
+        events, self._position = _lines_from(self._directory / "events.log", self._position)
+        for line in events:
+            # drop the date: it stays in the file
+            self._console.print(line.rstrip("\n").partition(" ")[2], markup=False)
+        now = time.monotonic()
+        found = {
+            path: Progress.model_validate_json(path.read_bytes())
+            for path, modified in _progress_files(self._directory).items()
+            if modified != self._before.get(path)  # else of an earlier launch
+        }
+        if not found:
+            return {"": work_line(self._starting(), None, "", None, now - self._start)}
+        keys = {path: f"{path.name} {it.run} {it.phase}" for path, it in found.items()}
+        self._phases = {key: self._phases.get(key, now) for key in keys.values()}
+        return {
+            keys[path]: progress_line(it, now - self._phases[keys[path]])
+            for path, it in found.items()
+        }
 
 
 def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
@@ -84,24 +167,42 @@ def _progress_files(directory: Path) -> dict[Path, int]:
     return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
 
 
-def progress_line(progress: Progress) -> str:
+def progress_line(progress: Progress, seconds: float = 0.0) -> str:
     """One line of at most 78 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
-    time left. The arm's name is cut where it must be."""
+    time left; or what else is done, for ``seconds`` by now. The name is cut where it must be."""
     now, name = progress.training, progress.run or ""
     if now is None:
-        return f"{name}: {progress.phase}" if name else progress.phase
+        what = f"{name}: {progress.phase}" if name else progress.phase
+        return work_line(what, progress.share, "", progress.seconds_left, seconds)
     last = now.last_step
     line = (
         f" {last.stage + 1}/{now.num_stages} seq_len {last.seq_len} "
         f"step {_short(last.step)}/{_short(now.num_steps)} "
         f"loss {last.loss:.2f} {_short(last.tokens_per_second)} tok/s "
-        f"{last.mfu:.0%} MFU {_duration(now.seconds_left)} left"
+        f"{last.mfu:.0%} MFU {duration(now.seconds_left)} left"
     )
-    room = COLUMNS - len(line)
-    return (name if len(name) <= room else f"{name[: room - 1]}…") + line
+    return _cut(name, COLUMNS - len(line)) + line
 
 
-def _duration(seconds: float) -> str:
+def work_line(
+    what: str, share: float | None, note: str, seconds_left: float | None, seconds: float
+) -> str:
+    """One line of at most 78 columns: what is done, how much of it, and about how long is left; for
+    how many ``seconds`` by now, if nobody knows. ``what`` is cut where it must be."""
+    said = [] if share is None else [f"{share:.0%}"]
+    said += [note] if note else []
+    said += [] if seconds_left is None else [f"about {duration(seconds_left)} left"]
+    end = f": {', '.join(said)}" if said else ""
+    if seconds_left is None and seconds >= 1:
+        end += f" ({duration(seconds)})"
+    return _cut(what, COLUMNS - len(end)) + end
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: max(0, room - 1)]}…"
+
+
+def duration(seconds: float) -> str:
     """``1:02`` in minutes and seconds, from an hour on ``12h05``."""
     minutes = int(seconds) // 60
     if minutes < 60:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from glray.errors import UserError
 from glray.files import read_json, sha256_of
 from glray.model.positions import head_dim
+from glray.progress import advance, working
 
 ARCHITECTURES = ("gpt_neox", "llama")
 """The ``model_type`` of a ``config.json`` that glray knows."""
@@ -41,8 +42,11 @@ class PretrainedFolder:
     def sha256(self) -> str:
         """Of the names and contents of ``config.json`` and the weight files: reads them all."""
         digest = hashlib.sha256()
-        for file in (self.path / "config.json", *self.weight_files):
-            digest.update(f"{sha256_of(file)}  {file.name}\n".encode())
+        files = (self.path / "config.json", *self.weight_files)
+        with working(f"hashing {self.path}", sum(file.stat().st_size for file in files)):
+            for file in files:
+                digest.update(f"{sha256_of(file)}  {file.name}\n".encode())
+                advance(file.stat().st_size)
         return digest.hexdigest()
 
 

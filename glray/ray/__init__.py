@@ -12,6 +12,7 @@ default on macOS and Windows (``_node_ip_address`` is replaced by the machine's 
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # with the new one Ray Tune prints boxes even when silent
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next poll
     # Ray ends idle processes beyond the number of CPUs, actors counted: each stage's reads would
     # start theirs again, 3 s of a core that training needs.

@@ -25,6 +25,7 @@ from ray.autoscaler.sdk import request_resources
 import glray
 from glray.errors import UserError
 from glray.machine import free_memory_bytes, usable_cpus, usable_memory_bytes
+from glray.progress import working
 from glray.ray import LOOPBACK
 from glray.ray.session_folder import session_folder
 from glray.spec.compute import ComputeSpec
@@ -53,16 +54,27 @@ def connect(compute: ComputeSpec, say: Say) -> None:
         return
     address = joined_address()
     if address is None:
-        _start(say)
+        with working("starting Ray on this machine"):
+            _start(say)
     else:
-        _check_answers(address)
         say(f"joining the Ray cluster at {address}")
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    from ray.data import DataContext  # takes seconds: not before Ray's processes start
+        with working(f"waiting for the Ray cluster at {address}"):
+            _check_answers(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    with working("importing Ray Data"):
+        from ray.data import DataContext  # takes seconds: not before Ray's processes start
 
     # After its import, which sets its logger to print every execution. What fails is raised, too.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     DataContext.get_current().enable_progress_bars = False
+
+
+def stop_own() -> None:
+    """Stop the cluster that this process has started, if it has; at exit it would be stopped, too,
+    but silently, which takes 5 s."""
+    if ray.is_initialized() and is_own_cluster():
+        with working("stopping Ray"):
+            ray.shutdown()
 
 
 def joined_address() -> str | None:
@@ -89,21 +101,39 @@ def require_workers(compute: ComputeSpec, say: Say) -> None:
         return
     if joined_address() is None:
         raise UserError(f"{_shortage(compute, room)} on this machine; {_remedy(room)}")
-    request_resources(bundles=[bundle] * asked)  # an autoscaler adds nodes only for a request
-    try:
-        room = wait_for_room(
-            asked,
-            lambda: workers_with_room(bundle, _nodes()),
-            say,
-            wait_seconds=compute.wait_seconds,
-        )
-    finally:
-        request_resources(bundles=[])
+    room = _room_in_time(bundle, asked, "workers", compute, say)
     if room < asked:
         raise UserError(
             f"{_shortage(compute, room)} on the joined cluster after {compute.wait_seconds} s; "
             f"{_remedy(room)}, or wait longer with --set compute.wait_seconds=SECONDS"
         )
+
+
+def require_cpu(compute: ComputeSpec, say: Say) -> None:
+    """Return once the connected cluster has a CPU for tasks; else as ``require_workers``."""
+    task = {"CPU": 1.0}
+    if workers_with_room(task, _nodes()):
+        return
+    if not _room_in_time(task, 1, "CPUs for tasks", compute, say):
+        raise UserError(
+            f"the Ray cluster has 0 CPUs after {compute.wait_seconds} s: no task of glray prepare "
+            "can run there; add a node that has some, or wait longer with --set "
+            "compute.wait_seconds=SECONDS"
+        )
+
+
+def free_cpus() -> str:
+    """How many of the cluster's CPUs nobody uses now, in words."""
+    free = sum(node.get("CPU", 0) for node in available_resources_per_node().values())
+    return f"{free:.0f} of the cluster's {sum(n.get('CPU', 0) for n in _nodes()):.0f} CPUs are free"
+
+
+def starting_workers(compute: ComputeSpec) -> str:
+    """What is waited for until workers say something themselves, and what there is for them."""
+    if joined_address() is None:
+        return "starting the workers"
+    each = f"{compute.least_workers} workers of {compute.cpus_per_worker} CPUs"
+    return f"starting {each}{' and a GPU' if compute.use_gpu else ''}: {free_cpus()}"
 
 
 def worker_resources(compute: ComputeSpec) -> dict[str, float]:
@@ -127,11 +157,30 @@ def groups_with_room(compute: ComputeSpec) -> int:
     return workers_with_room(worker_resources(compute), nodes) // compute.least_workers
 
 
+def _room_in_time(
+    bundle: dict[str, float], asked: int, what: str, compute: ComputeSpec, say: Say
+) -> int:
+    """For how many ``bundle``s there is room once it is for as many as ``asked``, or when
+    ``compute.wait_seconds`` are over; the cluster is asked to grow."""
+    request_resources(bundles=[bundle] * asked)  # an autoscaler adds nodes only for a request
+    try:
+        return wait_for_room(
+            asked,
+            lambda: workers_with_room(bundle, _nodes()),
+            say,
+            wait_seconds=compute.wait_seconds,
+            what=what,
+        )
+    finally:
+        request_resources(bundles=[])
+
+
 def wait_for_room(
     asked: int,
     room_now: Callable[[], int],
     say: Say,
     *,
+    what: str = "workers",
     wait_seconds: float,
     say_seconds: float = 30,
     poll_seconds: float = 1,
@@ -144,7 +193,10 @@ def wait_for_room(
     next_say = 0.0
     while (room := room_now()) < asked and (waited := time.monotonic() - start) < wait_seconds:
         if waited >= next_say:
-            say(f"waiting for {asked} workers, the cluster has room for {room} ({waited:.0f} s)")
+            say(
+                f"waiting for {asked} {what}, the cluster has room for {room} ({waited:.0f} of "
+                f"{wait_seconds:.0f} s)"
+            )
             next_say += say_seconds
         time.sleep(poll_seconds)
     return room

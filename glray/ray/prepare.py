@@ -16,7 +16,7 @@ source alone.
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -53,6 +53,8 @@ from glray.data.read.documents import check_column
 from glray.data.read.sources import list_source
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
+from glray.progress import advance, working
+from glray.ray.cluster import free_cpus, require_cpu
 from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
@@ -63,8 +65,8 @@ Result = TypeVar("Result")
 BLOCKS_PER_TASK = 16
 MAX_WAITING_TASKS = 1024
 """Tasks that Ray holds at once, running or waiting for a CPU."""
-SAY_SECONDS = 5.0
-"""Between two lines of progress."""
+PATIENCE_SECONDS = 5.0
+"""After so long one wants to know how many CPUs there are to wait for."""
 
 
 def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
@@ -72,7 +74,8 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
 
     Ray must be initialised. ``say`` gets a few lines of progress. Raises UserError.
     """
-    snapshots = snapshot_sources(spec)
+    with working("prepare: listing the corpus"):
+        snapshots = snapshot_sources(spec)
     wait_for_clock_tick(snapshots)
     for snapshot in snapshots:
         num_bytes = sum(file.num_bytes for file in snapshot.files)
@@ -81,6 +84,7 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
             f"{num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}{_left_out(snapshot)}"
         )
         check_column(snapshot.files, snapshot.source.corpus)
+    require_cpu(spec.compute, say)
     encoding = resolve_encoding(spec, snapshots, tokens_directory(spec) / "tokenizers", say)
     corpus = corpus_of(
         spec, [_prepare_source(spec, snapshot, encoding, say) for snapshot in snapshots]
@@ -115,15 +119,20 @@ def _prepare_source(
             say_of(f"token blocks {found.fingerprint} are there, nothing to do")
             return found
         shards = _encode(snapshot, encoding, work / "shards", say_of)
-        if list_source(snapshot.source.corpus) != snapshot.files:
+        what = f"prepare: {snapshot.source.name}"
+        with working(f"{what}: listing the corpus again"):
+            is_changed = list_source(snapshot.source.corpus) != snapshot.files
+        if is_changed:
             shutil.rmtree(work)
             raise UserError(
                 f"corpus: {_origin(snapshot.source.corpus)} changed while it was read; nothing was "
                 "kept; run again when it no longer changes"
             )
-        scan = scan_shards(shards, encoding, spec.heldout_fraction)
+        with working(f"{what}: scanning {len(shards):,} shards"):
+            scan = scan_shards(shards, encoding, spec.heldout_fraction)
         _check_and_say(scan, say_of)
-        blocks = _publish(spec, snapshot, encoding, scan, work)
+        with working(f"{what}: cutting token blocks", scan.num_blocks):
+            blocks = _publish(spec, snapshot, encoding, scan, work)
         record_prepared(spec, snapshot, blocks.fingerprint)
     num_heldout = blocks.heldout_documents + blocks.heldout_duplicates_dropped
     say_of(
@@ -145,20 +154,15 @@ def _encode(
         say(f"{len(shards) - len(missing):,} of {len(shards):,} shards are there, going on")
     encode = partial(encode_shard, corpus=corpus, encoding=encoding, directory=directory)
     total = sum(shard.num_bytes for shard in missing)
-    done = text_bytes = num_tokens = 0
-    start = said = time.monotonic()
-    for shard, (shard_bytes, shard_tokens) in _in_parallel(encode, missing):
-        done += shard.num_bytes
-        text_bytes += shard_bytes
-        num_tokens += shard_tokens
-        now = time.monotonic()
-        if now - said >= SAY_SECONDS:
-            said, seconds = now, now - start
-            left = seconds / done * (total - done) if done else 0
-            say(
-                f"{done / 1e6:.0f} of {total / 1e6:.0f} MB, {text_bytes / seconds / 1e6:.1f} MB/s, "
-                f"{num_tokens / seconds / 1e6:.2f} Mtok/s, about {left:.0f} s left"
-            )
+    text_bytes = num_tokens = 0
+    start = time.monotonic()
+    with working(f"prepare: {snapshot.source.name}: encoding {total / 1e6:.1f} MB", total):
+        for shard, (shard_bytes, shard_tokens) in _in_parallel(encode, missing):
+            text_bytes += shard_bytes
+            num_tokens += shard_tokens
+            per_second = 1e-6 / (time.monotonic() - start)
+            rates = f"{text_bytes * per_second:.1f} MB/s, {num_tokens * per_second:.2f} Mtok/s"
+            advance(shard.num_bytes, note=rates)
     return tuple(shard.path(directory) for shard in shards)
 
 
@@ -223,19 +227,20 @@ def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
     with sole_writer(directory, lock=f"{work.name}.lock", say_waiting=say_waiting):
         check = corpus.heldout_check()
         if check is None:
-            documents = corpus.heldout()
-            size, ngrams = ngram_tokens(documents), work / "ngrams.npy"
-            if not ngrams.exists():
-                write_ngrams(documents, size, ngrams)
+            what = "prepare: near-copies"
             runs = [run for source in corpus.sources for run in _block_runs(source.blocks)]
             missing = [run for run in runs if not run.path(work).exists()]
+            with working(f"{what}: hashing n-grams"):
+                documents = corpus.heldout()
+                size, ngrams = ngram_tokens(documents), work / "ngrams.npy"
+                if not ngrams.exists():
+                    write_ngrams(documents, size, ngrams)
             find = partial(find_ngrams, ngrams=ngrams, size=size, directory=work)
-            said = time.monotonic()
-            for done, _ in enumerate(_in_parallel(find, missing), 1):
-                if time.monotonic() - said >= SAY_SECONDS:
-                    said = time.monotonic()
-                    say(f"prepare: near-copies: looked into {done:,} of {len(missing):,} parts")
-            check = check_heldout(documents, size, ngrams, [run.path(work) for run in runs])
+            with working(f"{what}: looking into blocks", len(missing)):
+                for _ in _in_parallel(find, missing):
+                    advance(1)
+            with working(f"{what}: comparing"):
+                check = check_heldout(documents, size, ngrams, [run.path(work) for run in runs])
             check.write(corpus.check_path)
         shutil.rmtree(work, ignore_errors=True)  # it may be that of a killed call
     return check
@@ -257,7 +262,12 @@ def _cut(scan: ShardScan, directory: Path) -> tuple[BlockFile, ...]:
     """Every block of a source, committed in ``directory``."""
     firsts = range(0, scan.num_blocks, BLOCKS_PER_TASK)
     batches = [range(first, min(first + BLOCKS_PER_TASK, scan.num_blocks)) for first in firsts]
-    cut = dict(_in_parallel(partial(cut_blocks, scan=scan, directory=directory), batches))
+    cut = {}
+    for numbers, blocks in _in_parallel(
+        partial(cut_blocks, scan=scan, directory=directory), batches
+    ):
+        cut[numbers] = blocks
+        advance(len(blocks))
     return tuple(block for numbers in batches for block in cut[numbers])
 
 
@@ -265,21 +275,27 @@ def _cut(scan: ShardScan, directory: Path) -> tuple[BlockFile, ...]:
 
 
 def _in_parallel(
-    work: Callable[[Item], Result], items: Iterable[Item]
+    work: Callable[[Item], Result], items: Collection[Item]
 ) -> Iterator[tuple[Item, Result]]:
     """Each item and its ``work``, on all CPUs of the cluster, as they finish.
 
     Raises UserError for a UserError or OSError of a task, after the others have ended.
     """
+    if not items:
+        return
     shared = ray.put(work)
     remaining = iter(items)
     waiting: dict[ray.ObjectRef, Item] = {}
+    started: ray.ObjectRef | None = _started.remote()  # before the others, so it has the first CPU
     try:
         while True:
             for item in islice(remaining, MAX_WAITING_TASKS - len(waiting)):
                 waiting[_task.remote(shared, item)] = item
             if not waiting:
                 return
+            if started is not None:
+                _wait_for_a_cpu(started)
+                started = None
             (done,), _ = ray.wait(list(waiting))
             yield waiting.pop(done), ray.get(done)
     except RayTaskError as error:
@@ -295,6 +311,18 @@ def _in_parallel(
             ray.cancel(unfinished)
         if waiting:
             ray.wait(list(waiting), num_returns=len(waiting))
+
+
+def _wait_for_a_cpu(started: ray.ObjectRef) -> None:
+    """Return when the cluster has begun with the tasks."""
+    with working("prepare: waiting for a free CPU"):
+        while not ray.wait([started], timeout=PATIENCE_SECONDS)[0]:
+            advance(note=free_cpus())
+
+
+@ray.remote(num_cpus=1)
+def _started() -> None:
+    """Nothing: to be run is to have a CPU."""
 
 
 @ray.remote(num_cpus=1)

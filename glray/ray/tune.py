@@ -1,12 +1,12 @@
 """The Ray Tune boundary: trials of a search, each through the same Ray Train path as ``glray
 run``."""
 
-import contextlib
-import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.tune
@@ -16,11 +16,12 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import write_text
 from glray.model.config import starting_model
-from glray.ray.cluster import Say
+from glray.progress import advance, working
+from glray.ray.cluster import Say, free_cpus, joined_address
 from glray.ray.train import calibrate_in_group, fit, groups_at_once
 from glray.report.formats import number
 from glray.report.sheets import Sheet
-from glray.run.records import Calibration, Divergence, Evaluation
+from glray.run.records import Calibration, Divergence, Evaluation, Progress
 from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
 from glray.spec.loading import to_yaml
@@ -44,6 +45,16 @@ class Trial:
     standard_error: float | None
     divergence: Divergence | None = None
 
+    @property
+    def stages(self) -> str:
+        """``128×0.31  512×0.69``."""
+        return stages_text(self.spec)
+
+    @property
+    def result(self) -> str:
+        """Its loss, in words."""
+        return f"{self.loss:.4f}" if isfinite(self.loss) else "diverged"
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -57,35 +68,47 @@ class SearchResult:
         """Trials by held-out loss."""
         rows = []
         for trial in self.trials:
-            stages = "  ".join(f"{s.seq_len}×{s.ratio:g}" for s in trial.spec.arms[0].stages)
             error = number(trial.standard_error, ".4f")
-            loss = f"{trial.loss:.4f}" if isfinite(trial.loss) else "diverged"
-            rows.append([str(trial.number), stages, loss, error])
+            rows.append([str(trial.number), trial.stages, trial.result, error])
         columns = ("trial", "stages: seq_len × ratio", "loss", "± over documents")
         title = f"Held-out loss at {self.seq_len:,} tokens, best first"
         notes = [f"Trial {t.number} {t.divergence.sentence}." for t in self.trials if t.divergence]
         return Sheet(title, columns, rows, notes, left=(1,))
 
 
-def search(spec: PipelineSpec, corpus: PreparedCorpus, say: Say) -> SearchResult:
+def stages_text(spec: PipelineSpec) -> str:
+    """The stages of a trial's arm: ``128×0.31  512×0.69``."""
+    return "  ".join(f"{stage.seq_len}×{stage.ratio:g}" for stage in spec.arms[0].stages)
+
+
+def search(
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    say: Say,
+    watch: Callable[[Path], AbstractContextManager[None]],
+) -> SearchResult:
     """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
 
     All lengths are calibrated once; then each trial trains its whole schedule at the same
     calibrated seconds. A trial that has ended is not trained again, so the same call resumes.
-    Raises UserError if the spec declares no search or no budget in seconds, and if all trials
-    diverge.
+    ``say`` is told how the search stands; ``watch`` shows what is written to a pipeline's
+    directory. Raises UserError if the spec declares no search or no budget in seconds, and if all
+    trials diverge.
     """
     check_search(spec)
     assert spec.search is not None
     seq_len = ranking_seq_len(spec)
     directory = pipeline_directory(spec) / "tune"
-    searched = _calibrated(_stored_in(spec, directory), corpus)
     say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} calibrated seconds each")
+    say(f"tune: {_space(spec)}")
+    searched = _calibrated(_stored_in(spec, directory), corpus, watch)
     start = starting_model(spec)
     trials = Trials([trial_spec(searched, n) for n in range(spec.search.num_trials)], corpus)
-    for trial in trials.specs:
-        validate_pipeline(trial, corpus, start)  # before any is trained
-    trials.train(directory / ".ray-tune")
+    with working("validating the trials", len(trials.specs)):
+        for trial in trials.specs:
+            validate_pipeline(trial, corpus, start)  # before any is trained
+            advance(1)
+    trials.train(directory / ".ray-tune", say)
     scored = ranked(map(trials.scored, range(spec.search.num_trials)))
     if not isfinite(scored[0].loss):
         lr = spec.optimizer_of(spec.arm(spec.search.arm)).lr
@@ -108,14 +131,30 @@ def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
     return spec.derive(compute={"storage": str(storage)})
 
 
-def _calibrated(spec: PipelineSpec, corpus: PreparedCorpus) -> PipelineSpec:
+def _space(spec: PipelineSpec) -> str:
+    """What the trials are drawn from, in words."""
+    assert spec.search is not None
+    search = spec.search
+    ladders = search.ladders or (spec.arm(search.arm).seq_lens,)
+    lengths = " or ".join("-".join(map(str, ladder)) for ladder in ladders)
+    low, high = search.ratio_range
+    drawn = f"ratios from {low:g} to {high:g}" if search.vary == "ratios" else "stage boundaries"
+    return f"{drawn} over {lengths} (arm {search.arm}, seed {search.seed})"
+
+
+def _calibrated(
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    watch: Callable[[Path], AbstractContextManager[None]],
+) -> PipelineSpec:
     """The spec with a calibration of every length of the search: its own, or one that an earlier
     trial of this search has started with, or one measured now."""
     if spec.calibration is not None:
         return spec
     recorded = pipeline_directory(spec) / "calibration.json"
     if not (recorded.exists() and any(Path(spec.compute.storage).glob("*/*/run.json"))):
-        calibrate_in_group(spec, corpus)
+        with watch(pipeline_directory(spec)):
+            calibrate_in_group(spec, corpus)
     calibration = Calibration.read(recorded)
     assert calibration is not None, "it was written or found"
     return spec.derive(calibration={"step_microseconds": calibration.step_microseconds})
@@ -128,18 +167,21 @@ class Trials:
     specs: list[PipelineSpec]
     corpus: PreparedCorpus
 
-    def train(self, storage: Path) -> None:
-        """Train what is unfinished, as many at once as there is room for. Raises what the first
-        trial raised that failed."""
+    def train(self, storage: Path, say: Say) -> None:
+        """Train what is unfinished, as many at once as there is room for, and ``say`` how each
+        ends. Raises what the first trial raised that failed."""
         at_once = groups_at_once(self.specs[0], len(self.specs))
+        following = _Following(self, say)
         trial = ray.tune.with_parameters(_train_trial, trials=self)
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trial, TRIAL_RESOURCES),
             param_space={"trial": ray.tune.grid_search(list(range(len(self.specs))))},
             tune_config=ray.tune.TuneConfig(max_concurrent_trials=at_once),
-            run_config=ray.tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+            run_config=ray.tune.RunConfig(
+                name="trials", storage_path=str(storage), verbose=0, callbacks=[following]
+            ),
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # Tune prints boxes even when silent
+        with working(f"tune: {len(self.specs)} trials, {at_once} at once", following.num_missing):
             results = tuner.fit()
         if results.errors:
             raise results.errors[0]
@@ -167,6 +209,61 @@ class Trials:
                 "delete it, and the same command scores again"
             )
         return Trial(number, self.specs[number], score.loss, score.standard_error)
+
+
+class _Following(ray.tune.Callback):
+    """Follows the trials in the driver: says how each ends, and how far all are by what their
+    workers write."""
+
+    def __init__(self, trials: Trials, say: Say) -> None:
+        self._trials, self._say = trials, say
+        numbers = range(len(trials.specs))
+        missing = [n for n in numbers if not trials.run(n).has_ended]
+        self.num_missing, self._num_done = len(missing), 0
+        self._shares = dict.fromkeys(missing, 0.0)
+        """What of each trial is trained, as long as it is not done."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, and no search is restored from that."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """See ray.tune.Callback: in every turn of Tune's loop."""
+        running = [trial.config["trial"] for trial in trials if trial.status == "RUNNING"]
+        before = sum(self._shares.values())
+        for trial in set(running) & self._shares.keys():
+            share = _trained_share(pipeline_directory(self._trials.specs[trial]))
+            self._shares[trial] = max(share, self._shares[trial])
+        note = f"now {', '.join(map(str, sorted(running)))}" if running else "starting one"
+        if joined_address() is not None and not running:
+            note = free_cpus()
+        advance(sum(self._shares.values()) - before, note=note)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """See ray.tune.Callback."""
+        scored = self._trials.scored(trial.config["trial"])
+        self._num_done += 1
+        when = "trained before"
+        if scored.number in self._shares:
+            when = f"after {trial.last_result['time_total_s']:.0f} s"
+            advance(1 - self._shares.pop(scored.number))
+        self._say(
+            f"trial {scored.number}: {scored.stages}: loss {scored.result} {when} "
+            f"({self._num_done} of {len(self._trials.specs)} trials done)"
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """See ray.tune.Callback."""
+        self._say(f"trial {trial.config['trial']} has failed, the others go on")
+
+
+def _trained_share(directory: Path) -> float:
+    """How much of the one run of a pipeline is trained, by what its worker has written."""
+    progress = Progress.read(directory / "progress.json")
+    if progress is None or progress.training is None:
+        return 0.0
+    done, left = progress.training.last_step.measured_seconds, progress.training.seconds_left
+    return done / (done + left)
 
 
 def _train_trial(config: dict[str, int], trials: Trials) -> None:

@@ -105,6 +105,11 @@ class Progress(Record):
     """The run's name."""
     phase: str = measure("")
     """`training`, or what is done instead."""
+    share: float | None = measure("share", default=None)
+    """What of that is done, from 0 to 1; `null` if nobody knows, and in training."""
+    seconds_left: float | None = measure("s", "wall", default=None)
+    """Seconds of it so far × what is left / what is done; `null` if nobody knows, and in
+    training."""
     training: TrainingProgress | None = measure("", default=None)
     """How training stands, see below; `null` in other phases."""
 

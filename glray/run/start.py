@@ -9,7 +9,7 @@ from glray.run.profile import Profile, prices_of, profile_path
 from glray.run.records import Execution, Manifest, StartedExecution
 from glray.run.run import Run
 from glray.spec.identity import differences
-from glray.spec.loading import to_yaml
+from glray.spec.loading import load_pipeline, to_yaml
 
 
 def record_start(
@@ -50,6 +50,15 @@ def recorded_manifest(run: Run) -> Manifest | None:
         f"(--set name={planned.pipeline}-2), for a comparison another --set compute.storage=…, or "
         "delete the directory"
     )
+
+
+def unapplied_fields(run: Run) -> list[str]:
+    """The fields of the spec that a finished run was given otherwise: nothing of it is done again,
+    so they are not applied. Its place does not count."""
+    recorded = load_pipeline(run.directory / "spec.yaml").model_dump(mode="json")
+    changes = differences(recorded, run.spec.model_dump(mode="json"))
+    fields = [change.partition(":")[0] for change in changes]
+    return [field for field in fields if field != "compute.storage"]
 
 
 def _predicted_seconds(run: Run, execution: Execution) -> float | None:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from glray.files import naming
+from glray.progress import Work
 from glray.run.records import Progress
 from glray.train.context import WorkerContext
 
@@ -20,6 +21,19 @@ class Announcer:
         self._last_progress = 0.0
         self._last_phase = ""
 
+    def hear(self, work: Work | None) -> None:
+        """Write what this worker is busy with: see ``glray.progress.Listener``."""
+        if work is not None:
+            self.progress(
+                Progress(
+                    run=work.run,
+                    phase=work.what,
+                    share=work.share,
+                    seconds_left=work.seconds_left,
+                    training=work.detail,
+                )
+            )
+
     def event(self, text: str) -> None:
         """Append one line to ``events.log``."""
         if not self._silent:
@@ -27,7 +41,7 @@ class Announcer:
 
     def progress(self, progress: Progress) -> None:
         """Replace the progress file, at most once a second while the phase is the same."""
-        now, phase = time.monotonic(), progress.phase
+        now, phase = time.monotonic(), f"{progress.run} {progress.phase}"
         recent = now - self._last_progress < 1.0 and phase == self._last_phase
         if self._silent or recent:
             return

@@ -7,13 +7,15 @@ old RoPE and the new one under the same weights, and again some steps later.
 
 import math
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
 from glray.plan import StageBoundary
-from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation, Jump, Progress
+from glray.progress import working
+from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation, Jump
 from glray.train.context import from_rank_zero
-from glray.train.evaluation import Scored, score_far
+from glray.train.evaluation import Scored, Windows, far_windows, score_far
 from glray.train.session import RunSession
 
 
@@ -28,17 +30,20 @@ def evaluate(session: RunSession) -> None:
     stage = plan.stage_index(step - 1)
     session.enter(stage)
     trained = plan.stages[stage].seq_len
-    phase = f"evaluating after seq_len {trained}"
-    session.announcer.progress(Progress(run=run.name, phase=phase))
+    seq_lens, is_last = sorted(run.spec.evaluation.seq_lens), step == plan.num_steps
+    record = far = None
     start = time.perf_counter()
-    scored = {seq_len: session.score(seq_len) for seq_len in sorted(run.spec.evaluation.seq_lens)}
-    if not all(math.isfinite(scored[seq_len].loss) for seq_len in scored if seq_len <= trained):
-        session.diverge("held-out loss")
-        return
-    record = _boundary_record(session, boundary, scored) if boundary else None
-    far = None
-    if step == plan.num_steps:
-        far = score_far(session.targets, run.longest_seq_len, session.score_windows)
+    with working(
+        f"evaluating after seq_len {trained}", _tokens_to_score(session, boundary, is_last)
+    ):
+        scored = {seq_len: session.score(seq_len) for seq_len in seq_lens}
+        if not all(math.isfinite(scored[n].loss) for n in seq_lens if n <= trained):
+            session.diverge("held-out loss")
+            return
+        if boundary:
+            record = _boundary_record(session, boundary, scored)
+        if is_last:
+            far = score_far(session.targets, run.longest_seq_len, session.score_windows)
     seconds = time.perf_counter() - start
     session.state.eval_seconds += seconds
     lengths = tuple(scores.record() for scores in scored.values())
@@ -79,8 +84,10 @@ def rescore(session: RunSession) -> None:
         same = record is not None and record.targets_sha256 == session.targets.sha256
         if not from_rank_zero(session.ctx, int(same)):
             continue
+        seq_lens = _scorable(session, boundary)
         start = time.perf_counter()
-        after = _losses({n: session.score(n) for n in _scorable(session, boundary)})
+        with working("evaluating after a stage boundary", _tokens_of(session, seq_lens)):
+            after = _losses({n: session.score(n) for n in seq_lens})
         session.state.eval_seconds += time.perf_counter() - start
         if record is not None:
             record.model_copy(update={"after": after}).write(path)
@@ -95,11 +102,11 @@ def _boundary_record(
     """
     rope = session.run.manifest.rope_parameters
     stage = session.run.plan.stage_index(boundary.step - 1)
-    lengths = _scorable(session, boundary)
+    lengths, longest = _scorable(session, boundary), session.targets.longest
     before = {n: scored[n] if n in scored else session.score(n) for n in lengths}
     sliding = None
     if len(lengths) == 2 and boundary.to_seq_len > boundary.from_seq_len:
-        sliding = session.score(boundary.from_seq_len, stride=max(1, boundary.from_seq_len // 2))
+        sliding = session.score_windows(Windows.by_half(longest, boundary.from_seq_len))
     switched = before
     if rope[stage + 1] != rope[stage]:
         session.enter(stage + 1)
@@ -149,6 +156,30 @@ def _scorable(session: RunSession, boundary: StageBoundary) -> list[int]:
     """The boundary's lengths that divide a sequence of the held-out targets."""
     lengths = sorted({boundary.from_seq_len, boundary.to_seq_len})
     return [n for n in lengths if session.targets.longest % n == 0]
+
+
+def _tokens_to_score(session: RunSession, boundary: StageBoundary | None, is_last: bool) -> int:
+    """Tokens that go through the model in an evaluation, for the time that it still takes."""
+    run, longest = session.run, session.targets.longest
+    lengths, halves = list(run.spec.evaluation.seq_lens), []
+    if boundary is not None:
+        both, rope = _scorable(session, boundary), run.manifest.rope_parameters
+        stage = run.plan.stage_index(boundary.step - 1)
+        lengths += [n for n in both if n not in lengths]
+        lengths += both if rope[stage + 1] != rope[stage] else []
+        grows = len(both) == 2 and boundary.to_seq_len > boundary.from_seq_len
+        halves += [boundary.from_seq_len] if grows else []
+    if is_last:
+        halves += far_windows(longest, run.longest_seq_len)[1]
+    return _tokens_of(session, lengths, halves)
+
+
+def _tokens_of(session: RunSession, lengths: Iterable[int], halves: Iterable[int] = ()) -> int:
+    """Tokens that go through the model in whole windows, and in those that move by half."""
+    longest = session.targets.longest
+    windows = [Windows.over(longest, n) for n in lengths]
+    windows += [Windows.by_half(longest, n) for n in halves]
+    return sum(each.num_tokens for each in windows) * len(session.targets.tokens)
 
 
 def _losses(scored: dict[int, Scored]) -> dict[int, BoundaryLoss]:

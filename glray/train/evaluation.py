@@ -10,6 +10,7 @@ import torch
 from glray.data.order import row_range
 from glray.data.targets import HeldoutTargets
 from glray.model.loss import NextTokenLoss
+from glray.progress import advance
 from glray.run.records import FarContext, FarLoss, LengthLoss
 from glray.run.statistics import standard_error
 from glray.spec.model import Precision
@@ -34,7 +35,8 @@ def score(
 ) -> "Scored":
     """The losses of the targets in ``windows``, ``rows`` of them through the model at once. The
     same on every rank. Targets before ``first_place`` in their sequence count as 0. Each window's
-    inputs begin with ``begin_with`` in place of their own tokens; its targets stay.
+    inputs begin with ``begin_with`` in place of their own tokens; its targets stay. It advances the
+    work that it is done in by the tokens that go through the model.
 
     Every rank makes as many passes as the one with most windows, as a sharded model needs all of
     them; what is left over is padding.
@@ -65,6 +67,7 @@ def score(
             losses = losses.double().cpu() * (is_new & (places[:, :-1] >= first_place))
             by_sequence.index_add_(0, first + sequence, losses.sum(dim=1))
             by_place.index_add_(0, places[:, :-1].flatten(), losses.flatten())
+            advance(losses.numel() * ctx.world_size)
     both = sum_over_ranks(ctx, torch.cat([by_sequence, by_place]).to(ctx.device)).cpu().numpy()
     return Scored(targets, windows, both[:num_sequences], both[num_sequences:])
 
@@ -92,7 +95,7 @@ def score_far(
     tokens = np.bincount(targets.documents) * (targets.longest - far)
     losses = []
     for seq_len in seq_lens:
-        windows = Windows.over(targets.longest, seq_len, max(1, seq_len // 2))
+        windows = Windows.by_half(targets.longest, seq_len)
         sums = score_windows(windows, far).by_sequence
         by_document = np.bincount(targets.documents, weights=sums)
         losses.append(
@@ -129,6 +132,17 @@ class Windows:
             starts.append(min(starts[-1] + move, longest - seq_len))
         new = [seq_len, *(later - earlier for earlier, later in pairwise(starts))]
         return cls(seq_len, np.array(starts), np.array(new))
+
+    @classmethod
+    def by_half(cls, longest: int, seq_len: int) -> "Windows":
+        """Over a sequence of ``longest`` targets, half of ``seq_len`` apart."""
+        return cls.over(longest, seq_len, max(1, seq_len // 2))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a sequence that go through the model, more often than once where windows
+        overlap."""
+        return self.seq_len * len(self.starts)
 
     @property
     def positions(self) -> np.ndarray:

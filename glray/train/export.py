@@ -17,6 +17,7 @@ from glray.model.config import config_of
 from glray.model.decoder import build_model, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.portable import portable_config
+from glray.progress import working
 from glray.run.checkpoint import committed_checkpoints, state_of, step_of
 from glray.run.records import TrainState
 from glray.run.run import Run
@@ -30,9 +31,10 @@ def export_run(directory: Path, path: Path) -> int:
     run = Run.open(directory)
     if path.exists():
         raise UserError(f"{path}: is there already, and would be replaced; name a new folder")
-    model, state = latest_model(run, torch.device("cpu"))
-    weights = whole_weights(model.network, WorkerContext())
-    export_model(run, state, model.network, weights, run_corpus(run), path)
+    with working(f"exporting the model of {directory}"):
+        model, state = latest_model(run, torch.device("cpu"))
+        weights = whole_weights(model.network, WorkerContext())
+        export_model(run, state, model.network, weights, run_corpus(run), path)
     return state.step
 
 

@@ -8,6 +8,7 @@ from contextlib import closing
 
 from glray.data.corpus import PreparedCorpus
 from glray.plan import Event
+from glray.progress import working
 from glray.run.records import Execution
 from glray.run.run import Run
 from glray.train.boundaries import evaluate, rescore
@@ -23,7 +24,10 @@ def train(
     ``peak`` is the FLOP/s of all workers' matrix products, for MFU. Leaves checkpoints, metrics,
     evaluations, ``model/`` and ``result.json``; of a run that diverges ``diverged.json``.
     """
-    with closing(open_session(run, corpus, ctx, execution, peak)) as session:
+    with (
+        working("training", run=run.name),
+        closing(open_session(run, corpus, ctx, execution, peak)) as session,
+    ):
         catch_up(session)
         if ending := session.ending():
             return ending

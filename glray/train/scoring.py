@@ -23,6 +23,7 @@ from glray.model.decoder import load_pretrained, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.positions import scoring_parameters
 from glray.model.pretrained import read_pretrained
+from glray.progress import working
 from glray.run.records import FarContext
 from glray.run.run import Run
 from glray.spec.corpus import SourceCorpus
@@ -30,7 +31,7 @@ from glray.spec.model import Precision
 from glray.spec.positions import SCALINGS, BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import EvaluationSpec
 from glray.train.context import WorkerContext
-from glray.train.evaluation import Scored, Windows, score, score_far
+from glray.train.evaluation import Scored, Windows, far_windows, score, score_far
 from glray.train.execution import CPU_MOST_TOKENS, execution
 from glray.train.export import latest_model, trained_len
 
@@ -91,13 +92,15 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
     _check_lengths(protocol)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it knows of no quota
     ctx = WorkerContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    trained = find_model(directory, ctx.device)
+    with working(f"loading the model of {directory.name}"):
+        trained = find_model(directory, ctx.device)
     seq_lens = sorted(set(protocol.seq_lens))
     scalings = {  # all of them before the first is scored: one may be invalid
         name: [json.dumps(_rope_parameters(name, trained, seq_len)) for seq_len in seq_lens]
         for name in protocol.positions
     }
-    targets = _targets(trained, protocol)
+    with working("reading documents to score"):
+        targets = _targets(trained, protocol)
     begin_with = _begin_with(trained, protocol)
 
     def in_windows(windows: Windows, first_place: int = 0) -> Scored:
@@ -123,14 +126,21 @@ def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
             )
         return found.record().model_dump()
 
-    by_positions = {
-        name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
-        for name, ropes in scalings.items()
-    }
-    far_context = None
+    distinct = {pair for ropes in scalings.values() for pair in zip(seq_lens, ropes, strict=True)}
+    passes = [Windows.over(targets.longest, n, protocol.stride) for n, _ in distinct]
     if protocol.far_context:
-        place_positions(trained.model.network, trained.rope_parameters)
-        far_context = score_far(targets, trained.trained_len, in_windows)
+        far = far_windows(targets.longest, trained.trained_len)[1]
+        passes += [Windows.by_half(targets.longest, n) for n in far]
+    far_context = None
+    num_tokens = sum(each.num_tokens for each in passes) * len(targets.tokens)
+    with working(f"scoring {directory.name}", num_tokens):
+        by_positions = {
+            name: [scored(seq_len, rope) for seq_len, rope in zip(seq_lens, ropes, strict=True)]
+            for name, ropes in scalings.items()
+        }
+        if protocol.far_context:
+            place_positions(trained.model.network, trained.rope_parameters)
+            far_context = score_far(targets, trained.trained_len, in_windows)
     run, corpus = trained.run, trained.corpus
     usual = heldout_targets(corpus, run.spec.evaluation) if run and corpus else None
     own = usual is not None and usual.sha256 == targets.sha256

@@ -17,13 +17,13 @@ from glray.model.config import config_of
 from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.pretrained import check_unchanged, read_pretrained
 from glray.plan import learning_rate
+from glray.progress import advance, working
 from glray.run.checkpoint import checkpoint_path, committed_checkpoints, step_of
 from glray.run.guard import excessive_rise
 from glray.run.records import (
     Divergence,
     Execution,
     NotFinite,
-    Progress,
     Result,
     TrainingProgress,
     TrainState,
@@ -89,8 +89,9 @@ class RunSession:
             return
         start = time.perf_counter()
         if self.trainee.has_to_warm_up:
-            self.announcer.progress(Progress(run=run.name, phase="warming up every length"))
-            self.trainee.warm_up({s.seq_len for s in plan.stages if s.end_step > state.step})
+            seq_lens = {s.seq_len for s in plan.stages if s.end_step > state.step}
+            with working("warming up every length", len(seq_lens)):
+                self.trainee.warm_up(seq_lens)
         state.warm_up_seconds += time.perf_counter() - start
         self._log.rewind(state.step, state.measured_seconds)
         segments = stage_reads(
@@ -158,9 +159,11 @@ class RunSession:
         run, state, network = self.run, self.state, self.trainee.model.network
         self._count_wall_seconds()
         self.enter(run.plan.stage_index(state.step - 1))
-        weights = whole_weights(network, self.ctx)
+        with working("exporting the model"):
+            weights = whole_weights(network, self.ctx)
+            if self.ctx.rank == 0:
+                export_model(run, state, network, weights, self.corpus, run.directory / "model")
         if self.ctx.rank == 0:
-            export_model(run, state, network, weights, self.corpus, run.directory / "model")
             clocks = state.model_dump(exclude={"step", "checksum"})
             Result(
                 steps=state.step,
@@ -208,9 +211,10 @@ class RunSession:
         start = time.perf_counter()
         state, directory = self.state, self.run.checkpoints
         self._count_wall_seconds()
+        network, optimizer = self.trainee.model.network, self.trainee.optimizer
         try:
-            network, optimizer = self.trainee.model.network, self.trainee.optimizer
-            save_checkpoint(directory, state, network, optimizer, self.ctx)
+            with working(f"writing the checkpoint of step {state.step:,}"):
+                save_checkpoint(directory, state, network, optimizer, self.ctx)
         except OSError as error:
             raise UserError(
                 f"{directory}: the checkpoint of step {state.step:,} cannot be written: "
@@ -221,9 +225,9 @@ class RunSession:
         self.ctx.report({"step": float(state.step)})
         state.checkpoint_seconds += time.perf_counter() - start
 
-    def score(self, seq_len: int, *, stride: int | None = None) -> Scored:
+    def score(self, seq_len: int) -> Scored:
         """The held-out targets with the RoPE in force; see ``evaluation.score``."""
-        return self.score_windows(Windows.over(self.targets.longest, seq_len, stride))
+        return self.score_windows(Windows.over(self.targets.longest, seq_len))
 
     def score_windows(self, windows: Windows, first_place: int = 0) -> Scored:
         """The same in any windows."""
@@ -257,13 +261,14 @@ class RunSession:
             # Ray ends the group when the node is gone and starts it again without.
             self._preempted = self._must_save = True
             self.announcer.event(f"{self.run.name}: a node is about to be taken away, saving")
-        progress = TrainingProgress(
-            last_step=steps[-1],
-            num_stages=len(self.run.plan.stages),
-            num_steps=self.run.plan.num_steps,
-            seconds_left=state.measured_seconds * self._left_over_done(),
+        advance(
+            detail=TrainingProgress(
+                last_step=steps[-1],
+                num_stages=len(self.run.plan.stages),
+                num_steps=self.run.plan.num_steps,
+                seconds_left=state.measured_seconds * self._left_over_done(),
+            )
         )
-        self.announcer.progress(Progress(run=self.run.name, phase="training", training=progress))
 
     def look_at_guard(self) -> None:
         """See whether the records allow the run to go on."""
@@ -283,7 +288,8 @@ class RunSession:
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the wait for each. The wait for the first one is start-up."""
-        batch = next(batches, None)
+        with working("opening the token stream"):
+            batch = next(batches, None)
         self.watch = Stopwatch(self.state.measured_seconds)
         self._waited_seconds = 0.0
         while batch is not None:
@@ -305,11 +311,13 @@ def open_session(
     names."""
     announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
-    trainee = Trainee(_network_at(step, run, ctx), run.spec, ctx, execution)
     state = TrainState()
+    with working(f"loading the checkpoint of step {step:,}" if step else "making the model"):
+        trainee = Trainee(_network_at(step, run, ctx), run.spec, ctx, execution)
+        if step:
+            path = checkpoint_path(run.checkpoints, step)
+            state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
     if step:
-        path = checkpoint_path(run.checkpoints, step)
-        state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)

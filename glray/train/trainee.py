@@ -17,6 +17,7 @@ from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
+from glray.progress import advance
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, device_clock
@@ -151,6 +152,7 @@ class Trainee:
                     f"length; set a lower one ({str(error).splitlines()[0]})"
                 ) from None
             self.optimizer.zero_grad(set_to_none=True)
+            advance(1)
         device_clock(self.ctx.device)  # a clock starts when the device is done
 
     def step_seconds(self, batch: Batch) -> float:

@@ -9,6 +9,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.model.config import starting_model
+from glray.progress import heard_by, working
 from glray.run.records import Calibration, Execution, Progress, mean_costs
 from glray.run.run import Run, pipeline_directory, with_calibration
 from glray.run.start import record_start
@@ -20,7 +21,7 @@ from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.execution import environment, execution
 from glray.train.loop import train
 from glray.train.parallel import release_models
-from glray.train.probe.calibration import calibrate
+from glray.train.probe.calibration import REPETITIONS, calibrate
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
 from glray.train.runs import plan_runs
@@ -41,8 +42,16 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     Every rank of a group calls it.
     """
     directory = pipeline_directory(spec)
-    announcer = Announcer(directory, ctx)
     directory.mkdir(parents=True, exist_ok=True)
+    announcer = Announcer(directory, ctx)
+    with heard_by(announcer.hear), working("looking at what is to be trained"):
+        _train_all(spec, corpus, ctx, announcer)
+
+
+def _train_all(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, announcer: Announcer
+) -> None:
+    directory = pipeline_directory(spec)
     executed = _execution(spec, corpus, ctx)
     start = starting_model(spec)
     runs = plan_runs(with_calibration(spec), corpus, start)
@@ -55,7 +64,8 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
         _write_spec(spec, runs[0].spec.calibration, directory / "spec.yaml")
     if from_rank_zero(ctx, int(all(run.has_ended for run in runs))):
         return
-    peak = matmul_peak(ctx, spec.precision)
+    with working("measuring the peak of matrix products"):
+        peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
     for run in runs:
         with _claimed(run, ctx) as is_ours:
@@ -72,7 +82,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
             flops_per_second = peak.measured * ctx.world_size
             if train(run, corpus, ctx, executed, flops_per_second) is Ending.STOPPED:
                 return
-    if ctx.group.count > 1:
+    if ctx.group.count > 1:  # it is shown until the others have ended
         announcer.progress(Progress(phase="no run is left for this worker group"))
 
 
@@ -100,7 +110,8 @@ def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
 
 def calibrate_alone(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Calibrate as a search does before its trials, and leave ``calibration.json``."""
-    _calibrated(spec, corpus, ctx, _execution(spec, corpus, ctx))
+    with heard_by(Announcer(pipeline_directory(spec), ctx).hear):
+        _calibrated(spec, corpus, ctx, _execution(spec, corpus, ctx))
 
 
 def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
@@ -108,8 +119,9 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
     directory = pipeline_directory(spec)
     with ExitStack() as held:
         if spec.compute.micro_batch_tokens == "auto":
-            phase = "probing what fits in memory at once"
-            Announcer(directory, ctx).progress(Progress(phase=phase))
+            held.enter_context(
+                working("probing what fits in memory at once", len(spec.all_seq_lens))
+            )
             if ctx.rank == 0:
                 probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
                 held.enter_context(probing)
@@ -124,12 +136,14 @@ def _calibrated(
     """The spec with the cost of a step at each length, measured in all groups at once, as they will
     train; each group leaves the mean in ``calibration.json`` before it trains."""
     directory = pipeline_directory(spec)
-    announcer = Announcer(directory, ctx)
-    announcer.progress(Progress(phase="calibrating: steps of every length, interleaved"))
-    means = ctx.group.meet() if ctx.rank == 0 else None
-    if from_rank_zero(ctx, int(means is None)):
-        repetitions = calibrate(spec, corpus, ctx, executed)
-        means = ctx.group.mean_of_all(repetitions) if ctx.rank == 0 else None
+    with working("waiting for the other worker groups to calibrate with"):
+        means = ctx.group.meet() if ctx.rank == 0 else None
+        is_missing = from_rank_zero(ctx, int(means is None))
+    if is_missing:
+        with working("calibrating: steps of every length, interleaved", REPETITIONS):
+            repetitions = calibrate(spec, corpus, ctx, executed)
+        with working("waiting for the other worker groups' calibration"):
+            means = ctx.group.mean_of_all(repetitions) if ctx.rank == 0 else None
     costs = dict.fromkeys(spec.all_seq_lens, 0)
     if means is not None:
         costs = mean_costs(means)
@@ -138,6 +152,6 @@ def _calibrated(
         )
         if ctx.group.claims("calibration"):
             shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
-            announcer.event(f"calibration: a step takes {shown}")
+            Announcer(directory, ctx).event(f"calibration: a step takes {shown}")
     costs = {n: from_rank_zero(ctx, costs[n]) for n in spec.all_seq_lens}
     return spec.derive(calibration={"step_microseconds": costs})

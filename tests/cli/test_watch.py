@@ -4,10 +4,12 @@ import io
 import os
 import time
 
+import pytest
 from rich.console import Console
 
 from glray.cli import watch
-from glray.cli.watch import progress_line, watching
+from glray.cli.watch import LiveWork, duration, progress_line, watching, work_line
+from glray.progress import advance, heard_by, working
 from glray.run.records import Progress, TrainingProgress
 
 LAST_STEP = {
@@ -97,4 +99,108 @@ def test_elsewhere_a_line_for_each_group_is_printed(tmp_path, monkeypatch):
     assert shown(tmp_path).splitlines()[-2:] == [
         progress_line(progress("growlength")),
         progress_line(progress("fixed512")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.9, "0:00"), (62, "1:02"), (3_599, "59:59"), (43_509, "12h05")]
+)
+def test_a_duration_is_short(seconds, shown):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        (("starting Ray", None, "", None, 0.4), "starting Ray"),
+        (("starting Ray", None, "", None, 7.0), "starting Ray (0:07)"),
+        (("hashing /models/a", 0.0, "", None, 7.0), "hashing /models/a: 0% (0:07)"),
+        (("hashing /models/a", 0.25, "", 21.0, 7.0), "hashing /models/a: 25%, about 0:21 left"),
+        (
+            ("prepare: stdlib: encoding 11.9 MB", 0.4, "3.1 MB/s, 0.92 Mtok/s", 6.0, 4.0),
+            "prepare: stdlib: encod…: 40%, 3.1 MB/s, 0.92 Mtok/s, about 0:06 left",
+        ),
+    ],
+)
+def test_a_line_says_what_is_done_and_how_long_is_left(work, line, monkeypatch):
+    monkeypatch.setattr(watch, "COLUMNS", 68)
+    assert work_line(*work) == line
+    assert len(line) <= 68
+
+
+@pytest.mark.parametrize(
+    "note", ["", "12.3 MB/s, 0.92 Mtok/s", "0 of the cluster's 96 CPUs are free"]
+)
+@pytest.mark.parametrize("name", ["a", "a-pipeline-with-a-long-name-" * 5])
+def test_no_line_is_wider_than_a_terminal(name, note):
+    line = work_line(f"{name}: evaluating after seq_len 131072", 1.0, note, 1e6, 1e6)
+    assert len(line) <= 78
+
+
+def test_what_a_group_does_besides_training_has_a_line_of_its_own():
+    doing = Progress(run="grow-seed0", phase="evaluating after seq_len 128")
+    assert progress_line(doing, 6.0) == "grow-seed0: evaluating after seq_len 128 (0:06)"
+    known = doing.model_copy(update={"share": 0.5, "seconds_left": 6.0})
+    assert progress_line(known, 6.0) == (
+        "grow-seed0: evaluating after seq_len 128: 50%, about 0:06 left"
+    )
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice a second is 100 times, and 5 s are 50 ms."""
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "FIRST_LINE_SECONDS", 0.05)
+
+
+def listened(console: Console, *works: str) -> None:
+    """Works on each until it has been shown, the first around the others."""
+    with heard_by(LiveWork(console)), working(works[0], 4):
+        advance(1)
+        for what in works[1:]:
+            with working(what):
+                shown_within(console, what, 10)
+        shown_within(console, works[0], 10)
+
+
+def shown_within(console: Console, what: str, seconds: float) -> None:
+    """Returns when the console has printed it."""
+    deadline = time.monotonic() + seconds
+    while what not in console.file.getvalue():
+        assert time.monotonic() < deadline, console.file.getvalue()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.usefixtures("quickly")
+def test_what_lasts_is_shown(is_terminal):
+    console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal)
+    listened(console, "outer", "inner", "second")
+    written = console.file.getvalue()
+    assert written.index("inner") < written.index("second")
+    assert "outer: 25%, about 0:00 left" in written
+
+
+def test_what_is_quick_is_not_shown(monkeypatch):
+    monkeypatch.setattr(watch, "POLL_SECONDS", 60)
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal)
+        with heard_by(LiveWork(console)):
+            for _ in range(3):
+                with working("quick"):
+                    pass
+        assert console.file.getvalue() == ""
+
+
+def test_a_log_says_a_work_once_and_then_now_and_then(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=80)
+    log = watch._Log(console)
+    for second in range(61):
+        now = 100.0 + second
+        log.show({"first" if second < 40 else "second": f"after {second} s"})
+    assert console.file.getvalue().splitlines() == [
+        *("after 5 s", "after 20 s", "after 35 s"),
+        *("after 45 s", "after 60 s"),
     ]

@@ -17,7 +17,9 @@ from glray.ray.cluster import (
     START_TIMEOUT,
     connect,
     groups_with_room,
+    require_cpu,
     require_workers,
+    starting_workers,
     wait_for_room,
     worker_resources,
     workers_with_room,
@@ -86,6 +88,30 @@ def test_a_joined_cluster_is_waited_for(ray_local, monkeypatch):
     with pytest.raises(UserError, match=r"1000 of 1 CPUs.*after 1 s"):
         require_workers(ComputeSpec(num_workers=1000, wait_seconds=1), said.append)
     assert "1000 workers" in said[0]
+
+
+@pytest.mark.ray
+def test_a_cluster_whose_cpus_never_come_is_refused(ray_local, monkeypatch):
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"memory": 1e9}])
+    said: list[str] = []
+    with pytest.raises(UserError, match="has 0 CPUs after 1 s"):
+        require_cpu(ComputeSpec(wait_seconds=1), said.append)
+    assert said[0] == "waiting for 1 CPUs for tasks, the cluster has room for 0 (0 of 1 s)"
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 0.0}, {"CPU": 1.0}])
+    require_cpu(ComputeSpec(wait_seconds=0), silent)
+
+
+@pytest.mark.ray
+def test_what_starts_says_how_much_of_a_joined_cluster_is_free(ray_local, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert starting_workers(ComputeSpec()) == "starting the workers"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 4.0}, {"CPU": 3.0}])
+    monkeypatch.setattr(cluster, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}})
+    compute = ComputeSpec(num_workers=2, cpus_per_worker=2)
+    assert starting_workers(compute) == (
+        "starting 2 workers of 2 CPUs: 1 of the cluster's 7 CPUs are free"
+    )
 
 
 def test_an_address_where_nothing_listens_is_refused(monkeypatch):

@@ -20,6 +20,7 @@ from glray.data.blocks.tokenizer import (
 from glray.data.read.documents import Document, read_source
 from glray.errors import UserError
 from glray.files import write_text
+from glray.progress import working
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import PipelineSpec
 
@@ -55,7 +56,8 @@ def _train(
                 yield text
 
     start = time.monotonic()
-    tokenizer = train_bpe(texts(), declared.vocab_size)
+    with working(f"prepare: training a byte-level BPE of {declared.vocab_size:,} entries"):
+        tokenizer = train_bpe(texts(), declared.vocab_size)
     num_entries = vocab_size(tokenizer)
     fewer = f", the {declared.vocab_size:,} asked for need more text,"
     say(

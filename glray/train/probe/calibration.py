@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from glray.data.corpus import PreparedCorpus
 from glray.model.config import longest_config
+from glray.progress import advance
 from glray.run.records import Execution, Repetitions
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, most_over_ranks
@@ -58,16 +59,24 @@ def interleaved_steps(
     trainee: Trainee, lengths: Sequence[int], *, min_rounds: int = MIN_ROUNDS, share: float = 1.0
 ) -> dict[int, list[float]]:
     """Seconds of a step of each length's turns, as the module says, in the order they were taken;
-    every rank goes through as many turns. ``share`` of the most rounds and seconds are taken."""
+    every rank goes through as many turns. ``share`` of the most rounds and seconds are taken. All
+    of it advances the work that it is done in by 1."""
     batches = {length: trainee.random_batch(length) for length in lengths}
     seconds: dict[int, list[float]] = {length: [] for length in lengths}
-    start = time.perf_counter()
-    for round_number in range(max(min_rounds, round(share * MAX_ROUNDS))):
-        for length in lengths if round_number % 2 == 0 else reversed(lengths):
+    most_rounds, enough_seconds = max(min_rounds, round(share * MAX_ROUNDS)), share * ENOUGH_SECONDS
+    start, done = time.perf_counter(), 0.0
+    for round_number in range(most_rounds):
+        turns = lengths if round_number % 2 == 0 else reversed(lengths)
+        for turn, length in enumerate(turns, 1):
             burst = [trainee.step_seconds(batches[length]) for _ in range(BURST)]
             seconds[length].append(min(burst[1:]))
-        measured = time.perf_counter() - start
-        enough = measured > share * ENOUGH_SECONDS and round_number + 1 >= min_rounds
+            rounds = round_number + turn / len(lengths)
+            measured = time.perf_counter() - start
+            least = min(rounds / min_rounds, measured / max(measured, enough_seconds))
+            before, done = done, min(1.0, max(rounds / most_rounds, least))
+            advance(done - before)
+        enough = measured > enough_seconds and round_number + 1 >= min_rounds
         if from_rank_zero(trainee.ctx, int(enough)):
             break
+    advance(1.0 - done)
     return seconds

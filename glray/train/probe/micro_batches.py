@@ -17,6 +17,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
+from glray.progress import advance
 from glray.run.records import MicroBatches
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
@@ -99,6 +100,7 @@ def _rows_on_gpu(
             return taken if least_over_ranks(ctx, int(taken is not None)) else None
 
         found[seq_len], taken = halved_until_it_fits(most, peak)
+        advance(1)
         if taken is None:
             total = torch.cuda.get_device_properties(ctx.device).total_memory
             raise UserError(

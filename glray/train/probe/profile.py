@@ -19,6 +19,7 @@ from glray.errors import UserError
 from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
 from glray.model.decoder import build_model
+from glray.progress import advance, working
 from glray.run.profile import Kernel, LengthCost, Profile, Setting, SettingCosts
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
@@ -156,12 +157,15 @@ def measure(
     costs = []
     for setting, model in zip(settings, models, strict=True):
         memory: dict[int, tuple[int | None, int | None]] = dict.fromkeys(seq_lens, (None, None))
-        for n in seq_lens if counts_memory else ():
-            say(f"{setting.name}: memory at {n:,}")
-            memory[n] = model.peak_bytes(n, budget), model.largest_batch_tokens(n, budget)
+        with working(f"{setting.name}: memory", len(seq_lens)):
+            for n in seq_lens if counts_memory else ():
+                say(f"{setting.name}: memory at {n:,}")
+                memory[n] = model.peak_bytes(n, budget), model.largest_batch_tokens(n, budget)
+                advance(1)
         say(f"{setting.name}: steps of every length, interleaved")
         fitting = [n for n in seq_lens if memory[n][0] is not None or not counts_memory]
-        timed = _timed(model, fitting) if fitting else {}
+        with working(f"{setting.name}: steps of every length, interleaved", 1):
+            timed = _timed(model, fitting) if fitting else {}
         lengths = tuple(LengthCost(n, *memory[n], *timed.get(n, ())) for n in seq_lens)
         costs.append(SettingCosts(setting, lengths))
     return Profile(
@@ -207,7 +211,8 @@ def _timed(
     """Seconds of the steps of each length, and the shares of a step's parts."""
     release_models()
     trainee = model.trainee()
-    trainee.warm_up(seq_lens)
+    with working("warming up every length", len(seq_lens)):
+        trainee.warm_up(seq_lens)
     steps = interleaved_steps(trainee, seq_lens, min_rounds=MIN_ROUNDS)
     found = {}
     for seq_len in seq_lens:

@@ -100,6 +100,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, name: str) -> None:
         (lzma.compress(b"text"), "xz"),
         (pa.compress(b"text", "zstd", asbytes=True), "zstd"),
     ],
+    ids=["gzip", "bzip2", "xz", "zstd"],
 )
 @pytest.mark.parametrize("kind", [TextCorpus, JsonlCorpus])
 def test_compressed_data_under_another_name_is_no_text(

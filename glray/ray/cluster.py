@@ -28,6 +28,7 @@ from glray.machine import free_memory_bytes, usable_cpus, usable_memory_bytes
 from glray.progress import working
 from glray.ray import LOOPBACK
 from glray.ray.session_folder import session_folder
+from glray.report.formats import counted
 from glray.spec.compute import ComputeSpec
 
 OBJECT_STORE_BYTES = 2**30
@@ -101,7 +102,7 @@ def require_workers(compute: ComputeSpec, say: Say) -> None:
         return
     if joined_address() is None:
         raise UserError(f"{_shortage(compute, room)} on this machine; {_remedy(room)}")
-    room = _room_in_time(bundle, asked, "workers", compute, say)
+    room = _room_in_time(bundle, asked, "worker", compute, say)
     if room < asked:
         raise UserError(
             f"{_shortage(compute, room)} on the joined cluster after {compute.wait_seconds} s; "
@@ -114,7 +115,7 @@ def require_cpu(compute: ComputeSpec, say: Say) -> None:
     task = {"CPU": 1.0}
     if workers_with_room(task, _nodes()):
         return
-    if not _room_in_time(task, 1, "CPUs for tasks", compute, say):
+    if not _room_in_time(task, 1, "CPU", compute, say):
         raise UserError(
             f"the Ray cluster has 0 CPUs after {compute.wait_seconds} s: no task of glray prepare "
             "can run there; add a node that has some, or wait longer with --set "
@@ -180,7 +181,7 @@ def wait_for_room(
     room_now: Callable[[], int],
     say: Say,
     *,
-    what: str = "workers",
+    what: str = "worker",
     wait_seconds: float,
     say_seconds: float = 30,
     poll_seconds: float = 1,
@@ -194,8 +195,8 @@ def wait_for_room(
     while (room := room_now()) < asked and (waited := time.monotonic() - start) < wait_seconds:
         if waited >= next_say:
             say(
-                f"waiting for {asked} {what}, the cluster has room for {room} ({waited:.0f} of "
-                f"{wait_seconds:.0f} s)"
+                f"waiting for {counted(asked, what)}, the cluster has room for {room} "
+                f"({waited:.0f} of {wait_seconds:.0f} s)"
             )
             next_say += say_seconds
         time.sleep(poll_seconds)

@@ -55,6 +55,7 @@ from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.progress import advance, working
 from glray.ray.cluster import free_cpus, require_cpu
+from glray.report.formats import counted
 from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
@@ -80,7 +81,7 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
     for snapshot in snapshots:
         num_bytes = sum(file.num_bytes for file in snapshot.files)
         say(
-            f"prepare: {snapshot.source.name}: {len(snapshot.files):,} files, "
+            f"prepare: {snapshot.source.name}: {counted(len(snapshot.files), 'file')}, "
             f"{num_bytes / 1e6:.1f} MB from {_origin(snapshot.source.corpus)}{_left_out(snapshot)}"
         )
         check_column(snapshot.files, snapshot.source.corpus)
@@ -136,7 +137,7 @@ def _prepare_source(
         record_prepared(spec, snapshot, blocks.fingerprint)
     num_heldout = blocks.heldout_documents + blocks.heldout_duplicates_dropped
     say_of(
-        f"{blocks.num_tokens:,} training tokens in {len(blocks.blocks):,} blocks, "
+        f"{blocks.num_tokens:,} training tokens in {counted(len(blocks.blocks), 'block')}, "
         f"{num_heldout:,} {'spans' if blocks.heldout_span_tokens else 'documents'} held out, in "
         f"{blocks.directory}"
     )

@@ -2,7 +2,7 @@
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.inspection import ShownWindow
-from glray.report.formats import tokens_text
+from glray.report.formats import counted, tokens_text
 from glray.report.sheets import Sheet
 
 LENGTHS = (1, 128, 512, 1024, 4096, 16384)
@@ -34,8 +34,9 @@ def sources(corpus: PreparedCorpus) -> Sheet:
         if blocks.unknown_characters:
             skipped += f", {blocks.unknown_characters:,} characters without a token"
         places.append(
-            f"{source.name}: {blocks.files:,} files, {blocks.source}{skipped}; "
-            f"{len(blocks.blocks):,} blocks of {blocks.vocab_size:,} ids in {blocks.directory}"
+            f"{source.name}: {counted(blocks.files, 'file')}, {blocks.source}{skipped}; "
+            f"{counted(len(blocks.blocks), 'block')} of {blocks.vocab_size:,} ids in "
+            f"{blocks.directory}"
         )
     check = corpus.heldout_check()
     if check is not None:

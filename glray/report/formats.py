@@ -21,6 +21,11 @@ def mean_text(mean: float, half: float | None) -> str:
     return plus_minus(mean, half) if math.isfinite(mean) else "-"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 file``, ``1,024 files``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def tokens_text(num_tokens: float) -> str:
     """``1.27 M``: three significant digits."""
     for factor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):

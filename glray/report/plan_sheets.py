@@ -2,6 +2,7 @@
 
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
+from glray.report.formats import counted
 from glray.report.profile_sheets import GIB, saved_share
 from glray.report.sheets import Sheet
 from glray.run.profile import Profile, SettingCosts, prices_of
@@ -25,8 +26,8 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
     )
     seeds = f"seed {spec.seeds[0]}" if len(spec.seeds) == 1 else f"seeds {spec.seeds}"
     parts: list[Sheet | str] = [
-        f"{spec.name}: {len(spec.trained_arms)} arms × {seeds}, {budget} each, shared by "
-        f"{spec.ratios_in}\n"
+        f"{spec.name}: {counted(len(spec.trained_arms), 'arm')} × {seeds}, {budget} each, "
+        f"shared by {spec.ratios_in}\n"
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]

@@ -89,9 +89,9 @@ def test_prepare_says_that_the_cluster_has_no_cpu_and_goes_on_when_it_has(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    said = "waiting for 1 CPUs for tasks, the cluster has room for 0 (0 of 600 s)"
+    said = "waiting for 1 CPU, the cluster has room for 0 (0 of 600 s)"
     wait_until(lambda: said in log.read_text() or prepare.poll() is not None, 120, log)
     assert said in log.read_text()
     head.add_node()
     assert prepare.wait(120) == 0, log.read_text()
-    assert "training tokens in 1 blocks" in log.read_text()
+    assert "training tokens in 1 block" in log.read_text()

@@ -96,7 +96,7 @@ def test_a_cluster_whose_cpus_never_come_is_refused(ray_local, monkeypatch):
     said: list[str] = []
     with pytest.raises(UserError, match="has 0 CPUs after 1 s"):
         require_cpu(ComputeSpec(wait_seconds=1), said.append)
-    assert said[0] == "waiting for 1 CPUs for tasks, the cluster has room for 0 (0 of 1 s)"
+    assert said[0] == "waiting for 1 CPU, the cluster has room for 0 (0 of 1 s)"
     monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 0.0}, {"CPU": 1.0}])
     require_cpu(ComputeSpec(wait_seconds=0), silent)
 

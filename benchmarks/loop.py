@@ -140,7 +140,7 @@ def trainer_loop(run: Run, turns: Turns) -> None:
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             turns.next("trainer")
 
-    class Windows(torch.utils.data.Dataset):
+    class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         def __init__(self) -> None:
             self.rows = torch.cat(tensors_of(run))
 
@@ -195,7 +195,7 @@ def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, An
 
         def work_of(name: str, seq_len: int = seq_len, turns: Turns = turns) -> None:
             torch.set_num_threads(1)
-            (run,) = planned(pipeline(work / name, seq_len, num_steps), corpus) or []
+            (run,) = planned(pipeline(work / name, seq_len, num_steps), corpus)
             try:
                 LOOPS[name](run, turns)
             finally:
@@ -232,7 +232,7 @@ def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     """Seconds of one checkpoint of a Pythia-70M with its optimizer, and its gigabytes."""
     model = PYTHIA_70M.derive(vocab_size=50_304)
     spec = pipeline(work, 128, 4).derive(model=model)
-    (run,) = planned(spec, corpus) or []
+    (run,) = planned(spec, corpus)
     network = build_model(config_of(run.manifest.architecture, run.name), 0, torch.device("cpu"))
     optimizer = build_optimizer(network, spec.optimizer)
     seconds = []
@@ -276,7 +276,7 @@ def rays_share(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
     spec = pipeline(work, 1024, 200)
     path = work / "asked.json"
     WorkerGroups(partial(_timed, path=path), spec, corpus).run()
-    (run,) = planned(spec, corpus) or []
+    (run,) = planned(spec, corpus)
     lines = [json.loads(x) for x in (run.directory / "metrics.jsonl").read_text().splitlines()]
     training = lines[-1]["measured_seconds"] - lines[0]["measured_seconds"]
     waits = sum(line["data_wait_seconds"] for line in lines[1:])

@@ -136,7 +136,7 @@ class HuggingFaceDatasets(Peer):
             dataset,
             sampler=BatchSampler(order, self.windows.rows, drop_last=False),
             batch_size=None,  # so that the dataset sees a batch's indices at once
-            collate_fn=_column_to_batch,
+            collate_fn=_column_to_batch,  # type: ignore[arg-type]  # of one sample, the batch
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
@@ -278,7 +278,10 @@ def _declare_torchvision_operators() -> None:
     Its own library can't be loaded there if it was built for CUDA, and its import then fails for
     want of two operators.
     """
-    package = Path(find_spec("torchvision").origin).parent
+    found = find_spec("torchvision")
+    assert found is not None
+    assert found.origin is not None
+    package = Path(found.origin).parent
     try:
         torch.ops.load_library(next(package.glob("_C*.so")))
     except OSError:

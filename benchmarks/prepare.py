@@ -33,7 +33,6 @@ from glray.machine import usable_cpus
 from glray.ray.cluster import connect
 from glray.ray.prepare import prepare
 from glray.spec import (
-    ArmSpec,
     BudgetSpec,
     ComputeSpec,
     EvaluationSpec,
@@ -43,6 +42,7 @@ from glray.spec import (
     PipelineSpec,
     StdlibCorpus,
     TokenizerFile,
+    fixed,
 )
 
 CALL_BYTES = 10**6
@@ -84,7 +84,7 @@ def pipeline(work: Path, corpus: Path, storage: str) -> PipelineSpec:
         corpus=JsonlCorpus(paths=(str(corpus),)),
         tokenizer=TokenizerFile(path=str(work / "tokenizer.json"), eos_token="<|endoftext|>"),
         model=GPTNeoXModel(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
-        arms=(ArmSpec(name="only", stages=(128,)),),
+        arms=(fixed(128, name="only"),),
         budget=BudgetSpec(tokens=128),
         tokens_per_batch=128,
         optimizer=OptimizerSpec(lr=1e-3),

@@ -45,7 +45,6 @@ from glray.ray.cluster import connect
 from glray.ray.stream import ray_batches
 from glray.ray.train import fit
 from glray.spec import (
-    ArmSpec,
     BpeTokenizer,
     BudgetSpec,
     ComputeSpec,
@@ -54,6 +53,7 @@ from glray.spec import (
     OptimizerSpec,
     PipelineSpec,
     StdlibCorpus,
+    grow,
 )
 from glray.spec.pipeline import BLOCK_TOKENS
 from glray.train.session import SEGMENT_TOKENS
@@ -230,7 +230,7 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=512),
         model=GPTNeoXModel(num_layers=4, hidden_size=64, num_heads=4, intermediate_size=256),
-        arms=(ArmSpec(name="loop", stages=SEQ_LENS[:2] + SEQ_LENS[:1]),),
+        arms=(grow(*SEQ_LENS[:2], *SEQ_LENS[:1], name="loop"),),
         budget=BudgetSpec(tokens=60 * BATCH_TOKENS),
         tokens_per_batch=BATCH_TOKENS,
         chunk_len=CHUNK_LEN,

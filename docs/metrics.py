@@ -4,6 +4,7 @@ python docs/metrics.py
 """
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -36,7 +37,7 @@ def table(record: type[Record]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _extra(field, name: str) -> str:
+def _extra(field: Any, name: str) -> str:
     return (field.json_schema_extra or {}).get(name) or ""
 
 

@@ -10,7 +10,9 @@ what they make of a text, and the positions of a GPT-NeoX model, which it leaves
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 folder = Path(sys.argv.pop(1)).resolve()
 sys.path[:0] = [str(folder), str(folder / "gguf-py")]
@@ -23,14 +25,16 @@ OF_GPT_2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 """The pre-tokenizer of every vocabulary that glray trains."""
 
 
-def pre_tokenizer(self, tokenizer, own=TextModel.get_vocab_base_pre) -> str:
+def pre_tokenizer(
+    self: Any, tokenizer: Any, own: Callable[[Any, Any], str] = TextModel.get_vocab_base_pre
+) -> str:
     """llama.cpp's name of the pre-tokenizer."""
     declared = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
     is_gpt_2 = declared.items() >= OF_GPT_2.items()
     return "gpt-2" if is_gpt_2 else own(self, tokenizer)
 
 
-def parameters(self, own=GPTNeoXModel.set_gguf_parameters) -> None:
+def parameters(self: Any, own: Callable[[Any], None] = GPTNeoXModel.set_gguf_parameters) -> None:
     """GPT-NeoX's, with θ and the scaling of positions."""
     own(self)
     rope, writer = self.rope_parameters, self.gguf_writer

@@ -7,6 +7,8 @@ GrowLength, https://arxiv.org/abs/2310.00576: section 4.1 (Figure 2), 4.2 (Figur
 3), 4.4 (Figure 4), 4.5 (Figure 5). The paper gives neither its batch nor its learning rate.
 """
 
+from collections.abc import Sequence
+
 from glray import spec
 from glray.spec import ComparisonSpec, PipelineSpec, Spec, faster, fixed, grow, lower, same
 
@@ -106,9 +108,21 @@ class Paper(Spec):
     def _pipeline(self, name: str, **changes: object) -> PipelineSpec:
         return self.base.derive(name=f"{self.base.name}-{name}", **changes)
 
-    def _comparison(self, name, title, arms, claims, context=None) -> ComparisonSpec:
-        fields = {"title": title, "arms": arms, "claims": claims, "context": context}
-        return ComparisonSpec(name=f"{self.base.name}-{name}", **fields)
+    def _comparison(
+        self,
+        name: str,
+        title: str,
+        arms: Sequence[spec.ComparedArm],
+        claims: Sequence[spec.ClaimSpec],
+        context: spec.ContextSpec | None = None,
+    ) -> ComparisonSpec:
+        return ComparisonSpec(
+            name=f"{self.base.name}-{name}",
+            title=title,
+            arms=tuple(arms),
+            claims=tuple(claims),
+            context=context,
+        )
 
 
 mini = Paper(  # within these budgets fixed 1,024 learns to use context beyond 128 tokens
@@ -122,7 +136,9 @@ mini = Paper(  # within these budgets fixed 1,024 learns to use context beyond 1
         ratios_in="seconds",
         tokens_per_batch=4096,
         optimizer=spec.OptimizerSpec(lr=4e-3),
-        evaluation={"seq_lens": LENGTHS, "num_tokens": 102_400, "every_tokens": 1_500_000},
+        evaluation=spec.EvaluationSpec(
+            seq_lens=LENGTHS, num_tokens=102_400, every_tokens=1_500_000
+        ),
         compute=spec.ComputeSpec(groups=1, cpus_per_worker=2, micro_batch_tokens=4096),
     ),
     sizes={

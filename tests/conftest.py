@@ -77,6 +77,6 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> PreparedCorpus:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
     """The small corpus that most tests train on."""
     return periodic_corpus(tmp_path_factory.mktemp("tokens"))

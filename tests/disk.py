@@ -3,10 +3,11 @@
 import contextlib
 import resource
 import signal
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def files_of_a_kilobyte():
+def files_of_a_kilobyte() -> Iterator[None]:
     """No file can grow beyond 1,000 bytes: a real error of ``write``, as that of a full disk.
 
     Within the test alone: pytest's own output may well go to a file longer than that.

@@ -43,7 +43,7 @@ def start_group(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     declared = json.dumps(spec.model_dump(mode="json"))
-    processes = [
+    processes: list[BaseProcess] = [
         context.Process(
             target=_worker,
             args=(work, rank, world_size, port, declared, corpus.directories, arguments),

@@ -59,7 +59,6 @@ def kill_runs(
     )
     seconds = time.monotonic() - start
     expected = planned(undisturbed, corpus)
-    assert expected is not None
     outcome = Outcome()
     while outcome.kills < num_kills:
         killed = _stored(spec, f"killed-{outcome.runs}")
@@ -72,7 +71,6 @@ def kill_runs(
             elif join_group(group):
                 break
         runs = planned(killed, corpus)
-        assert runs is not None
         outcome.runs += 1
         outcome.identical += all(map(same_run, runs, expected))
     return outcome
@@ -97,6 +95,7 @@ def _killed(
     if outcome.kills % 3 == 2:
         kill_group(group)
     else:
+        assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         join_group(group)
     outcome.kills += 1

@@ -67,16 +67,16 @@ def wheel(path: Path, members: dict[str, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_a_document_is_a_modules_signatures_and_docstrings(line_end):
+def test_a_document_is_a_modules_signatures_and_docstrings(line_end: str) -> None:
     assert docs_corpus.documentation(SOURCE.replace("\n", line_end)) == DOCUMENTATION
 
 
-def test_a_form_feed_ends_no_line():
+def test_a_form_feed_ends_no_line() -> None:
     source = '"""A."""\n\x0c\ndef f():\n    """B."""\n'
     assert docs_corpus.documentation(source) == '"""A."""\n\ndef f():\n    """B."""'
 
 
-def test_long_modules_of_a_wheel_in_order_and_nothing_is_unpacked(tmp_path):
+def test_long_modules_of_a_wheel_in_order_and_nothing_is_unpacked(tmp_path: Path) -> None:
     long = module(1).encode()
     link = zipfile.ZipInfo("p/link.py")
     link.external_attr = 0o120777 << 16
@@ -104,7 +104,7 @@ def test_long_modules_of_a_wheel_in_order_and_nothing_is_unpacked(tmp_path):
     assert [file.name for file in tmp_path.rglob("*")] == ["p.whl"]
 
 
-def test_a_near_copy_of_what_came_before_is_left_out():
+def test_a_near_copy_of_what_came_before_is_left_out() -> None:
     found = [
         ("first", module(1, 2, 3, 4, 5, 6, 7)),
         ("copy", module(1, 2, 3, 4, 5, 6, 7)),
@@ -116,7 +116,7 @@ def test_a_near_copy_of_what_came_before_is_left_out():
     assert kept == ["first", "sixth"]
 
 
-def test_the_hash_is_of_names_and_texts():
+def test_the_hash_is_of_names_and_texts() -> None:
     kept = [("a.py", "é"), ("b.py", "")]
     assert docs_corpus.sha256_of_documents(kept) == (
         "c91f235ef6e7553a53b38c9336c3543f1522100f421a3356df6d869a1ccf0e3a"
@@ -124,14 +124,19 @@ def test_the_hash_is_of_names_and_texts():
 
 
 @pytest.fixture
-def one_wheel(monkeypatch, tmp_path):
+def one_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Instead of a download, one small wheel of one document."""
     path = wheel(tmp_path / "p.whl", {"p/a.py": module(1).encode()})
     monkeypatch.setattr(docs_corpus, "download", lambda requirements, folder: [path])
     return docs_corpus.sha256_of_documents(docs_corpus.documents(path))
 
 
-def test_what_is_built_is_read_back(one_wheel, monkeypatch, tmp_path, capsys):
+def test_what_is_built_is_read_back(
+    one_wheel: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(docs_corpus, "SHA256", one_wheel)
     out = tmp_path / "docs.parquet"
     docs_corpus.build(out)
@@ -142,7 +147,7 @@ def test_what_is_built_is_read_back(one_wheel, monkeypatch, tmp_path, capsys):
     )
 
 
-def test_another_hash_writes_nothing_and_says_both(one_wheel, tmp_path):
+def test_another_hash_writes_nothing_and_says_both(one_wheel: str, tmp_path: Path) -> None:
     out = tmp_path / "docs.parquet"
     with pytest.raises(UserError) as caught:
         docs_corpus.build(out)
@@ -152,7 +157,7 @@ def test_another_hash_writes_nothing_and_says_both(one_wheel, tmp_path):
     assert not out.exists()
 
 
-def test_a_folder_is_refused_before_anything_is_downloaded(tmp_path):
+def test_a_folder_is_refused_before_anything_is_downloaded(tmp_path: Path) -> None:
     command = [sys.executable, docs_corpus.__file__, str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
@@ -162,7 +167,7 @@ def test_a_folder_is_refused_before_anything_is_downloaded(tmp_path):
     )
 
 
-def test_every_wheel_is_pinned_and_says_its_licence():
+def test_every_wheel_is_pinned_and_says_its_licence() -> None:
     lines = docs_corpus.REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert pins
@@ -173,6 +178,6 @@ def test_every_wheel_is_pinned_and_says_its_licence():
 @pytest.mark.soak  # 345 MB and three minutes
 @pytest.mark.download
 @pytest.mark.timeout(1800)
-def test_the_corpus_is_the_pinned_one(tmp_path):
+def test_the_corpus_is_the_pinned_one(tmp_path: Path) -> None:
     command = [sys.executable, docs_corpus.__file__, str(tmp_path / "docs.parquet")]
     assert subprocess.run(command, check=False).returncode == 0

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +13,14 @@ from glray.files import new_directory, read_json, sole_writer, write_json, write
 from .disk import files_of_a_kilobyte
 
 
-def test_json_has_no_number_that_is_none(tmp_path):
+def test_json_has_no_number_that_is_none(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1.5, float("nan")], "b": {"c": float("inf")}})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == {"a": [1.5, None], "b": {"c": None}}
     assert "NaN" not in text
 
 
-def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
+def test_write_json_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "a" / "value.json"
     write_json(path, {"step": 1})
     write_json(path, {"step": 2})
@@ -30,7 +32,7 @@ def test_write_json_replaces_and_leaves_nothing_beside(tmp_path):
     assert read_json(tmp_path / "nosuch.json") is None
 
 
-def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with files_of_a_kilobyte():
         write_text(tmp_path / "a", "short")
         with pytest.raises(OSError, match=r"a'$") as caught:
@@ -40,10 +42,10 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_directory_that_fails_half_way_is_not_there(tmp_path):
+def test_a_directory_that_fails_half_way_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "step-1"
 
-    def fail_half_way():
+    def fail_half_way() -> None:
         with new_directory(path) as partial:
             (partial / "half").touch()
             raise RuntimeError
@@ -57,13 +59,13 @@ def test_a_directory_that_fails_half_way_is_not_there(tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["step-1", "whole"]
 
 
-def _held(directory, acquired, release):
+def _held(directory: Path, acquired: Event, release: Event) -> None:
     with sole_writer(directory):
         acquired.set()
         release.wait(30)
 
 
-def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_path):
+def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     acquired, release = spawn.Event(), spawn.Event()
     first = spawn.Process(target=_held, args=(tmp_path, acquired, release))
@@ -77,7 +79,7 @@ def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_pat
         pass
 
 
-def test_a_writer_that_waits_says_so_once_and_then_writes(tmp_path):
+def test_a_writer_that_waits_says_so_once_and_then_writes(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     acquired, release = spawn.Event(), spawn.Event()
     first = spawn.Process(target=_held, args=(tmp_path, acquired, release))
@@ -85,7 +87,7 @@ def test_a_writer_that_waits_says_so_once_and_then_writes(tmp_path):
     assert acquired.wait(30)
     said = []
 
-    def say_waiting():
+    def say_waiting() -> None:
         said.append("waiting")
         release.set()
 

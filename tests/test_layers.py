@@ -85,7 +85,7 @@ def sources() -> list[tuple[str, str]]:
     return found
 
 
-def test_every_module_keeps_to_its_layer():
+def test_every_module_keeps_to_its_layer() -> None:
     found = [violation for module, source in sources() for violation in violations(module, source)]
     assert found == []
 
@@ -107,7 +107,7 @@ def test_every_module_keeps_to_its_layer():
         ("glray.plan", "from glray import cli"),
     ],
 )
-def test_a_violation_is_seen(module, source):
+def test_a_violation_is_seen(module: str, source: str) -> None:
     assert len(violations(module, source)) == 1
 
 
@@ -119,16 +119,16 @@ def test_a_violation_is_seen(module, source):
         ("glray.data.windows", "import rayon_like_name\nfrom glray.plan import Plan"),
     ],
 )
-def test_what_is_allowed_passes(module, source):
+def test_what_is_allowed_passes(module: str, source: str) -> None:
     assert violations(module, source) == []
 
 
-def test_files_have_a_subject():
+def test_files_have_a_subject() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
 
 
-def test_a_driver_does_not_import_the_models_code():
+def test_a_driver_does_not_import_the_models_code() -> None:
     # It takes seconds, and a run that is resumed waits for the driver first.
     code = (
         "import sys, glray.cli, glray.run.run, glray.ray.train\n"
@@ -137,11 +137,13 @@ def test_a_driver_does_not_import_the_models_code():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_benchmarks_import_what_there_is():
+def test_the_benchmarks_import_what_there_is() -> None:
     # They run for minutes to hours, and not here: a name that has moved would go unseen.
     for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            module = node.module or ""
             if module.partition(".")[0] == "glray":
                 for alias in node.names:
                     assert hasattr(importlib.import_module(module), alias.name), (

@@ -20,7 +20,7 @@ MEMORY_1 = "35 31 0:32 {shown} /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup r
 
 
 @pytest.fixture(autouse=True)
-def a_node_of_eight_cpus(monkeypatch):
+def a_node_of_eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     for name in SLURM:
         monkeypatch.delenv(name, raising=False)
@@ -36,7 +36,7 @@ def tree(root: Path, mounts: list[str], own: str, files: dict[str, str]) -> Path
     return root
 
 
-def test_without_control_groups_the_mask_counts(tmp_path):
+def test_without_control_groups_the_mask_counts(tmp_path: Path) -> None:
     assert usable_cpus(tmp_path) == 8
     assert 0 < free_memory_bytes(tmp_path) == usable_memory_bytes(tmp_path)
 
@@ -52,7 +52,9 @@ def test_without_control_groups_the_mask_counts(tmp_path):
         ("9900000 100000", "max 100000", 8),
     ],
 )
-def test_a_quota_of_version_2_counts_wherever_it_is(tmp_path, own, above, cpus):
+def test_a_quota_of_version_2_counts_wherever_it_is(
+    tmp_path: Path, own: str, above: str, cpus: int
+) -> None:
     files = {
         "sys/fs/cgroup/system.slice/cpu.max": above,
         "sys/fs/cgroup/system.slice/job_7/cpu.max": own,
@@ -62,7 +64,7 @@ def test_a_quota_of_version_2_counts_wherever_it_is(tmp_path, own, above, cpus):
 
 
 @pytest.mark.parametrize(("quota", "cpus"), [("-1", 8), ("200000", 2), ("20000", 1)])
-def test_a_quota_of_version_1(tmp_path, quota, cpus):
+def test_a_quota_of_version_1(tmp_path: Path, quota: str, cpus: int) -> None:
     group = "sys/fs/cgroup/cpu,cpuacct/slurm/uid_5/job_7"
     files = {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": "100000"}
     mounts = [CPU_1.format(shown="/"), MEMORY_1.format(shown="/")]
@@ -70,7 +72,7 @@ def test_a_quota_of_version_1(tmp_path, quota, cpus):
     assert usable_cpus(tree(tmp_path, mounts, own, files)) == cpus
 
 
-def test_a_container_sees_its_own_group_as_the_top(tmp_path):
+def test_a_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
     files = {
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "300000",
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
@@ -84,7 +86,7 @@ def test_a_container_sees_its_own_group_as_the_top(tmp_path):
     assert usable_memory_bytes(root) == GIB
 
 
-def test_cached_files_are_free_in_version_2(tmp_path):
+def test_cached_files_are_free_in_version_2(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/job"
     files = {
         f"{group}/memory.max": str(GIB),
@@ -98,7 +100,7 @@ def test_cached_files_are_free_in_version_2(tmp_path):
     assert free_memory_bytes(root) == 1000 + 200_000 + 30_000
 
 
-def test_a_group_above_may_have_less_left(tmp_path):
+def test_a_group_above_may_have_less_left(tmp_path: Path) -> None:
     files = {
         "sys/fs/cgroup/job/memory.max": str(2 * GIB),
         "sys/fs/cgroup/job/memory.current": "0",
@@ -111,7 +113,7 @@ def test_a_group_above_may_have_less_left(tmp_path):
     assert free_memory_bytes(root) == 4096
 
 
-def test_cached_files_are_free_in_version_1(tmp_path):
+def test_cached_files_are_free_in_version_1(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/memory/slurm/job_7"
     files = {
         f"{group}/memory.limit_in_bytes": str(GIB),
@@ -125,12 +127,14 @@ def test_cached_files_are_free_in_version_1(tmp_path):
     assert free_memory_bytes(root) == 4500
 
 
-def test_what_the_system_has_left_is_a_bound_too(tmp_path):
+def test_what_the_system_has_left_is_a_bound_too(tmp_path: Path) -> None:
     root = tree(tmp_path, [], "", {"proc/meminfo": "MemFree: 1 kB\nMemAvailable:   100 kB"})
     assert free_memory_bytes(root) == 100 * 1024
 
 
-def test_slurm_that_enforces_nothing_has_its_variables(tmp_path, monkeypatch):
+def test_slurm_that_enforces_nothing_has_its_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
     assert usable_cpus(tmp_path) == 2
     whole = usable_memory_bytes(tmp_path)
@@ -146,7 +150,7 @@ def test_slurm_that_enforces_nothing_has_its_variables(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without masks")
-def test_taskset_counts():
+def test_taskset_counts() -> None:
     cpu = min(json.loads(seen("import os; print(list(os.sched_getaffinity(0)))")))
     code = "from glray.machine import usable_cpus; print(usable_cpus())"
     assert seen(code, "taskset", "-c", str(cpu)) == "1\n"
@@ -157,7 +161,9 @@ def seen(code: str, *before: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_windows_is_one_line(monkeypatch, capsys):
+def test_windows_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert refused(capsys) == (
         "error: glray does not run on Windows itself: install it in the Windows Subsystem for "
@@ -165,7 +171,9 @@ def test_windows_is_one_line(monkeypatch, capsys):
     )
 
 
-def test_a_python_that_ray_has_no_package_for_is_one_line(monkeypatch, capsys):
+def test_a_python_that_ray_has_no_package_for_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(machine, "find_spec", lambda name: None)
     said = refused(capsys)
     assert said.startswith("error: Ray is not installed for this Python (CPython 3.")
@@ -183,5 +191,5 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_this_machine_is_supported():
+def test_this_machine_is_supported() -> None:
     assert unsupported() is None

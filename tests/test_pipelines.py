@@ -3,6 +3,7 @@
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ PIPELINES = {
 FIGURES = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
 
 
-def test_there_is_a_quickstart():
+def test_there_is_a_quickstart() -> None:
     assert "quickstart" in PIPELINES
 
 
 @pytest.mark.parametrize("reference", PIPELINES.values(), ids=PIPELINES)
-def test_a_pipeline_is_what_its_resolved_yaml_says(reference, tmp_path):
+def test_a_pipeline_is_what_its_resolved_yaml_says(reference: str, tmp_path: Path) -> None:
     spec = load_pipeline(reference)
     resolved = tmp_path / "spec.yaml"
     resolved.write_text(to_yaml(spec))
@@ -34,22 +35,22 @@ def test_a_pipeline_is_what_its_resolved_yaml_says(reference, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "reference"), PIPELINES.items(), ids=PIPELINES)
-def test_a_pipeline_bears_its_files_name(name, reference):
+def test_a_pipeline_bears_its_files_name(name: str, reference: str) -> None:
     assert load_pipeline(reference).name == name.replace("_", "-")
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("figure", FIGURES)
-def test_a_figure_of_the_paper_loads_at_every_scale(scale, figure):
+def test_a_figure_of_the_paper_loads_at_every_scale(scale: str, figure: str) -> None:
     spec = load_comparison(f"{FOLDER / SCALES[scale]}:{scale}.{figure}", num_seeds=5)
     assert spec.name == f"{scale}-{figure}"
     assert spec.seeds == (0, 1, 2, 3, 4)
     assert spec.claims
 
 
-def test_figures_share_their_runs():
+def test_figures_share_their_runs() -> None:
     """What figures 3, 4 and 5 need of the pipelines of figures 1 and 2 is the same there."""
-    by_name = {}
+    by_name: dict[str, PipelineSpec] = {}
     for figure in FIGURES:
         spec = load_comparison(f"{FOLDER / 'paper.py'}:mini.{figure}", num_seeds=1)
         for compared in spec.arms:
@@ -68,11 +69,11 @@ RENAMED = {"ratios_share": "ratios_in"}
 """Fields by their name in 0.1. A claim's ``says`` is new everywhere: it writes its own."""
 
 
-def leaves(value, path=""):
+def leaves(value: object, path: str = "") -> dict[str, object]:
     """Every field of plain values that is set by its path, under today's names: what 0.1 had no
     field for is null."""
     if isinstance(value, dict):
-        named = {RENAMED.get(key, key): below for key, below in value.items()}
+        named: dict[Any, object] = {RENAMED.get(key, key): below for key, below in value.items()}
     elif isinstance(value, list) and value:
         named = dict(enumerate(value))
     else:
@@ -85,7 +86,7 @@ def leaves(value, path=""):
 
 
 @pytest.fixture(autouse=True)
-def beside_the_pipelines(monkeypatch):
+def beside_the_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline may import its neighbours."""
     monkeypatch.syspath_prepend(FOLDER)
 
@@ -105,20 +106,21 @@ def paper_comparison(name: str) -> ComparisonSpec:
 
 
 @pytest.mark.parametrize("name", OF_0_1["pipelines"])
-def test_a_pipeline_of_the_paper_is_that_of_0_1(name):
+def test_a_pipeline_of_the_paper_is_that_of_0_1(name: str) -> None:
     expected = OF_0_1["pipelines"][name]
     spec = paper_pipeline(name).resolved()
     assert leaves(spec.model_dump(mode="json")) == leaves(expected["spec"])
     assert list(expected["plans"]) == [arm.name for arm in spec.arms]
     calibrated = spec.derive(calibration={"step_microseconds": OF_0_1["calibration"]})
     for arm in calibrated.arms:
-        stages = make_plan(calibrated, arm).stages
-        planned = [[stage.seq_len, stage.first_step, stage.num_steps] for stage in stages]
+        plan = make_plan(calibrated, arm)
+        assert plan is not None
+        planned = [[stage.seq_len, stage.first_step, stage.num_steps] for stage in plan.stages]
         assert planned == expected["plans"][arm.name]
 
 
 @pytest.mark.parametrize("name", OF_0_1["comparisons"])
-def test_a_comparison_of_the_paper_is_that_of_0_1(name):
+def test_a_comparison_of_the_paper_is_that_of_0_1(name: str) -> None:
     expected = OF_0_1["comparisons"][name]
     spec = paper_comparison(name)
     found = spec.model_dump(mode="json") | {"seeds": list(spec.seeds)}
@@ -129,7 +131,7 @@ def test_a_comparison_of_the_paper_is_that_of_0_1(name):
     assert leaves(found) == leaves(expected)
 
 
-def test_the_papers_claims_are_at_own_lengths_and_few_are_primary():
+def test_the_papers_claims_are_at_own_lengths_and_few_are_primary() -> None:
     def said(figure: str, *, primary: bool) -> list[str]:
         claims = paper_comparison(f"mini-{figure}").claims
         return [claim.says for claim in claims if claim.primary is primary]

@@ -1,5 +1,6 @@
 """The plan's arithmetic: literal cases to check by eye, and properties."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.errors import UserError
-from glray.plan import learning_rate, make_plan, scheduled_rate, split
+from glray.plan import Plan, learning_rate, make_plan, scheduled_rate, split
 from glray.spec import (
     ArmSpec,
     BpeTokenizer,
@@ -23,18 +24,20 @@ from glray.spec import (
     StageSpec,
     StdlibCorpus,
 )
+from glray.spec.schedule import Unit
+from glray.spec.training import ScheduleSpec
 
 LENGTHS = (128, 256, 512, 1024)
 
 
 def spec(
-    ratios=(1, 1, 1, 1),
+    ratios: Sequence[float] = (1, 1, 1, 1),
     *,
-    tokens=None,
-    seconds=None,
-    ratios_in="tokens",
-    costs=None,
-    tokens_per_batch=4096,
+    tokens: int | None = None,
+    seconds: float | None = None,
+    ratios_in: Unit = "tokens",
+    costs: dict[int, int] | None = None,
+    tokens_per_batch: int = 4096,
 ) -> PipelineSpec:
     return PipelineSpec(
         name="plan",
@@ -55,19 +58,25 @@ def spec(
         tokens_per_batch=tokens_per_batch,
         optimizer=OptimizerSpec(lr=1e-3),
         evaluation=EvaluationSpec(seq_lens=(128,), num_tokens=128),
-        calibration=costs and CalibrationSpec(step_microseconds=costs),
+        calibration=None if costs is None else CalibrationSpec(step_microseconds=costs),
         chunk_len=1024,
     )
 
 
-def plan_of(pipeline: PipelineSpec):
+def plan_if_known(pipeline: PipelineSpec) -> Plan | None:
     return make_plan(pipeline, pipeline.arms[0])
+
+
+def plan_of(pipeline: PipelineSpec) -> Plan:
+    plan = plan_if_known(pipeline)
+    assert plan is not None
+    return plan
 
 
 COSTS = {128: 1_000_000, 256: 2_000_000, 512: 4_000_000, 1024: 8_000_000}
 
 
-def test_tokens_shared_by_tokens():
+def test_tokens_shared_by_tokens() -> None:
     plan = plan_of(spec((1, 1, 2, 4), tokens=80 * 4096 + 5))
     assert [(s.seq_len, s.windows_per_batch, s.first_step, s.num_steps) for s in plan.stages] == [
         (128, 32, 0, 10),
@@ -80,13 +89,13 @@ def test_tokens_shared_by_tokens():
     assert [plan.stage_index(step) for step in (0, 9, 10, 39, 40, 79)] == [0, 0, 1, 2, 3, 3]
 
 
-def test_tokens_shared_by_seconds():
+def test_tokens_shared_by_seconds() -> None:
     # Equal seconds at costs 1, 2, 4, 8 are steps in proportion 8 : 4 : 2 : 1.
     plan = plan_of(spec(tokens=15 * 4096, ratios_in="seconds", costs=COSTS))
     assert [s.num_steps for s in plan.stages] == [8, 4, 2, 1]
 
 
-def test_seconds_shared_by_seconds_carry_what_is_left_over():
+def test_seconds_shared_by_seconds_carry_what_is_left_over() -> None:
     # Boundaries at 10, 20, 30, 40 s: 10 steps of 1 s, 5 of 2 s, 2 of 4 s (28 s), 1 of 8 s (36 s).
     plan = plan_of(spec(seconds=40, ratios_in="seconds", costs=COSTS))
     assert [s.num_steps for s in plan.stages] == [10, 5, 2, 1]
@@ -94,29 +103,29 @@ def test_seconds_shared_by_seconds_carry_what_is_left_over():
     assert plan.calibrated_microseconds(11) == 12_000_000
 
 
-def test_seconds_shared_by_tokens():
+def test_seconds_shared_by_tokens() -> None:
     # One step of each length costs 15 s: 3 of each are 45 s.
     plan = plan_of(spec(seconds=46, costs=COSTS))
     assert [s.num_steps for s in plan.stages] == [3, 3, 3, 3]
 
 
-def test_seconds_without_calibration_have_no_plan_yet():
-    assert plan_of(spec(seconds=40, ratios_in="seconds")) is None
-    assert plan_of(spec(tokens=40960, ratios_in="seconds")) is None
-    assert plan_of(spec(tokens=40960)) is not None
+def test_seconds_without_calibration_have_no_plan_yet() -> None:
+    assert plan_if_known(spec(seconds=40, ratios_in="seconds")) is None
+    assert plan_if_known(spec(tokens=40960, ratios_in="seconds")) is None
+    assert plan_if_known(spec(tokens=40960)) is not None
 
 
-def test_a_stage_without_a_step_is_refused():
+def test_a_stage_without_a_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage 0 \(seq_len 128.*0 of 3 steps"):
         plan_of(spec(tokens=3 * 4096))
 
 
-def test_a_length_missing_from_the_calibration_is_refused():
+def test_a_length_missing_from_the_calibration_is_refused() -> None:
     with pytest.raises(UserError, match="1024 is not in the calibration, which has 128, 256, 512"):
         plan_of(spec(seconds=40, costs={k: v for k, v in COSTS.items() if k < 1024}))
 
 
-def test_events_after_a_step_are_a_literal_list():
+def test_events_after_a_step_are_a_literal_list() -> None:
     # 40 steps a stage; scored again 16 steps after each boundary, at 56, 96 and 136.
     pipeline = spec(tokens=160 * 4096)
     often = {"log_every_steps": 10, "checkpoint_every_tokens": 48 * 4096}
@@ -139,7 +148,7 @@ def test_events_after_a_step_are_a_literal_list():
     }
 
 
-def test_the_rate_is_of_the_declared_budget():
+def test_the_rate_is_of_the_declared_budget() -> None:
     # 10 batches and a rest of half of one: the middle of step 4 lies at 4.5 of 10.5 batches.
     plan = plan_of(spec(tokens=10 * 4096 + 2048))
     assert plan.num_steps == 10
@@ -149,7 +158,7 @@ def test_the_rate_is_of_the_declared_budget():
     assert plan.progress(plan.num_steps - 1) == Fraction(32, 40)
 
 
-def test_schedules_that_agree_so_far_have_the_same_rates_so_far():
+def test_schedules_that_agree_so_far_have_the_same_rates_so_far() -> None:
     optimizer = OptimizerSpec(lr=0.01)
     paths = [
         spec(ratios, seconds=41, ratios_in="seconds", costs=COSTS)
@@ -166,7 +175,7 @@ ratio = st.floats(0.01, 100).map(lambda x: round(x, 3))
 
 
 @given(st.integers(0, 10**9), st.lists(ratio, min_size=1, max_size=6))
-def test_split_loses_nothing_and_is_within_one(total, ratios):
+def test_split_loses_nothing_and_is_within_one(total: int, ratios: list[float]) -> None:
     weights = [Fraction(str(r)) for r in ratios]
     parts = split(total, weights)
     assert sum(parts) == total
@@ -180,7 +189,9 @@ def test_split_loses_nothing_and_is_within_one(total, ratios):
     st.integers(1, 10**5),
     st.sampled_from(["tokens", "seconds"]),
 )
-def test_a_budget_in_seconds_is_used_up_to_a_step(ratios, costs, seconds, share):
+def test_a_budget_in_seconds_is_used_up_to_a_step(
+    ratios: list[float], costs: list[int], seconds: int, share: Unit
+) -> None:
     pipeline = spec(
         ratios, seconds=seconds, ratios_in=share, costs=dict(zip(LENGTHS, costs, strict=True))
     )
@@ -189,22 +200,25 @@ def test_a_budget_in_seconds_is_used_up_to_a_step(ratios, costs, seconds, share)
     except UserError:
         return  # a stage without a step
     calibrated = plan.calibrated_microseconds(plan.num_steps)
+    assert calibrated is not None
     assert calibrated <= seconds * 1_000_000
     if share == "seconds":
         assert seconds * 1_000_000 - calibrated < costs[-1]
-        boundary = 0
+        boundary = Fraction(0)
         for stage, ratio_ in zip(plan.stages, ratios, strict=True):
             boundary += (
                 seconds * 1_000_000 * Fraction(str(ratio_)) / sum(Fraction(str(r)) for r in ratios)
             )
-            assert plan.calibrated_microseconds(stage.end_step) <= boundary
+            at_end = plan.calibrated_microseconds(stage.end_step)
+            assert at_end is not None
+            assert at_end <= boundary
     else:
         more = split(plan.num_steps + 1, [Fraction(str(r)) for r in ratios])
         assert sum(n * c for n, c in zip(more, costs, strict=True)) > seconds * 1_000_000
 
 
 @given(st.lists(ratio, min_size=4, max_size=4), st.integers(400, 10**6))
-def test_progress_rises_inside_the_unit_interval(ratios, num_steps):
+def test_progress_rises_inside_the_unit_interval(ratios: list[float], num_steps: int) -> None:
     try:
         plan = plan_of(spec(ratios, tokens=num_steps * 4096))
     except UserError:
@@ -215,7 +229,7 @@ def test_progress_rises_inside_the_unit_interval(ratios, num_steps):
     assert seen[-1] < 1
 
 
-def test_progress_in_seconds_follows_calibrated_time():
+def test_progress_in_seconds_follows_calibrated_time() -> None:
     plan = plan_of(spec(seconds=60, costs=COSTS))  # 4 steps of each length: 4, 8, 16, 32 s
     assert plan.progress(0) == Fraction(1, 120)
     assert plan.progress(4) == Fraction(5, 60)
@@ -233,13 +247,13 @@ def test_progress_in_seconds_follows_calibrated_time():
         ),
     ],
 )
-def test_scheduled_rate(schedule, expected):
+def test_scheduled_rate(schedule: ScheduleSpec, expected: dict[float, float]) -> None:
     for progress, share in expected.items():
         rate = scheduled_rate(schedule, 0.01, Fraction(str(progress)))
         assert rate == pytest.approx(0.01 * share, abs=1e-12)
 
 
-def test_the_rate_rises_again_after_each_boundary():
+def test_the_rate_rises_again_after_each_boundary() -> None:
     optimizer = OptimizerSpec(lr=0.01, schedule=LinearSchedule(warmup=0.0), rewarm_steps=3)
     plan = plan_of(spec(tokens=40 * 4096))  # 10 steps a stage
     shares = [
@@ -251,7 +265,7 @@ def test_the_rate_rises_again_after_each_boundary():
     assert shares == pytest.approx(once)
 
 
-def test_boundaries_between_stages():
+def test_boundaries_between_stages() -> None:
     plan = plan_of(spec(tokens=80 * 4096))  # 20 steps a stage
     first, _, last = plan.boundaries
     assert (first.step, first.from_seq_len, first.to_seq_len) == (20, 128, 256)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from glray.progress import Work, advance, heard_by, seconds_left, working
 
 
-def test_what_is_left_takes_as_long_as_what_is_done_did():
+def test_what_is_left_takes_as_long_as_what_is_done_did() -> None:
     assert seconds_left(done=1, total=4, seconds=10) == 30
     assert seconds_left(done=4, total=4, seconds=10) == 0
     assert seconds_left(done=5, total=4, seconds=10) == 0  # more than was known of
@@ -18,7 +18,9 @@ def test_what_is_left_takes_as_long_as_what_is_done_did():
 
 
 @given(st.floats(0, 1e12), st.floats(0, 1e12), st.floats(0, 1e9), st.floats(1e-6, 1e6))
-def test_no_time_left_is_negative_and_the_unit_does_not_matter(done, total, seconds, unit):
+def test_no_time_left_is_negative_and_the_unit_does_not_matter(
+    done: float, total: float, seconds: float, unit: float
+) -> None:
     left = seconds_left(done, total, seconds)
     assert left is None or left >= 0
     if left is not None and done * unit > 0 and 1e-300 < done < total:
@@ -27,7 +29,7 @@ def test_no_time_left_is_negative_and_the_unit_does_not_matter(done, total, seco
         assert abs(scaled - left) <= 1e-6 * left
 
 
-def test_the_innermost_work_is_heard_until_it_ends_then_the_one_around_it():
+def test_the_innermost_work_is_heard_until_it_ends_then_the_one_around_it() -> None:
     heard: list[Work | None] = []
     with heard_by(lambda work: heard.append(copy(work))):
         with working("training", run="grow-seed0"):
@@ -48,7 +50,7 @@ def test_the_innermost_work_is_heard_until_it_ends_then_the_one_around_it():
     ]
 
 
-def test_each_thread_has_its_own_work_and_listener():
+def test_each_thread_has_its_own_work_and_listener() -> None:
     heard: list[str] = []
 
     def beside() -> None:
@@ -62,7 +64,7 @@ def test_each_thread_has_its_own_work_and_listener():
     assert heard == ["here", ""]
 
 
-def test_a_work_that_fails_has_ended():
+def test_a_work_that_fails_has_ended() -> None:
     heard: list[Work | None] = []
     try:
         with heard_by(heard.append), working("failing"):

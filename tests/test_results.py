@@ -7,30 +7,30 @@ from benchmarks.results import PAGE, RESULTS, arms_sheet, page
 from glray.report.render import markdown
 
 
-def test_the_page_is_rendered_from_the_results():
+def test_the_page_is_rendered_from_the_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run python benchmarks/results.py"
 
 
-def test_its_plots_are_there():
+def test_its_plots_are_there() -> None:
     for plot in re.findall(r"\]\((results/[^)]+)\)", page()):
         assert (PAGE.parent / plot).is_file()
 
 
-def test_no_result_names_a_folder_of_the_machine_that_made_it():
+def test_no_result_names_a_folder_of_the_machine_that_made_it() -> None:
     for path in RESULTS.glob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r'"/(home|root|tmp|work|Users|mnt)/', text), path
         assert not re.search(r"[ =](/home|/root|/tmp|/work|/Users)/", text), path
 
 
-def test_each_result_says_where_it_comes_from():
+def test_each_result_says_where_it_comes_from() -> None:
     for path in RESULTS.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
         assert result["command"].startswith("python benchmarks/")
         assert {"commit", "processor", "torch"} <= set(result["environment"])
 
 
-def test_a_diverged_run_and_missing_jumps_are_dashes():
+def test_a_diverged_run_and_missing_jumps_are_dashes() -> None:
     """Of three seeds one has no number: no mean is made of the others."""
     run = {
         "tokens": 1000,

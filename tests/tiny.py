@@ -15,16 +15,21 @@ from glray.spec import (
 )
 
 
-def tiny_spec(storage: Path, **fields) -> PipelineSpec:
+def arm(name: str, *seq_lens: int, **fields: object) -> ArmSpec:
+    """An arm whose stages are given by their lengths."""
+    return ArmSpec.model_validate({"name": name, "stages": seq_lens, **fields})
+
+
+def tiny_spec(storage: Path, **fields: object) -> PipelineSpec:
     """12 steps of 64 tokens through 8, 16 and 32, against a fixed 32; 1 layer of width 16."""
-    declared = {
+    declared: dict[str, object] = {
         "name": "tiny",
         "corpus": StdlibCorpus(),
         "tokenizer": BpeTokenizer(vocab_size=300),
         "model": GPTNeoXModel(num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32),
         "arms": (
-            ArmSpec(name="grow", stages=(8, 16, 32)),
-            ArmSpec(name="fixed32", stages=(32,)),
+            arm("grow", 8, 16, 32),
+            arm("fixed32", 32),
         ),
         "budget": BudgetSpec(tokens=12 * 64),
         "tokens_per_batch": 64,
@@ -37,4 +42,4 @@ def tiny_spec(storage: Path, **fields) -> PipelineSpec:
             log_every_steps=2,
         ),
     }
-    return PipelineSpec(**(declared | fields))
+    return PipelineSpec.model_validate(declared | fields)

@@ -57,7 +57,7 @@ class PipelineSpec(Spec):
     """Optimizer and learning rate."""
     precision: Precision = "float32"
     """Precision of the forward and backward pass; weights and optimizer stay in float32."""
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
     model, the initial weights."""
     evaluation: EvaluationSpec

@@ -21,7 +21,7 @@ from glray.errors import UserError
         ("a: the stride of documents", "a: the stride of documents"),
     ],
 )
-def test_an_error_of_eval_names_the_option(said, shown):
+def test_an_error_of_eval_names_the_option(said: str, shown: str) -> None:
     with pytest.raises(UserError) as error, naming_options(EVAL_OPTIONS):
         raise UserError(said)
     assert str(error.value) == shown

@@ -3,6 +3,8 @@
 import io
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -31,13 +33,13 @@ LAST_STEP = {
 TRAINING = {"num_stages": 4, "num_steps": 279, "seconds_left": 62.0}
 
 
-def progress(run: str, **changed) -> Progress:
+def progress(run: str, **changed: Any) -> Progress:
     last_step = {name: changed.pop(name, value) for name, value in LAST_STEP.items()}
-    training = TrainingProgress(last_step=last_step, **(TRAINING | changed))
+    training = TrainingProgress.model_validate({"last_step": last_step} | TRAINING | changed)
     return Progress(run=run, phase="training", training=training)
 
 
-def test_the_line_fits_80_columns():
+def test_the_line_fits_80_columns() -> None:
     line = progress_line(progress("growlength"))
     assert line == (
         "growlength 3/4 seq_len 512 step 200/279 loss 4.71 8192 tok/s 38% MFU 1:02 left"
@@ -45,7 +47,7 @@ def test_the_line_fits_80_columns():
     assert len(line) <= 78  # the spinner takes two
 
 
-def test_a_long_run_fits_as_well():
+def test_a_long_run_fits_as_well() -> None:
     line = progress_line(
         progress(
             "growlength-128-to-4096-seed10",
@@ -62,7 +64,7 @@ def test_a_long_run_fits_as_well():
     assert len(line) <= 78
 
 
-def test_only_events_from_now_on_are_shown(tmp_path):
+def test_only_events_from_now_on_are_shown(tmp_path: Path) -> None:
     events = tmp_path / "events.log"
     events.write_text("2026-01-01 00:00:00 old\n")
     output = io.StringIO()
@@ -74,7 +76,7 @@ def test_only_events_from_now_on_are_shown(tmp_path):
     assert "00:00:01 grow: resumed at step 4" in output.getvalue()
 
 
-def shown(tmp_path, **console) -> str:
+def shown(tmp_path: Path, **console: Any) -> str:
     """What a second group's progress adds while an earlier launch's file of a third lies there."""
     progress("stale").write(tmp_path / "progress-2.json")
     os.utime(tmp_path / "progress-2.json", ns=(1, 1))
@@ -86,7 +88,7 @@ def shown(tmp_path, **console) -> str:
     return output.getvalue()
 
 
-def test_a_terminal_shows_a_line_for_each_group(tmp_path):
+def test_a_terminal_shows_a_line_for_each_group(tmp_path: Path) -> None:
     written = shown(tmp_path, force_terminal=True)
     growing, fixed = [line for line in written.splitlines() if "seq_len 512" in line][-2:]
     assert "growlength 3/4" in growing
@@ -94,7 +96,9 @@ def test_a_terminal_shows_a_line_for_each_group(tmp_path):
     assert "stale" not in written
 
 
-def test_elsewhere_a_line_for_each_group_is_printed(tmp_path, monkeypatch):
+def test_elsewhere_a_line_for_each_group_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watch, "QUIET_LINE_SECONDS", 0.0)
     assert shown(tmp_path).splitlines()[-2:] == [
         progress_line(progress("growlength")),
@@ -105,7 +109,7 @@ def test_elsewhere_a_line_for_each_group_is_printed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.9, "0:00"), (62, "1:02"), (3_599, "59:59"), (43_509, "12h05")]
 )
-def test_a_duration_is_short(seconds, shown):
+def test_a_duration_is_short(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
@@ -122,7 +126,11 @@ def test_a_duration_is_short(seconds, shown):
         ),
     ],
 )
-def test_a_line_says_what_is_done_and_how_long_is_left(work, line, monkeypatch):
+def test_a_line_says_what_is_done_and_how_long_is_left(
+    work: tuple[str, float | None, str, float | None, float],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(watch, "COLUMNS", 68)
     assert work_line(*work) == line
     assert len(line) <= 68
@@ -132,12 +140,12 @@ def test_a_line_says_what_is_done_and_how_long_is_left(work, line, monkeypatch):
     "note", ["", "12.3 MB/s, 0.92 Mtok/s", "0 of the cluster's 96 CPUs are free"]
 )
 @pytest.mark.parametrize("name", ["a", "a-pipeline-with-a-long-name-" * 5])
-def test_no_line_is_wider_than_a_terminal(name, note):
+def test_no_line_is_wider_than_a_terminal(name: str, note: str) -> None:
     line = work_line(f"{name}: evaluating after seq_len 131072", 1.0, note, 1e6, 1e6)
     assert len(line) <= 78
 
 
-def test_what_a_group_does_besides_training_has_a_line_of_its_own():
+def test_what_a_group_does_besides_training_has_a_line_of_its_own() -> None:
     doing = Progress(run="grow-seed0", phase="evaluating after seq_len 128")
     assert progress_line(doing, 6.0) == "grow-seed0: evaluating after seq_len 128 (0:06)"
     known = doing.model_copy(update={"share": 0.5, "seconds_left": 6.0})
@@ -163,25 +171,30 @@ def listened(console: Console, *works: str) -> None:
         shown_within(console, works[0], 10)
 
 
+def printed_on(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def shown_within(console: Console, what: str, seconds: float) -> None:
     """Returns when the console has printed it."""
     deadline = time.monotonic() + seconds
-    while what not in console.file.getvalue():
-        assert time.monotonic() < deadline, console.file.getvalue()
+    while what not in printed_on(console):
+        assert time.monotonic() < deadline, printed_on(console)
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 @pytest.mark.usefixtures("quickly")
-def test_what_lasts_is_shown(is_terminal):
+def test_what_lasts_is_shown(is_terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal)
     listened(console, "outer", "inner", "second")
-    written = console.file.getvalue()
+    written = printed_on(console)
     assert written.index("inner") < written.index("second")
     assert "outer: 25%, about 0:00 left" in written
 
 
-def test_what_is_quick_is_not_shown(monkeypatch):
+def test_what_is_quick_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "POLL_SECONDS", 60)
     for is_terminal in (True, False):
         console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal)
@@ -189,18 +202,18 @@ def test_what_is_quick_is_not_shown(monkeypatch):
             for _ in range(3):
                 with working("quick"):
                     pass
-        assert console.file.getvalue() == ""
+        assert printed_on(console) == ""
 
 
-def test_a_log_says_a_work_once_and_then_now_and_then(monkeypatch):
+def test_a_log_says_a_work_once_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     console = Console(file=io.StringIO(), width=80)
     log = watch._Log(console)
     for second in range(61):
         now = 100.0 + second
         log.show({"first" if second < 40 else "second": f"after {second} s"})
-    assert console.file.getvalue().splitlines() == [
+    assert printed_on(console).splitlines() == [
         *("after 5 s", "after 20 s", "after 35 s"),
         *("after 45 s", "after 60 s"),
     ]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.token_blocks import TokenBlocks, read_block
 from glray.ray.prepare import prepare
 from glray.spec import (
-    ArmSpec,
     BpeTokenizer,
     BudgetSpec,
     ComputeSpec,
@@ -22,6 +22,7 @@ from glray.spec import (
     PipelineSpec,
     TextCorpus,
 )
+from tests.tiny import arm
 
 HELDOUT = 0.25
 
@@ -38,7 +39,7 @@ def pipeline(storage: Path, **fields: object) -> PipelineSpec:
         "heldout_fraction": HELDOUT,
         "tokenizer": BpeTokenizer(vocab_size=300),
         "model": GPTNeoXModel(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8),
-        "arms": (ArmSpec(name="only", stages=(8,)),),
+        "arms": (arm("only", 8),),
         "budget": BudgetSpec(tokens=64),
         "tokens_per_batch": 8,
         "optimizer": OptimizerSpec(lr=1e-3),
@@ -53,7 +54,7 @@ def texts_pipeline(folder: Path, **fields: object) -> PipelineSpec:
     return pipeline(folder.parent / "runs", **(declared | fields))
 
 
-def prepared(spec: PipelineSpec, say=lambda line: None) -> TokenBlocks:
+def prepared(spec: PipelineSpec, say: Callable[[str], None] = lambda line: None) -> TokenBlocks:
     """The token blocks of a pipeline's only source."""
     (source,) = prepare(spec, say).sources
     return source.blocks

@@ -120,9 +120,11 @@ def test_as_few_spans_as_there_may_be_are_a_fifth_each() -> None:
     span=st.integers(1, 6),
     data=st.data(),
 )
-def test_what_is_trained_is_what_is_beside_the_spans(lengths, span: int, data) -> None:
+def test_what_is_trained_is_what_is_beside_the_spans(
+    lengths: list[int], span: int, data: st.DataObject
+) -> None:
     # Each token is its own number; 0 is EOS.
-    documents = []
+    documents: list[list[int]] = []
     for length in lengths:
         first = sum(map(len, documents)) + 1
         documents.append([*range(first, first + length), 0])

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -12,7 +14,7 @@ from ..tokens import write_tokens
 
 
 @pytest.fixture
-def counting(tmp_path) -> PreparedCorpus:
+def counting(tmp_path: Path) -> PreparedCorpus:
     """Two sources with token 1 + i mod 299 at place i; three chunks of ``a`` to one of ``b``."""
     blocks = {
         name: write_tokens(tmp_path / name, 1 + np.arange(size) % 299, [np.arange(9)], name)
@@ -27,7 +29,9 @@ def shown(spec: PipelineSpec, corpus: PreparedCorpus, step: int, seq_len: int) -
     return list(shown_windows(spec, corpus, step=step, seq_len=seq_len, num_rows=100))
 
 
-def test_a_steps_windows_are_its_tokens_at_every_length(tmp_path, counting) -> None:
+def test_a_steps_windows_are_its_tokens_at_every_length(
+    tmp_path: Path, counting: PreparedCorpus
+) -> None:
     spec = tiny_spec(tmp_path)  # 2 chunks of 32 tokens a step
     decode = Tokenizer.from_file(str(counting.vocabulary.tokenizer_path)).decode
     for step in (0, 1, 17):
@@ -40,7 +44,7 @@ def test_a_steps_windows_are_its_tokens_at_every_length(tmp_path, counting) -> N
                 assert window.chunk == window.first_token // 32
 
 
-def test_sources_and_epochs_are_told_apart(tmp_path, counting) -> None:
+def test_sources_and_epochs_are_told_apart(tmp_path: Path, counting: PreparedCorpus) -> None:
     spec = tiny_spec(tmp_path)
     windows = [window for step in range(20) for window in shown(spec, counting, step, 32)]
     assert [window.source for window in windows[:8]] == list("aabaaaba")
@@ -49,7 +53,7 @@ def test_sources_and_epochs_are_told_apart(tmp_path, counting) -> None:
     assert {window.epoch for window in windows if window.source == "a"} == {0}
 
 
-def test_no_rows_are_no_windows(tmp_path, counting) -> None:
+def test_no_rows_are_no_windows(tmp_path: Path, counting: PreparedCorpus) -> None:
     assert not list(shown_windows(tiny_spec(tmp_path), counting, step=0, seq_len=8, num_rows=0))
 
 
@@ -61,6 +65,8 @@ def test_no_rows_are_no_windows(tmp_path, counting) -> None:
         (-1, 8, r"^step -1 is before the first step"),
     ],
 )
-def test_what_no_stage_has_is_refused(tmp_path, counting, step, seq_len, problem) -> None:
+def test_what_no_stage_has_is_refused(
+    tmp_path: Path, counting: PreparedCorpus, step: int, seq_len: int, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         shown(tiny_spec(tmp_path), counting, step, seq_len)

@@ -1,6 +1,8 @@
 """Sources on a real S3-compatible server, on loopback."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -22,7 +24,7 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty bucket ``texts``, which a URI without options reaches."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "glray",
@@ -37,7 +39,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     bucket.delete()
 
 
-def put(bucket, *keys: str) -> None:
+def put(bucket: Any, *keys: str) -> None:
     for key in keys:
         bucket.put_object(Key=key, Body=key.encode())
 
@@ -56,7 +58,7 @@ def contents(corpus: SourceCorpus, part_bytes: int = 2**60) -> list[object]:
     ]
 
 
-def test_objects_folders_and_globs_give_each_object_once_in_order(bucket) -> None:
+def test_objects_folders_and_globs_give_each_object_once_in_order(bucket: Any) -> None:
     put(bucket, "b.txt", "deep/a.txt", "deep/c.md", "deep/er/d.txt", "e.txt.gz")
     assert uris("s3://texts/deep/a.txt", "s3://texts/deep", "s3://texts/deep/*.txt") == [
         "s3://texts/deep/a.txt",
@@ -73,13 +75,13 @@ def test_objects_folders_and_globs_give_each_object_once_in_order(bucket) -> Non
 
 
 @pytest.mark.parametrize("key", ["two words.txt", "a%20b.txt", "what?.txt", "ä#1+1=2&c.txt"])
-def test_any_key_is_listed_and_read(bucket, key: str) -> None:
+def test_any_key_is_listed_and_read(bucket: Any, key: str) -> None:
     put(bucket, key)
     assert contents(TextCorpus(paths=("s3://texts",))) == [key]
 
 
 def test_a_uri_can_name_its_endpoint(
-    bucket, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    bucket: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bucket, "a.txt", "b/c.txt")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
@@ -89,7 +91,7 @@ def test_a_uri_can_name_its_endpoint(
     assert uris(f"s3://texts/b/*{query}") == [f"s3://texts/b/c.txt{query}"]
 
 
-def test_lines_and_tables_are_read_in_pieces(bucket, tmp_path) -> None:
+def test_lines_and_tables_are_read_in_pieces(bucket: Any, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -102,7 +104,7 @@ def test_lines_and_tables_are_read_in_pieces(bucket, tmp_path) -> None:
     assert contents(ParquetCorpus(paths=("s3://texts",)), part_bytes=700) == texts
 
 
-def test_a_replaced_object_is_another_version(bucket) -> None:
+def test_a_replaced_object_is_another_version(bucket: Any) -> None:
     corpus = TextCorpus(paths=("s3://texts",))
     put(bucket, "a.txt")
     before = list_source(corpus)
@@ -121,7 +123,7 @@ def test_a_replaced_object_is_another_version(bucket) -> None:
         ("s3://te*ts/a.txt", r"s3://te\*ts/a.txt does not exist"),
     ],
 )
-def test_what_is_not_there_is_one_line(bucket, uri: str, problem: str) -> None:
+def test_what_is_not_there_is_one_line(bucket: Any, uri: str, problem: str) -> None:
     put(bucket, "a.txt", "deep/b.md")
     with pytest.raises(UserError, match=problem):
         uris(uri)

@@ -150,7 +150,12 @@ def test_a_folder_that_may_not_be_read_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [TextCorpus, JsonlCorpus, ParquetCorpus, ArrowCorpus])
 @pytest.mark.parametrize("end", ["bz2", "xz", "lz4", "br", "zip", "7z", "tar"])
 @pytest.mark.parametrize("declared", ["", "/*", "/b.{suffix}.{end}"])
-def test_an_unknown_compression_is_refused(tmp_path: Path, kind, end: str, declared: str) -> None:
+def test_an_unknown_compression_is_refused(
+    tmp_path: Path,
+    kind: type[TextCorpus | JsonlCorpus | ParquetCorpus | ArrowCorpus],
+    end: str,
+    declared: str,
+) -> None:
     suffix = {TextCorpus: "txt", JsonlCorpus: "jsonl", ParquetCorpus: "parquet"}.get(kind, "arrow")
     touch(tmp_path, f"a.{suffix}", f"b.{suffix}.{end}")
     path = f"{tmp_path}{declared.format(suffix=suffix, end=end)}"

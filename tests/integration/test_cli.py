@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def pipeline():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pipeline and its text: 60 documents of about a thousand bytes."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.py").write_text(PIPELINE)
@@ -91,6 +92,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
         return subprocess.CompletedProcess(arguments, ended.value.code, printed.out, printed.err)
 
     return command
@@ -107,12 +109,14 @@ def first(folder: Path) -> subprocess.CompletedProcess[str]:
 trained = pytest.mark.usefixtures("first")
 
 
-def metrics(run: Path) -> list[dict]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.ray
-def test_run_trains_evaluates_and_reports_every_arm(folder, first):
+def test_run_trains_evaluates_and_reports_every_arm(
+    folder: Path, first: subprocess.CompletedProcess[str]
+) -> None:
     assert first.stderr == ""
     for arm in ("grow", "fixed32"):
         result = read_json(folder / "runs" / "tiny" / f"{arm}-seed0" / "result.json")
@@ -127,7 +131,9 @@ def test_run_trains_evaluates_and_reports_every_arm(folder, first):
 @pytest.mark.parametrize(
     "pipeline", ["tiny.py", "runs/tiny/spec.yaml", "runs/tiny/grow-seed0/spec.yaml"]
 )
-def test_a_finished_pipeline_trains_nothing_again(folder, here, pipeline):
+def test_a_finished_pipeline_trains_nothing_again(
+    folder: Path, here: Command, pipeline: str
+) -> None:
     before = metrics(folder / "runs" / "tiny" / "grow-seed0")
     again = here(folder, "run", pipeline)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -138,7 +144,9 @@ def test_a_finished_pipeline_trains_nothing_again(folder, here, pipeline):
 
 @pytest.mark.ray
 @trained
-def test_what_is_set_for_finished_runs_is_said_not_to_be_applied(folder, here):
+def test_what_is_set_for_finished_runs_is_said_not_to_be_applied(
+    folder: Path, here: Command
+) -> None:
     changed = ("evaluation.seq_lens=[16,32]", "compute.log_every_steps=3", "compute.groups=null")
     again = here(folder, "run", "tiny.py", *(f"--set={field}" for field in changed))
     assert again.returncode == 0, again.stdout + again.stderr
@@ -150,7 +158,7 @@ def test_what_is_set_for_finished_runs_is_said_not_to_be_applied(folder, here):
 
 @pytest.mark.ray
 @trained
-def test_another_identity_under_the_same_name_is_refused(folder, here):
+def test_another_identity_under_the_same_name_is_refused(folder: Path, here: Command) -> None:
     before = metrics(folder / "runs" / "tiny" / "grow-seed0")
     other = here(folder, "run", "tiny.py", "--set", "optimizer.lr=0.5")
     assert other.returncode == 2
@@ -160,7 +168,7 @@ def test_another_identity_under_the_same_name_is_refused(folder, here):
 
 @pytest.mark.ray
 @trained
-def test_data_shows_windows_within_a_terminals_width(folder, here):
+def test_data_shows_windows_within_a_terminals_width(folder: Path, here: Command) -> None:
     looked = here(folder, "data", "tiny.py", "--step", "1", "--seq-len", "16", "--rows", "2")
     assert looked.returncode == 0, looked.stdout + looked.stderr
     assert "Step 1 at seq_len 16" in looked.stdout
@@ -170,7 +178,7 @@ def test_data_shows_windows_within_a_terminals_width(folder, here):
 
 @pytest.mark.ray
 @trained
-def test_eval_export_and_report_take_a_finished_run(folder, here):
+def test_eval_export_and_report_take_a_finished_run(folder: Path, here: Command) -> None:
     grow = folder / "runs" / "tiny" / "grow-seed0"
     scored = here(folder, "eval", "runs/tiny/grow-seed0", "--seq-lens", "16,64")
     assert scored.returncode == 0, scored.stdout + scored.stderr
@@ -189,7 +197,9 @@ def test_eval_export_and_report_take_a_finished_run(folder, here):
 
 @pytest.mark.ray
 @trained
-def test_moved_runs_are_read_and_found_finished_without_their_text(folder, here, tmp_path):
+def test_moved_runs_are_read_and_found_finished_without_their_text(
+    folder: Path, here: Command, tmp_path: Path
+) -> None:
     """In a copy, without the folder that it was copied from: nothing is looked for there."""
     home = tmp_path / "home"
     home.mkdir()
@@ -223,7 +233,9 @@ def test_moved_runs_are_read_and_found_finished_without_their_text(folder, here,
 
 @pytest.mark.ray
 @trained
-def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, here):
+def test_compare_judges_finished_runs_and_scores_long_documents_once(
+    folder: Path, here: Command
+) -> None:
     (folder / "both.py").write_text(
         "import runpy\n"
         "from glray.spec import *\n"
@@ -266,7 +278,9 @@ def test_compare_judges_finished_runs_and_scores_long_documents_once(folder, her
 
 @pytest.mark.ray
 @trained
-def test_compare_tunes_each_arms_rate_before_it_judges_and_finds_all_again(folder, here):
+def test_compare_tunes_each_arms_rate_before_it_judges_and_finds_all_again(
+    folder: Path, here: Command
+) -> None:
     (folder / "rates.py").write_text(
         "import runpy\n"
         "from glray.spec import *\n"
@@ -322,7 +336,9 @@ def test_compare_tunes_each_arms_rate_before_it_judges_and_finds_all_again(folde
 
 @pytest.mark.ray
 @trained
-def test_a_diverged_run_is_said_with_status_3_and_not_trained_again(folder, here):
+def test_a_diverged_run_is_said_with_status_3_and_not_trained_again(
+    folder: Path, here: Command
+) -> None:
     """By run, beside an arm that trains on; then by a comparison of the two."""
     (folder / "wild.py").write_text(
         "import runpy\n"
@@ -368,7 +384,7 @@ def test_a_diverged_run_is_said_with_status_3_and_not_trained_again(folder, here
 
 @pytest.mark.ray
 @trained
-def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
+def test_a_truncated_block_is_refused_before_anything_starts(folder: Path, here: Command) -> None:
     (block,) = folder.glob("runs/tokens/*/blocks/00000.arrow")
     content = block.read_bytes()
     block.write_bytes(content[:-8])
@@ -390,7 +406,9 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder, here):
     ("num_trials", "calibration"),
     [(1, "{step_microseconds: {16: 900, 32: 1000}}"), (2, "null")],
 )
-def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibration):
+def test_a_searchs_winner_runs_as_its_trial_did(
+    folder: Path, here: Command, num_trials: int, calibration: str
+) -> None:
     name = f"search-{num_trials}"
     searched = ["--set", f"name={name}", "--set", f"search.num_trials={num_trials}"]
     searched += ["--set", f"calibration={calibration}"]
@@ -401,7 +419,9 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
     # Trained here, as the first run has shown a worker group: half a minute for each start of one.
     best = load_pipeline(folder / "runs" / name / "best.yaml")
     torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
-    train_all(best, find_prepared(best), WorkerContext())
+    corpus = find_prepared(best)
+    assert corpus is not None
+    train_all(best, corpus, WorkerContext())
     ran = here(folder, "run", f"runs/{name}/best.yaml")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing to train" in ran.stdout
@@ -416,7 +436,7 @@ def test_a_searchs_winner_runs_as_its_trial_did(folder, here, num_trials, calibr
 
 @pytest.mark.ray
 @trained
-def test_ctrl_c_stops_at_a_checkpoint(folder):
+def test_ctrl_c_stops_at_a_checkpoint(folder: Path) -> None:
     log = folder / "stopped.log"
     arguments = ["run", "tiny.py", "--set", "name=stopped", "--set", "budget.seconds=600"]
     process = start_glray(folder, log, persons_environment(), *arguments)
@@ -424,6 +444,7 @@ def test_ctrl_c_stops_at_a_checkpoint(folder):
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     assert status_of(process, log, 60) == 130, log.read_text()
     assert "the same command resumes" in log.read_text()
@@ -455,7 +476,9 @@ def test_ctrl_c_stops_at_a_checkpoint(folder):
         (("plan", "tiny.py:nosuch"), ("no function nosuch()",)),
     ],
 )
-def test_what_a_person_can_mend_is_one_line_and_status_2(folder, here, arguments, words):
+def test_what_a_person_can_mend_is_one_line_and_status_2(
+    folder: Path, here: Command, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     before = sorted(folder.rglob("*"))
     done = here(folder, *arguments)
@@ -473,7 +496,9 @@ def test_what_a_person_can_mend_is_one_line_and_status_2(folder, here, arguments
     "arguments",
     [("plan", "tiny.py", "--set", "optimizer.lrr=1"), ("eval", "text", "--seq-lens=16")],
 )
-def test_a_process_of_its_own_prints_that_one_line_and_no_more(folder, arguments):
+def test_a_process_of_its_own_prints_that_one_line_and_no_more(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
     done = glray(folder, *arguments)
     assert done.returncode == 2
     waits = "importing the model's code"  # said where that takes more than 5 s
@@ -482,7 +507,7 @@ def test_a_process_of_its_own_prints_that_one_line_and_no_more(folder, arguments
     assert done.stderr.count("\n") == 1
 
 
-def test_plan_imports_neither_torch_nor_ray(folder):
+def test_plan_imports_neither_torch_nor_ray(folder: Path) -> None:
     code = (
         "import sys; sys.argv = ['glray', 'plan', 'tiny.py']\n"
         "from glray.cli import main\n"

@@ -14,6 +14,7 @@ from glray.files import read_json
 from glray.run.run import Run
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
+from tests.command import status_of
 
 from .test_survival import GlrayRun, steps, write_pipeline
 
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
-def cluster(monkeypatch) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head of one CPU on loopback; the second node comes and goes."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
@@ -37,7 +38,7 @@ def cluster(monkeypatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
+def test_a_node_is_drained_one_comes_and_one_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     write_pipeline(tmp_path, num_steps=20_000, every_steps=EVERY_STEPS, num_workers=(1, 2))
     second = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     run = GlrayRun(tmp_path, RAY_ADDRESS=cluster.address)
@@ -78,7 +79,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster, tmp_path):
     resumed = wait_for("resumed at step")
     first_step = int(resumed.split("resumed at step ")[1].split(" of")[0].replace(",", ""))
     assert step - first_step <= EVERY_STEPS + 10  # the last log is up to ten steps old
-    assert run.process.wait(300) == 0, run.log.read_text()
+    assert status_of(run.process, run.log, 300) == 0, run.log.read_text()
 
     # Not the bits of one worker, whose sums have another order, but its tokens, all of them once.
     elastic = Run.open(run.run)

@@ -180,7 +180,7 @@ def working_dir(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_submitted_run_trains_there_and_resumes(
     head: Head, working_dir: Path, tmp_path: Path, is_stopped: bool
-):
+) -> None:
     num_steps = 2000 if is_stopped else 200  # to be stopped it has to last
     storage = tmp_path / "storage"
     run = storage / "tiny" / "grow-seed0"
@@ -217,7 +217,7 @@ def test_a_submitted_run_trains_there_and_resumes(
     assert len(workers) == 1 + is_stopped
 
 
-def test_a_relative_storage_is_refused(head: Head, working_dir: Path):
+def test_a_relative_storage_is_refused(head: Head, working_dir: Path) -> None:
     submission = ["job", "submit", "--address", head.url, "--working-dir", str(working_dir), "--"]
     done = head.ray(*submission, sys.executable, "-m", "glray", "run", "tiny.py")
     assert done.returncode != 0

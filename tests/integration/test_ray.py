@@ -1,6 +1,8 @@
 """What only Ray can show: its stream is the local one, and groups train side by side."""
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,7 @@ import torch
 
 from glray.data.blocks.token_blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.data.windows import local_batches, read_windows, stage_reads
+from glray.data.windows import StageReads, local_batches, read_windows, stage_reads
 from glray.errors import UserError
 from glray.files import sha256_of
 from glray.plan import make_plan
@@ -26,9 +28,12 @@ from ..tiny import tiny_spec
 pytestmark = pytest.mark.ray
 
 
-def reads(corpus, storage, *, first_step, rank, world_size):
+def reads(
+    corpus: PreparedCorpus, storage: Path, *, first_step: int, rank: int, world_size: int
+) -> Iterator[StageReads]:
     spec = tiny_spec(storage, budget={"tokens": 120 * 64})
     plan = make_plan(spec, spec.arms[0])
+    assert plan is not None
     order = corpus.order(plan.chunk_len, seed=0)
     return stage_reads(
         order,
@@ -40,7 +45,9 @@ def reads(corpus, storage, *, first_step, rank, world_size):
     )
 
 
-def test_the_dataset_has_arrow_token_columns(ray_local, corpus, tmp_path):
+def test_the_dataset_has_arrow_token_columns(
+    ray_local: None, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
     segment = next(reads(corpus, tmp_path, first_step=3, rank=0, world_size=1))
     dataset = segment_dataset(corpus, segment)
     schema = dataset.schema().base_schema
@@ -57,8 +64,15 @@ def test_the_dataset_has_arrow_token_columns(ray_local, corpus, tmp_path):
 
 # Of 3 ranks one has no rows at seq_len 32; step 50 lies inside the second of three stages.
 @pytest.mark.parametrize(("first_step", "rank", "world_size"), [(0, 0, 1), (50, 1, 2), (50, 0, 3)])
-def test_rays_stream_is_the_local_one(ray_local, corpus, tmp_path, first_step, rank, world_size):
-    def segments():
+def test_rays_stream_is_the_local_one(
+    ray_local: None,
+    corpus: PreparedCorpus,
+    tmp_path: Path,
+    first_step: int,
+    rank: int,
+    world_size: int,
+) -> None:
+    def segments() -> Iterator[StageReads]:
         return reads(corpus, tmp_path, first_step=first_step, rank=rank, world_size=world_size)
 
     steps = []
@@ -74,7 +88,9 @@ def test_rays_stream_is_the_local_one(ray_local, corpus, tmp_path, first_step, r
     assert steps == list(range(first_step, 120))
 
 
-def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path, monkeypatch):
+def test_a_damaged_block_is_one_line(
+    ray_local: None, corpus: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # In this process, as on a cluster of its own: a group takes half a minute to start.
     monkeypatch.setattr(ray_train, "is_own_cluster", lambda: True)
     (source,) = corpus.sources
@@ -93,7 +109,9 @@ def test_a_damaged_block_is_one_line(ray_local, corpus, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_runs_side_by_side_end_as_they_do_one_after_another(ray_local, corpus, tmp_path):
+def test_runs_side_by_side_end_as_they_do_one_after_another(
+    ray_local: None, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
     alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker below: the same sums

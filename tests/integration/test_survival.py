@@ -123,7 +123,9 @@ ends_either_way = pytest.mark.parametrize(
 
 
 @ends_either_way
-def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder, ends_on_ray):
+def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
+    folder: Path, ends_on_ray: bool
+) -> None:
     write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=2)
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill times from seed {seed}")
@@ -161,7 +163,9 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(folder, en
 
 
 @ends_either_way
-def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(folder, ends_on_ray):
+def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(
+    folder: Path, ends_on_ray: bool
+) -> None:
     write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=1)
     run = GlrayRun(folder)
     run.wait_until(lambda: run.step() > 50)  # past the first checkpoint

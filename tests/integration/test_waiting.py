@@ -75,7 +75,7 @@ def head() -> Iterator[Head]:
 
 def test_prepare_says_that_the_cluster_has_no_cpu_and_goes_on_when_it_has(
     head: Head, tmp_path: Path
-):
+) -> None:
     (tmp_path / "tiny.py").write_text(PIPELINE)
     (tmp_path / "text").mkdir()
     for document in range(60):

@@ -1,5 +1,7 @@
 """Documents kept apart in a window: exactly as if each had been trained alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,10 +12,16 @@ from glray.model.config import model_config
 from glray.model.decoder import build_model, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.spec import GPTNeoXModel, LlamaModel
+from glray.spec.model import ModelSpec
 
 EOS = 9
-SHAPE = {"num_layers": 2, "hidden_size": 64, "num_heads": 4, "intermediate_size": 64}
-MODELS = {
+SHAPE: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_heads": 4,
+    "intermediate_size": 64,
+}
+MODELS: dict[str, ModelSpec] = {
     "gpt_neox": GPTNeoXModel(**SHAPE),
     "llama": LlamaModel(**SHAPE, num_kv_heads=2),
 }
@@ -25,7 +33,7 @@ SCALED = {
 CPU = torch.device("cpu")
 
 
-def test_places_by_hand():
+def test_places_by_hand() -> None:
     tokens = torch.tensor([[1, 2, EOS, 3, EOS, EOS, 4], [EOS, 1, 2, 3, 4, 5, EOS]])
     places = DocumentPlaces(tokens, EOS)
     assert places.positions.tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
@@ -41,7 +49,7 @@ def test_places_by_hand():
 
 
 @given(st.lists(st.lists(st.integers(7, EOS), min_size=5, max_size=5), min_size=1, max_size=3))
-def test_a_token_attends_to_those_since_the_last_separator(rows):
+def test_a_token_attends_to_those_since_the_last_separator(rows: list[list[int]]) -> None:
     mask = DocumentPlaces(torch.tensor(rows), EOS).mask()
     for row, tokens in enumerate(rows):
         for query in range(5):
@@ -52,7 +60,7 @@ def test_a_token_attends_to_those_since_the_last_separator(rows):
 
 @pytest.mark.parametrize("scaled", SCALED)
 @pytest.mark.parametrize("kind", MODELS)
-def test_loss_and_gradients_are_those_of_each_document_alone(kind, scaled):
+def test_loss_and_gradients_are_those_of_each_document_alone(kind: str, scaled: str) -> None:
     config = model_config(MODELS[kind], vocab_size=128, eos_id=EOS, max_seq_len=48)
     model = NextTokenLoss(build_model(config, 0, CPU), "document")
     alone = NextTokenLoss(build_model(config, 0, CPU))
@@ -73,11 +81,13 @@ def test_loss_and_gradients_are_those_of_each_document_alone(kind, scaled):
     torch.testing.assert_close(total.detach(), expected, rtol=1e-6, atol=0)
     pairs = zip(model.parameters(), alone.parameters(), strict=True)
     for parameter, reference in pairs:
+        assert parameter.grad is not None
+        assert reference.grad is not None
         error = (parameter.grad - reference.grad).norm() / reference.grad.norm()
         assert error < 1e-5
 
 
-def test_it_matters():
+def test_it_matters() -> None:
     config = model_config(MODELS["gpt_neox"], vocab_size=128, eos_id=EOS, max_seq_len=48)
     tokens = torch.randint(10, 128, (2, 49), generator=torch.Generator().manual_seed(0))
     apart, across = (
@@ -92,7 +102,7 @@ def test_it_matters():
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_flex_attention_does_what_the_mask_does(key_heads):
+def test_flex_attention_does_what_the_mask_does(key_heads: int) -> None:
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, 10, (2, 200), generator=draw)
     places = DocumentPlaces(tokens, EOS)

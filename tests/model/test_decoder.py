@@ -9,6 +9,8 @@ from glray.errors import UserError
 from glray.model.config import embedding_rows, model_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
+from glray.spec import GPTNeoXModel
+from glray.spec.model import ModelSpec
 
 TINY = specs.GPTNeoXModel(num_layers=2, hidden_size=32, num_heads=2, intermediate_size=64)
 LLAMA = specs.LlamaModel(
@@ -28,7 +30,9 @@ CPU = torch.device("cpu")
         (specs.PYTHIA_1_4B, 1_414_647_808, 1_208_602_624),
     ],
 )
-def test_a_preset_has_pythias_published_number_of_parameters(model, total, without_embeddings):
+def test_a_preset_has_pythias_published_number_of_parameters(
+    model: GPTNeoXModel, total: int, without_embeddings: int
+) -> None:
     config = model_config(model, vocab_size=50_277, eos_id=0, max_seq_len=2048)
     assert config.vocab_size == 50_304
     with torch.device("meta"):
@@ -50,9 +54,13 @@ def test_a_preset_has_pythias_published_number_of_parameters(model, total, witho
         ((32, 4096, 32, None, 11_008, False), 32_000, 6_738_415_616),
     ],
 )
-def test_a_llama_has_the_published_number_of_parameters(shape, vocab_size, total):
+def test_a_llama_has_the_published_number_of_parameters(
+    shape: tuple[int, int, int, int | None, int, bool], vocab_size: int, total: int
+) -> None:
     names = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
-    model = specs.LlamaModel(**dict(zip((*names, "tie_embeddings"), shape, strict=True)))
+    model = specs.LlamaModel.model_validate(
+        dict(zip((*names, "tie_embeddings"), shape, strict=True))
+    )
     config = model_config(model, vocab_size=vocab_size, eos_id=0, max_seq_len=2048)
     with torch.device("meta"):
         decoder = build_model(config, 0, torch.device("meta"))
@@ -60,7 +68,7 @@ def test_a_llama_has_the_published_number_of_parameters(shape, vocab_size, total
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
+def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings: bool) -> None:
     declared = LLAMA.derive(tie_embeddings=tie_embeddings, rope_theta=500.0, vocab_size=128)
     config = model_config(declared, vocab_size=100, eos_id=0, max_seq_len=32)
     model = build_model(config, 0, CPU)
@@ -85,7 +93,7 @@ def test_a_llama_has_the_logits_of_transformers_own(tie_embeddings):
     assert tied == tie_embeddings
 
 
-def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
     small = TINY.derive(vocab_size=299)
     with pytest.raises(UserError, match="has 299 rows, less than the tokenizer's 300 ids"):
         embedding_rows(small, 300)
@@ -93,7 +101,7 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
 
 
 @pytest.mark.parametrize("declared", [TINY, LLAMA], ids=lambda model: model.kind)
-def test_weights_follow_from_the_seed_alone(declared):
+def test_weights_follow_from_the_seed_alone(declared: ModelSpec) -> None:
     config = model_config(declared, vocab_size=128, eos_id=0, max_seq_len=32)
     torch.manual_seed(5)
     one = build_model(config, 0, CPU).state_dict()
@@ -105,7 +113,9 @@ def test_weights_follow_from_the_seed_alone(declared):
 
 
 @pytest.mark.parametrize("declared", [TINY, LLAMA], ids=lambda model: model.kind)
-def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start(declared):
+def test_a_window_is_its_own_context_and_longer_windows_agree_on_the_shared_start(
+    declared: ModelSpec,
+) -> None:
     # Direct extrapolation: nothing in a forward pass depends on a length seen before.
     config = model_config(declared, vocab_size=128, eos_id=0, max_seq_len=8)
     model = NextTokenLoss(build_model(config, 0, CPU)).eval()

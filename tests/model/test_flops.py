@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from glray.model.config import model_config
 from glray.model.flops import training_flops_per_token
@@ -18,7 +18,7 @@ WIDE_HEADS = LlamaConfig(**COMMON, intermediate_size=72, num_key_value_heads=1, 
 
 @pytest.mark.parametrize("config", [GPT_NEOX, LLAMA, WIDE_HEADS])
 @pytest.mark.parametrize("seq_len", [8, 24])
-def test_it_is_what_pytorch_counts(config, seq_len):
+def test_it_is_what_pytorch_counts(config: PreTrainedConfig, seq_len: int) -> None:
     rows = 3
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     tokens = torch.randint(config.vocab_size, (rows, seq_len + 1))
@@ -33,7 +33,7 @@ def test_it_is_what_pytorch_counts(config, seq_len):
     assert counter.get_total_flops() == expected
 
 
-def test_longer_windows_cost_what_their_attention_does():
+def test_longer_windows_cost_what_their_attention_does() -> None:
     config = model_config(PYTHIA_160M, vocab_size=50_304, eos_id=0, max_seq_len=2048)
     matrices = 12 * 12 * 768**2 + 768 * 50_304
     assert training_flops_per_token(config, 128) == 6 * matrices + 6 * 12 * 768 * 129

@@ -1,5 +1,7 @@
 """The chunked loss is the plain one, gradients too, without all logits in memory."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,16 @@ from glray.model.config import model_config
 from glray.model.decoder import build_model
 from glray.model.loss import NextTokenLoss
 from glray.spec import GPTNeoXModel, LlamaModel
+from glray.spec.model import ModelSpec
 from glray.train.probe.memory import peak_bytes
 
-SHAPE = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
-MODELS = {
+SHAPE: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 64,
+}
+MODELS: dict[str, ModelSpec] = {
     "gpt_neox": GPTNeoXModel(**SHAPE),
     "llama": LlamaModel(**SHAPE, num_kv_heads=1),
     "tied llama": LlamaModel(**SHAPE, tie_embeddings=True),
@@ -21,7 +29,9 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_loss_and_gradients_are_those_of_the_plain_loss(monkeypatch, kind, precision):
+def test_loss_and_gradients_are_those_of_the_plain_loss(
+    monkeypatch: pytest.MonkeyPatch, kind: str, precision: torch.dtype
+) -> None:
     # 21 targets in chunks of 8: the last is shorter.
     monkeypatch.setattr(loss, "CHUNK_TARGETS", 8)
     config = model_config(MODELS[kind], vocab_size=128, eos_id=0, max_seq_len=7)
@@ -48,22 +58,24 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(monkeypatch, kind, preci
     torch.testing.assert_close(each.sum(), plain.detach(), rtol=tolerance, atol=0)
 
 
-def test_no_more_than_a_chunk_of_a_large_vocabularys_logits_is_in_memory():
+def test_no_more_than_a_chunk_of_a_large_vocabularys_logits_is_in_memory() -> None:
     hidden = torch.randn(3072, 8, requires_grad=True)
     weight = torch.randn(50_304, 8, requires_grad=True)
     targets = torch.randint(50_304, (3072,))
     logits_bytes = 3072 * 50_304 * 4  # 618 MB
 
-    def plain():
+    def plain() -> None:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
 
-    def chunked():
-        loss._SummedLoss.apply(hidden, weight, targets).backward()
+    def chunked() -> None:
+        summed = loss._SummedLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        summed.backward()
 
     bytes_of = {}
     for name, work in (("chunked", chunked), ("plain", plain)):
-        bytes_of[name] = peak_bytes(work)
-        if bytes_of[name] is None:
+        peak = peak_bytes(work)
+        if peak is None:
             pytest.skip("this system does not count a process's peak memory")
+        bytes_of[name] = peak
     assert bytes_of["chunked"] < 0.8 * logits_bytes  # twice a chunk of 1,024
     assert bytes_of["plain"] > logits_bytes  # so that the measure can fail

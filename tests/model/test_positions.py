@@ -2,13 +2,15 @@
 
 import math
 from itertools import product
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import (
     apply_rotary_pos_emb as turned_by_gpt_neox,
@@ -25,18 +27,20 @@ from glray.spec import (
     Interpolation,
     LlamaModel,
     NtkAware,
+    PositionsSpec,
     Yarn,
 )
+from glray.spec.model import ModelSpec
 
 CPU = torch.device("cpu")
 SEQ_LENS = (128, 512, 1024)
-MODELS = {
+MODELS: dict[str, ModelSpec] = {
     "gpt_neox": GPTNeoXModel(num_layers=1, hidden_size=64, num_heads=2, intermediate_size=32),
     "llama": LlamaModel(
         num_layers=1, hidden_size=64, num_heads=2, intermediate_size=32, num_kv_heads=1
     ),
 }
-KINDS = {
+KINDS: dict[str, PositionsSpec] = {
     "extrapolation": Extrapolation(),
     "interpolation": Interpolation(),
     "interpolation of the previous": Interpolation(relative_to="previous"),
@@ -47,11 +51,11 @@ KINDS = {
 }
 
 
-def config_of(model):
+def config_of(model: str) -> PreTrainedConfig:
     return model_config(MODELS[model], vocab_size=128, eos_id=0, max_seq_len=SEQ_LENS[-1])
 
 
-def network_at(model, kind, stage):
+def network_at(model: str, kind: str, stage: int) -> PreTrainedModel:
     config = config_of(model)
     network = build_model(config, 0, CPU)
     for earlier in range(stage + 1):  # as training comes there
@@ -59,7 +63,7 @@ def network_at(model, kind, stage):
     return network
 
 
-def cosines_and_sines(network, seq_len):
+def cosines_and_sines(network: PreTrainedModel, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
     """float32[seq_len, rotary dims] each, as the decoder's blocks are given them."""
     positions = torch.arange(seq_len)[None]
     cos, sin = network.base_model.rotary_emb(torch.zeros(1), positions)
@@ -84,7 +88,7 @@ def cosines_and_sines(network, seq_len):
         ("theta", 1, [1, 40_000**-0.25, 40_000**-0.5, 40_000**-0.75]),
     ],
 )
-def test_frequencies_of_a_stage_by_hand(kind, stage, frequencies):
+def test_frequencies_of_a_stage_by_hand(kind: str, stage: int, frequencies: list[float]) -> None:
     network = network_at("gpt_neox", kind, stage)
     cos, sin = cosines_and_sines(network, 8)
     expected = 7 * np.array(frequencies * 2)
@@ -92,7 +96,7 @@ def test_frequencies_of_a_stage_by_hand(kind, stage, frequencies):
     assert sin[7].numpy() == pytest.approx(np.sin(expected), abs=1e-6)
 
 
-def test_yarn_keeps_fast_turns_interpolates_slow_ones_and_sharpens_attention():
+def test_yarn_keeps_fast_turns_interpolates_slow_ones_and_sharpens_attention() -> None:
     network = network_at("llama", "yarn", 2)  # 8 times 128 tokens
     scaled = network.base_model.rotary_emb.inv_freq
     plain = 10_000.0 ** (-torch.arange(0, 32, 2) / 32)
@@ -106,7 +110,7 @@ def test_yarn_keeps_fast_turns_interpolates_slow_ones_and_sharpens_attention():
 
 
 @pytest.mark.parametrize(("model", "kind"), [*product(MODELS, KINDS)])
-def test_scores_of_random_queries_and_keys_are_those_of_transformers(model, kind):
+def test_scores_of_random_queries_and_keys_are_those_of_transformers(model: str, kind: str) -> None:
     stage, seq_len = 2, 40
     network = network_at(model, kind, stage)
     parameters = rope_parameters(KINDS[kind], config_of(model), SEQ_LENS, stage)
@@ -125,7 +129,7 @@ def test_scores_of_random_queries_and_keys_are_those_of_transformers(model, kind
     query, key = torch.randn(2, 1, 2, seq_len, 32, generator=generator)
     turned = turned_by_gpt_neox if model == "gpt_neox" else turned_by_llama
 
-    def scores(cos, sin):
+    def scores(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         turned_query, turned_key = turned(query, key, cos, sin)
         return turned_query @ turned_key.mT
 
@@ -134,7 +138,9 @@ def test_scores_of_random_queries_and_keys_are_those_of_transformers(model, kind
 
 
 @pytest.mark.parametrize(("model", "kind"), [*product(MODELS, KINDS)])
-def test_a_saved_network_scores_the_same_in_transformers(tmp_path, model, kind):
+def test_a_saved_network_scores_the_same_in_transformers(
+    tmp_path: Path, model: str, kind: str
+) -> None:
     network = network_at(model, kind, 1).eval()
     network.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -152,7 +158,12 @@ def test_a_saved_network_scores_the_same_in_transformers(tmp_path, model, kind):
     path=st.lists(st.sampled_from(range(len(SEQ_LENS))), max_size=6),
     stage=st.sampled_from(range(len(SEQ_LENS))),
 )
-def test_positions_of_a_stage_do_not_depend_on_how_it_was_come_to(kind, relative_to, path, stage):
+def test_positions_of_a_stage_do_not_depend_on_how_it_was_come_to(
+    kind: type[Interpolation | NtkAware | Yarn],
+    relative_to: Literal["first", "previous"] | int,
+    path: list[int],
+    stage: int,
+) -> None:
     positions, config = kind(relative_to=relative_to), config_of("gpt_neox")
     direct, roundabout = (build_model(config, 0, CPU) for _ in range(2))
     for earlier in path:
@@ -166,7 +177,7 @@ def test_positions_of_a_stage_do_not_depend_on_how_it_was_come_to(kind, relative
         assert torch.equal(one, other)
 
 
-def test_shorter_than_the_reference_is_as_declared():
+def test_shorter_than_the_reference_is_as_declared() -> None:
     config = config_of("gpt_neox")
     declared = rope_parameters(Extrapolation(), config, (128,), 0)
     for positions in (Interpolation(relative_to=4096), NtkAware(relative_to=4096)):

@@ -1,11 +1,20 @@
 """Folders that runs start from: what is read of them, and each one that is refused."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from glray.errors import UserError
 from glray.model.attention import CAUSAL
@@ -26,7 +35,7 @@ SHAPE = {
 }
 
 
-def neox():
+def neox() -> PreTrainedModel:
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
             **SHAPE, hidden_dropout=0.1, attention_dropout=0.1, use_parallel_residual=False
@@ -34,7 +43,7 @@ def neox():
     )
 
 
-def llama():
+def llama() -> PreTrainedModel:
     """Tied embeddings, grouped queries, a padding token, bfloat16."""
     config = LlamaConfig(
         **SHAPE, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=7, bos_token_id=5
@@ -43,19 +52,19 @@ def llama():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     path = tmp_path / "llama"
     llama().save_pretrained(path)
     return path
 
 
-def loaded(path, max_seq_len=32):
+def loaded(path: Path, max_seq_len: int = 32) -> PreTrainedModel:
     folder = read_pretrained(str(path))
     config = model_config(folder, vocab_size=300, eos_id=3, max_seq_len=max_seq_len)
     return load_pretrained(folder, config, CPU)
 
 
-def change(path, **changes):
+def change(path: Path, **changes: object) -> None:
     """Change entries of the folder's config.json."""
     declared = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(declared | changes))
@@ -63,7 +72,9 @@ def change(path, **changes):
 
 @pytest.mark.parametrize("make", [neox, llama])
 @pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
-def test_a_folder_gives_its_architecture_and_its_weights_in_float32(tmp_path, make, shard_size):
+def test_a_folder_gives_its_architecture_and_its_weights_in_float32(
+    tmp_path: Path, make: Callable[[], PreTrainedModel], shard_size: str
+) -> None:
     original = make()
     original.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size == "30KB")
@@ -81,7 +92,9 @@ def test_a_folder_gives_its_architecture_and_its_weights_in_float32(tmp_path, ma
 
 
 @pytest.mark.parametrize("make", [neox, llama])
-def test_what_is_loaded_is_the_kind_of_model_that_is_built(tmp_path, make):
+def test_what_is_loaded_is_the_kind_of_model_that_is_built(
+    tmp_path: Path, make: Callable[[], PreTrainedModel]
+) -> None:
     make().save_pretrained(tmp_path)
     one = loaded(tmp_path)
     other = build_model(one.config, 0, CPU)
@@ -93,7 +106,7 @@ def test_what_is_loaded_is_the_kind_of_model_that_is_built(tmp_path, make):
     assert str(tmp_path) not in str(one.config.to_dict())
 
 
-def test_the_config_is_the_folders_but_for_what_training_here_decides(tmp_path):
+def test_the_config_is_the_folders_but_for_what_training_here_decides(tmp_path: Path) -> None:
     neox().save_pretrained(tmp_path)
     config = loaded(tmp_path, max_seq_len=32).config
     assert config.use_parallel_residual is False
@@ -103,7 +116,7 @@ def test_the_config_is_the_folders_but_for_what_training_here_decides(tmp_path):
     assert loaded(tmp_path, max_seq_len=8).config.max_position_embeddings == 16
 
 
-def test_the_padding_token_is_trained_as_any_other(folder):
+def test_the_padding_token_is_trained_as_any_other(folder: Path) -> None:
     model = loaded(folder)
     tokens = torch.full((1, 4), 7)
     model(input_ids=tokens, labels=tokens).loss.backward()
@@ -111,7 +124,7 @@ def test_the_padding_token_is_trained_as_any_other(folder):
     assert model.get_input_embeddings().weight.grad[7].any()
 
 
-def test_an_early_pythias_config_is_read(tmp_path):
+def test_an_early_pythias_config_is_read(tmp_path: Path) -> None:
     # As EleutherAI published it: rotary_pct and torch_dtype; buffers among the weights.
     neox().save_pretrained(tmp_path)
     declared = json.loads((tmp_path / "config.json").read_text())
@@ -131,7 +144,7 @@ def test_an_early_pythias_config_is_read(tmp_path):
     assert config.rope_parameters["rope_theta"] == 500
 
 
-def test_the_hash_is_of_the_content_alone(tmp_path):
+def test_the_hash_is_of_the_content_alone(tmp_path: Path) -> None:
     model = llama()
     for name in ("one", "other"):
         model.save_pretrained(tmp_path / name)
@@ -148,7 +161,7 @@ def test_the_hash_is_of_the_content_alone(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_each_shard_is_part_of_the_hash(tmp_path, number):
+def test_each_shard_is_part_of_the_hash(tmp_path: Path, number: int) -> None:
     neox().save_pretrained(tmp_path, max_shard_size="100KB")
     before = read_pretrained(str(tmp_path)).sha256
     shard = sorted(tmp_path.glob("model-*.safetensors"))[number - 1]
@@ -158,7 +171,7 @@ def test_each_shard_is_part_of_the_hash(tmp_path, number):
     assert read_pretrained(str(tmp_path)).sha256 != before
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers(folder):
+def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers(folder: Path) -> None:
     with pytest.raises(UserError, match=r"has 320 rows, less than the tokenizer's 1,321 ids"):
         model_config(read_pretrained(str(folder)), vocab_size=1321, eos_id=0, max_seq_len=32)
 
@@ -179,7 +192,9 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_numbers(fol
         ({"num_hidden_layers": "two"}, ("no configuration of a llama model", "two")),
     ],
 )
-def test_an_architecture_that_glray_does_not_know_is_refused(folder, changes, words):
+def test_an_architecture_that_glray_does_not_know_is_refused(
+    folder: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
     change(folder, **changes)
     with pytest.raises(UserError) as error:
         read_pretrained(str(folder))
@@ -192,13 +207,15 @@ def test_an_architecture_that_glray_does_not_know_is_refused(folder, changes, wo
 @pytest.mark.parametrize(
     ("text", "words"), [("", "not JSON"), ("\xff", "not JSON"), ("[]", "list, not a mapping")]
 )
-def test_a_damaged_config_is_refused(folder, text, words):
+def test_a_damaged_config_is_refused(folder: Path, text: str, words: str) -> None:
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=words):
         read_pretrained(str(folder))
 
 
-def test_a_folder_with_scaled_positions_may_be_scored_but_not_trained(folder, tmp_path):
+def test_a_folder_with_scaled_positions_may_be_scored_but_not_trained(
+    folder: Path, tmp_path: Path
+) -> None:
     scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     change(folder, rope_parameters=scaled)
     assert read_pretrained(str(folder)).config.rope_parameters == scaled
@@ -206,14 +223,14 @@ def test_a_folder_with_scaled_positions_may_be_scored_but_not_trained(folder, tm
         starting_model(tiny_spec(tmp_path, model=None, init=str(folder)))
 
 
-def test_a_name_on_a_hub_is_no_folder():
+def test_a_name_on_a_hub_is_no_folder() -> None:
     with pytest.raises(
         UserError, match=r"pythia-14m/config\.json does not exist.*nothing is downl"
     ):
         read_pretrained("EleutherAI/pythia-14m")
 
 
-def test_pickled_weights_are_not_read(folder):
+def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"only pytorch_model\.bin, .*; write it with save_pretr"):
         read_pretrained(str(folder))
@@ -222,7 +239,7 @@ def test_pickled_weights_are_not_read(folder):
         read_pretrained(str(folder))
 
 
-def test_cut_or_missing_weights_are_refused(tmp_path):
+def test_cut_or_missing_weights_are_refused(tmp_path: Path) -> None:
     neox().save_pretrained(tmp_path, max_shard_size="100KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:-5])
@@ -250,7 +267,9 @@ NORM = "model.layers.0.input_layernorm.weight"
         ),
     ],
 )
-def test_weights_that_are_not_the_models_are_refused(folder, changed, words):
+def test_weights_that_are_not_the_models_are_refused(
+    folder: Path, changed: dict[str, Any], words: str
+) -> None:
     weights = load_file(folder / "model.safetensors") | changed
     weights = {name: weight for name, weight in weights.items() if weight is not None}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -258,7 +277,7 @@ def test_weights_that_are_not_the_models_are_refused(folder, changed, words):
         loaded(folder)
 
 
-def test_a_folder_that_changed_since_the_pipeline_was_started_is_refused(folder):
+def test_a_folder_that_changed_since_the_pipeline_was_started_is_refused(folder: Path) -> None:
     before = read_pretrained(str(folder))
     sha256 = before.sha256
     change(folder, rms_norm_eps=1e-5)
@@ -269,7 +288,9 @@ def test_a_folder_that_changed_since_the_pipeline_was_started_is_refused(folder)
 @pytest.mark.parametrize(
     "names", [["pytorch_model.bin"], ["../model.safetensors"], [7], []], ids=str
 )
-def test_an_index_leads_to_safetensors_beside_it_alone(folder, names):
+def test_an_index_leads_to_safetensors_beside_it_alone(
+    folder: Path, names: list[str | int]
+) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     index = {"metadata": {}, "weight_map": {str(n): name for n, name in enumerate(names)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -293,20 +314,22 @@ def test_an_index_leads_to_safetensors_beside_it_alone(folder, names):
         ({"max_position_embeddings": -7}, "max_position_embeddings"),
     ],
 )
-def test_positions_that_cannot_be_are_refused(folder, changes, name):
+def test_positions_that_cannot_be_are_refused(
+    folder: Path, changes: dict[str, Any], name: str
+) -> None:
     change(folder, **changes)
     with pytest.raises(UserError, match=rf"config\.json: {name}|no configuration"):
         read_pretrained(str(folder))
 
 
-def test_a_model_without_heads_is_refused(tmp_path):
+def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
     neox().save_pretrained(tmp_path)
     change(tmp_path, num_attention_heads=0)
     with pytest.raises(UserError, match=r"config\.json: 0 heads|no configuration"):
         read_pretrained(str(tmp_path))
 
 
-def test_what_transformers_cannot_load_is_one_line(folder):
+def test_what_transformers_cannot_load_is_one_line(folder: Path) -> None:
     change(folder, hidden_act="nope")
     with pytest.raises(UserError, match="transformers cannot load it"):
         loaded(folder)

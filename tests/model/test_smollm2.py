@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ PLACED = {  # beyond 128 tokens in windows of 256
 
 
 @pytest.fixture(scope="module")
-def folder(request, tmp_path_factory):
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model, as one that was trained on 128 tokens. 93 MB once, kept in pytest's cache."""
     work = request.config.cache.mkdir("smollm2")
     try:
@@ -41,7 +42,9 @@ def folder(request, tmp_path_factory):
     return short
 
 
-def test_a_pretrained_model_scores_as_in_transformers_under_every_placing(folder, request):
+def test_a_pretrained_model_scores_as_in_transformers_under_every_placing(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
     documents = TextCorpus(paths=(str(request.config.rootpath / "LICENSE"),))
     protocol = ScoringProtocol(
         (64, 256), positions=tuple(PLACED), documents=documents, num_tokens=256

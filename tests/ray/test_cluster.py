@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,7 +34,7 @@ def silent(line: str) -> None:
     """A ``say`` that says nothing."""
 
 
-def test_room_counts_whole_workers_on_single_nodes():
+def test_room_counts_whole_workers_on_single_nodes() -> None:
     nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 8.0}, {"memory": 1e9}]
     two_cpus = worker_resources(ComputeSpec(cpus_per_worker=2))
     assert workers_with_room(two_cpus, nodes) == 2 + 1 + 0 + 0
@@ -41,7 +42,7 @@ def test_room_counts_whole_workers_on_single_nodes():
     assert workers_with_room(with_gpu, nodes) == 1 + 0 + 1 + 0
 
 
-def test_room_for_groups_is_room_for_all_of_their_workers(monkeypatch):
+def test_room_for_groups_is_room_for_all_of_their_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster, "_nodes", lambda: [{"CPU": 4.0}, {"CPU": 3.0}])
     free = {"a": {"CPU": 1.0}, "b": {"CPU": 2.0}}
@@ -54,7 +55,7 @@ def test_room_for_groups_is_room_for_all_of_their_workers(monkeypatch):
     assert groups_with_room(ComputeSpec(cpus_per_worker=2)) == 1
 
 
-def test_waiting_ends_when_there_is_room():
+def test_waiting_ends_when_there_is_room() -> None:
     room = iter([0, 1, 3])
     said: list[str] = []
     assert wait_for_room(2, lambda: next(room), said.append, wait_seconds=60, poll_seconds=0) == 3
@@ -63,7 +64,7 @@ def test_waiting_ends_when_there_is_room():
     assert "room for 0" in said[0]
 
 
-def test_waiting_ends_when_the_time_is_over():
+def test_waiting_ends_when_the_time_is_over() -> None:
     said: list[str] = []
     room = wait_for_room(
         4, lambda: 1, said.append, wait_seconds=0.2, say_seconds=0.05, poll_seconds=0.01
@@ -73,7 +74,9 @@ def test_waiting_ends_when_the_time_is_over():
 
 
 @pytest.mark.ray
-def test_more_workers_than_this_machine_has_is_refused(ray_local, monkeypatch):
+def test_more_workers_than_this_machine_has_is_refused(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     compute = ComputeSpec(num_workers=1000, cpus_per_worker=1)
     with pytest.raises(UserError, match=r"1000 of 1 CPUs.*--set compute\.num_workers=\d"):
@@ -82,7 +85,7 @@ def test_more_workers_than_this_machine_has_is_refused(ray_local, monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_joined_cluster_is_waited_for(ray_local, monkeypatch):
+def test_a_joined_cluster_is_waited_for(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # connected already: it only says that we joined
     said: list[str] = []
     with pytest.raises(UserError, match=r"1000 of 1 CPUs.*after 1 s"):
@@ -91,7 +94,9 @@ def test_a_joined_cluster_is_waited_for(ray_local, monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_cluster_whose_cpus_never_come_is_refused(ray_local, monkeypatch):
+def test_a_cluster_whose_cpus_never_come_is_refused(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "_nodes", lambda: [{"memory": 1e9}])
     said: list[str] = []
     with pytest.raises(UserError, match="has 0 CPUs after 1 s"):
@@ -102,7 +107,9 @@ def test_a_cluster_whose_cpus_never_come_is_refused(ray_local, monkeypatch):
 
 
 @pytest.mark.ray
-def test_what_starts_says_how_much_of_a_joined_cluster_is_free(ray_local, monkeypatch):
+def test_what_starts_says_how_much_of_a_joined_cluster_is_free(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert starting_workers(ComputeSpec()) == "starting the workers"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -114,7 +121,7 @@ def test_what_starts_says_how_much_of_a_joined_cluster_is_free(ray_local, monkey
     )
 
 
-def test_an_address_where_nothing_listens_is_refused(monkeypatch):
+def test_an_address_where_nothing_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -125,14 +132,16 @@ def test_an_address_where_nothing_listens_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001", "head"])
-def test_an_address_that_is_no_cluster_head_is_refused(monkeypatch, address):
+def test_an_address_that_is_no_cluster_head_is_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=address):
         connect(ComputeSpec(), silent)
 
 
-def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch):
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_slow(**_: object) -> None:
         raise Exception(f"The current node {START_TIMEOUT}. This could happen because …")
 
@@ -174,7 +183,7 @@ print(json.dumps({
 
 
 @pytest.mark.ray
-def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path):
+def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     done = subprocess.run(
@@ -240,7 +249,7 @@ print(json.dumps({
 
 @pytest.mark.ray
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without masks")
-def test_a_cluster_of_its_own_has_what_this_process_has(tmp_path):
+def test_a_cluster_of_its_own_has_what_this_process_has(tmp_path: Path) -> None:
     """Started below ``uv run`` with one CPU and a long TMPDIR, in a folder with modules that have
     the names of others."""
     (tmp_path / "uv").symlink_to(sys.executable)
@@ -270,7 +279,7 @@ def test_a_cluster_of_its_own_has_what_this_process_has(tmp_path):
 
 
 @pytest.mark.ray
-def test_ray_has_what_glray_uses_of_its_private_names(ray_local):
+def test_ray_has_what_glray_uses_of_its_private_names(ray_local: None) -> None:
     uses = {
         path.name
         for path in Path(cluster.__file__).parents[1].rglob("*.py")
@@ -284,29 +293,30 @@ def test_ray_has_what_glray_uses_of_its_private_names(ray_local):
         "bound"
     )
     assert hasattr(state, "available_resources_per_node"), advice
-    assert cluster.available_resources_per_node is state.available_resources_per_node, advice
+    ours = vars(cluster)["available_resources_per_node"]
+    assert ours is state.available_resources_per_node, advice
     (free,) = state.available_resources_per_node().values()
     assert 0 <= free.get("CPU", 0) <= 4, advice
     assert not cluster.is_own_cluster()  # it was started by the tests
 
 
-def validate_for_launcher(config: dict) -> None:
+def validate_for_launcher(config: dict[str, Any]) -> None:
     """Ray's own reading of a cluster launcher file."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(config))
 
 
-def launcher_config() -> dict:
+def launcher_config() -> dict[str, Any]:
     return yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
 
 
-def test_the_cluster_launcher_takes_cluster_yaml():
+def test_the_cluster_launcher_takes_cluster_yaml() -> None:
     validate_for_launcher(launcher_config())
 
 
 @pytest.mark.parametrize("place", [(), ("available_node_types", "gpu_worker")])
-def test_the_cluster_launcher_refuses_an_unknown_key(place):
+def test_the_cluster_launcher_refuses_an_unknown_key(place: tuple[str, ...]) -> None:
     from jsonschema import ValidationError
 
     config = node = launcher_config()
@@ -317,7 +327,7 @@ def test_the_cluster_launcher_refuses_an_unknown_key(place):
         validate_for_launcher(config)
 
 
-def test_the_launched_nodes_install_this_checkout():
+def test_the_launched_nodes_install_this_checkout() -> None:
     config = launcher_config()
     (command,) = config["setup_commands"]
     assert "glray" in command
@@ -325,7 +335,7 @@ def test_the_launched_nodes_install_this_checkout():
     assert set(config["rsync_exclude"]) >= {".venv", ".git", "runs"}
 
 
-def test_the_rayjob_runs_a_pipeline_with_shared_storage(monkeypatch):
+def test_the_rayjob_runs_a_pipeline_with_shared_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = yaml.safe_load((REPOSITORY / "kuberay" / "rayjob.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
     python, module, glray, command, *arguments = manifest["spec"]["entrypoint"].split()
@@ -350,17 +360,18 @@ def test_the_rayjob_runs_a_pipeline_with_shared_storage(monkeypatch):
         assert [volume["name"] for volume in pod["volumes"]] == ["storage"]
 
 
-def test_the_rayjob_has_room_for_the_workers_it_asks_for():
+def test_the_rayjob_has_room_for_the_workers_it_asks_for() -> None:
     manifest = yaml.safe_load((REPOSITORY / "kuberay" / "rayjob.yaml").read_text())
     words = manifest["spec"]["entrypoint"].split()
     asked = dict(word.removeprefix("compute.").split("=") for word in words if "=" in word)
     (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     node = {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])}
+    num_workers = int(asked["num_workers"])
     compute = ComputeSpec(
-        num_workers=int(asked["num_workers"]),
+        num_workers=num_workers,
         cpus_per_worker=int(asked["cpus_per_worker"]),
         use_gpu=asked["use_gpu"] == "true",
     )
     nodes = [node] * group["minReplicas"]
-    assert workers_with_room(worker_resources(compute), nodes) >= compute.num_workers
+    assert workers_with_room(worker_resources(compute), nodes) >= num_workers

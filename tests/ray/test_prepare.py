@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from glray.data.blocks import shards as shards_module
 from glray.data.blocks.heldout import read_heldout
-from glray.data.blocks.shards import Shard
+from glray.data.blocks.shards import Shard, encode_shard
 from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.data.targets import heldout_targets
@@ -71,7 +72,7 @@ def test_blocks_hold_each_training_document_in_order(corpus: Path) -> None:
     assert stream(blocks) == expected
     assert blocks.num_tokens == len(expected)
     heldout = read_heldout(blocks.heldout_path)
-    assert [tokenizer.decode(document.tokens) for document in heldout] == [
+    assert [tokenizer.decode(document.tokens.tolist()) for document in heldout] == [
         content for content in contents if drawn(content)
     ]
     num_bytes = blocks.token_num_bytes()
@@ -91,9 +92,9 @@ def test_the_tokenizer_never_sees_held_out_text(corpus: Path) -> None:
 def test_a_slow_first_task_does_not_change_the_order(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_whole = prepare_module.encode_shard
+    encode_whole = encode_shard
 
-    def slow_first(shard: Shard, **fields: object) -> dict[str, object]:
+    def slow_first(shard: Shard, **fields: Any) -> tuple[int, int]:
         time.sleep(2 if shard.index == 0 else 0)
         return encode_whole(shard, **fields)
 
@@ -143,7 +144,7 @@ def test_a_corpus_that_changes_meanwhile_is_refused(
     spec = texts_pipeline(corpus)
     survey = prepare_module._encode
 
-    def change(*arguments: object) -> tuple[Path, ...]:
+    def change(*arguments: Any) -> tuple[Path, ...]:
         (corpus / "07.txt").write_text("other")
         return survey(*arguments)
 
@@ -312,9 +313,9 @@ def test_what_is_committed_before_a_failure_is_kept(
     whole = files_of(
         prepared(texts_pipeline(corpus, compute=ComputeSpec(storage=str(corpus.parent / "whole"))))
     )
-    encode_whole = prepare_module.encode_shard
+    encode_whole = encode_shard
 
-    def disk_full(shard: Shard, **fields: object) -> dict[str, object]:
+    def disk_full(shard: Shard, **fields: Any) -> tuple[int, int]:
         if shard.index == 4:
             raise OSError(28, "No space left on device", "/disk/00004.arrow")
         return encode_whole(shard, **fields)

@@ -1,5 +1,6 @@
 """What is said while the trials of a search train."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,19 +18,19 @@ from glray.train.worker import train_all
 from ..tiny import tiny_spec
 
 
-def test_what_is_searched_is_said():
+def test_what_is_searched_is_said() -> None:
     ratios = SearchSpec(arm="grow")
-    assert _space(tiny_spec("runs", search=ratios)) == (
+    assert _space(tiny_spec(Path("runs"), search=ratios)) == (
         "ratios from 0.1 to 1 over 8-16-32 (arm grow, seed 0)"
     )
     ladders = SearchSpec(arm="grow", vary="boundaries", ladders=((8, 32), (8, 16, 32)), seed=3)
-    assert _space(tiny_spec("runs", search=ladders)) == (
+    assert _space(tiny_spec(Path("runs"), search=ladders)) == (
         "stage boundaries over 8-32 or 8-16-32 (arm grow, seed 3)"
     )
 
 
 @pytest.fixture
-def trials(tmp_path, corpus) -> Trials:
+def trials(tmp_path: Path, corpus: PreparedCorpus) -> Trials:
     """Three trials, the first of them trained."""
     spec = tiny_spec(
         tmp_path,
@@ -61,7 +62,7 @@ def half_trained(trials: Trials, number: int) -> None:
 
 def test_each_trial_that_ends_is_said_and_how_far_all_are(
     trials: Trials, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     said: list[str] = []
     following = _Following(trials, said.append)

@@ -3,25 +3,28 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 
 from glray.files import write_json
 from glray.report.compared import compared, comparison_record, labelled_runs
 from glray.report.long_losses import long_loss, long_sheet
+from glray.report.page import Report
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline, lower
 from tests.report.written import write_run
 
 from .test_table import rendered, rows_of
 
 
-def length(seq_len, loss):
+def length(seq_len: int, loss: float) -> dict[str, Any]:
     return {"seq_len": seq_len, "loss": loss, "standard_error": 0.1, "document_losses": [loss]}
 
 
 @pytest.fixture
-def spec(tmp_path):
+def spec(tmp_path: Path) -> ComparisonSpec:
     """Two arms of two pipelines under two seeds."""
     arm = {"name": "grow", "stages": [{"seq_len": 4}, {"seq_len": 8}]}
     fields = {
@@ -46,7 +49,7 @@ def spec(tmp_path):
 
 
 @pytest.fixture
-def comparison(spec, tmp_path):
+def comparison(spec: ComparisonSpec, tmp_path: Path) -> Report:
     """``small-grow`` is also scored at 8 and 16."""
     for name, loss in (("small", 3.0), ("large", 3.5)):
         for seed in (0, 1):
@@ -54,7 +57,7 @@ def comparison(spec, tmp_path):
             far = {2: [4.0, 4.0], 8: [loss + seed] * 2}
             write_run(tmp_path / name, "grow", [(4, 10), (8, 5)], losses, seed=seed, far=far)
     runs = labelled_runs(spec)
-    losses = {
+    long_losses = {
         (tmp_path / "small" / f"grow-seed{seed}", protocol): {
             "stride": None,
             "targets_sha256": "aaaa",
@@ -68,10 +71,10 @@ def comparison(spec, tmp_path):
         for seed in (0, 1)
         for protocol in ("whole", "sliding")
     }
-    return compared(spec, runs, losses)
+    return compared(spec, runs, long_losses)
 
 
-def test_runs_bear_the_comparisons_labels_arm_by_arm(comparison):
+def test_runs_bear_the_comparisons_labels_arm_by_arm(comparison: Report) -> None:
     assert [(run.label, run.seed) for run in comparison.runs] == [
         ("small-grow", 0),
         ("small-grow", 1),
@@ -80,7 +83,7 @@ def test_runs_bear_the_comparisons_labels_arm_by_arm(comparison):
     ]
 
 
-def test_long_losses_by_protocol_and_placing(comparison):
+def test_long_losses_by_protocol_and_placing(comparison: Report) -> None:
     first, _, other, _ = comparison.runs
     assert long_loss(comparison.long_losses, first, 16) == 3.0
     assert long_loss(comparison.long_losses, first, 16, "sliding", "interpolation") == 2.5
@@ -88,13 +91,15 @@ def test_long_losses_by_protocol_and_placing(comparison):
     assert math.isnan(long_loss(comparison.long_losses, other, 16))
 
 
-def test_the_table_of_long_losses_has_means_over_seeds(comparison):
+def test_the_table_of_long_losses_has_means_over_seeds(comparison: Report) -> None:
     text = rendered([long_sheet(comparison.runs, comparison.long_losses)])
     (row,) = [row for row in rows_of(text, "small-grow") if row[1:3] == ["whole", "interpolation"]]
     assert row == ["small-grow", "whole", "interpolation", "2.500", "3.000"]
 
 
-def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, tmp_path):
+def test_the_record_has_every_figure_and_the_page_its_verdict(
+    spec: ComparisonSpec, comparison: Report, tmp_path: Path
+) -> None:
     page = comparison.write(tmp_path / "out")
     write_json(tmp_path / "out" / "comparison.json", comparison_record(spec, comparison))
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -124,7 +129,9 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(spec, comparison, 
     assert (tmp_path / "out" / "long_documents.png").exists()
 
 
-def test_a_diverged_run_is_null_in_the_record(spec, comparison, tmp_path):
+def test_a_diverged_run_is_null_in_the_record(
+    spec: ComparisonSpec, comparison: Report, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path / "small" / "grow-seed1")
     stages = [(4, 10), (8, 5)]
     write_run(tmp_path / "small", "grow", stages, {8: 3.0}, seed=1, steps_done=12, diverged=True)
@@ -141,7 +148,7 @@ def test_a_diverged_run_is_null_in_the_record(spec, comparison, tmp_path):
     assert "diverged: small-grow-seed1" in report.judgements[0].sentence
 
 
-def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path):
+def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path: Path) -> None:
     """By a printed table of Student's t: 4.303 under 2 degrees of freedom."""
     arms = [{"name": n, "stages": s} for n, s in (("grow", (4, 8)), ("fixed8", (8,)))]
     fields = {"arms": arms, "tokens_per_batch": 32, "chunk_len": 8, "seeds": (0, 1, 2)}
@@ -179,6 +186,8 @@ def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path):
     assert claim["verdict"] == "supported"
 
 
-def test_without_long_documents_there_is_no_plot_of_them(spec, comparison, tmp_path):
+def test_without_long_documents_there_is_no_plot_of_them(
+    spec: ComparisonSpec, comparison: Report, tmp_path: Path
+) -> None:
     compared(spec, comparison.runs, {}).write(tmp_path / "out")
     assert not (tmp_path / "out" / "long_documents.png").exists()

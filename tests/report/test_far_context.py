@@ -1,5 +1,7 @@
 """Far-context gain by hand: four documents, three seeds, Student's t of a printed table."""
 
+from pathlib import Path
+
 import pytest
 
 from glray.report.arms import by_arm
@@ -9,7 +11,9 @@ from glray.run.run import Run
 from tests.report.written import write_run
 
 
-def arm_of(folder, label, losses, num_seeds=1):
+def arm_of(
+    folder: Path, label: str, losses: dict[int, list[float]], num_seeds: int = 1
+) -> list[Run]:
     """A run a seed whose four documents, of 10 far targets each, have ``losses`` by window, and one
     nat more for each seed."""
     return [
@@ -31,10 +35,11 @@ USES = {2: [3.0, 3.1, 3.2, 3.3], 8: [2.8, 2.9, 2.9, 3.0]}  # gains 0.2, 0.2, 0.3
 DOES_NOT = {2: [3.0, 3.1, 3.2, 3.3], 8: [3.1, 3.0, 3.3, 3.2]}  # -0.1, 0.1, -0.1, 0.1
 
 
-def test_a_gain_is_paired_by_document(tmp_path):
+def test_a_gain_is_paired_by_document(tmp_path: Path) -> None:
     (arm,) = by_arm(arm_of(tmp_path, "fixed8", USES, num_seeds=3))
     gain = far_gain(arm)
     # Every seed has the same gains. Standard deviation 0.05774, over √4, times 3.182.
+    assert gain is not None
     assert gain.estimate.mean == pytest.approx(0.25)
     assert gain.estimate.half == pytest.approx(3.182 * 0.057735 / 2, abs=1e-5)
     assert {name: part.count for name, part in gain.estimate.parts.items()} == {
@@ -45,7 +50,7 @@ def test_a_gain_is_paired_by_document(tmp_path):
     assert str(gain) == "+0.250 ± 0.092"
 
 
-def test_the_sentence_says_who_gains(tmp_path):
+def test_the_sentence_says_who_gains(tmp_path: Path) -> None:
     uses = arm_of(tmp_path, "fixed8", USES)
     unsure = arm_of(tmp_path, "grow", DOES_NOT)
     idle = arm_of(tmp_path, "idle", {2: [3.0, 3.1, 3.2, 3.3], 8: [3.0, 3.101, 3.2, 3.301]})
@@ -66,7 +71,7 @@ def test_the_sentence_says_who_gains(tmp_path):
     assert far_sentence(short) == ""
 
 
-def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path):
+def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path: Path) -> None:
     scored = arm_of(tmp_path, "fixed8", USES, num_seeds=2)
     lacks_it = Run.open(write_run(tmp_path, "fixed8", [(8, 10)], {8: 5.0}, seed=2))
     (arm,) = by_arm([*scored, lacks_it])
@@ -74,7 +79,7 @@ def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path):
     assert far_sheet([*scored, lacks_it]).rows == []
 
 
-def test_the_report_shows_every_length(tmp_path):
+def test_the_report_shows_every_length(tmp_path: Path) -> None:
     runs = [*arm_of(tmp_path, "fixed8", USES), *arm_of(tmp_path, "fixed2", {2: [2.5] * 4})]
     (sheet,) = [s for s in Report(runs).sheets() if s.title.startswith("Far context")]
     assert list(sheet.columns) == ["run", "2", "8", "gain"]

@@ -1,5 +1,8 @@
 """Sentences are checked for the figures and names that they must hold, not for their wording."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from glray.report.comparison import compare, paired_error
@@ -15,7 +18,9 @@ def sentence_with(sentences: list[str], *parts: str) -> str:
     return found[0]
 
 
-def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pipeline):
+def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(
+    pipeline: Path,
+) -> None:
     scores = compare(open_runs([pipeline]))
 
     assert [(score.label, score.seq_len, score.loss) for score in scores] == [
@@ -25,7 +30,7 @@ def test_arms_compare_at_the_longest_trained_length_not_the_longest_evaluated(pi
     ]
 
 
-def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
+def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline: Path) -> None:
     sentences = headline(open_runs([pipeline]))
 
     result = sentence_with(sentences, "4.45 ± 0.05", "4.69 ± 0.05", "4.67 ± 0.05", "20 s each")
@@ -35,13 +40,13 @@ def test_the_lowest_arm_leads_by_its_distance_to_the_next(pipeline):
     sentence_with(sentences, "1 seed", "16 held-out documents", "not over seeds")
 
 
-def test_fewer_than_a_hundred_documents_are_called_few(pipeline):
+def test_fewer_than_a_hundred_documents_are_called_few(pipeline: Path) -> None:
     sentence_with(headline(open_runs([pipeline])), "16 held-out documents (fewer than 100")
     assert documents_text(99).startswith("99 held-out documents (fewer than 100")
     assert documents_text(1000) == "1,000 held-out documents"
 
 
-def test_a_growing_arm_that_loses_is_said_to(tmp_path):
+def test_a_growing_arm_that_loses_is_said_to(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 5.0})
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.5})
 
@@ -52,7 +57,9 @@ def test_a_growing_arm_that_loses_is_said_to(tmp_path):
 
 
 @pytest.mark.parametrize(("difference", "is_noise"), [(0.0, True), (0.09, True), (0.11, False)])
-def test_a_paired_difference_below_two_standard_errors_is_noise(tmp_path, difference, is_noise):
+def test_a_paired_difference_below_two_standard_errors_is_noise(
+    tmp_path: Path, difference: float, is_noise: bool
+) -> None:
     # Differences of 0.2 above and below their mean in turn: 0.2 / sqrt(15) = 0.0516 over 16.
     # What both arms find hard (a spread of 3 nats) cancels.
     write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, document_spread=3.0)
@@ -63,7 +70,7 @@ def test_a_paired_difference_below_two_standard_errors_is_noise(tmp_path, differ
     assert ("within noise" in headline(runs)[0]) == is_noise
 
 
-def test_a_run_slower_than_the_others_is_said_with_both_numbers(tmp_path):
+def test_a_run_slower_than_the_others_is_said_with_both_numbers(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, slowdown=1.25)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.9}, slowdown=1.5)
 
@@ -72,13 +79,13 @@ def test_a_run_slower_than_the_others_is_said_with_both_numbers(tmp_path):
     assert "a-seed0" not in sentence
 
 
-def test_what_slows_all_runs_alike_is_no_drift_between_arms(tmp_path):
+def test_what_slows_all_runs_alike_is_no_drift_between_arms(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: 4.5}, slowdown=1.5)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.9}, slowdown=1.52)
     assert "differ from that" not in " ".join(headline(open_runs([tmp_path / "toy"])))
 
 
-def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path):
+def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path: Path) -> None:
     for seed, loss in ((0, 4.4), (1, 4.6), (2, 9.0)):
         write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: loss}, seed=seed)
     for seed, loss in ((0, 4.9), (1, 5.1)):
@@ -96,7 +103,7 @@ def test_several_seeds_are_averaged_over_those_that_every_arm_finished(tmp_path)
     sentence_with(headline(runs), "b-seed2", "9 of 10")
 
 
-def test_seeds_that_overlap_are_within_noise(tmp_path):
+def test_seeds_that_overlap_are_within_noise(tmp_path: Path) -> None:
     for seed, (first, second) in enumerate([(4.0, 4.9), (4.8, 4.7)]):
         write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
         write_run(tmp_path / "toy", "b", [(8, 10)], {8: second}, seed=seed)
@@ -105,7 +112,9 @@ def test_seeds_that_overlap_are_within_noise(tmp_path):
 
 
 @pytest.mark.parametrize(("third", "is_noise"), [(4.8, False), (4.45, True)])
-def test_from_three_seeds_on_their_paired_differences_decide(tmp_path, third, is_noise):
+def test_from_three_seeds_on_their_paired_differences_decide(
+    tmp_path: Path, third: float, is_noise: bool
+) -> None:
     # Differences of 0.3, 0.3 and 0.3 or -0.05; the seeds themselves lie further apart.
     for seed, (first, second) in enumerate([(4.0, 4.3), (5.0, 5.3), (4.5, third)]):
         write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: first}, seed=seed)
@@ -120,8 +129,8 @@ def test_from_three_seeds_on_their_paired_differences_decide(tmp_path, third, is
         assert "0.30 to 0.30" in sentence
 
 
-def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
-    options = {"budget_seconds": None, "calibrated": False}
+def test_equal_tokens_compare_the_time_taken_instead(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"budget_seconds": None, "calibrated": False}
     write_run(tmp_path / "toy", "grow", [(4, 5), (8, 5)], {8: 4.5}, **options)
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.4}, **options)
 
@@ -131,7 +140,7 @@ def test_equal_tokens_compare_the_time_taken_instead(tmp_path):
     sentence_with(sentences, "75%", "15.0", "20.0")
 
 
-def test_a_single_arm_is_not_compared(tmp_path):
+def test_a_single_arm_is_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.45})
 
     sentences = headline(open_runs([tmp_path / "toy"]))
@@ -140,14 +149,14 @@ def test_a_single_arm_is_not_compared(tmp_path):
     assert "lowest" not in " ".join(sentences)
 
 
-def test_one_held_out_document_has_no_standard_error(tmp_path):
+def test_one_held_out_document_has_no_standard_error(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.5}, standard_error=None)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.625}, standard_error=None)
 
     assert "a is lowest, 0.125 nats below b" in headline(open_runs([tmp_path / "toy"]))[0]
 
 
-def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
+def test_a_diverged_arm_is_named_and_never_lowest(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(8, 10)], {8: float("nan")})
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.7})
     write_run(tmp_path / "toy", "c", [(8, 10)], {8: 4.5})
@@ -158,7 +167,7 @@ def test_a_diverged_arm_is_named_and_never_lowest(tmp_path):
     assert "a diverged" in sentence
 
 
-def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path):
+def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.0}, steps_done=3, diverged=True)
     write_run(tmp_path / "toy", "b", [(8, 10)], {8: 4.7})
     write_run(tmp_path / "toy", "c", [(8, 10)], {8: 4.5})
@@ -171,7 +180,7 @@ def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path):
     )
 
 
-def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
+def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path: Path) -> None:
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, targets="aaaa")
     write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, targets="bbbb")
 
@@ -181,7 +190,7 @@ def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path):
     assert "lowest" not in " ".join(sentences)
 
 
-def test_what_else_differs_between_the_runs_is_said(tmp_path):
+def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, identity={"precision": "bfloat16"})
     write_run(tmp_path / "two", "b", [(4, 10)], {8: 4.9}, identity={"precision": "float32"})
 
@@ -191,7 +200,7 @@ def test_what_else_differs_between_the_runs_is_said(tmp_path):
     assert "stages" not in sentence.partition("differ in")[2]
 
 
-def test_arms_with_peak_rates_of_their_own_are_said_with_them(tmp_path):
+def test_arms_with_peak_rates_of_their_own_are_said_with_them(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, seed=seed, lr=6e-3)
         write_run(tmp_path / "toy", "b", [(4, 10)], {8: 4.9}, seed=seed, lr=1.2e-2)
@@ -202,13 +211,13 @@ def test_arms_with_peak_rates_of_their_own_are_said_with_them(tmp_path):
     assert "differ in" not in " ".join(sentences)
 
 
-def test_nothing_finished_says_how_far_each_run_is(tmp_path):
+def test_nothing_finished_says_how_far_each_run_is(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5}, steps_done=3)
 
     assert [part in headline(open_runs([tmp_path / "toy"]))[0] for part in ("a-seed0", "3 of 10")]
 
 
-def test_predicted_and_measured_time_stand_together(tmp_path):
+def test_predicted_and_measured_time_stand_together(tmp_path: Path) -> None:
     toy = tmp_path / "toy"
     write_run(toy, "grow", [(4, 10), (8, 5)], {8: 5.0}, predicted_seconds=16.0)
     write_run(toy, "fixed8", [(8, 10)], {8: 5.0})

@@ -1,5 +1,6 @@
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -20,38 +21,38 @@ class Page(HTMLParser):
         self.text = ""
         self.feed(markup)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
         if tag not in ("meta", "img"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
         if self.open and self.open[-1] in ("td", "th"):
             self.rows[-1].append(data)
 
 
-def page_of(directory, paths) -> Page:
+def page_of(directory: Path, paths: list[Path]) -> Page:
     return Page(Report(open_runs(paths)).write(directory).read_text(encoding="utf-8"))
 
 
-def test_the_page_is_one_file_that_loads_nothing(pipeline, tmp_path):
+def test_the_page_is_one_file_that_loads_nothing(pipeline: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "out", [pipeline])
 
     assert page.open == []
     sources = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
     assert len(sources) == 5
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source and source.startswith("data:image/png;base64,") for source in sources)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.seen}
     assert not [attrs for _, attrs in page.seen if "href" in attrs]
 
 
-def test_the_page_holds_the_figures_of_each_run(pipeline, tmp_path):
+def test_the_page_holds_the_figures_of_each_run(pipeline: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "out", [pipeline])
 
     losses = ["4.600\n±0.050", "4.450\n±0.050", "4.500*\n±0.050"]
@@ -63,7 +64,7 @@ def test_the_page_holds_the_figures_of_each_run(pipeline, tmp_path):
     assert "A Processor" in page.text
 
 
-def test_text_from_records_cannot_become_markup(tmp_path):
+def test_text_from_records_cannot_become_markup(tmp_path: Path) -> None:
     name = "<script>alert(1)</script>&"
     run = write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5})
     record = (run / "run.json").read_text().replace('"a"', f'"{name}"').replace("A Proc", name)
@@ -78,7 +79,7 @@ def test_text_from_records_cannot_become_markup(tmp_path):
     assert page.text.count(name) >= 3
 
 
-def test_an_unfinished_run_is_shown_as_such(tmp_path):
+def test_an_unfinished_run_is_shown_as_such(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {4: 4.6}, steps_done=12)
 
     page = page_of(tmp_path / "out", [tmp_path / "toy"])
@@ -88,7 +89,9 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 12])  # before and after the first evaluation
-def test_a_run_that_diverged_is_shown_as_such_alone_and_beside_others(tmp_path, step):
+def test_a_run_that_diverged_is_shown_as_such_alone_and_beside_others(
+    tmp_path: Path, step: int
+) -> None:
     wild = write_run(
         tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.6}, steps_done=step, diverged=True
     )
@@ -102,7 +105,7 @@ def test_a_run_that_diverged_is_shown_as_such_alone_and_beside_others(tmp_path, 
         assert "unfinished" not in page.text
 
 
-def test_a_run_without_a_step_still_makes_a_page(tmp_path):
+def test_a_run_without_a_step_still_makes_a_page(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10)], {4: 4.6}, steps_done=0)
 
     page = page_of(tmp_path / "out", [tmp_path / "toy"])
@@ -111,7 +114,9 @@ def test_a_run_without_a_step_still_makes_a_page(tmp_path):
     assert not [tag for tag, _ in page.seen if tag == "img"]
 
 
-def test_writing_again_replaces_the_page_and_leaves_no_partial_file(pipeline, tmp_path):
+def test_writing_again_replaces_the_page_and_leaves_no_partial_file(
+    pipeline: Path, tmp_path: Path
+) -> None:
     first = page_of(tmp_path / "out", [pipeline / "grow-seed0"])
     second = page_of(tmp_path / "out", [pipeline])
 
@@ -119,12 +124,12 @@ def test_writing_again_replaces_the_page_and_leaves_no_partial_file(pipeline, tm
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
-def test_no_runs_are_refused(tmp_path):
+def test_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(str(tmp_path)) + ".*0 runs"):
         Report([]).write(tmp_path)
 
 
-def test_the_page_says_what_each_boundary_did(pipeline, tmp_path):
+def test_the_page_says_what_each_boundary_did(pipeline: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "out", [pipeline])
 
     # Documents fall by 0.1 and 0.3; the gradient is twice the median right after the boundary.
@@ -133,7 +138,7 @@ def test_the_page_says_what_each_boundary_did(pipeline, tmp_path):
     assert ["grow", "4→8", "10", "-0.500", "+0.000", "-0.750", "+0.250"] in page.rows
 
 
-def test_a_page_without_a_boundary_does_not_speak_of_them(tmp_path):
+def test_a_page_without_a_boundary_does_not_speak_of_them(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.69})
 
     assert "At the boundaries" not in page_of(tmp_path / "out", [tmp_path / "toy"]).text

@@ -1,6 +1,7 @@
 """A profile shown, and what it says of a plan: figures by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ PROFILE = Profile(
 )
 
 
-def test_each_length_stands_beside_the_longest(tmp_path):
+def test_each_length_stands_beside_the_longest(tmp_path: Path) -> None:
     text = rendered(profile_sheets(PROFILE, tiny_spec(tmp_path)))
     assert rows_of(text, "8")[0] == (
         ["8", "1,000", "5%", "25%", "40/59/1", "1.00", "25%", "4,096", "400%"]
@@ -53,7 +54,7 @@ def test_each_length_stands_beside_the_longest(tmp_path):
     assert "…" not in text
 
 
-def test_what_does_not_fit_is_said(tmp_path):
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     costs = SettingCosts(OWN, (COSTS.lengths[0], LengthCost(16384, None, 0)))
     profile = PROFILE.model_copy(update={"settings": (costs,)})
     text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
@@ -63,7 +64,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert save(costs_by_length(profile), tmp_path / "profile.png").exists()
 
 
-def test_savings_by_hand(tmp_path):
+def test_savings_by_hand(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     grow, fixed = spec.arms
     # A third of the tokens at each of 1, 2 and 4 seconds, against 4.
@@ -76,7 +77,7 @@ def test_savings_by_hand(tmp_path):
     assert saved_share(short, spec, grow) is None
 
 
-def test_a_plan_is_priced(tmp_path):
+def test_a_plan_is_priced(tmp_path: Path) -> None:
     text = rendered(plan_sheets(tiny_spec(tmp_path), PROFILE))
     # 4 steps at each length, and 12 at 32
     assert "predicted on one worker: 28.0 s, 4.00 GiB at most" in text
@@ -85,7 +86,7 @@ def test_a_plan_is_priced(tmp_path):
     assert "priced by glray profile on an abacus" in text
 
 
-def test_a_plan_has_each_arms_own_rate(tmp_path):
+def test_a_plan_has_each_arms_own_rate(tmp_path: Path) -> None:
     schedule = StableDecaySchedule(warmup=0, decay=0.5, final=0)
     arms = (fixed(8), fixed(32, lr=0.2))
     spec = tiny_spec(tmp_path, arms=arms, optimizer=OptimizerSpec(lr=0.1, schedule=schedule))
@@ -95,7 +96,7 @@ def test_a_plan_has_each_arms_own_rate(tmp_path):
     assert rows_of(text, "32")[0][-1] == "2.0e-1→1.7e-2"
 
 
-def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
+def test_where_seconds_decide_the_prices_give_the_steps(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 12})
     assert "after calibration" in rendered(plan_sheets(spec))
     text = rendered(plan_sheets(spec, PROFILE))
@@ -104,14 +105,16 @@ def test_where_seconds_decide_the_prices_give_the_steps(tmp_path):
     assert "so a run calibrates again" in " ".join(text.split())
 
 
-def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path):
+def test_a_profile_of_another_setting_prices_nothing_and_that_is_said(tmp_path: Path) -> None:
     compute = {"compile": True}
     text = rendered(plan_sheets(tiny_spec(tmp_path, compute=compute), PROFILE))
     assert "predicted" not in text
     assert "not priced" in text
 
 
-def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_counted(tmp_path):
+def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_counted(
+    tmp_path: Path,
+) -> None:
     uncounted = tuple(replace(cost, peak_bytes=None) for cost in COSTS.lengths)
     profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, uncounted),)})
     text = rendered(plan_sheets(tiny_spec(tmp_path), profile))
@@ -120,12 +123,12 @@ def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_coun
     assert "calibrates again" not in text
 
 
-def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path):
+def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 4.5})
     assert "after calibration" in rendered(plan_sheets(spec, PROFILE))
 
 
-def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
+def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path: Path) -> None:
     slow_start = (replace(COSTS.lengths[0], step_seconds=(3.0,)), *COSTS.lengths[1:])
     profile = PROFILE.model_copy(update={"settings": (SettingCosts(OWN, slow_start),)})
     text = rendered(profile_sheets(profile, tiny_spec(tmp_path)))
@@ -135,15 +138,17 @@ def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path):
     assert save(costs_by_length(profile), tmp_path / "profile.png").exists()
 
 
-def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path):
+def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     PROFILE.keep(path)
     eager = SettingCosts(replace(OWN, kernel="eager"), COSTS.lengths)
     PROFILE.model_copy(update={"settings": (eager,)}).keep(path)
-    assert Profile.read(path).settings == (eager, COSTS)
+    profile = Profile.read(path)
+    assert profile is not None
+    assert profile.settings == (eager, COSTS)
 
 
-def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
+def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     PROFILE.keep(profile_path(spec))
     assert Profile.read(profile_path(spec.derive(name="other", seeds=(3,)))) == PROFILE
@@ -154,7 +159,7 @@ def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path):
             Profile.read(profile_path(spec))
 
 
-def test_settings_are_every_combination():
+def test_settings_are_every_combination() -> None:
     chosen = settings_of(OWN, "sdpa,eager", "off,on", None)
     assert [setting.name for setting in chosen] == [
         "sdpa, not compiled, float32",

@@ -2,6 +2,8 @@
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.report.written import write_run
 NAN = math.nan
 
 
-def pilot(folder, losses, **fields):
+def pilot(folder: Path, losses: dict[float, float], **fields: Any) -> list[Run]:
     """A finished run of lengths 4 and 8 at each rate, under seed 100, with its loss at 8; that at 4
     is lowest where the loss at 8 is highest."""
     return [
@@ -48,13 +50,15 @@ def pilot(folder, losses, **fields):
         ({2e-3: 3.5, 4e-3: 3.6, 1e-3: 3.4}, 1e-3, "lowest"),
     ],
 )
-def test_the_rate_of_the_lowest_loss_at_the_longest_trained_length(tmp_path, losses, lr, at_end):
+def test_the_rate_of_the_lowest_loss_at_the_longest_trained_length(
+    tmp_path: Path, losses: dict[float, float], lr: float, at_end: str | None
+) -> None:
     rate = tuned_rate("grow", pilot(tmp_path, losses))
     assert (rate.lr, rate.at_end) == (lr, at_end)
     assert [tried for tried, _ in rate.losses] == sorted(losses)
 
 
-def test_a_line_has_every_rate_with_its_loss():
+def test_a_line_has_every_rate_with_its_loss() -> None:
     inside = TunedRate("grow", 100, 1024, ((3e-3, 3.549), (6e-3, 3.5381), (1.2e-2, NAN)))
     assert inside.sentence == (
         "grow: peak rate 6e-3, by held-out loss at 1,024 tokens under seed 100: 3e-3 3.549, "
@@ -67,7 +71,7 @@ def test_a_line_has_every_rate_with_its_loss():
     )
 
 
-def test_the_record_keeps_every_loss(tmp_path):
+def test_the_record_keeps_every_loss(tmp_path: Path) -> None:
     rate = TunedRate("grow", 100, 1024, ((3e-3, 3.5), (6e-3, NAN)))
     write_json(tmp_path / "rate.json", rate.record())
     assert json.loads((tmp_path / "rate.json").read_text()) == {
@@ -81,7 +85,9 @@ def test_the_record_keeps_every_loss(tmp_path):
     }
 
 
-def test_the_report_has_the_lines_and_no_doubt_about_the_rates(tmp_path, pipeline):
+def test_the_report_has_the_lines_and_no_doubt_about_the_rates(
+    tmp_path: Path, pipeline: Path
+) -> None:
     rate = TunedRate("grow", 100, 1024, ((3e-3, 3.5), (6e-3, 3.6)))
     runs = [Run.open(pipeline / "grow-seed0")]
     tuned, own = Report(runs, rates=[rate]), Report(runs)
@@ -91,13 +97,13 @@ def test_the_report_has_the_lines_and_no_doubt_about_the_rates(tmp_path, pipelin
     assert [doubt in " ".join(page.split()) for page in pages] == [False, True]
 
 
-def test_where_all_diverged_none_can_be_chosen(tmp_path):
+def test_where_all_diverged_none_can_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grow diverged at every rate, 1e-3, 2e-3, under seed 100"):
         tuned_rate("grow", pilot(tmp_path, {1e-3: NAN, 2e-3: NAN}))
 
 
-def test_a_rate_that_diverged_is_ruled_out_and_named(tmp_path):
-    fields = {"seed": 100, "steps_done": 3, "diverged": True}
+def test_a_rate_that_diverged_is_ruled_out_and_named(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"seed": 100, "steps_done": 3, "diverged": True}
     written = write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 3.0}, lr=8e-3, **fields)
     wild = Run.open(written)
     rate = tuned_rate("grow", [*pilot(tmp_path, {1e-3: 3.7, 2e-3: 3.5, 4e-3: 3.6}), wild])
@@ -107,7 +113,7 @@ def test_a_rate_that_diverged_is_ruled_out_and_named(tmp_path):
         tuned_rate("grow", [wild])
 
 
-def test_rates_that_are_not_scored_alike_are_not_ranked(tmp_path):
+def test_rates_that_are_not_scored_alike_are_not_ranked(tmp_path: Path) -> None:
     other = pilot(tmp_path / "other", {2e-3: 3.4}, targets="bbbb")
     with pytest.raises(UserError, match="not scored on the same held-out targets"):
         tuned_rate("grow", [*pilot(tmp_path, {1e-3: 3.5}), *other])

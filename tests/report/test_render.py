@@ -8,7 +8,7 @@ from .test_table import rendered
 SHEET = Sheet("Losses", ["run", "at\n128"], [["a|b", "4.5*\n±0.1"], ["[c]", "-"]], ["A note."])
 
 
-def test_markdown_is_one_line_a_row_whatever_is_in_a_cell():
+def test_markdown_is_one_line_a_row_whatever_is_in_a_cell() -> None:
     assert markdown(SHEET).splitlines() == [
         "| run | at 128 |",
         "| --- | --- |",
@@ -17,7 +17,7 @@ def test_markdown_is_one_line_a_row_whatever_is_in_a_cell():
     ]
 
 
-def test_a_terminal_has_title_cells_as_they_are_and_notes():
+def test_a_terminal_has_title_cells_as_they_are_and_notes() -> None:
     lines = [line.rstrip() for line in rendered([SHEET, "A sentence."]).splitlines()]
     assert lines == [
         "",
@@ -33,14 +33,14 @@ def test_a_terminal_has_title_cells_as_they_are_and_notes():
     ]
 
 
-def test_numbers_are_never_broken_words_are():
+def test_numbers_are_never_broken_words_are() -> None:
     sheet = Sheet("", ["run", *["a header of words"] * 5], [["word" * 12, *["1,234,567.8"] * 5]])
     lines = rendered([sheet]).splitlines()
     assert sum(line.count("1,234,567.8") for line in lines) == 5
     assert max(len(line.rstrip()) for line in lines) <= 80
 
 
-def test_a_page_escapes_all_that_it_is_given():
+def test_a_page_escapes_all_that_it_is_given() -> None:
     text = "<b>&"
     page = html(
         "page.html.j2",

@@ -1,12 +1,15 @@
+from collections.abc import Iterable
+from pathlib import Path
+
 from rich.console import Console
 
 from glray.report.render import terminal
-from glray.report.sheets import summary
+from glray.report.sheets import Sheet, summary
 from glray.run.run import open_runs
 from tests.report.written import write_run
 
 
-def rendered(parts) -> str:
+def rendered(parts: Iterable[Sheet | str]) -> str:
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(terminal(*parts))
     return console.export_text()
@@ -16,7 +19,7 @@ def rows_of(text: str, name: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
 
 
-def test_each_run_has_its_figures_and_its_losses(pipeline):
+def test_each_run_has_its_figures_and_its_losses(pipeline: Path) -> None:
     text = rendered(summary(open_runs([pipeline])))
 
     assert rows_of(text, "grow") == [
@@ -26,7 +29,9 @@ def test_each_run_has_its_figures_and_its_losses(pipeline):
     assert rows_of(text, "fixed4")[1] == ["fixed4", "4.500", "4.670*", "6.500*", "1.167"]
 
 
-def test_tables_with_long_names_many_seeds_and_eight_lengths_keep_within_80_columns(tmp_path):
+def test_tables_with_long_names_many_seeds_and_eight_lengths_keep_within_80_columns(
+    tmp_path: Path,
+) -> None:
     losses = {2**power: 10.0 for power in range(2, 10)}
     for seed in (0, 11):
         write_run(tmp_path / "toy", "growlength-slow", [(4, 10), (8, 5)] * 4, losses, seed=seed)
@@ -38,7 +43,7 @@ def test_tables_with_long_names_many_seeds_and_eight_lengths_keep_within_80_colu
     assert "…" not in text
 
 
-def test_an_unfinished_run_shows_its_steps_and_its_latest_evaluation(tmp_path):
+def test_an_unfinished_run_shows_its_steps_and_its_latest_evaluation(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {4: 4.6, 8: 5.0}, steps_done=12)
 
     text = rendered(summary(open_runs([tmp_path / "toy"])))

@@ -1,6 +1,7 @@
 """When an arm has what the longest fixed arm ends with: by hand, on straight lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from glray.run.run import open_runs
 from tests.report.written import write_run
 
 
-def scored_at(run, step, loss, seconds):
+def scored_at(run: Path, step: int, loss: float, seconds: float) -> None:
     """One more evaluation of a run, between its stage boundaries."""
     last = json.loads(max((run / "evaluations").iterdir()).read_text())
     (length,) = last["lengths"]
@@ -22,7 +23,7 @@ def scored_at(run, step, loss, seconds):
 
 
 @pytest.fixture
-def toy(tmp_path):
+def toy(tmp_path: Path) -> Path:
     """``grow`` has 6.0 after 4 s, 5.0 after 8 s, 4.5 after 20 s; ``fixed8`` ends with 5.5."""
     grow = write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.5})
     scored_at(grow, 4, 6.0, 4.0)
@@ -35,12 +36,14 @@ def toy(tmp_path):
 @pytest.mark.parametrize(
     ("loss", "seconds"), [(6.5, 4.0), (6.0, 4.0), (5.5, 6.0), (5.0, 8.0), (4.4, None)]
 )
-def test_a_loss_is_reached_on_the_line_between_two_evaluations(toy, loss, seconds):
+def test_a_loss_is_reached_on_the_line_between_two_evaluations(
+    toy: Path, loss: float, seconds: float | None
+) -> None:
     grow = next(run for run in open_runs([toy]) if run.arm == "grow")
     assert seconds_to_loss(grow, 8, loss) == seconds
 
 
-def test_the_headline_says_how_much_sooner(toy):
+def test_the_headline_says_how_much_sooner(toy: Path) -> None:
     said = " ".join(headline(open_runs([toy])))
     assert (
         "grow reaches fixed8's final loss at 8 tokens in 30% of fixed8's training time "
@@ -48,14 +51,14 @@ def test_the_headline_says_how_much_sooner(toy):
     ) in said
 
 
-def test_an_arm_that_never_has_it_is_said_to(toy):
+def test_an_arm_that_never_has_it_is_said_to(toy: Path) -> None:
     never = write_run(toy, "fixed4", [(4, 20)], {8: 5.6})
     scored_at(never, 5, 7.0, 5.0)
     said = " ".join(headline(open_runs([toy])))
     assert "fixed4 does not reach fixed8's final loss at 8 tokens." in said
 
 
-def test_stage_boundaries_alone_say_too_little(tmp_path):
+def test_stage_boundaries_alone_say_too_little(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "grow", [(4, 10), (8, 5)], {8: 4.5})
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 5.5})
     assert "reaches" not in " ".join(headline(open_runs([tmp_path / "toy"])))

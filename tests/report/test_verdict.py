@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from glray.report.far_context import GAIN_MARGIN
+from glray.report.long_losses import LongLosses
 from glray.report.outcome import Outcome, Verdict, adjusted, judge_difference, judge_gain
-from glray.report.verdict import judge, sentences
+from glray.report.verdict import Judgement, LongContext, judge, sentences
 from glray.run.records import Calibration
 from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, Estimate, Part, crossed, holm
-from glray.spec import lower, same
+from glray.spec import ClaimSpec, lower, same
 from tests.report.written import far_context, write_run
 
 T_975 = {2: 4.303, 3: 3.182, 15: 2.131}
@@ -27,7 +31,14 @@ USES, IDLE = (0.30, 0.31, 0.29, 0.30), (0.1, -0.1, 0.1, -0.1)
 """Far-context gains of four documents: 0.3 ± 0.013, and 0 ± 0.184."""
 
 
-def arm(folder, name, stages, losses, gains=USES, **run):
+def arm(
+    folder: Path,
+    name: str,
+    stages: list[tuple[int, int]],
+    losses: Sequence[float],
+    gains: Sequence[float] = USES,
+    **run: Any,
+) -> list[Run]:
     """Runs whose loss at 8 is one of ``losses`` a seed, at 4 the same; in windows of 8 their four
     documents have it on far targets, in windows of 2 ``gains`` more."""
     runs = []
@@ -40,12 +51,18 @@ def arm(folder, name, stages, losses, gains=USES, **run):
     return runs
 
 
-def two_arms(folder, grow, fixed8, gains=(USES, USES), **run):
+def two_arms(
+    folder: Path,
+    grow: Sequence[float],
+    fixed8: Sequence[float],
+    gains: tuple[Sequence[float], Sequence[float]] = (USES, USES),
+    **run: Any,
+) -> dict[str, list[Run]]:
     grown = arm(folder, "grow", [(4, 10), (8, 5)], grow, gains[0])
     return {"grow": grown, "fixed8": arm(folder, "fixed8", [(8, 10)], fixed8, gains[1], **run)}
 
 
-def judged(claim, arms):
+def judged(claim: ClaimSpec, arms: dict[str, list[Run]]) -> Judgement:
     (judgement,) = judge([claim], [run for runs in arms.values() for run in runs], {})
     return judgement
 
@@ -56,10 +73,10 @@ HUNDREDTH = (4.81, 4.8, 4.79), (5.0, 5.0, 5.0)
 """-0.19, -0.2, -0.21: half 4.303 × 0.01 / √3 = 0.025."""
 
 
-def test_a_claim_is_supported_where_the_interval_excludes_zero(tmp_path):
+def test_a_claim_is_supported_where_the_interval_excludes_zero(tmp_path: Path) -> None:
     judgement = judged(LOWER, two_arms(tmp_path, *TENTH))
     assert judgement.outcome.verdict is Verdict.WITHIN_NOISE
-    assert judgement.estimate.half == pytest.approx(T_975[2] * 0.1 / 3**0.5, abs=1e-5)
+    assert estimate_of(judgement).half == pytest.approx(T_975[2] * 0.1 / 3**0.5, abs=1e-5)
     judgement = judged(LOWER, two_arms(tmp_path / "b", *HUNDREDTH))
     assert judgement.outcome.verdict is Verdict.SUPPORTED
     assert sentences([judgement, judgement]) == [
@@ -72,27 +89,27 @@ def test_a_claim_is_supported_where_the_interval_excludes_zero(tmp_path):
     ]
 
 
-def test_a_claim_is_not_supported_where_the_other_is_lower(tmp_path):
+def test_a_claim_is_not_supported_where_the_other_is_lower(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, (5.19, 5.2, 5.21), (5.0, 5.0, 5.0))
     assert judged(LOWER, arms).outcome.verdict is Verdict.NOT_SUPPORTED
 
 
-def test_documents_vary_as_seeds_do(tmp_path):
+def test_documents_vary_as_seeds_do(tmp_path: Path) -> None:
     grow, fixed8 = HUNDREDTH
     arms = two_arms(tmp_path, grow, fixed8, document_spread=0.4)
     judgement = judged(LOWER, arms)
     # Half of the documents are 0.4 above, half below: deviation 0.4 √(16/15), over √16.
-    documents = judgement.estimate.parts["documents"]
+    documents = estimate_of(judgement).parts["documents"]
     assert documents.standard_error == pytest.approx(0.4 / 15**0.5)
     assert documents.half == pytest.approx(T_975[15] * 0.4 / 15**0.5)
-    assert judgement.estimate.parts["seeds"].half == pytest.approx(T_975[2] * 0.01 / 3**0.5)
+    assert estimate_of(judgement).parts["seeds"].half == pytest.approx(T_975[2] * 0.01 / 3**0.5)
     # Together they vary more than either, and less than both at their worst; the documents' part
     # is nearly all of it.
-    assert documents.half < judgement.estimate.half < documents.half + 0.01
+    assert documents.half < estimate_of(judgement).half < documents.half + 0.01
     assert judgement.outcome.verdict is Verdict.WITHIN_NOISE
 
 
-def test_each_is_judged_at_its_own_length_where_no_length_is_given(tmp_path):
+def test_each_is_judged_at_its_own_length_where_no_length_is_given(tmp_path: Path) -> None:
     """fixed2, which never saw windows of 8, is best in its own on the same targets."""
     arms = two_arms(tmp_path, *HUNDREDTH)
     arms["fixed2"] = arm(tmp_path, "fixed2", [(2, 10)], (4.2, 4.2, 4.2), gains=USES)
@@ -107,21 +124,21 @@ def test_each_is_judged_at_its_own_length_where_no_length_is_given(tmp_path):
 # ---- long context
 
 
-def test_a_model_that_sees_nothing_far_back_has_not_learnt_long_context(tmp_path):
+def test_a_model_that_sees_nothing_far_back_has_not_learnt_long_context(tmp_path: Path) -> None:
     """grow's loss is far lower, and it makes nothing of what fixed8 uses."""
     judgement = judged(LOWER, two_arms(tmp_path, *HUNDREDTH, gains=(IDLE, USES)))
     assert judgement.outcome.verdict is Verdict.SUPPORTED
-    assert judgement.long_context.outcome.verdict is Verdict.NOT_SUPPORTED  # -0.3 ± 0.193
+    assert long_context_of(judgement).outcome.verdict is Verdict.NOT_SUPPORTED  # -0.3 ± 0.193
     none = judged(LOWER, two_arms(tmp_path / "b", *HUNDREDTH, gains=((0.0, 0.001) * 2, USES)))
-    assert none.long_context.outcome.verdict is Verdict.NOT_SUPPORTED
-    assert "grow +0.001 ± 0.001, fixed8 +0.300 ± 0.013" in none.long_context.sentence
+    assert long_context_of(none).outcome.verdict is Verdict.NOT_SUPPORTED
+    assert "grow +0.001 ± 0.001, fixed8 +0.300 ± 0.013" in long_context_of(none).sentence
 
 
-def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path):
+def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path: Path) -> None:
     judgement = judged(LOWER, two_arms(tmp_path, *HUNDREDTH, gains=(USES, IDLE)))
     assert judgement.outcome.verdict is Verdict.SUPPORTED  # of efficiency it says nothing
-    assert judgement.long_context.outcome.verdict is Verdict.INCONCLUSIVE
-    assert "fixed8's own gain is not clear of 0" in judgement.long_context.sentence
+    assert long_context_of(judgement).outcome.verdict is Verdict.INCONCLUSIVE
+    assert "fixed8's own gain is not clear of 0" in long_context_of(judgement).sentence
 
 
 @pytest.mark.parametrize(
@@ -132,9 +149,11 @@ def test_a_baseline_that_does_not_use_its_context_proves_nothing(tmp_path):
         ((0.40, 0.41, 0.39, 0.20), Verdict.UNDERPOWERED),  # 0.05 more, ± 0.16
     ],
 )
-def test_long_context_is_learnt_no_worse_than_throughout(tmp_path, gains, verdict):
+def test_long_context_is_learnt_no_worse_than_throughout(
+    tmp_path: Path, gains: tuple[float, float, float, float], verdict: Verdict
+) -> None:
     judgement = judged(LOWER, two_arms(tmp_path, *HUNDREDTH, gains=(gains, USES)))
-    assert judgement.long_context.outcome.verdict is verdict
+    assert long_context_of(judgement).outcome.verdict is verdict
 
 
 @pytest.mark.parametrize(
@@ -149,14 +168,16 @@ def test_long_context_is_learnt_no_worse_than_throughout(tmp_path, gains, verdic
         (+0.021, None, Verdict.SUPPORTED),
     ],
 )
-def test_no_verdict_turns_at_a_hair(gain, difference, verdict):
+def test_no_verdict_turns_at_a_hair(
+    gain: float, difference: float | None, verdict: Verdict
+) -> None:
     apart = None if difference is None else Estimate(difference, {"seeds": AROUND})
     outcome = judge_gain(Estimate(gain, {"seeds": AROUND}), apart)
     assert adjusted([("it", outcome)])["it"].verdict is verdict
     assert GAIN_MARGIN == 0.02
 
 
-def test_each_arm_trained_throughout_is_a_test_of_its_own(tmp_path):
+def test_each_arm_trained_throughout_is_a_test_of_its_own(tmp_path: Path) -> None:
     """Beside fixed8 grow gains as much, beside fixed8b 0.4 less; whichever claim comes first."""
     arms = two_arms(tmp_path, *HUNDREDTH)
     more = tuple(gain + 0.4 for gain in USES)
@@ -164,21 +185,33 @@ def test_each_arm_trained_throughout_is_a_test_of_its_own(tmp_path):
     runs = [run for each in arms.values() for run in each]
     claims = [LOWER, lower("grow", "fixed8b", at=8)]
     for order in (claims, claims[::-1]):
-        found = {j.claim.against: j.long_context.outcome for j in judge(order, runs, {})}
+        found = {j.claim.against: long_context_of(j).outcome for j in judge(order, runs, {})}
         assert found["fixed8"].verdict is Verdict.SUPPORTED
         assert found["fixed8b"].verdict is Verdict.NOT_SUPPORTED
         assert found["fixed8"].family == 4
 
 
-def test_without_an_arm_trained_long_throughout_the_gain_alone_counts(tmp_path):
+def test_without_an_arm_trained_long_throughout_the_gain_alone_counts(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH)
     other = [replace(run, label="leap") for run in arms["grow"]]
     judgement = judged(lower("grow", "leap"), {"grow": arms["grow"], "leap": other})
-    assert list(judgement.long_context.gains) == ["grow"]
-    assert judgement.long_context.outcome.verdict is Verdict.SUPPORTED
+    assert list(long_context_of(judgement).gains) == ["grow"]
+    assert long_context_of(judgement).outcome.verdict is Verdict.SUPPORTED
 
 
-def long_losses(arms, gains, targets=("a", "a")):
+def estimate_of(judgement: Judgement) -> Estimate:
+    assert judgement.estimate is not None
+    return judgement.estimate
+
+
+def long_context_of(judgement: Judgement) -> LongContext:
+    assert judgement.long_context is not None
+    return judgement.long_context
+
+
+def long_losses(
+    arms: dict[str, list[Run]], gains: Sequence[float], targets: tuple[str, str] = ("a", "a")
+) -> LongLosses:
     """On two long documents of 30 and 10 targets."""
     return {
         (run.directory, "whole"): {
@@ -196,7 +229,9 @@ def long_losses(arms, gains, targets=("a", "a")):
     }
 
 
-def test_windows_beyond_training_are_judged_where_context_is_used_on_these_documents(tmp_path):
+def test_windows_beyond_training_are_judged_where_context_is_used_on_these_documents(
+    tmp_path: Path,
+) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH)
     runs = [*arms["grow"], *arms["fixed8"]]
     claim = lower("grow", "fixed8", measure="long_loss", at=16)
@@ -213,19 +248,19 @@ def test_windows_beyond_training_are_judged_where_context_is_used_on_these_docum
 # ---- what proves nothing
 
 
-def test_two_seeds_tell_nothing(tmp_path):
+def test_two_seeds_tell_nothing(tmp_path: Path) -> None:
     judgement = judged(LOWER, two_arms(tmp_path, (4.0, 4.01), (5.0, 5.0)))
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
     assert f"takes {SEEDS_FOR_A_VERDICT} seeds, here 2" in judgement.sentence
     assert "-0.995" in judgement.sentence  # the figure is said all the same
 
 
-def test_losses_on_other_targets_do_not_compare(tmp_path):
+def test_losses_on_other_targets_do_not_compare(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH, targets="b")
     assert "not scored on the same targets" in judged(LOWER, arms).sentence
 
 
-def test_a_diverged_arm_is_no_evidence(tmp_path):
+def test_a_diverged_arm_is_no_evidence(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, (4.8, float("nan"), 4.8), (5.0, 5.0, 5.0))
     judgement = judged(LOWER, arms)
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
@@ -234,7 +269,9 @@ def test_a_diverged_arm_is_no_evidence(tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{}, {"measure": "seconds", "at": None}, {"at": None}])
-def test_a_run_that_ended_by_divergence_is_no_evidence(tmp_path, fields):
+def test_a_run_that_ended_by_divergence_is_no_evidence(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH)
     shutil.rmtree(tmp_path / "fixed8-seed1")
     wild = write_run(tmp_path, "fixed8", [(8, 10)], {8: 5.0}, seed=1, steps_done=3, diverged=True)
@@ -245,7 +282,7 @@ def test_a_run_that_ended_by_divergence_is_no_evidence(tmp_path, fields):
     assert "unfinished" not in judgement.sentence
 
 
-def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path):
+def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH, standard_error=None)
     for runs in arms.values():
         for run in runs:
@@ -264,7 +301,7 @@ def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path):
     assert "only one document is scored" in judgement.sentence
 
 
-def test_seeds_on_other_targets_than_the_first_are_not_averaged(tmp_path):
+def test_seeds_on_other_targets_than_the_first_are_not_averaged(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH)
     path = arms["grow"][2].evaluation_path(15)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"targets_sha256": "b"}))
@@ -274,7 +311,7 @@ def test_seeds_on_other_targets_than_the_first_are_not_averaged(tmp_path):
     assert "its seeds are not scored on the same targets: grow" in judged(LOWER, arms).sentence
 
 
-def test_an_arm_without_boundaries_has_no_jump(tmp_path):
+def test_an_arm_without_boundaries_has_no_jump(tmp_path: Path) -> None:
     judgement = judged(lower("grow", "fixed8", measure="jump"), two_arms(tmp_path, *HUNDREDTH))
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
     assert "fixed8" in judgement.outcome.reason
@@ -294,14 +331,16 @@ def test_an_arm_without_boundaries_has_no_jump(tmp_path):
         ((4.905, 4.9, 4.895), Verdict.NOT_SUPPORTED),
     ],
 )
-def test_the_same_within_a_margin(tmp_path, losses, verdict):
+def test_the_same_within_a_margin(
+    tmp_path: Path, losses: tuple[float, float, float], verdict: Verdict
+) -> None:
     arms = two_arms(tmp_path, losses, (5.0, 5.0, 5.0))
     claim = same("grow", "fixed8", within=0.02, at=8)
     # Judged beside no other test.
     assert judged(claim.derive(), without_gains(arms)).outcome.verdict is verdict
 
 
-def without_gains(arms):
+def without_gains(arms: dict[str, list[Run]]) -> dict[str, list[Run]]:
     """The same runs as if far context had not been scored."""
     for runs in arms.values():
         for run in runs:
@@ -313,16 +352,18 @@ def without_gains(arms):
     }
 
 
-def test_far_context_that_was_not_scored_is_said(tmp_path):
+def test_far_context_that_was_not_scored_is_said(tmp_path: Path) -> None:
     arms = without_gains(two_arms(tmp_path, *HUNDREDTH))
     judgement = judged(LOWER, arms)
     assert judgement.outcome.verdict is Verdict.SUPPORTED
-    assert "INCONCLUSIVE (no far-context gain is known: grow)." in judgement.long_context.sentence
+    assert (
+        "INCONCLUSIVE (no far-context gain is known: grow)." in long_context_of(judgement).sentence
+    )
     own = judged(lower("grow", "fixed8"), arms)
     assert "(far context is not scored: grow; far context is not scored: fixed8)." in own.sentence
 
 
-def test_seconds_have_a_range_and_no_interval(tmp_path):
+def test_seconds_have_a_range_and_no_interval(tmp_path: Path) -> None:
     # Both train 20 calibrated seconds; fixed8 takes a quarter longer.
     arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
     judgement = judged(LOWER.derive(measure="seconds", at=None), arms)
@@ -333,13 +374,13 @@ def test_seconds_have_a_range_and_no_interval(tmp_path):
     assert judgement.sentence.endswith(numbers)
 
 
-def test_what_is_not_primary_has_no_verdict_on_seconds_either(tmp_path):
+def test_what_is_not_primary_has_no_verdict_on_seconds_either(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
     judgement = judged(LOWER.derive(measure="seconds", at=None, primary=False), arms)
     assert judgement.outcome.verdict is Verdict.DESCRIPTIVE
 
 
-def test_an_odd_slow_run_is_no_proof_of_time_saved(tmp_path):
+def test_an_odd_slow_run_is_no_proof_of_time_saved(tmp_path: Path) -> None:
     slow = arm(tmp_path / "slow", "fixed8", [(8, 10)], (5.0,), slowdown=2.5)
     arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=0.98)
     arms["fixed8"] = [*arms["fixed8"][:2], replace(slow[0], label="fixed8")]
@@ -351,7 +392,7 @@ def test_an_odd_slow_run_is_no_proof_of_time_saved(tmp_path):
 # ---- many claims, and calibration
 
 
-def test_a_page_of_claims_shares_its_odds(tmp_path):
+def test_a_page_of_claims_shares_its_odds(tmp_path: Path) -> None:
     """Differences of p 0.022 alone; of two such claims the chance is twice that, so neither is."""
     grow, fixed8 = (4.85, 4.8, 4.75), (5.0, 5.0, 5.0)  # -0.2 ± 0.124: t is 6.93, p 0.0202
     arms = without_gains(two_arms(tmp_path, grow, fixed8))
@@ -369,7 +410,7 @@ def test_a_page_of_claims_shares_its_odds(tmp_path):
     assert described[0].sentence.endswith("p = 0.020.")
 
 
-def test_what_is_significant_of_many_by_holm():
+def test_what_is_significant_of_many_by_holm() -> None:
     # Against 0.05 / 3, then / 2, then / 1.
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([]) == []
@@ -380,8 +421,8 @@ def test_what_is_significant_of_many_by_holm():
     [(0.02, 0.08, 0.02, 100), (0.027, 0.05, 0.02, 100), (0.027, 0.09, 0.05, 24)],
 )
 def test_of_pages_of_twenty_claims_about_nothing_few_have_a_verdict(
-    seeds, documents, rest, num_documents
-):
+    seeds: float, documents: float, rest: float, num_documents: int
+) -> None:
     """Three seeds and documents vary, no arm is better: at most 7% of 500 pages may say that one is
     better or worse. The deviations are those of the paper's comparisons at the mini scale."""
     rng = np.random.default_rng(0)
@@ -397,13 +438,13 @@ def test_of_pages_of_twenty_claims_about_nothing_few_have_a_verdict(
     assert pages <= 35
 
 
-def test_what_is_asked_twice_is_one_test():
+def test_what_is_asked_twice_is_one_test() -> None:
     once = Outcome(Verdict.SUPPORTED, p=0.03)
     assert adjusted([("a", once), ("a", once)])["a"].verdict is Verdict.SUPPORTED
     assert adjusted([("a", once), ("b", once)])["a"].verdict is Verdict.WITHIN_NOISE
 
 
-def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
+def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path: Path) -> None:
     """fixed8's loss falls 1 nat while its tokens double. By three calibrations its 160 seconds are
     80, 100 and 64 steps of length 8; grow has 80 seconds of length 4, always 80 steps, and half as
     many of length 8."""
@@ -417,16 +458,16 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
     Calibration(step_microseconds=repetitions[0], repetitions=repetitions).write(
         tmp_path / "calibration.json"
     )
-    part = judged(LOWER, arms).estimate.parts["calibrations"]
+    part = estimate_of(judged(LOWER, arms)).parts["calibrations"]
     apart = np.log([(80 + 40) / 80, (80 + 50) / 100, (80 + 32) / 64])
     assert (part.count, part.degrees) == (3, 2)
     assert part.standard_error == pytest.approx(apart.std(ddof=1) / 3**0.5 / np.log(2))
     # A fixed arm that is not compared, and diverged, has no say in it.
     diverged = arm(tmp_path, "fixed4", [(4, 20)], (float("nan"),) * 3)
-    assert judged(LOWER, {"fixed4": diverged, **arms}).estimate.parts["calibrations"] == part
+    assert estimate_of(judged(LOWER, {"fixed4": diverged, **arms})).parts["calibrations"] == part
     wild = write_run(tmp_path, "fixed2", [(2, 20)], {}, steps_done=3, diverged=True)
     ended = [replace(Run.open(wild), label="fixed2")]
-    assert judged(LOWER, {"fixed2": ended, **arms}).estimate.parts["calibrations"] == part
+    assert estimate_of(judged(LOWER, {"fixed2": ended, **arms})).parts["calibrations"] == part
     # A repetition that leaves a stage without a step gives no plan: the sentence says so.
     Calibration(
         step_microseconds=repetitions[0], repetitions=[*repetitions, {4: 1_000_000, 8: 10**9}]
@@ -438,7 +479,7 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path):
     assert "without the calibration's error" in judged(LOWER, arms).numbers
 
 
-def test_seeds_with_other_documents_under_the_same_name_do_not_compare(tmp_path):
+def test_seeds_with_other_documents_under_the_same_name_do_not_compare(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, *HUNDREDTH)
     path = arms["grow"][0].evaluation_path(15)
     other = json.loads(path.read_text())
@@ -447,4 +488,4 @@ def test_seeds_with_other_documents_under_the_same_name_do_not_compare(tmp_path)
     arms["grow"][0] = replace(Run.open(arms["grow"][0].directory), label="grow")
     judgement = judged(lower("grow", "fixed8"), arms)
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
-    assert judgement.long_context.outcome.verdict is Verdict.INCONCLUSIVE
+    assert long_context_of(judgement).outcome.verdict is Verdict.INCONCLUSIVE

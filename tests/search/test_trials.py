@@ -1,7 +1,9 @@
 """How a search ranks its trials once they have ended."""
 
 import math
+from pathlib import Path
 
+from glray.data.corpus import PreparedCorpus
 from glray.ray.tune import SearchResult, Trial, Trials, ranked
 from glray.run.records import Divergence
 from glray.search.space import trial_spec
@@ -12,7 +14,7 @@ from ..tiny import tiny_spec
 WILD = Divergence(step=7, seq_len=8, what="gradient", loss=5.5, grad_norm=math.inf)
 
 
-def test_trials_that_diverged_come_last_and_are_named(tmp_path):
+def test_trials_that_diverged_come_last_and_are_named(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     losses = {0: math.nan, 1: 4.25, 2: math.nan, 3: 4.125}
     trials = ranked(
@@ -28,7 +30,9 @@ def test_trials_that_diverged_come_last_and_are_named(tmp_path):
     ]
 
 
-def test_a_trial_that_diverged_has_no_loss_though_it_was_never_scored(tmp_path, corpus):
+def test_a_trial_that_diverged_has_no_loss_though_it_was_never_scored(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     costs = {"step_microseconds": {8: 1000, 16: 1100, 32: 1300}}
     spec = tiny_spec(
         tmp_path, budget={"seconds": 0.1}, calibration=costs, search=SearchSpec(arm="grow")
@@ -38,4 +42,5 @@ def test_a_trial_that_diverged_has_no_loss_though_it_was_never_scored(tmp_path, 
     WILD.write(run.directory / "diverged.json")
     trial = trials.scored(1)
     assert (trial.number, math.isnan(trial.loss)) == (1, True)
+    assert trial.divergence is not None
     assert trial.divergence.step == 7

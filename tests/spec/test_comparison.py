@@ -1,6 +1,7 @@
 """Comparisons from files, and what a person gets to read when one is wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -23,20 +24,20 @@ QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.py"
 PAPER = Path(__file__).parents[2] / "pipelines" / "paper.py"
 
 
-def compared(arm="growlength", label=None, **fields):
+def compared(arm: str = "growlength", label: str | None = None, **fields: object) -> ComparedArm:
     pipeline = load_pipeline(QUICKSTART).derive(**fields)
     return ComparedArm(pipeline=pipeline, arm=arm, label=label or arm)
 
 
-def wrong(**fields):
+def wrong(**fields: object) -> str:
     """The one line that a comparison with ``fields`` is refused with."""
     arms = (compared(), compared("llm1024"))
     with pytest.raises(ValidationError) as refused:
-        ComparisonSpec(**({"name": "c", "title": "t", "arms": arms} | fields))
+        ComparisonSpec.model_validate({"name": "c", "title": "t", "arms": arms} | fields)
     return describe(refused.value)
 
 
-def test_pipelines_come_once_and_with_the_compared_arms_alone():
+def test_pipelines_come_once_and_with_the_compared_arms_alone() -> None:
     arms = (compared(), compared("llm128"), compared("growlength", "other", name="other"))
     spec = ComparisonSpec(name="c", title="t", arms=arms)
     assert [(p.name, p.only) for p in spec.pipelines] == [
@@ -91,7 +92,7 @@ def test_pipelines_come_once_and_with_the_compared_arms_alone():
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(fields, words):
+def test_what_cannot_be_compared_is_refused(fields: dict[str, Any], words: tuple[str, ...]) -> None:
     message = wrong(**fields)
     for word in words:
         assert word in message
@@ -106,11 +107,11 @@ RATES = RateGrid(lrs=(1.5e-3, 3e-3, 6e-3, 1.2e-2))
 @pytest.mark.parametrize(
     ("best", "beyond"), [(1.5e-3, 7.5e-4), (3e-3, None), (6e-3, None), (1.2e-2, 2.4e-2)]
 )
-def test_an_end_of_the_grid_goes_on_by_its_ratio(best, beyond):
+def test_an_end_of_the_grid_goes_on_by_its_ratio(best: float, beyond: float | None) -> None:
     assert RATES.beyond(best) == beyond
 
 
-def test_a_rate_beyond_the_grid_has_few_digits():
+def test_a_rate_beyond_the_grid_has_few_digits() -> None:
     assert RateGrid(lrs=(3e-3, 1e-2)).beyond(1e-2) == 0.0333333
 
 
@@ -126,7 +127,7 @@ def test_a_rate_beyond_the_grid_has_few_digits():
         ({"lrs": (1e-3, 2e-3), "seed": -1}, "seed: Input should be greater than or equal to 0"),
     ],
 )
-def test_a_grid_that_is_none_is_refused(fields, words):
+def test_a_grid_that_is_none_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError) as refused:
         RateGrid(**fields)
     assert describe(refused.value).startswith(words)
@@ -146,13 +147,15 @@ def test_a_grid_that_is_none_is_refused(fields, words):
         ),
     ],
 )
-def test_rates_that_could_not_be_tuned_are_refused(fields, words):
+def test_rates_that_could_not_be_tuned_are_refused(
+    fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
     message = wrong(**fields)
     for word in words:
         assert word in message
 
 
-def test_tuned_arms_lie_in_a_pipeline_of_their_own():
+def test_tuned_arms_lie_in_a_pipeline_of_their_own() -> None:
     arms = (compared(), compared("llm1024"), compared("growlength", "other", name="other"))
     claim = lower("growlength", "llm1024")
     spec = ComparisonSpec(name="c", title="t", arms=arms, claims=(claim,), rates=RATES)
@@ -174,7 +177,7 @@ def test_tuned_arms_lie_in_a_pipeline_of_their_own():
         assert pipeline.derive(name=its.name, arms=its.arms, only=None) == its
 
 
-def test_the_pilot_is_each_arm_at_each_rate_under_its_own_seed_without_a_guard():
+def test_the_pilot_is_each_arm_at_each_rate_under_its_own_seed_without_a_guard() -> None:
     guarded = compared(evaluation={"max_rise": 0.1})
     spec = ComparisonSpec(name="c", title="t", arms=(guarded,), rates=RATES)
     pilot = spec.pilot({"growlength": (3e-3, 6e-3)})
@@ -185,7 +188,7 @@ def test_the_pilot_is_each_arm_at_each_rate_under_its_own_seed_without_a_guard()
     assert spec.at_rates({"growlength": 3e-3}).pipelines[0].evaluation.max_rise == 0.1
 
 
-def test_overrides_of_the_rates_are_the_comparisons(tmp_path):
+def test_overrides_of_the_rates_are_the_comparisons(tmp_path: Path) -> None:
     path = tmp_path / "rates.py"
     path.write_text(
         "from glray.spec import ComparisonSpec, RateGrid, load_pipeline\n"
@@ -202,7 +205,7 @@ def test_overrides_of_the_rates_are_the_comparisons(tmp_path):
 # ---- from files
 
 
-def test_overrides_and_seeds_reach_every_pipeline():
+def test_overrides_and_seeds_reach_every_pipeline() -> None:
     spec = load_comparison(f"{PAPER}:mini.figure3", ["budget.seconds=7"], num_seeds=4)
     assert len(spec.pipelines) == 3
     for pipeline in spec.pipelines:
@@ -218,7 +221,7 @@ def test_overrides_and_seeds_reach_every_pipeline():
         ("context.stride=4", ("context.stride", "has no fields")),
     ],
 )
-def test_a_wrong_override_is_said_once(override, words):
+def test_a_wrong_override_is_said_once(override: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as refused:
         load_comparison(f"{PAPER}:mini.figure1", [override])
     for word in words:
@@ -226,7 +229,7 @@ def test_a_wrong_override_is_said_once(override, words):
     assert len(str(refused.value)) < 250
 
 
-def test_a_pipeline_by_the_name_of_its_function(tmp_path):
+def test_a_pipeline_by_the_name_of_its_function(tmp_path: Path) -> None:
     path = tmp_path / "two.py"
     path.write_text(
         "class Family:\n"
@@ -250,7 +253,7 @@ def test_a_pipeline_by_the_name_of_its_function(tmp_path):
         ("", ("defines no function pipeline()",)),
     ],
 )
-def test_what_a_file_does_not_have_is_said(name, words):
+def test_what_a_file_does_not_have_is_said(name: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as refused:
         load_pipeline(f"{PAPER}{name}")
     for word in words:
@@ -265,7 +268,7 @@ def test_what_a_file_does_not_have_is_said(name, words):
         ("nosuch.py:mini.figure1", "no such pipeline file"),
     ],
 )
-def test_what_is_no_comparison_is_said(reference, word):
+def test_what_is_no_comparison_is_said(reference: str, word: str) -> None:
     with pytest.raises(UserError, match=word):
         load_comparison(reference)
 
@@ -280,7 +283,9 @@ def test_what_is_no_comparison_is_said(reference, word):
         ({"at": 2048}, ("trained only up to 1024", "at 2048", "leave at= out")),
     ],
 )
-def test_a_claim_of_what_is_not_measured_is_refused(claim, words):
+def test_a_claim_of_what_is_not_measured_is_refused(
+    claim: dict[str, Any], words: tuple[str, ...]
+) -> None:
     fields = {"says": "s", "arm": "growlength", "against": "llm1024"} | claim
     message = wrong(claims=(ClaimSpec(**fields),))
     for word in words:
@@ -297,14 +302,17 @@ def test_a_claim_of_what_is_not_measured_is_refused(claim, words):
         ({"stride": 2048}, "2048 is more than the longest"),
     ],
 )
-def test_a_context_that_cannot_be_scored_is_refused(fields, word):
+def test_a_context_that_cannot_be_scored_is_refused(fields: dict[str, Any], word: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        ContextSpec(**({"seq_lens": (128, 1024), "num_tokens": 4096, "stride": 64} | fields))
+        ContextSpec.model_validate(
+            {"seq_lens": (128, 1024), "num_tokens": 4096, "stride": 64} | fields
+        )
     assert word in describe(refused.value)
 
 
-def test_overrides_of_the_context_are_the_comparisons():
+def test_overrides_of_the_context_are_the_comparisons() -> None:
     spec = load_comparison(f"{PAPER}:full.figure4", ["context.num_tokens=8192"])
+    assert spec.context is not None
     assert spec.context.num_tokens == 8192
 
 
@@ -348,12 +356,12 @@ def test_overrides_of_the_context_are_the_comparisons():
         (ClaimSpec(arm="a", against="b"), lower("a", "b").says),
     ],
 )
-def test_a_claim_writes_its_own_sentence(claim, says):
+def test_a_claim_writes_its_own_sentence(claim: ClaimSpec, says: str) -> None:
     assert claim.says == says
     assert ClaimSpec.model_validate(claim.model_dump()) == claim
 
 
-def test_a_derived_claim_writes_its_sentence_again_unless_it_was_given():
+def test_a_derived_claim_writes_its_sentence_again_unless_it_was_given() -> None:
     assert lower("a", "b").derive(at=8) == lower("a", "b", at=8)
     assert lower("a", "b", says="s").derive(at=8).says == "s"
 
@@ -366,14 +374,14 @@ def test_a_derived_claim_writes_its_sentence_again_unless_it_was_given():
         ({"arm": "a", "against": "b", "within": 0}, "within: Input should be greater than 0"),
     ],
 )
-def test_a_wrong_claim_is_one_problem(fields, line):
+def test_a_wrong_claim_is_one_problem(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError) as error:
         ClaimSpec(**fields)
     assert describe(error.value).startswith(line)
     assert ";" not in describe(error.value)
 
 
-def test_arms_of_a_pipeline_are_compared_under_their_own_names():
+def test_arms_of_a_pipeline_are_compared_under_their_own_names() -> None:
     pipeline = load_pipeline(QUICKSTART)
     both = pipeline["llm128", "growlength"]
     assert both == (

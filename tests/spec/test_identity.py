@@ -1,5 +1,7 @@
 """Every field of the spec, with the fingerprint that it belongs to."""
 
+from typing import Any
+
 import pytest
 from pydantic import BaseModel
 
@@ -24,6 +26,7 @@ from glray.spec import (
     OptimizerSpec,
     ParquetCorpus,
     PipelineSpec,
+    PositionsSpec,
     SearchSpec,
     SourceSpec,
     StableDecaySchedule,
@@ -127,7 +130,7 @@ UNIONS = {
     "arms.0.positions": (Extrapolation, Interpolation, NtkAware, BaseFrequencies, Yarn),
     "optimizer.schedule": (CosineSchedule, LinearSchedule, StableDecaySchedule),
 }
-NESTED = {
+NESTED: dict[str, type[BaseModel]] = {
     "corpus.sources.0": SourceSpec,
     "arms.0": ArmSpec,
     "arms.0.stages.0": StageSpec,
@@ -155,21 +158,22 @@ def leaf_paths(model: type[BaseModel], prefix: str = "") -> set[str]:
     return paths
 
 
-def test_every_field_is_listed_with_its_fingerprint():
+def test_every_field_is_listed_with_its_fingerprint() -> None:
     assert leaf_paths(PipelineSpec) == set(FIELDS)
 
 
-POSITIONS = {
+POSITIONS: dict[str, PositionsSpec] = {
     "arms.0.positions.relative_to": Yarn(),
     "arms.0.positions.thetas": BaseFrequencies(thetas=(100.0, 200.0)),
 }
 
 
-def base(path: str) -> dict:
+def base(path: str) -> dict[str, Any]:
     """A valid declaration in which ``path`` exists."""
-    corpus = JsonlCorpus(paths=("a.jsonl",))
+    lines = JsonlCorpus(paths=("a.jsonl",))
+    corpus: JsonlCorpus | MixtureCorpus = lines
     if path.startswith("corpus.sources"):
-        corpus = MixtureCorpus(sources=(SourceSpec(name="one", weight=1, corpus=corpus),))
+        corpus = MixtureCorpus(sources=(SourceSpec(name="one", weight=1, corpus=lines),))
     of_llama = path in ("model.num_kv_heads", "model.tie_embeddings")
     model = LlamaModel if of_llama else GPTNeoXModel
     spec = PipelineSpec(
@@ -206,7 +210,7 @@ def base(path: str) -> dict:
     return spec.model_dump()
 
 
-def fingerprints(declared: dict) -> tuple[str, str]:
+def fingerprints(declared: dict[str, Any]) -> tuple[str, str]:
     spec = PipelineSpec.model_validate(declared)
     tokens = fingerprint(
         tokens_identity(
@@ -223,11 +227,11 @@ def fingerprints(declared: dict) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("path", [p for p, (_, value) in FIELDS.items() if value is not None])
-def test_a_field_changes_the_fingerprint_that_it_belongs_to(path):
+def test_a_field_changes_the_fingerprint_that_it_belongs_to(path: str) -> None:
     belongs, value = FIELDS[path]
     before = base(path)
     after = base(path)
-    node = after
+    node: Any = after
     *parents, last = path.split(".")
     for part in parents:
         node = node[int(part)] if part.isdigit() else node[part]
@@ -237,26 +241,28 @@ def test_a_field_changes_the_fingerprint_that_it_belongs_to(path):
     assert changed == [belongs == "tokens", belongs == "training"]
 
 
-def test_another_kind_of_schedule_is_another_identity():
+def test_another_kind_of_schedule_is_another_identity() -> None:
     schedule = base("")
     schedule["optimizer"]["schedule"] = LinearSchedule().model_dump()
     assert fingerprints(schedule)[1] != fingerprints(base(""))[1]
 
 
 @pytest.mark.parametrize("kind", [Interpolation, NtkAware, Yarn])
-def test_another_kind_of_positions_is_another_identity(kind):
+def test_another_kind_of_positions_is_another_identity(
+    kind: type[Interpolation | NtkAware | Yarn],
+) -> None:
     positions = base("")
     positions["arms"][0]["positions"] = kind().model_dump()
     assert fingerprints(positions)[1] != fingerprints(base(""))[1]
 
 
-def test_another_kind_of_model_is_another_identity():
+def test_another_kind_of_model_is_another_identity() -> None:
     llama = base("")
     llama["model"] = base("model.num_kv_heads")["model"]
     assert fingerprints(llama)[1] != fingerprints(base(""))[1]
 
 
-def test_an_arms_own_rate_is_part_of_its_runs_identity_as_the_pipelines_would_be():
+def test_an_arms_own_rate_is_part_of_its_runs_identity_as_the_pipelines_would_be() -> None:
     own, pipelines, same = base(""), base(""), base("")
     own["arms"][0]["lr"] = 0.5
     pipelines["optimizer"]["lr"] = 0.5
@@ -265,7 +271,7 @@ def test_an_arms_own_rate_is_part_of_its_runs_identity_as_the_pipelines_would_be
     assert fingerprints(same) == fingerprints(base(""))
 
 
-def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_identity():
+def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_identity() -> None:
     spec = PipelineSpec.model_validate(base("init"))
     one, other = (training_identity(spec, spec.arms[0], 0, [], init_sha256=sha) for sha in "ab")
     assert fingerprint(one) != fingerprint(other)
@@ -275,8 +281,8 @@ def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_
 @pytest.mark.parametrize(
     "changed", ["documents_sha256", "heldout_fraction", "tokenizer_sha256", "eos_id"]
 )
-def test_documents_split_and_tokenizer_are_the_tokens_identity(changed):
-    identity = {
+def test_documents_split_and_tokenizer_are_the_tokens_identity(changed: str) -> None:
+    identity: dict[str, Any] = {
         "documents_sha256": "d" * 64,
         "heldout_fraction": 0.05,
         "tokenizer_sha256": "t" * 64,
@@ -287,7 +293,7 @@ def test_documents_split_and_tokenizer_are_the_tokens_identity(changed):
     assert tokens_identity(**after) != tokens_identity(**identity)
 
 
-def test_the_order_of_sources_is_part_of_the_training_identity():
+def test_the_order_of_sources_is_part_of_the_training_identity() -> None:
     spec = PipelineSpec.model_validate(base(""))
     two = [{"fingerprint": name, "weight": 1} for name in "ab"]
     one_way, other_way = (
@@ -296,7 +302,7 @@ def test_the_order_of_sources_is_part_of_the_training_identity():
     assert one_way != other_way
 
 
-def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_lengths():
+def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_lengths() -> None:
     declared = base("")
     more = base("")
     more["calibration"]["step_microseconds"][512] = 99
@@ -308,7 +314,7 @@ def test_the_calibration_counts_only_where_seconds_decide_and_only_the_arms_leng
     assert fingerprints(more) == fingerprints(declared)
 
 
-def test_differences_name_the_leaf_and_both_values():
+def test_differences_name_the_leaf_and_both_values() -> None:
     old = {"seed": 0, "optimizer": {"lr": 0.1, "eps": 1}}
     new = {"seed": 0, "optimizer": {"lr": 0.2, "eps": 1}}
     assert differences(old, new) == ["optimizer.lr: 0.1 → 0.2"]

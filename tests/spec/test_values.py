@@ -1,6 +1,8 @@
 """Specs as people write them: lengths for stages, numbers as text, and one spec from another."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -23,7 +25,7 @@ from glray.spec import (
 )
 from glray.spec.loading import describe
 from glray.spec.training import rate_text
-from tests.tiny import tiny_spec
+from tests.tiny import arm, tiny_spec
 
 QUICKSTART = "pipelines/quickstart.py"
 
@@ -42,7 +44,10 @@ QUICKSTART = "pipelines/quickstart.py"
         ((StageSpec(seq_len=8, ratio=2.0), "16"), [(8, 2.0), (16, 1.0)]),
     ],
 )
-def test_stages_are_lengths_ratios_by_length_or_specs(written, stages):
+def test_stages_are_lengths_ratios_by_length_or_specs(
+    written: Any,
+    stages: list[tuple[int, float]],
+) -> None:
     arm = ArmSpec(name="arm", stages=written)
     assert [(stage.seq_len, stage.ratio) for stage in arm.stages] == stages
 
@@ -58,14 +63,14 @@ def test_stages_are_lengths_ratios_by_length_or_specs(written, stages):
         (128, r"stages: Input should be a valid tuple \(it is 128\)"),
     ],
 )
-def test_a_wrong_stage_is_named(written, line):
+def test_a_wrong_stage_is_named(written: Any, line: str) -> None:
     with pytest.raises(ValidationError) as error:
         ArmSpec(name="arm", stages=written)
     assert re.match(line, describe(error.value))
 
 
 @pytest.mark.parametrize("text", ["{128: 3, 1024: 1}", '{"128": 3, "1024": 1}'])
-def test_ratios_by_length_from_the_command_line(text):
+def test_ratios_by_length_from_the_command_line(text: str) -> None:
     spec = load_pipeline(QUICKSTART, [f"arms.growlength.stages={text}"])
     assert spec.arm("growlength") == ArmSpec(
         name="growlength",
@@ -73,18 +78,16 @@ def test_ratios_by_length_from_the_command_line(text):
     )
 
 
-def test_lengths_from_the_command_line():
+def test_lengths_from_the_command_line() -> None:
     spec = load_pipeline(QUICKSTART, ["arms.growlength.stages=[128, 1024]"])
     assert spec.arm("growlength").seq_lens == (128, 1024)
 
 
-def test_fixed_and_grow_are_arms():
-    assert fixed(1024) == ArmSpec(name="llm1024", stages=(1024,))
-    assert fixed(1024, name="long") == ArmSpec(name="long", stages=(1024,))
-    assert grow(128, 256) == ArmSpec(name="growlength", stages=(128, 256))
-    assert grow(8, 16, name="a", positions=Yarn()) == ArmSpec(
-        name="a", stages=(8, 16), positions=Yarn()
-    )
+def test_fixed_and_grow_are_arms() -> None:
+    assert fixed(1024) == arm("llm1024", 1024)
+    assert fixed(1024, name="long") == arm("long", 1024)
+    assert grow(128, 256) == arm("growlength", 128, 256)
+    assert grow(8, 16, name="a", positions=Yarn()) == arm("a", 8, 16, positions=Yarn())
     assert fixed(1024, lr=6e-3).lr == grow(128, 256, lr=6e-3).lr == 6e-3
 
 
@@ -99,7 +102,7 @@ def test_fixed_and_grow_are_arms():
         (20.0, "2e1"),
     ],
 )
-def test_a_rate_is_written_with_all_its_digits(lr, text):
+def test_a_rate_is_written_with_all_its_digits(lr: float, text: str) -> None:
     assert rate_text(lr) == text
     assert float(text) == lr
 
@@ -119,7 +122,9 @@ def test_a_rate_is_written_with_all_its_digits(lr, text):
         ("1.5E6", 1_500_000),
     ],
 )
-def test_numbers_are_read_as_people_write_them(tmp_path, written, tokens):
+def test_numbers_are_read_as_people_write_them(
+    tmp_path: Path, written: float | str, tokens: int
+) -> None:
     spec = tiny_spec(tmp_path, budget={"tokens": written})
     assert spec.budget.tokens == tokens
     assert isinstance(spec.budget.tokens, int)
@@ -128,13 +133,13 @@ def test_numbers_are_read_as_people_write_them(tmp_path, written, tokens):
 @pytest.mark.parametrize(
     ("text", "tokens"), [("1e9", 10**9), ("360_000_000", 36 * 10**7), ("0.36e9", 36 * 10**7)]
 )
-def test_numbers_from_the_command_line(text, tokens):
+def test_numbers_from_the_command_line(text: str, tokens: int) -> None:
     spec = load_pipeline(QUICKSTART, [f"budget={{tokens: {text}}}", "ratios_in=tokens"])
     assert spec.budget.tokens == tokens
 
 
 @pytest.mark.parametrize("written", [0.5, "5e-1", 1e9 + 0.5])
-def test_part_of_a_token_is_an_error(tmp_path, written):
+def test_part_of_a_token_is_an_error(tmp_path: Path, written: float | str) -> None:
     with pytest.raises(ValidationError) as error:
         tiny_spec(tmp_path, budget={"tokens": written})
     assert "budget.tokens: Input should be a valid integer" in describe(error.value)
@@ -142,12 +147,12 @@ def test_part_of_a_token_is_an_error(tmp_path, written):
 
 
 @pytest.mark.parametrize("written", ["many", "e", "1e999", "inf", "1e-400e"])
-def test_a_number_that_is_none(tmp_path, written):
+def test_a_number_that_is_none(tmp_path: Path, written: str) -> None:
     with pytest.raises(ValidationError, match=r"budget\.tokens"):
         tiny_spec(tmp_path, budget={"tokens": written})
 
 
-def test_a_choice_of_a_number_or_a_word(tmp_path):
+def test_a_choice_of_a_number_or_a_word(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path).derive(compute={"micro_batch_tokens": "1e4"})
     assert spec.compute.micro_batch_tokens == 10_000
     auto = spec.derive(compute={"micro_batch_tokens": "auto"})
@@ -160,7 +165,7 @@ def test_a_choice_of_a_number_or_a_word(tmp_path):
 # ---- one spec from another
 
 
-def test_mappings_merge_at_every_depth_and_the_rest_replaces(tmp_path):
+def test_mappings_merge_at_every_depth_and_the_rest_replaces(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, optimizer=OptimizerSpec(lr=1, schedule=CosineSchedule(final=0.5)))
     derived = spec.derive(
         name="other",
@@ -180,7 +185,7 @@ def test_mappings_merge_at_every_depth_and_the_rest_replaces(tmp_path):
     assert spec.name == "tiny"
 
 
-def test_a_spec_replaces_what_was_there_as_does_another_kind(tmp_path):
+def test_a_spec_replaces_what_was_there_as_does_another_kind(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, optimizer=OptimizerSpec(lr=1, schedule=CosineSchedule(final=0.5)))
     derived = spec.derive(optimizer=OptimizerSpec(lr=2))
     assert derived.optimizer == OptimizerSpec(lr=2)
@@ -197,17 +202,20 @@ def test_a_spec_replaces_what_was_there_as_does_another_kind(tmp_path):
     assert grow(8, 16, positions=Yarn()).derive(positions=Extrapolation()) == grow(8, 16)
 
 
-def test_a_mapping_declares_what_was_none(tmp_path):
+def test_a_mapping_declares_what_was_none(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     assert spec.search is None
-    assert spec.derive(search={"arm": "grow"}).search.num_trials == 8
+    searched = spec.derive(search={"arm": "grow"})
+    assert searched.search is not None
+    assert searched.search.num_trials == 8
     calibrated = spec.derive(calibration={"step_microseconds": {8: 1}})
     again = calibrated.derive(calibration={"step_microseconds": {16: 1}})
+    assert again.calibration is not None
     assert again.calibration.step_microseconds == {16: 1}
     assert again.derive(calibration=None) == spec
 
 
-def test_what_is_derived_is_validated(tmp_path):
+def test_what_is_derived_is_validated(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     for changes, words in (
         ({"compute": {"gruops": 1}}, "compute.gruops: unknown key"),
@@ -234,6 +242,6 @@ def test_what_is_derived_is_validated(tmp_path):
         {"tokenizer": {"kind": "file", "path": "a\0b"}},
     ],
 )
-def test_no_text_of_a_spec_has_a_nul_character(changes):
+def test_no_text_of_a_spec_has_a_nul_character(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"'a\\x00b' has a NUL character"):
         load_pipeline(QUICKSTART).derive(**changes)

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ..tiny import tiny_spec
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Small tensors: threads would only cost."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -27,13 +28,13 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def imports_are_no_garbage():
+def imports_are_no_garbage() -> None:
     """Each run ends with a collection, 0.2 s if it goes through all that was imported."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def short_peak(monkeypatch):
+def short_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's peak is measured for each call: not as long as for a run that counts."""
     monkeypatch.setattr(peak, "ENOUGH_SECONDS", 0.02)
 
@@ -52,6 +53,4 @@ def finished(trained_storage: Path, tmp_path: Path, corpus: PreparedCorpus) -> l
     """Both arms trained without a break, in a copy that is the test's own."""
     storage = tmp_path / "undisturbed"
     shutil.copytree(trained_storage, storage)
-    runs = planned(tiny_spec(storage), corpus)
-    assert runs is not None
-    return runs
+    return planned(tiny_spec(storage), corpus)

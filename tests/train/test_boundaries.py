@@ -2,6 +2,8 @@
 run."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +11,19 @@ import torch
 import typer
 
 from glray.cli.training import exit_if_guarded
+from glray.data.corpus import PreparedCorpus
 from glray.data.targets import HeldoutTargets
 from glray.files import read_json
 from glray.plan import StageBoundary
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import Jump
+from glray.run.run import Run
 from glray.spec import (
-    ArmSpec,
     EvaluationSpec,
     Interpolation,
     LinearSchedule,
     OptimizerSpec,
+    PipelineSpec,
 )
 from glray.train.boundaries import split_jump
 from glray.train.context import WorkerContext
@@ -27,6 +31,7 @@ from glray.train.evaluation import Scored, Windows
 from glray.train.optimizer import build_optimizer, update_norm
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 from ..weights import same_weights
@@ -35,28 +40,27 @@ WILD = OptimizerSpec(lr=0.5, schedule=LinearSchedule(warmup=0.99))
 """The loss rises with the rate."""
 
 
-def grown(storage, **fields):
+def grown(storage: Path, **fields: object) -> PipelineSpec:
     """12 steps through 8, 16 and 32 tokens: boundaries at 4 and 8, scored again at 8 and 12."""
     positions = {"positions": fields.pop("positions")} if "positions" in fields else {}
-    arm = ArmSpec(name="grow", stages=(8, 16, 32), **positions)
-    return tiny_spec(storage, arms=(arm,), **fields)
+    return tiny_spec(storage, arms=(arm("grow", 8, 16, 32, **positions),), **fields)
 
 
-def trained(spec, corpus):
+def trained(spec: PipelineSpec, corpus: PreparedCorpus) -> Run:
     train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0]
 
 
-def losses(entries):
+def losses(entries: list[dict[str, Any]]) -> dict[int, float]:
     return {entry["seq_len"]: entry["loss"] for entry in entries}
 
 
-def test_the_jump_is_split_by_position():
+def test_the_jump_is_split_by_position() -> None:
     # One sequence of 4 targets: windows of 2 against one of 4.
     targets = HeldoutTargets(np.arange(5)[None], np.array([0]), num_bytes=4)
     boundary = StageBoundary(step=1, from_seq_len=2, to_seq_len=4, rescore_step=2)
 
-    def scored(seq_len, stride, *by_place):
+    def scored(seq_len: int, stride: int | None, *by_place: float) -> Scored:
         windows = Windows.over(4, seq_len, stride)
         return Scored(targets, windows, np.array([sum(by_place)]), np.array(by_place))
 
@@ -75,7 +79,9 @@ def test_the_jump_is_split_by_position():
 
 
 @pytest.mark.parametrize("positions", [None, Interpolation()], ids=["as they are", "squeezed"])
-def test_a_boundary_is_scored_before_on_and_after_it(tmp_path, corpus, positions):
+def test_a_boundary_is_scored_before_on_and_after_it(
+    tmp_path: Path, corpus: PreparedCorpus, positions: Interpolation | None
+) -> None:
     run = trained(grown(tmp_path, **({"positions": positions} if positions else {})), corpus)
     boundary, stage = read_json(run.boundary_path(4)), read_json(run.evaluation_path(4))
     assert (boundary["from_seq_len"], boundary["to_seq_len"], boundary["rescore_step"]) == (
@@ -100,7 +106,7 @@ def test_a_boundary_is_scored_before_on_and_after_it(tmp_path, corpus, positions
     assert after[8] == losses(read_json(run.evaluation_path(8))["lengths"])[8]
 
 
-def test_update_norm_is_what_the_weights_moved_by():
+def test_update_norm_is_what_the_weights_moved_by() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(5, 3)
     optimizer = build_optimizer(model, OptimizerSpec(lr=0.1, weight_decay=0.0))
@@ -114,7 +120,7 @@ def test_update_norm_is_what_the_weights_moved_by():
         assert update_norm(optimizer, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_rate_rises_again_after_a_boundary(tmp_path, corpus):
+def test_the_rate_rises_again_after_a_boundary(tmp_path: Path, corpus: PreparedCorpus) -> None:
     optimizer = {"lr": 1e-2, "schedule": {"kind": "wsd", "warmup": 0, "decay": 0.01}}
     run = trained(grown(tmp_path, optimizer=optimizer | {"rewarm_steps": 2}), corpus)
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
@@ -123,8 +129,10 @@ def test_the_rate_rises_again_after_a_boundary(tmp_path, corpus):
     assert shares[:11] == pytest.approx([1, 1, 1, 1, *thirds, *thirds[:3]])
 
 
-def test_a_rise_beyond_the_guard_stops_with_a_checkpoint(tmp_path, corpus, capsys):
-    scored = {"seq_lens": (8, 32, 64), "num_tokens": 128}
+def test_a_rise_beyond_the_guard_stops_with_a_checkpoint(
+    tmp_path: Path, corpus: PreparedCorpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored: dict[str, Any] = {"seq_lens": (8, 32, 64), "num_tokens": 128}
     guarded = grown(
         tmp_path / "guarded", optimizer=WILD, evaluation=EvaluationSpec(**scored, max_rise=0.0)
     )
@@ -148,7 +156,7 @@ def test_a_rise_beyond_the_guard_stops_with_a_checkpoint(tmp_path, corpus, capsy
     assert same_weights(trained(free, corpus), trained(alone, corpus))
 
 
-def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
+def test_other_runs_go_on_where_one_is_guarded(tmp_path: Path, corpus: PreparedCorpus) -> None:
     spec = tiny_spec(
         tmp_path,
         optimizer=WILD,
@@ -160,7 +168,9 @@ def test_other_runs_go_on_where_one_is_guarded(tmp_path, corpus):
     assert fixed.is_finished
 
 
-def test_a_guard_passes_over_boundaries_that_were_scored_at_other_lengths(tmp_path, corpus):
+def test_a_guard_passes_over_boundaries_that_were_scored_at_other_lengths(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     asked = iter([False] * 5 + [True])  # at a border after the second boundary
     spec = grown(tmp_path, optimizer=WILD, evaluation={"seq_lens": (12,), "num_tokens": 96})
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
@@ -168,7 +178,9 @@ def test_a_guard_passes_over_boundaries_that_were_scored_at_other_lengths(tmp_pa
     assert trained(later, corpus).is_finished
 
 
-def test_held_out_loss_is_also_scored_between_boundaries_and_changes_nothing(tmp_path, corpus):
+def test_held_out_loss_is_also_scored_between_boundaries_and_changes_nothing(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 128, "every_tokens": 3 * 64 + 5}
     often = grown(tmp_path / "often", evaluation=evaluation)
     asked = iter([False, False, True])

@@ -15,19 +15,20 @@ from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.guard import excessive_rise
 from glray.run.run import Run
-from glray.spec import ArmSpec, PipelineSpec
+from glray.spec import PipelineSpec
 from glray.train.context import WorkerContext
 from glray.train.export import export_run, latest_model
 from glray.train.trainee import StepSums, Trainee
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..group import join_group, start_group
 from ..tiny import tiny_spec
 from ..weights import tensors_of
 
 TRUE_STEP = Trainee.step
-GROW = ArmSpec(name="grow", stages=(8, 16, 32))
+GROW = arm("grow", 8, 16, 32)
 """Stages that end with steps 4, 8 and 12; checkpoints also after 3, 6 and 9, flushes after 2 and
 10 and whatever is even."""
 
@@ -46,6 +47,7 @@ def spoil(patch: pytest.MonkeyPatch, step: int, seq_len: int, what: str) -> None
             weight.detach().fill_(torch.nan)
         loss, checksum = self.gradients(batch)
         if what == "gradient":
+            assert parameter.grad is not None
             parameter.grad.mul_(torch.inf)
         sums = StepSums(loss, checksum, self.update(lr))
         if what == "weights":
@@ -57,7 +59,7 @@ def spoil(patch: pytest.MonkeyPatch, step: int, seq_len: int, what: str) -> None
     patch.setattr(Trainee, "step", step_of_trainee)
 
 
-def steps_and_losses(run: Run) -> list[tuple]:
+def steps_and_losses(run: Run) -> list[tuple[int, float | None, float | None, str]]:
     """Of each line of ``metrics.jsonl``, which has no NaN."""
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line, parse_constant=pytest.fail) for line in lines]
@@ -83,8 +85,14 @@ def times(folder: Path) -> dict[Path, int]:
     ],
 )
 def test_a_run_that_diverges_ends_with_the_checkpoint_before(
-    finished, tmp_path, corpus, monkeypatch, what, step, kept
-):
+    finished: list[Run],
+    tmp_path: Path,
+    corpus: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    step: int,
+    kept: int,
+) -> None:
     spec = tiny_spec(tmp_path / "wild")
     spoil(monkeypatch, step, 16, what)
     train_all(spec, corpus, WorkerContext())
@@ -133,8 +141,12 @@ class Killed(Exception):
     [(False, 1), (False, 5), (True, 4), (True, 5)],
 )
 def test_killed_or_stopped_on_the_way_it_ends_with_the_same_record(
-    tmp_path, corpus, monkeypatch, stopped, asked
-):
+    tmp_path: Path,
+    corpus: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
+    asked: int,
+) -> None:
     spoil(monkeypatch, 7, 16, "loss")
     alone = tiny_spec(tmp_path / "alone", arms=(GROW,))
     train_all(alone, corpus, WorkerContext())
@@ -164,7 +176,9 @@ def test_killed_or_stopped_on_the_way_it_ends_with_the_same_record(
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
-def test_a_stop_keeps_no_weights_that_are_not_finite(tmp_path, corpus, monkeypatch):
+def test_a_stop_keeps_no_weights_that_are_not_finite(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(tmp_path, arms=(GROW,))
     spoil(monkeypatch, 10, 32, "weights")
     asked = iter([False] * 5 + [True])  # at step 10, where there is no checkpoint in the plan
@@ -173,6 +187,7 @@ def test_a_stop_keeps_no_weights_that_are_not_finite(tmp_path, corpus, monkeypat
     assert not run.has_ended
     assert kept_step(run) == 9
     train_all(spec, corpus, WorkerContext())
+    assert run.divergence is not None
     assert (run.divergence.step, run.divergence.what, kept_step(run)) == (11, "loss", 9)
 
 
@@ -184,17 +199,25 @@ def train_spoilt(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext)
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_what_one_rank_sees_ends_the_run_on_all(tmp_path, corpus, parallelism):
-    spec = tiny_spec(tmp_path, arms=(GROW, ArmSpec(name="fixed32", stages=(32,))))
+def test_what_one_rank_sees_ends_the_run_on_all(
+    tmp_path: Path, corpus: PreparedCorpus, parallelism: str
+) -> None:
+    spec = tiny_spec(tmp_path, arms=(GROW, arm("fixed32", 32)))
     spec = spec.derive(compute={"parallelism": parallelism})
     assert join_group(start_group(train_spoilt, 2, spec, corpus))
     grow, fixed = planned(spec, corpus)
+    assert grow.divergence is not None
     assert (grow.divergence.step, grow.divergence.what, kept_step(grow)) == (7, "loss", 6)
     assert all(t.isfinite().all() for t in tensors_of(grow.checkpoints / "step-00000006").values())
     assert fixed.is_finished
 
 
-def test_a_divergence_is_one_line_with_a_remedy_and_status_3(tmp_path, corpus, monkeypatch, capsys):
+def test_a_divergence_is_one_line_with_a_remedy_and_status_3(
+    tmp_path: Path,
+    corpus: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     spec = tiny_spec(tmp_path, evaluation={"seq_lens": (8, 32), "num_tokens": 64})
     spec = spec.derive(arms=(GROW,), evaluation={"max_rise": 0.0})
     spoil(monkeypatch, 2, 8, "loss")  # before the first checkpoint

@@ -3,16 +3,21 @@
 import multiprocessing
 import resource
 import signal
+from collections.abc import Sequence
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import TrainState
-from glray.spec import OptimizerSpec
+from glray.run.run import Run
+from glray.spec import OptimizerSpec, PipelineSpec
 from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext
 from glray.train.optimizer import build_optimizer
@@ -26,32 +31,36 @@ from ..weights import same_weights, weights_of
 from .test_loop import metrics
 
 
-def spec_with(storage, **compute):
+def spec_with(storage: Path, **compute: object) -> PipelineSpec:
     spec = tiny_spec(storage)
     return spec.derive(compute=compute)
 
 
-def trained(storage, corpus, **compute):
+def trained(storage: Path, corpus: PreparedCorpus, **compute: object) -> Run:
     spec = spec_with(storage, **compute)
     train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0]
 
 
 @pytest.fixture(scope="module")
-def plain(trained_storage, corpus):
+def plain(trained_storage: Path, corpus: PreparedCorpus) -> Run:
     return planned(tiny_spec(trained_storage), corpus)[0]
 
 
-def test_recomputing_activations_changes_no_bit(plain, tmp_path, corpus):
+def test_recomputing_activations_changes_no_bit(
+    plain: Run, tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     assert same_weights(trained(tmp_path, corpus, activation_checkpointing=True), plain)
 
 
-def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpus, monkeypatch):
+def test_every_length_is_compiled_before_the_clock_starts(
+    plain: Run, tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs = []
 
     warm_up = Trainee.warm_up
 
-    def watched(trainee, seq_lens):
+    def watched(trainee: Trainee, seq_lens: Sequence[int]) -> None:
         warm_up(trainee, seq_lens)
         graphs.append(counters["stats"]["unique_graphs"])
 
@@ -79,7 +88,9 @@ def test_every_length_is_compiled_before_the_clock_starts(plain, tmp_path, corpu
     assert same_weights(planned(again, corpus)[0], run)
 
 
-def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
+def test_micro_batches_are_probed_once_and_then_reused(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     run = trained(tmp_path, corpus, micro_batch_tokens="auto")
     path = tmp_path / "tiny" / "micro_batches.json"
     probed = read_json(path)["micro_batch_tokens"]
@@ -92,14 +103,14 @@ def test_micro_batches_are_probed_once_and_then_reused(tmp_path, corpus):
     assert path.stat().st_mtime_ns == written
 
 
-def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch):
-    tried = []
+def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, int, int | None]] = []
     monkeypatch.setattr(micro_batches, "gpu_budget_bytes", lambda device: 0)
     monkeypatch.setattr(
         micro_batches, "gpu_peak_bytes", lambda work, device, budget: work() or tried[-1][2]
     )
 
-    def work(seq_len, rows):
+    def work(seq_len: int, rows: int) -> None:
         tried.append((seq_len, rows, 1 if seq_len * rows <= 3000 else None))
 
     found = micro_batches._rows_on_gpu(work, {128: 20, 1024: 7}, WorkerContext())
@@ -107,7 +118,7 @@ def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch):
     assert [rows for _, rows, _ in tried] == [7, 4, 2, 20]
 
 
-def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
+def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path: Path, corpus: PreparedCorpus) -> None:
     spec = spec_with(tmp_path)
     asked = iter([False, False, True])
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
@@ -121,7 +132,7 @@ def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path, corpus):
     assert [entry["first_step"] for entry in executions] == [0, step]
 
 
-def fill_the_disk(spec, corpus, answer):
+def fill_the_disk(spec: PipelineSpec, corpus: PreparedCorpus, answer: SimpleQueue[str]) -> None:
     """Train where no file can grow beyond 20,000 bytes, as on a full disk."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -132,7 +143,9 @@ def fill_the_disk(spec, corpus, answer):
         answer.put(str(error))
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, corpus):
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    plain: Run, tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     spec = spec_with(tmp_path)
     context = multiprocessing.get_context("fork")
     answer = context.SimpleQueue()
@@ -147,13 +160,13 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(plain, tmp_path, c
     assert same_weights(run, plain)
 
 
-def test_the_random_state_and_the_moments_come_back(plain, tmp_path):
+def test_the_random_state_and_the_moments_come_back(plain: Run, tmp_path: Path) -> None:
     tensors = weights_of(plain)
     names = {name.split(".", 1)[0] for name in tensors}
     assert names == {"model", "exp_avg", "exp_avg_sq"}
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "bias" not in name)
 
-    def network_and_optimizer():
+    def network_and_optimizer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         network = torch.nn.Linear(3, 2)
         return network, build_optimizer(network, OptimizerSpec(lr=0.1))
 
@@ -174,7 +187,9 @@ def test_the_random_state_and_the_moments_come_back(plain, tmp_path):
             assert other.state[ours][moment].any()
 
 
-def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(tmp_path, corpus):
+def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     alone = tiny_spec(tmp_path, only=("fixed32",))
     train_all(alone, corpus, WorkerContext())
     directory = tmp_path / "tiny"

@@ -2,33 +2,54 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from glray.data.blocks.tokenizer import encode, load_tokenizer, prepended_ids, train_bpe
+from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
-from glray.spec import ArmSpec, GPTNeoXModel, Interpolation, LlamaModel, TokenizerFile, Yarn
+from glray.run.run import Run
+from glray.spec import (
+    GPTNeoXModel,
+    Interpolation,
+    LlamaModel,
+    PositionsSpec,
+    TokenizerFile,
+    Yarn,
+)
+from glray.spec.model import ModelSpec
 from glray.train.context import WorkerContext
 from glray.train.export import export_run, export_tokenizer, latest_model
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 
-SHAPE = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+SHAPE: dict[str, Any] = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 NEOX = GPTNeoXModel(**SHAPE, num_heads=2)
 LLAMA = LlamaModel(**SHAPE, num_heads=4, num_kv_heads=2, tie_embeddings=True, rope_theta=500)
 
 
-def stopped(tmp_path, corpus, model, positions, flushes):
+def stopped(
+    tmp_path: Path, corpus: PreparedCorpus, model: ModelSpec, positions: PositionsSpec, flushes: int
+) -> tuple[int, Path, PreTrainedModel]:
     """A run through 8, 16 and 32 tokens, 4 steps each, stopped at the end of one; what it would
     export."""
-    arms = (ArmSpec(name="grow", stages=(8, 16, 32), positions=positions),)
+    arms = (arm("grow", 8, 16, 32, positions=positions),)
     spec = tiny_spec(tmp_path / "runs", model=model, arms=arms)
     asked = iter([False] * flushes)
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked, True)))
@@ -39,14 +60,16 @@ def stopped(tmp_path, corpus, model, positions, flushes):
     return step, folder, network
 
 
-def assert_same_logits(folder, network):
+def assert_same_logits(folder: Path, network: PreTrainedModel) -> None:
     read = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokens = torch.arange(48)[None]  # beyond what was trained as well
     with torch.no_grad():
         torch.testing.assert_close(read(tokens).logits, network(tokens).logits, rtol=0, atol=1e-5)
 
 
-def test_an_unfinished_run_exports_the_length_and_the_scaling_that_it_has_reached(tmp_path, corpus):
+def test_an_unfinished_run_exports_the_length_and_the_scaling_that_it_has_reached(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     step, folder, network = stopped(tmp_path, corpus, LLAMA, Yarn(), flushes=4)
     assert step == 8  # the end of the stage of 16
     config = read_json(folder / "config.json")
@@ -94,7 +117,9 @@ def test_an_unfinished_run_exports_the_length_and_the_scaling_that_it_has_reache
     assert_same_logits(folder, network)
 
 
-def test_a_finished_gpt_neox_says_the_same_in_the_words_of_both_versions(tmp_path, corpus):
+def test_a_finished_gpt_neox_says_the_same_in_the_words_of_both_versions(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     step, folder, network = stopped(tmp_path, corpus, NEOX, Interpolation(), flushes=99)
     assert step == 12
     config = read_json(folder / "config.json")
@@ -133,27 +158,29 @@ def test_a_finished_gpt_neox_says_the_same_in_the_words_of_both_versions(tmp_pat
 TEXTS = ["low lower lowest\n", "  new newer  newest\n", "ein schöner Tag , it 's\n"] * 4
 
 
-def read_back(tokenizer, path, eos_id=0):
+def read_back(tokenizer: Tokenizer, path: Path, eos_id: int = 0) -> PreTrainedTokenizerBase:
     export_tokenizer(tokenizer, eos_id, 64, path)
     (path / "config.json").write_text('{"model_type": "llama"}')  # which has a class of its own
     return AutoTokenizer.from_pretrained(path)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, PreTrainedTokenizerBase]:
     tokenizer = train_bpe(TEXTS, 300)
     return tokenizer, read_back(tokenizer, tmp_path_factory.mktemp("plain"))
 
 
 @given(st.text() | st.sampled_from(TEXTS))
-def test_a_text_becomes_the_tokens_of_training_and_the_text_again(plain, text):
+def test_a_text_becomes_the_tokens_of_training_and_the_text_again(
+    plain: tuple[Tokenizer, PreTrainedTokenizerBase], text: str
+) -> None:
     tokenizer, read = plain
     ids = read(text, split_special_tokens=True).input_ids
     assert ids == encode(tokenizer, [text])[0]
     assert read.decode(ids) == text
 
 
-def begun(tokenizer):
+def begun(tokenizer: Tokenizer) -> Tokenizer:
     """With <s> before a text and </s> after it."""
     begun = Tokenizer.from_str(tokenizer.to_str())
     begun.add_special_tokens(["<s>", "</s>"])
@@ -166,7 +193,9 @@ def begun(tokenizer):
     return begun
 
 
-def test_no_token_is_added_that_training_has_not_seen(plain, tmp_path):
+def test_no_token_is_added_that_training_has_not_seen(
+    plain: tuple[Tokenizer, PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
     tokenizer = begun(plain[0])
     assert prepended_ids(tokenizer) == [tokenizer.token_to_id("<s>")]
     assert prepended_ids(plain[0]) == []
@@ -182,7 +211,9 @@ def test_no_token_is_added_that_training_has_not_seen(plain, tmp_path):
     assert read.decode(read("low newer").input_ids) == "low newer"
 
 
-def test_a_post_processor_that_adds_nothing_stays(plain, tmp_path):
+def test_a_post_processor_that_adds_nothing_stays(
+    plain: tuple[Tokenizer, PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
     tokenizer = Tokenizer.from_str(plain[0].to_str())
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     export_tokenizer(tokenizer, 0, 64, tmp_path)
@@ -190,7 +221,9 @@ def test_a_post_processor_that_adds_nothing_stays(plain, tmp_path):
 
 
 @pytest.mark.parametrize("add_prefix_space", [False, True])
-def test_spaces_normal_forms_and_lengths_are_those_of_training(plain, tmp_path, add_prefix_space):
+def test_spaces_normal_forms_and_lengths_are_those_of_training(
+    plain: tuple[Tokenizer, PreTrainedTokenizerBase], tmp_path: Path, add_prefix_space: bool
+) -> None:
     given_file = tmp_path / "given.json"
     tokenizer = Tokenizer.from_str(plain[0].to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -207,7 +240,9 @@ def test_spaces_normal_forms_and_lengths_are_those_of_training(plain, tmp_path, 
     assert read("low").input_ids == encode(trained, ["low"])[0]
 
 
-def test_a_pipeline_that_starts_from_an_export_goes_on_with_its_tokens(finished, tmp_path, corpus):
+def test_a_pipeline_that_starts_from_an_export_goes_on_with_its_tokens(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     folder = tmp_path / "start"
     shutil.copytree(finished[0].directory / "model", folder)
     spec = tiny_spec(tmp_path / "runs", model=None, init=str(folder))

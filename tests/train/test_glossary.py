@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
 from glray.run.records import Divergence, Progress
 from glray.train.announcer import Announcer
@@ -33,7 +34,7 @@ def glossary() -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
+def logged(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> dict[str, set[str]]:
     """{heading of the glossary: the names of that file}, after a tiny pipeline."""
     progress: list[Progress] = []
     spec = tiny_spec(tmp_path_factory.mktemp("logged"))
@@ -65,16 +66,16 @@ def logged(tmp_path_factory, corpus) -> dict[str, set[str]]:
     }
 
 
-def test_the_page_is_rendered_from_the_records():
+def test_the_page_is_rendered_from_the_records() -> None:
     page = runpy.run_path(str(GLOSSARY.with_suffix(".py")))["page"]
     assert GLOSSARY.read_text(encoding="utf-8") == page(), "run python docs/metrics.py"
 
 
-def test_the_glossary_has_a_section_for_each_file(logged):
+def test_the_glossary_has_a_section_for_each_file(logged: dict[str, set[str]]) -> None:
     assert set(glossary()) == set(logged)
 
 
-def test_each_logged_name_is_defined_once(logged):
+def test_each_logged_name_is_defined_once(logged: dict[str, set[str]]) -> None:
     defined = glossary()
     for file, names in logged.items():
         assert sorted(defined[file]) == sorted(names)

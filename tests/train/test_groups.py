@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.managers import BaseManager
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ from ..killing import same_run
 from ..tiny import tiny_spec
 
 
-def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path):
+def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path: Path) -> None:
     with launch(tmp_path, 2, in_driver=True) as (first, second):
         assert second.claims("grow-seed0")
         assert not first.claims("grow-seed0")
@@ -38,7 +39,7 @@ def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path):
         assert second.claimed() == ["grow-seed0"]
 
 
-def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
+def test_no_run_is_claimed_twice_at_the_same_time(tmp_path: Path) -> None:
     names = [f"run-{number}" for number in range(200)]
     with launch(tmp_path, 4, in_driver=True) as all_groups, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda group: [group.claims(name) for name in names], all_groups))
@@ -47,7 +48,7 @@ def test_no_run_is_claimed_twice_at_the_same_time(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_stop_reaches_groups_in_other_processes(ray_local, tmp_path):
+def test_a_stop_reaches_groups_in_other_processes(ray_local: None, tmp_path: Path) -> None:
     stop = threading.Event()
     with launch(tmp_path, 1, stop=stop) as (group,):
         group.set_error("the disk is full")  # the coordinator, too, is in another process
@@ -61,7 +62,9 @@ def test_a_stop_reaches_groups_in_other_processes(ray_local, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_group_whose_driver_was_killed_claims_nothing_more(ray_local, tmp_path):
+def test_a_group_whose_driver_was_killed_claims_nothing_more(
+    ray_local: None, tmp_path: Path
+) -> None:
     killed = launch(tmp_path, 1)
     (orphan,) = killed.__enter__()
     assert orphan.claims("grow-seed0")
@@ -82,14 +85,16 @@ def train_as(
     train_all(spec, corpus, replace(ctx, group=group))
 
 
-def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corpus):
+def test_groups_side_by_side_train_each_run_once_to_the_same_bits(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     alone = tiny_spec(tmp_path / "alone", seeds=(0, 1))
     assert join_group(start_group(train, 2, alone, corpus))
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
     directory = tmp_path / "beside" / "tiny"
     BaseManager.register("Coordinator", Coordinator)
     with BaseManager() as manager:  # the coordinator in a process of its own
-        shared = manager.Coordinator(2)
+        shared = manager.Coordinator(2)  # type: ignore[attr-defined]
         both = [WorkerGroup(index, 2, shared) for index in range(2)]
         started = [start_group(train_as, 2, spec, corpus, group) for group in both]
         assert all(join_group(processes) for processes in started)
@@ -103,7 +108,9 @@ def test_groups_side_by_side_train_each_run_once_to_the_same_bits(tmp_path, corp
         assert same_run(run, expected)
 
 
-def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monkeypatch):
+def test_a_run_that_another_process_trains_is_waited_for(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(tmp_path)
     run = planned(spec, corpus)[0]
     monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
@@ -132,11 +139,14 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path, corpus, monke
 def calibrated_costs(
     spec: PipelineSpec, corpus: PreparedCorpus, group: WorkerGroup
 ) -> dict[int, int]:
-    calibrated = worker._calibrated(spec, corpus, WorkerContext(group=group), None)
+    calibrated = worker._calibrated(spec, corpus, WorkerContext(group=group), None)  # type: ignore[arg-type]
+    assert calibrated.calibration is not None
     return calibrated.calibration.step_microseconds
 
 
-def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corpus, monkeypatch):
+def test_groups_train_with_the_mean_of_what_they_measured_at_once(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
     measured = {
         0: [{8: 1000, 16: 1100, 32: 1201}, {8: 1300, 16: 1100, 32: 1201}],
@@ -144,7 +154,9 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corp
     }
     together = threading.Barrier(2, timeout=30)
 
-    def calibrate(spec, corpus, ctx, executed) -> list[dict[int, int]]:
+    def calibrate(
+        spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, executed: object
+    ) -> list[dict[int, int]]:
         together.wait()  # breaks if one measures while the other does not
         return measured[ctx.group.index]
 
@@ -159,11 +171,14 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(tmp_path, corp
             assert list(pool.map(costs_of, both)) == [mean, mean]
         assert costs_of(both[1]) == mean  # started again it does not measure
     recorded = Calibration.read(tmp_path / "tiny" / "calibration.json")
+    assert recorded is not None
     assert recorded.step_microseconds == mean
     assert [costs[8] for costs in recorded.repetitions] == [2000, 2150]
 
 
-def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus, monkeypatch):
+def test_a_group_that_does_not_come_is_not_waited_for_for_ever(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(group_module, "MEETING_SECONDS", 0.2)
     monkeypatch.setattr(worker, "calibrate", lambda *_: [{8: 1000, 16: 1100, 32: 1201}])
     spec = tiny_spec(tmp_path, budget={"seconds": 1.0})
@@ -174,7 +189,9 @@ def test_a_group_that_does_not_come_is_not_waited_for_for_ever(tmp_path, corpus,
         assert calibrated_costs(spec, corpus, second) == costs
 
 
-def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
+def test_as_many_groups_as_have_room_and_a_run_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(tmp_path)
     room = 5
     monkeypatch.setattr(ray_train, "groups_with_room", lambda compute: room)
@@ -188,11 +205,11 @@ def test_as_many_groups_as_have_room_and_a_run_to_train(tmp_path, monkeypatch):
 
 @pytest.mark.ray
 def test_what_a_group_raised_first_is_raised_when_all_have_ended(
-    ray_local, tmp_path, corpus, monkeypatch
-):
+    ray_local: None, tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed, ended = threading.Event(), []
 
-    def run_group(groups, group) -> None:
+    def run_group(groups: object, group: WorkerGroup) -> None:
         if group.index == 2:
             failed.set()
             raise UserError("the disk is full")

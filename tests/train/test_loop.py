@@ -2,21 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glray.data.checksum import as_hex, token_checksum
+from glray.data.corpus import PreparedCorpus
 from glray.data.windows import read_windows
 from glray.errors import UserError
 from glray.files import read_json
+from glray.model.config import starting_model
 from glray.report.headline import headline
 from glray.run.checkpoint import TENSORS, committed_checkpoints
-from glray.run.run import Run, open_runs
-from glray.spec import fixed
+from glray.run.run import Run, open_runs, with_calibration
+from glray.spec import PipelineSpec, fixed
 from glray.train.context import WorkerContext
 from glray.train.export import export_run, latest_model
+from glray.train.runs import plan_runs
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned, validated
@@ -25,12 +29,12 @@ from ..tiny import tiny_spec
 from ..weights import same_weights
 
 
-def metrics(run):
+def metrics(run: Run) -> list[dict[str, Any]]:
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def test_a_run_leaves_its_records(finished):
+def test_a_run_leaves_its_records(finished: list[Run]) -> None:
     grow, fixed = finished
     for run in finished:
         assert run.is_finished
@@ -52,7 +56,9 @@ def test_a_run_leaves_its_records(finished):
     assert metrics(grow)[-1]["loss"] < metrics(grow)[0]["loss"]
 
 
-def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, corpus):
+def test_both_arms_are_fed_the_same_tokens_at_every_step(
+    finished: list[Run], corpus: PreparedCorpus
+) -> None:
     grow, fixed = finished
     order = corpus.order(32, seed=0)
     checksums = [line["checksum"] for line in metrics(grow)]
@@ -65,20 +71,22 @@ def test_both_arms_are_fed_the_same_tokens_at_every_step(finished, corpus):
                 read_windows(corpus.block_refs(offset), offset[None], 32).astype("int64")
             )
             places = torch.from_numpy(offset[None])
-            expected += token_checksum(window[:, :-1], window[:, 1:], places).item()
+            expected += int(token_checksum(window[:, :-1], window[:, 1:], places).item())
         assert checksums[step] == as_hex(expected)
     results = [read_json(run.directory / "result.json")["checksum"] for run in finished]
     assert results[0] == results[1] == as_hex(sum(int(checksum, 16) for checksum in checksums))
 
 
-def test_a_finished_pipeline_returns_at_once(finished, corpus):
+def test_a_finished_pipeline_returns_at_once(finished: list[Run], corpus: PreparedCorpus) -> None:
     before = [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
     train_all(finished[0].spec, corpus, WorkerContext())
     assert before == [(run.directory / "result.json").stat().st_mtime_ns for run in finished]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5])
-def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, corpus, stop_after):
+def test_stopping_and_resuming_ends_with_the_same_weights(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus, stop_after: int
+) -> None:
     spec = tiny_spec(tmp_path / f"stopped-{stop_after}")
     asked = iter([False] * stop_after + [True])
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
@@ -94,7 +102,9 @@ def test_stopping_and_resuming_ends_with_the_same_weights(finished, tmp_path, co
         assert result["tokens_by_seq_len"] == expected["tokens_by_seq_len"]
 
 
-def test_documents_apart_are_fed_the_same_tokens_and_resume(finished, tmp_path, corpus):
+def test_documents_apart_are_fed_the_same_tokens_and_resume(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     specs = [tiny_spec(tmp_path / name, attention="document") for name in ("whole", "stopped")]
     asked = iter([False] * 3 + [True])
     train_all(specs[1], corpus, WorkerContext(stop=lambda: next(asked)))
@@ -113,11 +123,13 @@ class Killed(Exception):
     """Stands for a death between two steps: nothing of the worker runs after it."""
 
 
-def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_path, corpus):
+def test_dying_between_checkpoints_repeats_the_lost_steps_alone(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     spec = tiny_spec(tmp_path / "killed")
     calls = 0
 
-    def die():
+    def die() -> bool:
         nonlocal calls
         calls += 1
         if calls == 5:
@@ -134,7 +146,9 @@ def test_dying_between_checkpoints_repeats_the_lost_steps_alone(finished, tmp_pa
         ]
 
 
-def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
+def test_an_uncommitted_checkpoint_does_not_count(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     spec = tiny_spec(tmp_path / "uncommitted")
     asked = iter([False, True])
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
@@ -146,7 +160,7 @@ def test_an_uncommitted_checkpoint_does_not_count(finished, tmp_path, corpus):
     assert same_weights(run, finished[0])
 
 
-def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
+def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished: list[Run]) -> None:
     run = finished[0]
     (path,) = (committed_checkpoints(run.checkpoints)[-1] / TENSORS).iterdir()
     content = bytearray(path.read_bytes())
@@ -160,7 +174,9 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished):
         latest_model(run, torch.device("cpu"))
 
 
-def test_an_arm_trains_at_its_own_rate_as_at_its_pipelines(finished, tmp_path, corpus):
+def test_an_arm_trains_at_its_own_rate_as_at_its_pipelines(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     arms = (fixed(32, lr=1e-2), fixed(32, name="slower", lr=5e-3))
     spec = tiny_spec(tmp_path, arms=arms, optimizer={"lr": 1})
     train_all(spec, corpus, WorkerContext())
@@ -170,7 +186,7 @@ def test_an_arm_trains_at_its_own_rate_as_at_its_pipelines(finished, tmp_path, c
     assert [line["lr"] / 2 for line in metrics(own)] == [line["lr"] for line in metrics(slower)]
 
 
-def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
+def test_arms_of_a_seed_start_from_the_same_weights(tmp_path: Path, corpus: PreparedCorpus) -> None:
     spec = tiny_spec(tmp_path, seeds=(0, 1))
     from glray.model.config import config_of
     from glray.model.decoder import build_model
@@ -187,7 +203,9 @@ def test_arms_of_a_seed_start_from_the_same_weights(tmp_path, corpus):
     assert not all(other)
 
 
-def test_another_identity_in_the_directory_is_refused(finished, corpus):
+def test_another_identity_in_the_directory_is_refused(
+    finished: list[Run], corpus: PreparedCorpus
+) -> None:
     spec = finished[0].spec.derive(budget={"tokens": 64 * 24})
     with pytest.raises(UserError, match=r"grow-seed0.*budget.tokens: 768 → 1536"):
         validated(spec, corpus)
@@ -198,15 +216,17 @@ def test_another_identity_in_the_directory_is_refused(finished, corpus):
     assert planned(relaxed, corpus)
 
 
-def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path, corpus):
+def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path: Path, corpus: PreparedCorpus) -> None:
     spec = tiny_spec(tmp_path, tokens_per_batch=8192, budget={"tokens": 10**6})
     with pytest.raises(UserError, match=r"tokens make 4,992 in whole chunks of 32, .*8,192"):
         validated(spec, corpus)
 
 
-def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, corpus):
+def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     spec = tiny_spec(tmp_path, budget={"seconds": 0.2}, ratios_in="seconds")
-    assert planned(spec, corpus) is None
+    assert plan_runs(with_calibration(spec), corpus, starting_model(spec)) is None
     train_all(spec, corpus, WorkerContext())
     runs = planned(spec, corpus)
     assert all(run.is_finished for run in runs)
@@ -218,7 +238,7 @@ def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(tmp_path, cor
         assert again.plan == run.plan
 
 
-def test_the_exported_model_has_the_trained_logits_and_generates(finished):
+def test_the_exported_model_has_the_trained_logits_and_generates(finished: list[Run]) -> None:
     run = finished[0]
     exported = AutoModelForCausalLM.from_pretrained(run.directory / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.directory / "model")
@@ -236,14 +256,16 @@ def test_the_exported_model_has_the_trained_logits_and_generates(finished):
     assert tokenizer.eos_token_id == exported.config.eos_token_id == 0
 
 
-def test_export_refuses_an_existing_folder(finished, tmp_path):
+def test_export_refuses_an_existing_folder(finished: list[Run], tmp_path: Path) -> None:
     path = tmp_path / "exported"
     assert export_run(finished[0].directory, path) == 12
     with pytest.raises(UserError, match="is there already"):
         export_run(finished[0].directory, path)
 
 
-def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, corpus):
+def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(
+    finished: list[Run], corpus: PreparedCorpus
+) -> None:
     run = finished[0]
     path = run.evaluation_path(12)
     before = read_json(path)["lengths"]
@@ -255,7 +277,7 @@ def test_a_finished_run_whose_last_evaluation_is_gone_is_scored_again(finished, 
 
 
 @pytest.fixture(scope="module")
-def calibrated(tmp_path_factory, corpus):
+def calibrated(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> PipelineSpec:
     """The spec of a trained pipeline whose budget is in seconds."""
     storage = tmp_path_factory.mktemp("calibrated")
     spec = tiny_spec(storage, budget={"seconds": 0.3}, ratios_in="seconds")
@@ -265,7 +287,9 @@ def calibrated(tmp_path_factory, corpus):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff"])
 @pytest.mark.parametrize("name", ["grow-seed0/run.json", "calibration.json"])
-def test_damaged_records_are_one_line(calibrated, corpus, name, text):
+def test_damaged_records_are_one_line(
+    calibrated: PipelineSpec, corpus: PreparedCorpus, name: str, text: str
+) -> None:
     path = Path(calibrated.compute.storage) / "tiny" / name
     whole = path.read_bytes()
     path.write_bytes(text.encode("latin-1"))
@@ -275,7 +299,9 @@ def test_damaged_records_are_one_line(calibrated, corpus, name, text):
     path.write_bytes(whole)
 
 
-def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
+def test_arms_scored_on_other_targets_do_not_compare(
+    finished: list[Run], corpus: PreparedCorpus
+) -> None:
     # The evaluation may change between two calls; then the report must not rank across it.
     evaluation = {"seq_lens": (8, 32), "num_tokens": 128}
     spec = tiny_spec(finished[0].directory.parents[1], seeds=(0, 1), evaluation=evaluation)
@@ -285,7 +311,7 @@ def test_arms_scored_on_other_targets_do_not_compare(finished, corpus):
     assert "do not compare" in headline(runs)[0]
 
 
-def test_score_model_gives_the_runs_own_figures(finished):
+def test_score_model_gives_the_runs_own_figures(finished: list[Run]) -> None:
     run = finished[0]
     recorded = read_json(run.directory / "evaluations" / "step-00000012.json")["lengths"]
     scores = score_model(run.directory, ScoringProtocol(seq_lens=(8, 32, 64)))

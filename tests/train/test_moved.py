@@ -34,7 +34,9 @@ def stop_early(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
 
 
-def test_a_moved_storage_is_resumed_scored_exported_and_reported(finished, tmp_path):
+def test_a_moved_storage_is_resumed_scored_exported_and_reported(
+    finished: list[Run], tmp_path: Path
+) -> None:
     before, after = tmp_path / "before", tmp_path / "home" / "after"
     stop_early(tiny_spec(before), stored(before))
     after.parent.mkdir()
@@ -62,7 +64,7 @@ def test_a_moved_storage_is_resumed_scored_exported_and_reported(finished, tmp_p
     Report(open_runs([again / "tiny"])).write(tmp_path / "report")
 
 
-def test_a_copy_uses_its_own_token_blocks(tmp_path):
+def test_a_copy_uses_its_own_token_blocks(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     stop_early(tiny_spec(first), stored(first))
     shutil.copytree(first, second)
@@ -70,14 +72,16 @@ def test_a_copy_uses_its_own_token_blocks(tmp_path):
     assert Path(copied).is_relative_to(second)
 
 
-def test_a_link_to_a_run_finds_the_blocks_of_where_it_lies(tmp_path):
+def test_a_link_to_a_run_finds_the_blocks_of_where_it_lies(tmp_path: Path) -> None:
     stop_early(tiny_spec(tmp_path / "storage"), stored(tmp_path / "storage"))
     (tmp_path / "linked").symlink_to(tmp_path / "storage" / "tiny" / "grow-seed0")
     (found,) = run_corpus(Run.open(tmp_path / "linked")).directories
     assert Path(found).is_relative_to(tmp_path / "storage")
 
 
-def test_a_record_with_an_absolute_place_is_read_there_and_where_it_was_moved(tmp_path):
+def test_a_record_with_an_absolute_place_is_read_there_and_where_it_was_moved(
+    tmp_path: Path,
+) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     stop_early(tiny_spec(before), stored(before))
     run = Run.open(before / "tiny" / "grow-seed0")
@@ -90,7 +94,7 @@ def test_a_record_with_an_absolute_place_is_read_there_and_where_it_was_moved(tm
     assert moved.tokens_directories == (after / tokens.relative_to(before),)
 
 
-def test_a_run_copied_alone_says_what_to_copy_and_where_to(tmp_path):
+def test_a_run_copied_alone_says_what_to_copy_and_where_to(tmp_path: Path) -> None:
     storage, home = tmp_path / "storage", tmp_path / "far" / "from" / "home"
     stop_early(tiny_spec(storage), stored(storage))
     run = home / "grow-seed0"

@@ -2,37 +2,42 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from glray.data.windows import Batch
+from glray.data.corpus import PreparedCorpus
+from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
+from glray.run.run import Run
 from glray.spec import (
-    ArmSpec,
     BaseFrequencies,
     Extrapolation,
     GPTNeoXModel,
     Interpolation,
     NtkAware,
+    PipelineSpec,
+    PositionsSpec,
     Yarn,
 )
 from glray.train.context import WorkerContext
 from glray.train.export import latest_model
-from glray.train.scoring import ScoringProtocol, score_model
+from glray.train.scoring import Scores, ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned, validated
+from tests.tiny import arm
 
 from ..group import start_group
 from ..tiny import tiny_spec
 from ..weights import same_weights
 
-KINDS = {
+KINDS: dict[str, PositionsSpec] = {
     "extrapolation": Extrapolation(),
     "interpolation": Interpolation(),
     "previous": Interpolation(relative_to="previous"),
@@ -45,35 +50,37 @@ MODEL = GPTNeoXModel(
 )
 
 
-def spec_of(storage, kind):
+def spec_of(storage: Path, kind: str) -> PipelineSpec:
     """12 steps through 8, 16 and 32 tokens, boundaries after 4 and 8, borders every 2 and every
     3."""
-    arms = (ArmSpec(name="grow", stages=(8, 16, 32), positions=KINDS[kind]),)
+    arms = (arm("grow", 8, 16, 32, positions=KINDS[kind]),)
     return tiny_spec(storage, model=MODEL, arms=arms)
 
 
-def trained(spec, corpus, stop=lambda: False):
+def trained(
+    spec: PipelineSpec, corpus: PreparedCorpus, stop: Callable[[], bool] = lambda: False
+) -> Run:
     train_all(spec, corpus, WorkerContext(stop=stop))
     return planned(spec, corpus)[0]
 
 
 @pytest.fixture(params=KINDS, scope="module")
-def kind(request):
+def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, corpus, kind):
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus, kind: str) -> Run:
     return trained(spec_of(tmp_path_factory.mktemp("undisturbed"), kind), corpus)
 
 
 def test_a_run_that_stops_before_on_and_after_a_boundary_ends_with_the_same_bits(
-    undisturbed, tmp_path, corpus, kind
-):
+    undisturbed: Run, tmp_path: Path, corpus: PreparedCorpus, kind: str
+) -> None:
     spec = spec_of(tmp_path, kind)
     for step, borders in ((3, 2), (4, 1), (6, 1)):  # a boundary is after 4; borders as they come
         asked = iter([False] * (borders - 1) + [True])
-        stopped = trained(spec, corpus, stop=lambda asked=asked: next(asked))
+        stopped = trained(spec, corpus, stop=asked.__next__)
         assert latest_model(stopped, torch.device("cpu"))[1].step == step
     assert_ends_as(undisturbed, trained(spec, corpus))
 
@@ -84,21 +91,23 @@ class Mortal(WorkerContext):
 
     dies_after: int = 0
 
-    def batches(self, corpus, segments) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         for batch in super().batches(corpus, segments):
             if batch.step == self.dies_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
 
-def train_until(spec, corpus, ctx, num_steps):
+def train_until(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, num_steps: int
+) -> None:
     train_all(spec, corpus, Mortal(ctx.rank, ctx.world_size, dies_after=num_steps))
 
 
 @pytest.mark.soak
 def test_a_run_killed_around_its_boundaries_ends_with_the_same_bits(
-    undisturbed, tmp_path, corpus, kind
-):
+    undisturbed: Run, tmp_path: Path, corpus: PreparedCorpus, kind: str
+) -> None:
     spec = spec_of(tmp_path, kind)
     boundaries_alone = {"checkpoint_every_tokens": 10**6}
     spec = spec.derive(compute=boundaries_alone)
@@ -112,7 +121,7 @@ def test_a_run_killed_around_its_boundaries_ends_with_the_same_bits(
     assert_ends_as(undisturbed, trained(spec, corpus))
 
 
-def assert_ends_as(expected, run):
+def assert_ends_as(expected: Run, run: Run) -> None:
     """The same weights, scores and boundaries."""
     assert same_weights(run, expected)
     for step in (4, 8, 12):
@@ -122,7 +131,9 @@ def assert_ends_as(expected, run):
         assert read_json(run.boundary_path(step)) == read_json(expected.boundary_path(step))
 
 
-def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corpus):
+def test_every_choice_trains_other_weights_but_on_the_same_tokens(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     runs = [trained(spec_of(tmp_path / name, name), corpus) for name in KINDS]
     for index, run in enumerate(runs):
         assert not any(same_weights(run, other) for other in runs[:index])
@@ -130,7 +141,7 @@ def test_every_choice_trains_other_weights_but_on_the_same_tokens(tmp_path, corp
     assert len(checksums) == 1
 
 
-def test_the_exported_model_scores_as_the_run_does(undisturbed):
+def test_the_exported_model_scores_as_the_run_does(undisturbed: Run) -> None:
     exported = AutoModelForCausalLM.from_pretrained(undisturbed.directory / "model").eval()
     last = read_json(undisturbed.evaluation_path(12))["lengths"]
     scores = score_model(undisturbed.directory, ScoringProtocol(seq_lens=(8, 32, 64)))
@@ -149,15 +160,15 @@ def test_the_exported_model_scores_as_the_run_does(undisturbed):
 
 
 @pytest.fixture(scope="module")
-def extrapolated(tmp_path_factory, corpus):
+def extrapolated(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> Run:
     return trained(spec_of(tmp_path_factory.mktemp("extrapolated"), "extrapolation"), corpus)
 
 
-def losses(scores, positions="as trained"):
+def losses(scores: Scores, positions: str = "as trained") -> dict[int, float]:
     return {entry["seq_len"]: entry["loss"] for entry in scores.by_positions[positions]}
 
 
-def test_another_choice_changes_the_lengths_beyond_training_alone(extrapolated):
+def test_another_choice_changes_the_lengths_beyond_training_alone(extrapolated: Run) -> None:
     choices = ("as trained", "extrapolation", "interpolation", "ntk", "yarn", "theta=500")
     protocol = ScoringProtocol(seq_lens=(8, 32, 64), positions=choices)
     scores = score_model(extrapolated.directory, protocol)
@@ -172,19 +183,21 @@ def test_another_choice_changes_the_lengths_beyond_training_alone(extrapolated):
 @pytest.mark.parametrize(
     "name", ["linear", "theta", "theta=1", "theta=x", "theta=nan", "theta=inf"]
 )
-def test_a_choice_that_does_not_exist_is_refused(extrapolated, name):
+def test_a_choice_that_does_not_exist_is_refused(extrapolated: Run, name: str) -> None:
     with pytest.raises(
         UserError, match="not one of as trained, extrapolation, interpolation, ntk, yarn"
     ):
         score_model(extrapolated.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
 
 
-def test_a_scaling_upon_another_is_refused(tmp_path, corpus):
+def test_a_scaling_upon_another_is_refused(tmp_path: Path, corpus: PreparedCorpus) -> None:
     run = trained(spec_of(tmp_path, "yarn"), corpus)
     with pytest.raises(UserError, match="trained with positions scaled by yarn"):
         score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
 
 
-def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(tmp_path, corpus):
+def test_ntk_needs_more_than_one_pair_of_rotary_dimensions(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     with pytest.raises(UserError, match="heads rotate 2 dimensions"):
         validated(spec_of(tmp_path, "ntk").derive(model={"rotary_fraction": 0.25}), corpus)

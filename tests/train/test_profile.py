@@ -3,13 +3,15 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from glray.errors import UserError
 from glray.run.profile import Setting, own_setting
-from glray.spec import GPTNeoXModel
+from glray.spec import GPTNeoXModel, PipelineSpec
 from glray.train.probe import calibration
 from glray.train.probe import profile as measuring
 from glray.train.probe.memory import peak_bytes_in_a_process
@@ -23,7 +25,7 @@ GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
-def quickly(monkeypatch):
+def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few rounds: what is measured is not the speed."""
     monkeypatch.setattr(calibration, "ENOUGH_SECONDS", 0.0)
     monkeypatch.setattr(measuring, "MIN_ROUNDS", 2)
@@ -32,14 +34,19 @@ def quickly(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def spec_of(tmp_path, **fields):
+def spec_of(tmp_path: Path, **fields: object) -> PipelineSpec:
     model = GPTNeoXModel(num_layers=2, hidden_size=64, num_heads=4, intermediate_size=128)
     compute = {"storage": str(tmp_path), "micro_batch_tokens": 4096}
     return tiny_spec(tmp_path, model=model, tokens_per_batch=4096, compute=compute, **fields)
 
 
-def test_every_length_has_time_memory_and_largest_batch(tmp_path):
-    said = []
+def known(value: int | None) -> int:
+    assert value is not None
+    return value
+
+
+def test_every_length_has_time_memory_and_largest_batch(tmp_path: Path) -> None:
+    said: list[str] = []
     spec = spec_of(tmp_path).derive(tokens_per_batch=2048, compute={"micro_batch_tokens": 2048})
     profile = measure(spec, (64, 512), [FUSED, EAGER], 1.0, said.append)
     assert profile.budget_bytes == GIB
@@ -48,29 +55,37 @@ def test_every_length_has_time_memory_and_largest_batch(tmp_path):
         assert [cost.seq_len for cost in costs.lengths] == [64, 512]
         for cost in costs.lengths:
             assert cost.seconds > 0
+            assert cost.phase_shares is not None
             assert sum(cost.phase_shares.values()) == pytest.approx(1)
-            assert 0 < cost.peak_bytes < GIB
-            assert cost.largest_batch_tokens % cost.seq_len == 0
+            assert 0 < known(cost.peak_bytes) < GIB
+            assert known(cost.largest_batch_tokens) % cost.seq_len == 0
     # Scores in memory: 2 layers × 4 heads × 2,048 × 512 × 4 bytes are 32 MiB, several times.
-    assert eager.at(512).peak_bytes > fused.at(512).peak_bytes + 32 * 2**20
-    assert eager.at(512).largest_batch_tokens < fused.at(512).largest_batch_tokens
+    long_fused, long_eager = fused.at(512), eager.at(512)
+    assert long_fused is not None
+    assert long_eager is not None
+    assert known(long_eager.peak_bytes) > known(long_fused.peak_bytes) + 32 * 2**20
+    assert known(long_eager.largest_batch_tokens) < known(long_fused.largest_batch_tokens)
     assert "eager, not compiled, float32: memory at 512" in said
 
 
-def test_the_largest_batch_is_about_what_fits(tmp_path):
+def test_the_largest_batch_is_about_what_fits(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
     model = ProfiledModel.under(EAGER, spec, (1024,))
     tokens = model.largest_batch_tokens(1024, GIB)
+    assert tokens is not None
     peak = model.at_once(tokens // 2 // 1024 * 1024).peak_bytes(1024, GIB)
+    assert peak is not None
     assert 0.35 * GIB < peak < 0.65 * GIB
 
 
 @pytest.mark.parametrize(("most", "largest"), [(100_000, 98_304), (64, 64), (63, 0)])
-def test_on_a_gpu_the_largest_batch_is_tried_to_an_eighth(tmp_path, monkeypatch, most, largest):
+def test_on_a_gpu_the_largest_batch_is_tried_to_an_eighth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, largest: int
+) -> None:
     spec = spec_of(tmp_path).derive(compute={"use_gpu": True})
     tried = []
 
-    def peak_bytes(model, seq_len, budget):
+    def peak_bytes(model: ProfiledModel, seq_len: int, budget: int) -> int | None:
         tried.append(model.spec.tokens_per_batch)
         return 1 if tried[-1] <= most else None
 
@@ -79,7 +94,7 @@ def test_on_a_gpu_the_largest_batch_is_tried_to_an_eighth(tmp_path, monkeypatch,
     assert tried[:2] == [2**21, 2**20]
 
 
-def test_a_step_that_does_not_fit_is_no_failure(tmp_path):
+def test_a_step_that_does_not_fit_is_no_failure(tmp_path: Path) -> None:
     profile = measure(spec_of(tmp_path), (64, 4096), [EAGER], 0.4, lambda _: None)
     short, long = profile.settings[0].lengths
     assert short.fits
@@ -87,15 +102,17 @@ def test_a_step_that_does_not_fit_is_no_failure(tmp_path):
     assert (long.peak_bytes, long.largest_batch_tokens, long.phase_shares) == (None, 0, None)
 
 
-def dies():
+def dies() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_the_system_ends_has_no_answer():
+def test_a_process_that_the_system_ends_has_no_answer() -> None:
     assert peak_bytes_in_a_process(dies, GIB) is None
 
 
-def test_a_long_path_of_temporary_files_leaves_no_room_for_a_socket(tmp_path, monkeypatch):
+def test_a_long_path_of_temporary_files_leaves_no_room_for_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a process is forked by a server, it listens at a socket below that path."""
     long = tmp_path / ("long" * 20)
     long.mkdir()
@@ -103,11 +120,11 @@ def test_a_long_path_of_temporary_files_leaves_no_room_for_a_socket(tmp_path, mo
     assert peak_bytes_in_a_process(dies, GIB) is None
 
 
-def fails():
+def fails() -> None:
     raise ValueError("a bug")
 
 
-def test_another_failure_of_the_process_is_no_lack_of_memory():
+def test_another_failure_of_the_process_is_no_lack_of_memory() -> None:
     with pytest.raises(ValueError, match="a bug"):
         peak_bytes_in_a_process(fails, GIB)
 
@@ -121,10 +138,12 @@ def test_another_failure_of_the_process_is_no_lack_of_memory():
         ((8,), {"attention": "document"}, EAGER, "add --set attention=window"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(tmp_path, seq_lens, fields, setting, words):
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, seq_lens: tuple[int, ...], fields: dict[str, str], setting: Setting, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         measure(spec_of(tmp_path, **fields), seq_lens, [setting], None, print)
 
 
-def test_the_pipelines_own_setting_is_what_it_trains_in(tmp_path):
+def test_the_pipelines_own_setting_is_what_it_trains_in(tmp_path: Path) -> None:
     assert own_setting(spec_of(tmp_path)) == FUSED

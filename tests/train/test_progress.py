@@ -2,17 +2,21 @@
 
 from copy import copy
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from glray.data.corpus import PreparedCorpus
 from glray.progress import Work, heard_by
 from glray.run.records import Progress
-from glray.spec import ArmSpec, BudgetSpec, Interpolation
+from glray.run.run import Run
+from glray.spec import BudgetSpec, Interpolation
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext
 from glray.train.probe import calibration
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 
@@ -32,12 +36,12 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
 
 
 def test_each_work_is_done_to_its_end_and_training_goes_on_after_it(
-    tmp_path, corpus, monkeypatch, heard
-):
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch, heard: list[Work]
+) -> None:
     monkeypatch.setattr(calibration, "ENOUGH_SECONDS", 0.01)
     arms = (
-        ArmSpec(name="grow", stages=(8, 16, 32)),
-        ArmSpec(name="scaled", stages=(8, 32), positions=Interpolation()),
+        arm("grow", 8, 16, 32),
+        arm("scaled", 8, 32, positions=Interpolation()),
     )
     spec = tiny_spec(tmp_path, arms=arms, budget=BudgetSpec(seconds=0.1))
     train_all(spec, corpus, WorkerContext())
@@ -64,7 +68,7 @@ def test_each_work_is_done_to_its_end_and_training_goes_on_after_it(
 
 
 @pytest.mark.parametrize("stride", [None, 4])
-def test_scoring_a_model_is_done_to_its_end(finished, stride):
+def test_scoring_a_model_is_done_to_its_end(finished: list[Run], stride: int | None) -> None:
     heard: list[Work] = []
     protocol = ScoringProtocol(
         seq_lens=(16, 64),

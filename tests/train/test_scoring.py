@@ -3,6 +3,8 @@ have."""
 
 import gzip
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from tokenizers import Tokenizer
 
 from glray.cli.app import naming_options
 from glray.cli.runs import EVAL_OPTIONS
-from glray.data.corpus import run_corpus
+from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
+from glray.run.run import Run
 from glray.spec import (
-    ArmSpec,
     Interpolation,
     JsonlCorpus,
     ParquetCorpus,
@@ -30,12 +32,13 @@ from glray.train.export import latest_model
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 
 
 @pytest.fixture
-def run(finished):
+def run(finished: list[Run]) -> Run:
     """Trained up to 32 tokens."""
     return finished[0]
 
@@ -45,10 +48,12 @@ def run(finished):
         lambda power: st.tuples(st.just(2**power), st.integers(1, 2**power), st.integers(1, 6))
     )
 )
-def test_every_target_of_a_sequence_is_new_once_and_with_context(case):
+def test_every_target_of_a_sequence_is_new_once_and_with_context(
+    case: tuple[int, int, int],
+) -> None:
     seq_len, stride, times = case
     windows = Windows.over(seq_len * times, seq_len, stride)
-    scored = []
+    scored: list[int] = []
     for start, num_new in zip(windows.starts, windows.num_new, strict=True):
         scored += range(start + seq_len - num_new, start + seq_len)
         assert start == 0 or num_new <= stride
@@ -56,7 +61,7 @@ def test_every_target_of_a_sequence_is_new_once_and_with_context(case):
     assert len(windows.positions) == seq_len * times
 
 
-def test_windows_by_hand():
+def test_windows_by_hand() -> None:
     sliding = Windows.over(longest=16, seq_len=8, stride=3)
     assert sliding.starts.tolist() == [0, 3, 6, 8]  # the last one is whole, so it starts earlier
     assert sliding.num_new.tolist() == [8, 3, 3, 2]
@@ -65,7 +70,7 @@ def test_windows_by_hand():
     assert (whole.starts.tolist(), whole.num_new.tolist()) == ([0, 8], [8, 8])
 
 
-def test_a_sliding_window_gives_each_target_the_context_it_should_have(run):
+def test_a_sliding_window_gives_each_target_the_context_it_should_have(run: Run) -> None:
     scores = score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=4))
     model, _ = latest_model(run, torch.device("cpu"))
     network = model.network.eval()
@@ -85,7 +90,7 @@ def test_a_sliding_window_gives_each_target_the_context_it_should_have(run):
     )
 
 
-def test_whole_and_sliding_windows_agree_at_the_longest_length(run):
+def test_whole_and_sliding_windows_agree_at_the_longest_length(run: Run) -> None:
     whole, sliding = (
         score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=stride)).by_positions[
             "as trained"
@@ -97,7 +102,7 @@ def test_whole_and_sliding_windows_agree_at_the_longest_length(run):
 
 
 @pytest.mark.parametrize("kind", ["txt", "separated", "jsonl", "json.gz"])
-def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
+def test_other_documents_are_scored_in_the_runs_tokens(run: Run, tmp_path: Path, kind: str) -> None:
     texts = [f"def function_{n}(argument):\n    return argument + {n}\n" * 30 for n in range(3)]
     if kind == "txt":
         for index, text in enumerate([*texts, "too short"]):
@@ -124,7 +129,7 @@ def test_other_documents_are_scored_in_the_runs_tokens(run, tmp_path, kind):
     assert tokenizer.decode(scores.targets.tokens[0][:5].tolist()) in texts[0]
 
 
-def test_the_kind_of_documents_is_told_by_their_names():
+def test_the_kind_of_documents_is_told_by_their_names() -> None:
     assert corpus_of_files(["a.txt", "b.txt.gz"], "text") == TextCorpus(paths=("a.txt", "b.txt.gz"))
     assert corpus_of_files(["a.jsonl.zst"], "x") == JsonlCorpus(paths=("a.jsonl.zst",), column="x")
     assert corpus_of_files(["s3://b/*.parquet"], "x") == ParquetCorpus(
@@ -149,12 +154,14 @@ def test_the_kind_of_documents_is_told_by_their_names():
         ({"seq_lens": (2**20,)}, "1048576 needs a held-out document of 1,048,577 tokens"),
     ],
 )
-def test_a_protocol_that_cannot_be_is_refused(run, protocol, words):
+def test_a_protocol_that_cannot_be_is_refused(
+    run: Run, protocol: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         score_model(run.directory, ScoringProtocol(**protocol))
 
 
-def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
+def test_short_documents_beside_a_long_one_take_nothing_from_it(run: Run, tmp_path: Path) -> None:
     for index, lines in enumerate((60, 5, 5)):
         (tmp_path / f"{index}.txt").write_text("def long(argument): return argument\n" * lines)
     documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
@@ -169,8 +176,8 @@ def test_short_documents_beside_a_long_one_take_nothing_from_it(run, tmp_path):
     [("no.txt", "text", "^--documents: .*no.txt"), ("a.jsonl", "x", "--column")],
 )
 def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
-    run, tmp_path, name, column, words
-):
+    run: Run, tmp_path: Path, name: str, column: str, words: str
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "def long(argument): return argument"}\n')
     documents = corpus_of_files([str(tmp_path / name)], column)
     with pytest.raises(UserError, match=words) as error, naming_options(EVAL_OPTIONS):
@@ -179,14 +186,16 @@ def test_what_is_wrong_with_documents_is_said_as_the_command_has_it(
     assert "\n" not in str(error.value)
 
 
-def test_documents_too_short_for_a_window_are_refused_with_both_numbers(run, tmp_path):
+def test_documents_too_short_for_a_window_are_refused_with_both_numbers(
+    run: Run, tmp_path: Path
+) -> None:
     (tmp_path / "short.txt").write_text("def short(): pass\n")
     documents = corpus_of_files([str(tmp_path / "short.txt")], "text")
     with pytest.raises(UserError, match=r"needs a document of 65, the longest of 1 has \d+"):
         score_model(run.directory, ScoringProtocol(seq_lens=(64,), documents=documents))
 
 
-def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
+def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run: Run) -> None:
     scores = score_model(run.directory, ScoringProtocol(seq_lens=(16, 64), stride=4))
     record = scores.by_positions["as trained"][0]
     counts = np.bincount(Windows.over(64, 16, 4).positions)
@@ -194,7 +203,9 @@ def test_positions_in_the_window_are_averaged_over_what_is_scored_there(run):
     assert mean == pytest.approx(record["loss"])
 
 
-def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(run, tmp_path):
+def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(
+    run: Run, tmp_path: Path
+) -> None:
     (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1") * 99)
     documents = corpus_of_files([f"{tmp_path}/*.txt"], "text")
     protocol = ScoringProtocol((8,), documents=documents)
@@ -204,7 +215,7 @@ def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(run, tmp_path
     assert score_model(run.directory, protocol).targets.num_skipped == 1
 
 
-def test_a_loss_that_is_no_number_is_no_figure(run):
+def test_a_loss_that_is_no_number_is_no_figure(run: Run) -> None:
     model = run.directory / "model" / "model.safetensors"
     weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(model).items()}
     save_file(weights, model, metadata={"format": "pt"})
@@ -218,7 +229,7 @@ def test_a_loss_that_is_no_number_is_no_figure(run):
     "wrong",
     [{"identity": []}, {"architecture": {}}, {"tokens_directories": []}, {"seed": None}],
 )
-def test_a_damaged_record_of_the_run_is_refused(run, wrong):
+def test_a_damaged_record_of_the_run_is_refused(run: Run, wrong: dict[str, Any]) -> None:
     path = run.directory / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     with pytest.raises(UserError, match=r"run\.json: damaged"):
@@ -227,10 +238,10 @@ def test_a_damaged_record_of_the_run_is_refused(run, wrong):
 
 @pytest.mark.parametrize(("seq_lens", "trained_len"), [((8, 32, 16), 16), ((32, 8, 16), 16)])
 def test_only_what_was_trained_with_the_positions_in_force_counts_as_trained(
-    tmp_path, corpus, seq_lens, trained_len
-):
+    tmp_path: Path, corpus: PreparedCorpus, seq_lens: tuple[int, ...], trained_len: int
+) -> None:
     positions = Interpolation(relative_to="previous")
-    arms = (ArmSpec(name="grow", stages=seq_lens, positions=positions),)
+    arms = (arm("grow", *seq_lens, positions=positions),)
     spec = tiny_spec(tmp_path, arms=arms)
     train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)

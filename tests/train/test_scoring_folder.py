@@ -1,20 +1,25 @@
 """A model in a ``transformers`` folder, scored: as the run that it comes from."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM
 
+from glray.data.corpus import PreparedCorpus
 from glray.data.read.sources import corpus_of_files
 from glray.errors import UserError
 from glray.report.context import context_record, context_sheets
-from glray.spec import ArmSpec, GPTNeoXModel, Yarn
+from glray.run.run import Run
+from glray.spec import GPTNeoXModel, Yarn
+from glray.spec.corpus import SourceCorpus
 from glray.train.context import WorkerContext
-from glray.train.scoring import ScoringProtocol, score_model
+from glray.train.scoring import Scores, ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 
@@ -22,21 +27,23 @@ SEQ_LENS = (16, 32, 64)
 
 
 @pytest.fixture
-def documents(tmp_path):
+def documents(tmp_path: Path) -> SourceCorpus:
     for index in range(3):
         text = f"def function_{index}(argument):\n    return argument + {index}\n" * 30
         (tmp_path / f"{index}.txt").write_text(text)
     return corpus_of_files([f"{tmp_path}/*.txt"], "text")
 
 
-def trained(tmp_path, corpus, **fields):
+def trained(tmp_path: Path, corpus: PreparedCorpus, **fields: object) -> Path:
     """Up to 32 tokens."""
     spec = tiny_spec(tmp_path / "runs", **fields)
     train_all(spec, corpus, WorkerContext())
     return planned(spec, corpus)[0].directory
 
 
-def test_a_folder_scores_as_the_run_that_wrote_it(finished, documents):
+def test_a_folder_scores_as_the_run_that_wrote_it(
+    finished: list[Run], documents: SourceCorpus
+) -> None:
     run = finished[0].directory
     protocol = ScoringProtocol(
         SEQ_LENS, positions=("as trained", "interpolation"), documents=documents, num_tokens=192
@@ -50,11 +57,13 @@ def test_a_folder_scores_as_the_run_that_wrote_it(finished, documents):
         assert losses == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(tmp_path, corpus, documents):
+def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(
+    tmp_path: Path, corpus: PreparedCorpus, documents: SourceCorpus
+) -> None:
     model = GPTNeoXModel(
         num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, rotary_fraction=1
     )
-    arms = (ArmSpec(name="grow", stages=(8, 16, 32), positions=Yarn()),)
+    arms = (arm("grow", 8, 16, 32, positions=Yarn()),)
     run = trained(tmp_path, corpus, model=model, arms=arms)
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192)
     of_run, of_folder = (
@@ -68,7 +77,7 @@ def test_a_folder_with_scaled_positions_is_scored_as_trained_alone(tmp_path, cor
         )
 
 
-def test_what_a_folder_lacks_is_said(finished, documents):
+def test_what_a_folder_lacks_is_said(finished: list[Run], documents: SourceCorpus) -> None:
     folder = finished[0].directory / "model"
     with pytest.raises(UserError, match=r"no held-out text of its own.*name documents"):
         score_model(folder, ScoringProtocol(SEQ_LENS))
@@ -85,7 +94,7 @@ def test_what_a_folder_lacks_is_said(finished, documents):
 
 
 @pytest.fixture
-def begun(finished):
+def begun(finished: list[Run]) -> Path:
     """A folder whose tokenizer puts its token 7 before a text, and EOS after it."""
     folder = finished[0].directory / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -97,11 +106,13 @@ def begun(finished):
     return folder
 
 
-def losses_of(scores):
+def losses_of(scores: Scores) -> list[float]:
     return [record["loss"] for record in scores.by_positions["as trained"]]
 
 
-def test_a_token_that_the_tokenizer_prepends_is_left_out_and_offered(begun, documents):
+def test_a_token_that_the_tokenizer_prepends_is_left_out_and_offered(
+    begun: Path, documents: SourceCorpus
+) -> None:
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192)
     scores = score_model(begun, protocol)
     of_run = score_model(begun.parent, protocol)
@@ -117,7 +128,9 @@ def test_a_token_that_the_tokenizer_prepends_is_left_out_and_offered(begun, docu
     assert "prepends" not in " ".join(sheet.notes)
 
 
-def test_with_bos_each_window_begins_with_it_and_the_targets_stay(begun, documents):
+def test_with_bos_each_window_begins_with_it_and_the_targets_stay(
+    begun: Path, documents: SourceCorpus
+) -> None:
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, num_tokens=192, bos=True)
     scores = score_model(begun, protocol)
     network = AutoModelForCausalLM.from_pretrained(begun).eval()
@@ -134,7 +147,9 @@ def test_with_bos_each_window_begins_with_it_and_the_targets_stay(begun, documen
     assert context_record(scores, protocol)["begins_with"] == token
 
 
-def test_bos_without_a_token_to_prepend_is_refused(finished, begun, documents):
+def test_bos_without_a_token_to_prepend_is_refused(
+    finished: list[Run], begun: Path, documents: SourceCorpus
+) -> None:
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, bos=True)
     with pytest.raises(UserError, match=r"bos: .* to begin a window with, a run trains without"):
         score_model(finished[0].directory, protocol)

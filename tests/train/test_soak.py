@@ -1,8 +1,11 @@
 """Killed at random moments and started again, a run ends as if nothing had happened."""
 
 import random
+from pathlib import Path
 
 import pytest
+
+from glray.data.corpus import PreparedCorpus
 
 from ..killing import kill_runs, killed_spec
 
@@ -20,8 +23,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
     ],
 )
 def test_runs_killed_at_random_moments_end_bit_identical(
-    tmp_path, corpus, world_size, parallelism, num_kills
-):
+    tmp_path: Path, corpus: PreparedCorpus, world_size: int, parallelism: str, num_kills: int
+) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill times from seed {seed}")
     spec = killed_spec(tmp_path, parallelism)

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from glray.cli.app import load_spec
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.model.decoder import build_model
 from glray.run.run import Run
-from glray.spec import GPTNeoXModel, LlamaModel, to_yaml
+from glray.spec import GPTNeoXModel, LlamaModel, PipelineSpec, to_yaml
+from glray.spec.model import ModelSpec
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.export import export_run, latest_model
@@ -24,8 +28,13 @@ from tests.planned import planned, validated
 
 from ..tiny import tiny_spec
 
-SHAPE = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
-MODELS = {
+SHAPE: dict[str, Any] = {
+    "num_layers": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 32,
+}
+MODELS: dict[str, ModelSpec] = {
     "gpt_neox": GPTNeoXModel(**SHAPE),
     "llama": LlamaModel(**SHAPE, num_kv_heads=1),
     "tied llama": LlamaModel(**SHAPE, tie_embeddings=True),
@@ -33,33 +42,35 @@ MODELS = {
 CPU = torch.device("cpu")
 
 
-def save_model(path, declared, seed=7, vocab_size=300):
+def save_model(path: Path, declared: ModelSpec, seed: int = 7, vocab_size: int = 300) -> None:
     config = model_config(declared, vocab_size=vocab_size, eos_id=0, max_seq_len=16)
     build_model(config, seed, CPU).save_pretrained(path)
 
 
 @pytest.fixture(params=["gpt_neox", "llama"])
-def folder(tmp_path, request):
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     path = tmp_path / "start"
     save_model(path, MODELS[request.param])
     return path
 
 
-def spec_from(folder, storage, **fields):
+def spec_from(folder: Path, storage: Path, **fields: object) -> PipelineSpec:
     return tiny_spec(storage, model=None, init=str(folder), **fields)
 
 
-def weights(folder):
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
-def assert_same(one, other):
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
 
 
-def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
+def test_every_run_starts_from_the_folders_weights(
+    folder: Path, tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     start = weights(folder)
     runs = planned(spec_from(folder, tmp_path, seeds=(0, 1)), corpus)
     assert len(runs) == 4
@@ -71,7 +82,9 @@ def test_every_run_starts_from_the_folders_weights(folder, tmp_path, corpus):
         assert_same(session.trainee.model.network.state_dict(), start)
 
 
-def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_path, corpus):
+def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(
+    folder: Path, tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     spec = spec_from(folder, tmp_path / "undisturbed")
     train_all(spec, corpus, WorkerContext())
     undisturbed = planned(spec, corpus)
@@ -106,7 +119,9 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(folder, tmp_pat
         validated(spec, corpus)
 
 
-def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
+def test_a_run_whose_folder_changed_is_refused_on_one_line(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     folder = tmp_path / "start"
     save_model(folder, MODELS["llama"])
     spec = spec_from(folder, tmp_path)
@@ -121,7 +136,9 @@ def test_a_run_whose_folder_changed_is_refused_on_one_line(tmp_path, corpus):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_with_a_weight_that_is_not_finite_is_refused_before_training(tmp_path, corpus):
+def test_a_folder_with_a_weight_that_is_not_finite_is_refused_before_training(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     save_model(tmp_path / "start", MODELS["llama"])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
     model.lm_head.weight.data[3, 5] = torch.nan
@@ -132,7 +149,9 @@ def test_a_folder_with_a_weight_that_is_not_finite_is_refused_before_training(tm
     assert not list(tmp_path.glob("tiny/*/metrics.jsonl"))
 
 
-def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_path, corpus):
+def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     ids = corpus.vocabulary.vocab_size
     small = MODELS["llama"].derive(vocab_size=ids - 1)
     save_model(tmp_path / "small", small, vocab_size=ids - 1)
@@ -140,7 +159,9 @@ def test_a_folder_whose_embedding_is_too_small_is_refused_before_training(tmp_pa
         validated(spec_from(tmp_path / "small", tmp_path), corpus)
 
 
-def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
+def test_a_calibration_is_measured_on_the_folders_model(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     folder = tmp_path / "start"
     save_model(folder, MODELS["llama"])
     spec = spec_from(folder, tmp_path, budget={"seconds": 0.3}, ratios_in="seconds")
@@ -152,7 +173,9 @@ def test_a_calibration_is_measured_on_the_folders_model(tmp_path, corpus):
     "kind",
     ["llama", "tied llama"],
 )
-def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
+def test_a_declared_llama_trains_and_exports(
+    tmp_path: Path, corpus: PreparedCorpus, kind: str
+) -> None:
     spec = tiny_spec(tmp_path, model=MODELS[kind])
     train_all(spec, corpus, WorkerContext())
     for run in planned(spec, corpus):
@@ -165,14 +188,18 @@ def test_a_declared_llama_trains_and_exports(tmp_path, corpus, kind):
         assert (embedding.weight is output.weight) == (kind == "tied llama")
 
 
-def test_the_command_makes_the_folders_path_absolute(tmp_path, monkeypatch):
+def test_the_command_makes_the_folders_path_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = tmp_path / "spec.yaml"
-    pipeline.write_text(to_yaml(spec_from("start", tmp_path)))
+    pipeline.write_text(to_yaml(spec_from(Path("start"), tmp_path)))
     monkeypatch.chdir(tmp_path)
     assert load_spec(pipeline, None).init == str(tmp_path / "start")
 
 
-def test_a_run_counts_what_its_folder_was_trained_at(tmp_path, corpus):
+def test_a_run_counts_what_its_folder_was_trained_at(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     save_model(tmp_path / "start", MODELS["llama"])
     config = tmp_path / "start" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 64}))

@@ -8,6 +8,9 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +19,11 @@ from tensorboardX.record_writer import masked_crc32c
 from typer.testing import CliRunner
 
 from glray.cli import app
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import read_json
-from glray.spec import ComputeSpec
+from glray.run.run import Run
+from glray.spec import ComputeSpec, PipelineSpec
 from glray.spec.loading import to_yaml
 from glray.train import trackers
 from glray.train.context import WorkerContext
@@ -33,11 +38,11 @@ from ..tiny import tiny_spec
 CPU = torch.device("cpu")
 
 
-def events(path):
+def events(path: Path) -> Iterator[Event]:
     """The events of one file, as TensorBoard reads them: framed, each part with its checksum."""
     with path.open("rb") as file:
 
-        def part(size):
+        def part(size: int) -> bytes:
             content, checksum = file.read(size), file.read(4)
             assert struct.unpack("<I", checksum) == (masked_crc32c(content),)
             return content
@@ -47,9 +52,9 @@ def events(path):
             yield Event.FromString(part(length))
 
 
-def shown(run):
+def shown(run: Run) -> dict[str, dict[int, float]]:
     """{tag: {step: value}} after all files of the run, restarts hiding what they repeat."""
-    scalars = {}
+    scalars: dict[str, dict[int, float]] = {}
     for path in sorted((run.directory / "tensorboard").iterdir()):
         for event in events(path):
             if event.session_log.status == SessionLog.START:
@@ -64,12 +69,12 @@ def shown(run):
     return scalars
 
 
-def metrics(run):
+def metrics(run: Run) -> list[dict[str, Any]]:
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def one_arm(storage, **compute):
+def one_arm(storage: Path, **compute: object) -> PipelineSpec:
     spec = tiny_spec(storage)
     return spec.derive(arms=spec.arms[:1], compute=compute)
 
@@ -79,13 +84,13 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(tmp_path_factory, corpus):
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> Run:
     """Killed at step 8, when 6 was committed and 7 and 8 were logged; then trained to the end."""
     torch.set_num_threads(1)
     spec = one_arm(tmp_path_factory.mktemp("seen"))
     asked = iter([False] * 4)  # after steps 2, 3, 4 and 6
 
-    def die():
+    def die() -> bool:
         if next(asked, True):
             raise Killed
         return False
@@ -98,7 +103,7 @@ def killed_and_resumed(tmp_path_factory, corpus):
     return run
 
 
-def test_tensorboard_shows_each_step_once_as_metrics_has_it(killed_and_resumed):
+def test_tensorboard_shows_each_step_once_as_metrics_has_it(killed_and_resumed: Run) -> None:
     run = killed_and_resumed
     assert len(list((run.directory / "tensorboard").iterdir())) == 2
     scalars = shown(run)
@@ -114,7 +119,7 @@ def test_tensorboard_shows_each_step_once_as_metrics_has_it(killed_and_resumed):
             assert math.isclose(values[line["step"]], line[name], rel_tol=1e-6)
 
 
-def test_tensorboard_shows_the_heldout_losses_of_every_boundary(killed_and_resumed):
+def test_tensorboard_shows_the_heldout_losses_of_every_boundary(killed_and_resumed: Run) -> None:
     run = killed_and_resumed
     scalars = shown(run)
     for step in run.plan.stage_ends:
@@ -123,7 +128,7 @@ def test_tensorboard_shows_the_heldout_losses_of_every_boundary(killed_and_resum
             assert math.isclose(value, entry["loss"], rel_tol=1e-6)
 
 
-def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed):
+def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed: Run) -> None:
     run = killed_and_resumed
     peak = read_json(run.directory / "run.json")["environment"]["matmul_flops_per_second"]
     assert peak["nominal"] is None
@@ -142,7 +147,7 @@ def test_speed_is_of_the_steps_between_two_flushes(killed_and_resumed):
     assert 0 < seconds <= read_json(run.directory / "result.json")["measured_seconds"]
 
 
-def test_model_flops_count_each_stage_at_its_length(killed_and_resumed):
+def test_model_flops_count_each_stage_at_its_length(killed_and_resumed: Run) -> None:
     run = killed_and_resumed
     first, second, third = (64 * flops for flops in run.manifest.flops_per_token)
     assert first < second < third
@@ -151,37 +156,42 @@ def test_model_flops_count_each_stage_at_its_length(killed_and_resumed):
     assert run.model_flops(12) == 4 * (first + second + third)
 
 
-def test_the_measured_peak_is_one_that_training_cannot_reach(killed_and_resumed):
+def test_the_measured_peak_is_one_that_training_cannot_reach(killed_and_resumed: Run) -> None:
     assert all(line["mfu"] < 1 for line in metrics(killed_and_resumed))
     assert measured_peak(CPU, torch.float32) > 1e8
     assert matmul_peak(WorkerContext(), "float32").nominal is None
 
 
-def test_the_nominal_peak_is_known_by_the_whole_name():
+def test_the_nominal_peak_is_known_by_the_whole_name() -> None:
     assert nominal_peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert nominal_peak("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16") is None
 
 
-def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, corpus):
+def test_a_full_disk_is_an_error_that_names_the_file(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     run = planned(one_arm(tmp_path), corpus)[0]
     run.directory.mkdir(parents=True)
     tracker = TensorBoard(run, step=0)
 
-    def write_and_flush():
-        tracker.write(1, {"train/loss": 1.0})
-        tracker.flush()
+    def write_and_flush(times: int) -> None:
+        for _ in range(times):
+            tracker.write(1, {"train/loss": 1.0})
+            tracker.flush()
 
-    write_and_flush()
+    write_and_flush(1)
     with files_of_a_kilobyte(), pytest.raises(OSError, match=r"tfevents\.") as caught:
-        any(write_and_flush() for _ in range(100))
+        write_and_flush(100)
     assert caught.value.errno == errno.EFBIG
 
 
-def asked_of_wandb(project="glray"):
+def asked_of_wandb(project: str = "glray") -> ComputeSpec:
     return ComputeSpec(wandb_project=project)
 
 
-def test_a_missing_wandb_is_said_before_any_work(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     pipeline = tmp_path / "spec.yaml"
     pipeline.write_text(to_yaml(one_arm(tmp_path / "storage", wandb_project="glray").resolved()))
@@ -192,7 +202,9 @@ def test_a_missing_wandb_is_said_before_any_work(tmp_path, monkeypatch):
     assert list((tmp_path / "storage").iterdir()) == []
 
 
-def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):
+def test_wandb_needs_a_key_unless_it_is_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     for name, value in (("HOME", str(tmp_path)), ("WANDB_API_KEY", ""), ("NETRC", "")):
         monkeypatch.setenv(name, value)
@@ -216,7 +228,9 @@ def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):
     assert ask(WANDB_API_KEY="0" * 40) == ""
 
 
-def test_wandb_offline_resumes_under_one_id(tmp_path, corpus, monkeypatch):
+def test_wandb_offline_resumes_under_one_id(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     spec = one_arm(tmp_path, wandb_project="glray")

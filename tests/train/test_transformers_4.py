@@ -7,6 +7,7 @@ import subprocess
 import venv
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glray.data.blocks.tokenizer import encode, train_bpe
+from glray.data.corpus import PreparedCorpus
 from glray.run.run import Run
 from glray.spec import (
-    ArmSpec,
     BaseFrequencies,
     EvaluationSpec,
     Extrapolation,
@@ -25,12 +26,15 @@ from glray.spec import (
     Interpolation,
     LlamaModel,
     NtkAware,
+    PositionsSpec,
     Yarn,
 )
+from glray.spec.model import ModelSpec
 from glray.train.context import WorkerContext
 from glray.train.export import export_tokenizer, latest_model
 from glray.train.worker import train_all
 from tests.planned import planned
+from tests.tiny import arm
 
 from ..tiny import tiny_spec
 
@@ -38,7 +42,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 VERSION = "4.57.1"
 
-POSITIONS = {
+POSITIONS: dict[str, PositionsSpec] = {
     "extrapolation": Extrapolation(),
     "interpolation": Interpolation(),
     "previous": Interpolation(relative_to="previous"),
@@ -47,8 +51,8 @@ POSITIONS = {
     "yarn": Yarn(),
     "yarn of 20": Yarn(relative_to=20),
 }
-SHAPE = {"num_layers": 2, "hidden_size": 64, "intermediate_size": 64}
-MODELS = {
+SHAPE: dict[str, Any] = {"num_layers": 2, "hidden_size": 64, "intermediate_size": 64}
+MODELS: dict[str, ModelSpec] = {
     "gpt_neox": GPTNeoXModel(**SHAPE, num_heads=2),  # 8 of 32 dimensions turn
     "gpt_neox, half, of 500": GPTNeoXModel(
         **SHAPE, num_heads=2, rotary_fraction=0.5, rope_theta=500
@@ -100,7 +104,7 @@ assert transformers.__version__ == asked["version"]
 
 
 @pytest.fixture(scope="module")
-def python_4(tmp_path_factory) -> Path:
+def python_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with that version and its own dependencies, but the torch that is installed."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
@@ -112,12 +116,14 @@ def python_4(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, corpus) -> dict[tuple[str, str], Path]:
+def models(
+    tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus
+) -> dict[tuple[str, str], Path]:
     """A run for each shape and choice of positions, by their names: what it exports in ``model``,
     and in ``bare`` the same without what only version 4 reads."""
     storage, found = tmp_path_factory.mktemp("runs"), {}
     for number, (shape, kind) in enumerate(product(MODELS, POSITIONS)):
-        arms = (ArmSpec(name="grow", stages=(16, 32, 64), positions=POSITIONS[kind]),)
+        arms = (arm("grow", 16, 32, 64, positions=POSITIONS[kind]),)
         spec = tiny_spec(
             storage / str(number),
             model=MODELS[shape],
@@ -136,7 +142,7 @@ def models(tmp_path_factory, corpus) -> dict[tuple[str, str], Path]:
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> dict[Path, Tokenizer]:
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Tokenizer]:
     """Folders, and the tokenizers that training used."""
     folder, found = tmp_path_factory.mktemp("tokenizers"), {}
     plain = train_bpe(TEXTS * 5, 300)
@@ -160,11 +166,16 @@ def tokenizers(tmp_path_factory) -> dict[Path, Tokenizer]:
 
 
 @pytest.fixture(scope="module")
-def read_by_4(python_4, models, tokenizers, tmp_path_factory):
+def read_by_4(
+    python_4: Path,
+    models: dict[tuple[str, str], Path],
+    tokenizers: dict[Path, Tokenizer],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str]:
     """Logits by folder, and what the tokenizers make of ``TEXTS``."""
     folder = tmp_path_factory.mktemp("read")
     exported = [str(directory / "model") for directory in models.values()]
-    asked = {
+    asked: dict[str, Any] = {
         "version": VERSION,
         "models": exported + [str(directory / "bare") for directory in models.values()],
         "tokens": TOKENS.tolist(),
@@ -182,7 +193,10 @@ def read_by_4(python_4, models, tokenizers, tmp_path_factory):
     return load_file(asked["logits"]), json.loads(Path(asked["read"]).read_text()), done.stderr
 
 
-def test_logits_are_those_of_training_and_of_the_installed_version(models, read_by_4):
+def test_logits_are_those_of_training_and_of_the_installed_version(
+    models: dict[tuple[str, str], Path],
+    read_by_4: tuple[dict[str, torch.Tensor], dict[str, Any], str],
+) -> None:
     by_4, _, said = read_by_4
     assert "Unrecognized keys" not in said
     furthest = 0.0
@@ -197,7 +211,10 @@ def test_logits_are_those_of_training_and_of_the_installed_version(models, read_
     print(f"largest difference {furthest:.1e}")
 
 
-def test_without_the_names_of_version_4_its_logits_are_others(models, read_by_4):
+def test_without_the_names_of_version_4_its_logits_are_others(
+    models: dict[tuple[str, str], Path],
+    read_by_4: tuple[dict[str, torch.Tensor], dict[str, Any], str],
+) -> None:
     """So the test above would see it."""
     by_4, _, _ = read_by_4
     nearest = min(
@@ -209,7 +226,10 @@ def test_without_the_names_of_version_4_its_logits_are_others(models, read_by_4)
     assert nearest > 1e-3
 
 
-def test_tokens_are_those_of_training_and_of_the_installed_version(tokenizers, read_by_4):
+def test_tokens_are_those_of_training_and_of_the_installed_version(
+    tokenizers: dict[Path, Tokenizer],
+    read_by_4: tuple[dict[str, torch.Tensor], dict[str, Any], str],
+) -> None:
     _, read, _ = read_by_4
     for folder, (ids, plain, texts, eos_id, longest, *generated) in read.items():
         own = AutoTokenizer.from_pretrained(folder)

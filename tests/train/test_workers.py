@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from glray.data.windows import local_batches, stage_reads
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.plan import make_plan
+from glray.run.run import Run
 from glray.spec import PipelineSpec
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
@@ -27,8 +29,10 @@ from ..tiny import tiny_spec
 from ..tokens import write_tokens
 
 
-def in_a_group(work: Work, world_size: int, spec: PipelineSpec, *arguments: object) -> None:
-    assert join_group(start_group(work, world_size, spec, *arguments))
+def in_a_group(
+    work: Work, world_size: int, spec: PipelineSpec, corpus: PreparedCorpus, *arguments: object
+) -> None:
+    assert join_group(start_group(work, world_size, spec, corpus, *arguments))
 
 
 def train_until(
@@ -39,7 +43,9 @@ def train_until(
     train_all(spec, corpus, replace(ctx, stop=lambda: next(asked) >= stop_after))
 
 
-def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, parallelism: str = "ddp"):
+def train_with(
+    world_size: int, storage: Path, corpus: PreparedCorpus, parallelism: str = "ddp"
+) -> list[Run]:
     spec = tiny_spec(storage, budget={"tokens": 6 * 64})
     spec = spec.derive(compute={"parallelism": parallelism})
     if world_size == 1:
@@ -49,12 +55,12 @@ def train_with(world_size: int, storage: Path, corpus: PreparedCorpus, paralleli
     return planned(spec, corpus)
 
 
-def records(run):
+def records(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, corpus):
+def alone(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> list[Run]:
     torch.set_num_threads(1)
     return train_with(1, tmp_path_factory.mktemp("alone"), corpus)
 
@@ -63,7 +69,9 @@ def alone(tmp_path_factory, corpus):
 @pytest.mark.parametrize(
     ("world_size", "parallelism"), [(2, "ddp"), (3, "ddp"), (4, "ddp"), (3, "fsdp")]
 )
-def test_workers_together_are_one_worker(alone, tmp_path, corpus, world_size, parallelism):
+def test_workers_together_are_one_worker(
+    alone: list[Run], tmp_path: Path, corpus: PreparedCorpus, world_size: int, parallelism: str
+) -> None:
     together = train_with(world_size, tmp_path, corpus, parallelism)
     for run, expected in zip(together, alone, strict=True):
         ours, theirs = records(run), records(expected)
@@ -86,10 +94,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return whole(parameter.grad).clone()
+
+
 def save_gradients(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, out: str
 ) -> None:
     """The gradient of one step of each stage, all at the initial weights."""
+    assert spec.model is not None
     config = model_config(
         spec.model,
         vocab_size=corpus.vocabulary.vocab_size,
@@ -99,6 +113,7 @@ def save_gradients(
     executed = execution(spec, ctx)
     trainee = Trainee.scratch(config, spec, ctx, executed)
     plan = make_plan(spec, spec.arms[0])
+    assert plan is not None
     segments = stage_reads(
         corpus.order(plan.chunk_len, seed=0),
         plan,
@@ -111,13 +126,15 @@ def save_gradients(
     for batch in local_batches(corpus, segments):
         if batch.step in (0, *plan.stage_ends):
             trainee.gradients(batch)
-            gradients[batch.seq_len] = [whole(p.grad).clone() for p in trainee.model.parameters()]
+            gradients[batch.seq_len] = [whole_gradient(p) for p in trainee.model.parameters()]
             trainee.model.zero_grad(set_to_none=True)
     if ctx.rank == 0:
         torch.save(gradients, out)
 
 
-def test_the_gradient_of_several_workers_is_that_of_one(tmp_path, corpus):
+def test_the_gradient_of_several_workers_is_that_of_one(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     gradients = {}
     for world_size, parallelism in ((1, "ddp"), (2, "ddp"), (3, "ddp"), (4, "ddp"), (3, "fsdp")):
         spec = tiny_spec(tmp_path)
@@ -133,7 +150,9 @@ def test_the_gradient_of_several_workers_is_that_of_one(tmp_path, corpus):
             assert (other - one).norm() / one.norm() < 1e-6  # float32 has 6e-8
 
 
-def test_workers_that_come_and_go_go_on_at_the_cursor(tmp_path, corpus):
+def test_workers_that_come_and_go_go_on_at_the_cursor(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
     # Two sources, so that the cursor is arithmetic over both; 24 steps of 2 chunks each.
     rng = np.random.default_rng(1)
     other = write_tokens(

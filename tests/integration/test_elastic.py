@@ -14,7 +14,6 @@ from glray.files import read_json
 from glray.run.run import Run
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
-from tests.command import status_of
 
 from .test_survival import GlrayRun, steps, write_pipeline
 
@@ -79,7 +78,7 @@ def test_a_node_is_drained_one_comes_and_one_is_killed(cluster: Cluster, tmp_pat
     resumed = wait_for("resumed at step")
     first_step = int(resumed.split("resumed at step ")[1].split(" of")[0].replace(",", ""))
     assert step - first_step <= EVERY_STEPS + 10  # the last log is up to ten steps old
-    assert status_of(run.process, run.log, 300) == 0, run.log.read_text()
+    assert run.status(300) == 0, run.log.read_text()
 
     # Not the bits of one worker, whose sums have another order, but its tokens, all of them once.
     elastic = Run.open(run.run)

@@ -75,7 +75,7 @@ def keep_results(scale: str, names: list[str], storage: Path, since: float, tabl
             continue
         record = read_json(left / "comparison.json")
         keep(f"paper-{scale}-{name}", _without_folders(record, storage))
-        plot = "long_documents.png" if record["long_documents"] else "loss_over_time.png"
+        plot = "long_documents.png" if record["long_documents"] else "heldout_over_time.png"
         shutil.copy(left / plot, PLOTS / f"paper-{scale}-{name}.png")
 
 

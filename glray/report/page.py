@@ -14,6 +14,7 @@ from glray.report import length_plots, look, sheets, training_plots
 from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.far_context import far_sentence, far_sheet
 from glray.report.headline import headline
+from glray.report.heldout_plots import has_curves, heldout_over_time
 from glray.report.long_losses import LongLosses, long_sheet
 from glray.report.rates import TunedRate
 from glray.report.render import html
@@ -90,6 +91,8 @@ class Report:
             figures["long_documents.png"] = length_plots.loss_on_long_documents(
                 runs, self.long_losses
             )
+        if has_curves(runs):
+            figures["heldout_over_time.png"] = heldout_over_time(runs)
         if any(len(run.log.step) for run in runs):
             figures["loss_over_time.png"] = training_plots.loss_over_time(runs)
             figures["loss_over_tokens.png"] = training_plots.loss_over_tokens(runs)

@@ -1,25 +1,12 @@
 """When an arm has what the longest fixed arm ends with: by hand, on straight lines."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from glray.report.headline import headline, seconds_to_loss
 from glray.run.run import open_runs
-from tests.report.written import write_run
-
-
-def scored_at(run: Path, step: int, loss: float, seconds: float) -> None:
-    """One more evaluation of a run, between its stage boundaries."""
-    last = json.loads(max((run / "evaluations").iterdir()).read_text())
-    (length,) = last["lengths"]
-    record = last | {
-        "step": step,
-        "calibrated_seconds": seconds,
-        "lengths": [length | {"loss": loss}],
-    }
-    (run / "evaluations" / f"step-{step:08d}.json").write_text(json.dumps(record))
+from tests.report.written import scored_at, write_run
 
 
 @pytest.fixture

@@ -167,6 +167,22 @@ ENVIRONMENT = {
 }
 
 
+def scored_at(
+    run: Path, step: int, loss: float, seconds: float, *, trained_seq_len: int | None = None
+) -> None:
+    """One more evaluation of a run that is evaluated at one length, between its stage boundaries;
+    ``trained_seq_len`` as at the end unless it is given."""
+    last = json.loads(max((run / "evaluations").iterdir()).read_text())
+    (length,) = last["lengths"]
+    record = last | {
+        "step": step,
+        "calibrated_seconds": seconds,
+        "trained_seq_len": trained_seq_len or last["trained_seq_len"],
+        "lengths": [length | {"loss": loss}],
+    }
+    _write(run / "evaluations" / f"step-{step:08d}.json", record)
+
+
 def _plan(stages: list[tuple[int, int]], calibrated: bool, budget_seconds: float | None) -> Plan:
     first, planned = 0, []
     for seq_len, steps in stages:

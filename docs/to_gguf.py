@@ -4,7 +4,7 @@
 
 runs ``convert_hf_to_gguf.py`` of the llama.cpp source in ``LLAMA_CPP`` and tells it what it does
 not find out: the pre-tokenizer of a vocabulary that is new, as it knows tokenizers by a hash of
-what they make of a text, and the positions of a GPT-NeoX model, which it leaves out without a word.
+what they make of a text, and the positions of a GPT-NeoX model, which it silently leaves out.
 """
 
 import json

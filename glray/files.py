@@ -83,7 +83,7 @@ def sole_writer(
     directory.mkdir(parents=True, exist_ok=True)
     # Without flock it would fall back to a lock that outlives a killed process.
     file_lock = FileLock(directory / lock, poll_interval=0.1, fallback_to_soft=False)
-    waiting = working(f"waiting for another glray process, which writes in {directory}")
+    waiting = working(f"waiting for another glray process that writes to {directory}")
     try:
         held = file_lock.acquire(timeout=0)
     except Timeout:

@@ -1,4 +1,4 @@
-"""Where a pipeline's files go: the storage folder as an absolute path, and whether it will do."""
+"""Where a pipeline's files go: the storage folder as an absolute path, and whether it is usable."""
 
 import mmap
 import os
@@ -38,19 +38,19 @@ def storage_path(compute: ComputeSpec) -> Path:
 
 
 def validate_storage(storage: Path) -> None:
-    """Do once on a small file what all work does with its files, and leave nothing of it.
+    """Do once with a small file what all work does with its files, and leave nothing behind.
 
     Raises UserError for a folder that cannot be written, and for a file system that lacks one of
     these: Lustre and NFS may be mounted without locks, object stores have no renaming of folders.
     """
     probe = storage / f".probe-{uuid.uuid4().hex[:8]}"
     steps: tuple[tuple[Callable[[Path], None], str, str], ...] = (
-        (_write, "cannot be written", "make room there, or gain the right to write"),
-        (_replace, "cannot replace one file by another", "mount it so that it can"),
+        (_write, "cannot be written", "make room there, or get write permission"),
+        (_replace, "cannot replace one file with another", "mount it so that it can"),
         (_append, "cannot append to a file", "mount it so that it can"),
         (_map, "cannot map a file into memory", "mount it so that it can"),
         (_lock, "cannot lock a file", "mount it with locks (Lustre: flock, NFS: not nolock)"),
-        (_rename, "cannot rename a folder", "an object store can only hold sources"),
+        (_rename, "cannot rename a folder", "keep only sources in an object store"),
     )
     try:
         for step, lack, advice in steps:

@@ -103,7 +103,7 @@ def test_a_storage_that_cannot_replace_files_is_refused(
 ) -> None:
     is_there = lambda _, target: Path(target).exists()  # noqa: E731
     fail_for(monkeypatch, os, "replace", system_error(errno.EPERM), is_there)
-    refused_with(tmp_path, "it cannot replace one file by another", "mount it")
+    refused_with(tmp_path, "it cannot replace one file with another", "mount it")
 
 
 def test_a_full_storage_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,8 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec with absolute paths, so that its YAML runs from any folder. One that lies
-    where glray left it is stored there, wherever that has been moved."""
+    """The resolved spec with absolute paths, so that its YAML runs from any folder. The storage
+    of one that lies where glray left it is the one around it, wherever that was moved."""
     stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
     spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
     return spec
@@ -102,8 +102,8 @@ def absolute(value: Any, field: str = "") -> Any:
 
 
 def validate_machine(spec: PipelineSpec) -> None:
-    """Raises UserError, before any work, if this machine has not what the spec's work will need: a
-    storage that it can be left in, and Weights & Biases where that is asked for."""
+    """Raises UserError, before any work, if this machine lacks what the spec's work will need: a
+    storage that can hold it, and Weights & Biases where that is asked for."""
     validate_storage(Path(spec.compute.storage))
     if spec.compute.wandb_project is not None:
         from glray.ray.cluster import joined_address

@@ -135,7 +135,7 @@ def exit_if_diverged(runs: list[Run]) -> None:
         if committed:
             kept = f"the checkpoint of step {step_of(committed[-1]):,} is kept"
         console.print(
-            f"{run.name}: {run.divergence.sentence}; {kept}, and it is not trained again: "
+            f"{run.name}: {run.divergence.sentence}; {kept}, and the run is not trained again: "
             f"set an optimizer.lr below {rate_text(run.optimizer.lr)} under another name "
             f"(--set name=…), or delete {run.directory} to train it again",
             markup=False,

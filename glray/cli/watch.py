@@ -20,12 +20,12 @@ POLL_SECONDS = 0.5
 COLUMNS = 78
 """Of a terminal's 80 the spinner takes two."""
 QUIET_LINE_SECONDS = 15.0
-"""Where there is no terminal to redraw, lines are printed this often, and once as soon as"""
+"""Where there is no terminal to redraw, lines are printed this often,"""
 FIRST_LINE_SECONDS = 5.0
-"""so much of a work has passed."""
+"""and once when something has lasted this long."""
 
 Lines = Mapping[str, str]
-"""Live lines, each under what stays the same of it as long as the same is being done."""
+"""Live lines, each under a key that stays the same as long as the same work goes on."""
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def _progress_files(directory: Path) -> dict[Path, int]:
 
 def progress_line(progress: Progress, seconds: float = 0.0) -> str:
     """One line of at most 78 columns for a ``progress.json``: arm, stage, step, loss, speed, MFU,
-    time left; or what else is done, for ``seconds`` by now. The name is cut where it must be."""
+    time left; or what else is done, ``seconds`` so far. The name is cut where it must be."""
     now, name = progress.training, progress.run or ""
     if now is None:
         what = f"{name}: {progress.phase}" if name else progress.phase
@@ -187,8 +187,8 @@ def progress_line(progress: Progress, seconds: float = 0.0) -> str:
 def work_line(
     what: str, share: float | None, note: str, seconds_left: float | None, seconds: float
 ) -> str:
-    """One line of at most 78 columns: what is done, how much of it, and about how long is left; for
-    how many ``seconds`` by now, if nobody knows. ``what`` is cut where it must be."""
+    """One line of at most 78 columns: what is done, how much of it, and about how long is left; or,
+    if nobody knows, that it has taken ``seconds`` so far. ``what`` is cut where it must be."""
     said = [] if share is None else [f"{share:.0%}"]
     said += [note] if note else []
     said += [] if seconds_left is None else [f"about {duration(seconds_left)} left"]

@@ -1,8 +1,8 @@
 """A ``config.json`` that ``transformers`` 4 and 5, and tools that read the file themselves, take
 for the same model.
 
-``transformers`` 5 writes ``rope_parameters`` and ``dtype``. Version 4 leaves the former out without
-a word, and computes with θ = 10,000, unscaled; llama.cpp's converter asks for ``rotary_pct``. So
+``transformers`` 5 writes ``rope_parameters`` and ``dtype``. Version 4 silently drops the
+former and computes with θ = 10,000, unscaled; llama.cpp's converter asks for ``rotary_pct``. So
 the file has both. Version 5 lets ``rope_scaling`` replace ``rope_parameters`` and adds θ and the
 rotary fraction from their old names, so the two say the same. Sources: ``GPTNeoXConfig``,
 ``LlamaConfig`` and ``modeling_rope_utils.py`` of transformers 4.57.1 and 5.23.0.

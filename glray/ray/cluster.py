@@ -71,8 +71,8 @@ def connect(compute: ComputeSpec, say: Say) -> None:
 
 
 def stop_own() -> None:
-    """Stop the cluster that this process has started, if it has; at exit it would be stopped, too,
-    but silently, which takes 5 s."""
+    """Stop the cluster that this process has started, if it has. At exit Ray would stop it too,
+    but for 5 s and without a line that says so."""
     if ray.is_initialized() and is_own_cluster():
         with working("stopping Ray"):
             ray.shutdown()
@@ -133,7 +133,8 @@ def starting_workers(compute: ComputeSpec) -> str:
     """What is waited for until workers say something themselves, and what there is for them."""
     if joined_address() is None:
         return "starting the workers"
-    each = f"{compute.least_workers} workers of {compute.cpus_per_worker} CPUs"
+    workers = counted(compute.least_workers, "worker")
+    each = f"{workers} of {counted(compute.cpus_per_worker, 'CPU')}"
     return f"starting {each}{' and a GPU' if compute.use_gpu else ''}: {free_cpus()}"
 
 

@@ -67,7 +67,7 @@ BLOCKS_PER_TASK = 16
 MAX_WAITING_TASKS = 1024
 """Tasks that Ray holds at once, running or waiting for a CPU."""
 PATIENCE_SECONDS = 5.0
-"""After so long one wants to know how many CPUs there are to wait for."""
+"""How often a wait for a CPU says how many are free."""
 
 
 def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
@@ -373,7 +373,7 @@ def _check_and_say(scan: ShardScan, say: Say) -> None:
         share = 1 - scan.num_tokens / sum(scan.whole_tokens)
         over = ", each over 20% of their bytes" if scan.num_drawn else ""
         say(
-            f"held out are {stats.heldout_documents:,} spans of documents, of "
+            f"held out {stats.heldout_documents:,} spans of documents, of "
             f"{stats.heldout_span_tokens:,} tokens each ({share:.1%} of all tokens), as {fraction} "
             f"drew {scan.num_drawn:,} of {stats.documents:,} documents{over}: too few to hold out "
             "whole ones"

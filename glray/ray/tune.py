@@ -243,12 +243,12 @@ class _Following(ray.tune.Callback):
         """See ray.tune.Callback."""
         scored = self._trials.scored(trial.config["trial"])
         self._num_done += 1
-        when = "trained before"
+        when = ", trained before"
         if scored.number in self._shares:
-            when = f"after {trial.last_result['time_total_s']:.0f} s"
+            when = f" after {trial.last_result['time_total_s']:.0f} s"
             advance(1 - self._shares.pop(scored.number))
         self._say(
-            f"trial {scored.number}: {scored.stages}: loss {scored.result} {when} "
+            f"trial {scored.number}: {scored.stages}: loss {scored.result}{when} "
             f"({self._num_done} of {len(self._trials.specs)} trials done)"
         )
 

@@ -82,13 +82,16 @@ def _remarks(scores: "Scores", protocol: "ScoringProtocol") -> list[str]:
         f"{scores.trained_len:,}{at_step}",
     ]
     if targets.num_skipped:
-        remarks.append(f"{targets.num_skipped:,} documents are left out: empty or not UTF-8")
+        remarks.append(
+            f"{targets.num_skipped:,} documents are left out: empty, not UTF-8 or without the "
+            "column"
+        )
     if scores.prepended and protocol.bos:
         remarks.append(f"each window begins with {scores.prepended}, in place of its first token")
     elif scores.prepended:
         remarks.append(
-            f"the tokenizer prepends {scores.prepended} to a text, these windows are without: "
-            "--bos begins each with it"
+            f"the tokenizer prepends {scores.prepended} to a text, these windows are scored "
+            "without: --bos begins each with it"
         )
     if scores.step is not None and not scores.own:
         remarks.append("not the targets of the run's own evaluations: do not compare with those")

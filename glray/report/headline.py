@@ -307,7 +307,7 @@ def _peak_rates(arm: Arm) -> str:
 def _diverged(runs: Sequence[Run]) -> str:
     parts = [
         f"{run.name} (at step {divergence.step:,} of {run.plan.num_steps:,}, where its "
-        f"{divergence.what} became not finite)"
+        f"{divergence.what} became non-finite)"
         for run in runs
         if (divergence := run.divergence)
     ]

@@ -320,8 +320,8 @@ NotFinite = Literal["loss", "gradient", "weights", "held-out loss"]
 
 
 class Divergence(Record):
-    """``diverged.json``, written last: the run has ended, as one of its numbers was not finite. It
-    is the same however often the run was killed on the way. The checkpoint before it is kept;
+    """``diverged.json``, written last: the run has ended because one of its numbers was not finite.
+    It is the same however often the run was killed on the way. The checkpoint before it is kept;
     ``metrics.jsonl`` ends with its step."""
 
     step: int = measure("steps")
@@ -330,7 +330,7 @@ class Divergence(Record):
     """Length of its windows."""
     what: NotFinite = measure("")
     """What was not finite: the step's loss, its gradient, or, where its loss and gradient were, the
-    weights at a checkpoint or the held-out loss at a length that the run has trained."""
+    weights at a checkpoint or the held-out loss at a length up to that of its stage."""
     loss: Number = measure("nats per token")
     """The step's; `null` if it was not finite."""
     grad_norm: Number = measure("")

@@ -53,8 +53,8 @@ def recorded_manifest(run: Run) -> Manifest | None:
 
 
 def unapplied_fields(run: Run) -> list[str]:
-    """The fields of the spec that a finished run was given otherwise: nothing of it is done again,
-    so they are not applied. Its place does not count."""
+    """The fields of the spec that differ from those a finished run was trained with: nothing of it
+    is done again, so they are not applied. Its place does not count."""
     recorded = load_pipeline(run.directory / "spec.yaml").model_dump(mode="json")
     changes = differences(recorded, run.spec.model_dump(mode="json"))
     fields = [change.partition(":")[0] for change in changes]

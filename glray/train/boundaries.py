@@ -20,8 +20,8 @@ from glray.train.session import RunSession
 
 
 def evaluate(session: RunSession) -> None:
-    """Score the held-out targets at the state's step, unless an earlier start has. A loss that is
-    not finite, at a length that the stage has in its windows, is where the run diverges."""
+    """Score the held-out targets at the state's step, unless an earlier start has. A run
+    diverges where its loss is not finite at a length up to that of its stage."""
     run, plan, step = session.run, session.run.plan, session.state.step
     boundary = next((boundary for boundary in plan.boundaries if boundary.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.boundary_path(step)] if boundary else [])

@@ -44,8 +44,8 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
     committed = committed_checkpoints(run.checkpoints)
     if not committed and run.divergence:
         raise UserError(
-            f"{run.checkpoints}: no checkpoint, as the run {run.divergence.sentence}: there is no "
-            "model; train with a lower optimizer.lr"
+            f"{run.checkpoints}: no checkpoint, so there is no model: the run "
+            f"{run.divergence.sentence}; train with a lower optimizer.lr"
         )
     if not committed:
         raise UserError(

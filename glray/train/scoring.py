@@ -199,13 +199,13 @@ def _begin_with(trained: "TrainedModel", protocol: ScoringProtocol) -> tuple[int
     if not trained.prepended:
         whose = "its tokenizer prepends none" if trained.run is None else "a run trains without"
         raise UserError(
-            f"bos: {trained.directory} has no token to begin a window with, {whose}; leave it out"
+            f"bos: {trained.directory} has no token to begin a window with: {whose}; leave it out"
         )
     shortest, num_prepended = min(protocol.seq_lens), len(trained.prepended)
     if shortest <= num_prepended:
         raise UserError(
-            f"bos: a window of {shortest} would be no more than the {num_prepended} tokens that "
-            "the tokenizer prepends, without any text; score longer windows"
+            f"bos: a window of {shortest} would hold no text, as the number of tokens that the "
+            f"tokenizer prepends is {num_prepended}; score longer windows"
         )
     return trained.prepended
 

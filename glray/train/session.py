@@ -341,8 +341,8 @@ def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
         network = load_pretrained(folder, config, ctx.device)
         if not are_weights_finite(network, ctx):
             raise UserError(
-                f"{folder.path}: has weights that are not finite, so that the first loss would "
-                "not be either; give the folder of a model that has not diverged"
+                f"{folder.path}: has weights that are not finite, so the first loss would not be "
+                "either; give the folder of a model that has not diverged"
             )
         return network
     return build_model(config, run.seed, ctx.device)

@@ -99,7 +99,7 @@ def _write_spec(spec: PipelineSpec, calibration: CalibrationSpec | None, path: P
 @contextmanager
 def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
     """Whether the run is this group's to train, on every rank; then nobody else writes it within
-    the block. A group whose driver was killed may be at it still and is waited for."""
+    the block. A group whose driver was killed may still be training it and is waited for."""
     with ExitStack() as held:
         is_ours = ctx.rank == 0 and not run.has_ended and ctx.group.claims(run.name)
         if is_ours:

@@ -203,7 +203,7 @@ def test_splits_are_never_taken_together(
 ) -> None:
     touch(tmp_path, *names)
     folder = f"{scheme}{tmp_path}"
-    with pytest.raises(UserError, match=rf" holds the splits {splits}; give one, ") as caught:
+    with pytest.raises(UserError, match=rf" holds the splits {splits}, .*; give one, ") as caught:
         list_source(JsonlCorpus(paths=(folder,)))
     offered = str(caught.value).rpartition("give one, ")[2]
     assert offered == folder + one
@@ -247,7 +247,7 @@ def test_a_saved_dataset_is_its_data_files_without_caches(tmp_path: Path) -> Non
 def test_a_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
     write_dataset(tmp_path / "books" / "train", "data-00000-of-00001.arrow")
     (tmp_path / "books" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(UserError, match=r"books holds the splits train, test; give one, .*/train$"):
+    with pytest.raises(UserError, match=r"books holds the splits train, test, .* one, .*/train$"):
         list_source(ArrowCorpus(paths=(str(tmp_path / "books"),)))
 
 

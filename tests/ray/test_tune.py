@@ -81,7 +81,7 @@ def test_each_trial_that_ends_is_said_and_how_far_all_are(
         assert heard[-1].done == 1.5
     first, second = (trials.scored(number) for number in (0, 1))
     assert said == [
-        f"trial 0: {first.stages}: loss {first.loss:.4f} trained before (1 of 3 trials done)",
+        f"trial 0: {first.stages}: loss {first.loss:.4f}, trained before (1 of 3 trials done)",
         f"trial 1: {second.stages}: loss {second.loss:.4f} after 62 s (2 of 3 trials done)",
     ]
     assert first.stages == "8×0.202  16×0.665  32×0.466"

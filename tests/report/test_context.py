@@ -47,7 +47,7 @@ def test_what_was_left_out_is_said() -> None:
     assert sheet.notes == [
         "± is the standard error over documents.",
         "512 targets of 2 held-out documents; trained up to 128, step 7",
-        "3 documents are left out: empty or not UTF-8",
+        "3 documents are left out: empty, not UTF-8 or without the column",
     ]
 
 

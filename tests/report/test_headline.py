@@ -176,7 +176,7 @@ def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path: Path
 
     assert "c is lowest, 0.20 ± 0.00 nats below b" in sentences[0]
     assert sentences[-1] == (
-        "Diverged and not compared: a-seed0 (at step 3 of 10, where its loss became not finite)."
+        "Diverged and not compared: a-seed0 (at step 3 of 10, where its loss became non-finite)."
     )
 
 

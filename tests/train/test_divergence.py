@@ -229,8 +229,8 @@ def test_a_divergence_is_one_line_with_a_remedy_and_status_3(
     assert ending.value.exit_code == 3
     assert capsys.readouterr().out == (
         "grow-seed0: diverged at step 2 (seq_len 8): its loss is not finite; no checkpoint came "
-        "before, and it is not trained again: set an optimizer.lr below 1e-2 under another name "
-        f"(--set name=…), or delete {run.directory} to train it again\n"
+        "before, and the run is not trained again: set an optimizer.lr below 1e-2 under another "
+        f"name (--set name=…), or delete {run.directory} to train it again\n"
     )
-    with pytest.raises(UserError, match=r"no checkpoint, as the run diverged at step 2 .*lower"):
+    with pytest.raises(UserError, match=r"no checkpoint, .*: the run diverged at step 2 .*lower"):
         export_run(run.directory, tmp_path / "model")

@@ -120,8 +120,8 @@ def test_a_token_that_the_tokenizer_prepends_is_left_out_and_offered(
     token = Tokenizer.from_file(str(begun / "tokenizer.json")).id_to_token(7)
     (sheet,) = context_sheets(scores, protocol)
     assert sheet.notes[-1] == (
-        f"the tokenizer prepends {token} to a text, these windows are without: --bos begins each "
-        "with it"
+        f"the tokenizer prepends {token} to a text, these windows are scored without: --bos begins "
+        "each with it"
     )
     assert context_record(scores, protocol)["begins_with"] == ""
     (sheet,) = context_sheets(of_run, protocol)
@@ -151,9 +151,9 @@ def test_bos_without_a_token_to_prepend_is_refused(
     finished: list[Run], begun: Path, documents: SourceCorpus
 ) -> None:
     protocol = ScoringProtocol(SEQ_LENS, documents=documents, bos=True)
-    with pytest.raises(UserError, match=r"bos: .* to begin a window with, a run trains without"):
+    with pytest.raises(UserError, match=r"bos: .* to begin a window with: a run trains without"):
         score_model(finished[0].directory, protocol)
-    with pytest.raises(UserError, match=r"bos: .*/model has .*, its tokenizer prepends none"):
+    with pytest.raises(UserError, match=r"bos: .*/model has .*: its tokenizer prepends none"):
         score_model(finished[1].directory / "model", protocol)
-    with pytest.raises(UserError, match=r"a window of 1 would be no more than the 1 tokens"):
+    with pytest.raises(UserError, match=r"a window of 1 would hold no text, .* is 1; score"):
         score_model(begun, ScoringProtocol((1, 32), documents=documents, bos=True))

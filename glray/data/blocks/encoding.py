@@ -59,7 +59,7 @@ def _train(
     with working(f"prepare: training a byte-level BPE of {declared.vocab_size:,} entries"):
         tokenizer = train_bpe(texts(), declared.vocab_size)
     num_entries = vocab_size(tokenizer)
-    fewer = f", the {declared.vocab_size:,} asked for need more text,"
+    fewer = f" ({declared.vocab_size:,} need more text)"
     say(
         f"prepare: trained a byte-level BPE of {num_entries:,} entries"
         f"{fewer if num_entries < declared.vocab_size else ''} on "

@@ -6,7 +6,7 @@ more than a fifth of the set's bytes, or it alone would decide every held-out lo
 
 Where that leaves none, as in a corpus of one file or a few, *spans* of documents are held out
 instead: stretches of equal length in the stream of all documents' tokens. They too are drawn by a
-hash of their content, those with the lowest, and there are five at least, of equal length.
+hash of their content: those with the lowest hashes, and at least five of them.
 """
 
 import math

@@ -112,7 +112,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def prepended_ids(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text if it is let, such as a BOS; ``encode`` does not."""
+    """What the tokenizer itself puts before a text, such as a BOS; ``encode`` omits it."""
     encoding = tokenizer.encode("0 a A")
     first = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
     return list(encoding.ids[:first])

@@ -108,7 +108,7 @@ class Listing:
     files: tuple[SourceFile, ...]
     """Sorted by ``uri``, each once."""
     left_out: tuple[str, ...] = ()
-    """What of the folders that were searched is not among them: ``3 hidden``, for people."""
+    """What was left out of the folders that were searched, in words: ``3 hidden``."""
 
 
 def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
@@ -259,7 +259,7 @@ def _names_below(folder: Path, left_out: Counter[str]) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a folder that is searched has this file or folder for a program, not as content."""
+    """Whether this file or folder is there for a program, not as content."""
     return name.startswith(".") or name in LEFT_OUT
 
 
@@ -384,7 +384,10 @@ def _check_splits(folder: str, names: Iterable[str]) -> None:
 
 
 def _splits_found(place: str, splits: Iterable[str], one: str) -> UserError:
-    return UserError(f"corpus.paths: {place} holds the splits {', '.join(splits)}; give one, {one}")
+    return UserError(
+        f"corpus.paths: {place} holds the splits {', '.join(splits)}, which would be mixed; give "
+        f"one, {one}"
+    )
 
 
 def _check_compression(uri: str, kind: str) -> None:
@@ -394,8 +397,8 @@ def _check_compression(uri: str, kind: str) -> None:
     if end in UNREAD_COMPRESSIONS or (is_table and COMPRESSIONS.get(end)):
         better = "decompress it" if is_table else "decompress it, or compress it as .gz or .zst"
         raise UserError(
-            f"corpus.paths: {uri} is compressed as {end}, which is not read: its bytes are no "
-            f"text; {better}"
+            f"corpus.paths: {uri} is compressed as {end}, which is not read: its bytes are "
+            f"not text; {better}"
         )
 
 

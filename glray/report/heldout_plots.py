@@ -61,7 +61,7 @@ def heldout_over_time(runs: Sequence[Run]) -> Figure:
     curves.set_ylim(min(late) - margin, max(late) + margin)
     curves.set_xlim(left=0)
     _draw_ends(ends, compared, base, styles)
-    unseen = look.grey_handle("before the arm trains at it", marker="o", markerfacecolor="white")
+    unseen = look.grey_handle("not trained at this length yet", marker="o", markerfacecolor="white")
     look.arms_legend(figure, styled, unseen)
     return figure
 

@@ -96,12 +96,12 @@ def _import_models_code() -> None:
     gc.enable()
 
 
-def _say_unapplied(finished: list[Run]) -> None:
-    fields = sorted({field for run in finished for field in unapplied_fields(run)})
+def _say_unapplied(ended: list[Run]) -> None:
+    fields = sorted({field for run in ended for field in unapplied_fields(run)})
     if fields:
         console.print(
-            f"not applied to finished runs: {', '.join(fields)}: they stay as they were trained "
-            "and scored; --set name=… trains others, glray eval scores at other lengths"
+            f"not applied to runs that have ended: {', '.join(fields)}: they stay as they were "
+            "trained and scored; --set name=… trains others, glray eval scores at other lengths"
         )
 
 

@@ -15,8 +15,8 @@ class StdlibCorpus(Spec):
 
 class _Files(Spec):
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders (searched for files of the kind, hidden ones apart) or globs; local, or URIs
-    such as ``s3://bucket/folder``."""
+    """Files, folders (searched for files of the kind, except hidden ones) or globs; local, or
+    URIs such as ``s3://bucket/folder``."""
 
 
 class TextCorpus(_Files):

@@ -152,7 +152,7 @@ def test_what_is_set_for_finished_runs_is_said_not_to_be_applied(
     assert again.returncode == 0, again.stdout + again.stderr
     (line,) = [line for line in again.stdout.splitlines() if "not applied" in line]
     fields = "compute.groups, compute.log_every_steps, evaluation.seq_lens"
-    assert line.startswith(f"not applied to finished runs: {fields}: they stay as they were")
+    assert line.startswith(f"not applied to runs that have ended: {fields}: they stay as they were")
     assert "nothing to train" in again.stdout
 
 

@@ -112,7 +112,7 @@ class SpanSplit:
 
     @property
     def identity(self) -> dict[str, int]:
-        """What decides the spans, beside the documents and the tokenizer."""
+        """What decides the spans, besides the documents and the tokenizer."""
         return {"spans": len(self.sha256), "tokens": self.num_tokens}
 
     def training_tokens(self, tokens: np.ndarray, position: int) -> np.ndarray:

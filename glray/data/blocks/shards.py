@@ -33,7 +33,7 @@ MAX_SHARDS = 4096
 BATCH_BYTES = 2**20
 """Text that is encoded at once."""
 SHARD_COLUMNS = {"skipped": pa.string(), "unknown": pa.map_(pa.string(), pa.int64())}
-"""What a shard says of a document beside what is kept of it if it is held out."""
+"""What a shard says of a document besides what is kept of it if it is held out."""
 
 
 @dataclass(frozen=True)

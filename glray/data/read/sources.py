@@ -57,7 +57,7 @@ SUFFIXES = {
 that has no ``*.jsonl``, as it may as well be a record about those."""
 
 LEFT_OUT = frozenset({"__pycache__", "__MACOSX"})
-"""Left out of a folder that is searched, beside what begins with a dot."""
+"""Left out of a folder that is searched, besides what begins with a dot."""
 
 SPLITS = {
     "train": "train",

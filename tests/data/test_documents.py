@@ -290,9 +290,13 @@ def test_a_column_that_no_line_has_is_named_beside_those_there_are(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "found", "command"),
     [
-        ('[{"text": "one"}]', "a JSON array", "jq -c '.[]' a.json > a.jsonl"),
-        ('[\n {"text": "one"}\n]', "a JSON array", "jq -c '.[]' a.json > a.jsonl"),
-        ('{\n "text": "one"\n}', "a JSON object over several lines", "jq -c . a.json > a.jsonl"),
+        ('[{"text": "one"}]', "a JSON array", "cat a.json | jq -c '.[]' > a.jsonl"),
+        ('[\n {"text": "one"}\n]', "a JSON array", "cat a.json | jq -c '.[]' > a.jsonl"),
+        (
+            '{\n "text": "one"\n}',
+            "a JSON object over several lines",
+            "cat a.json | jq -c . > a.jsonl",
+        ),
     ],
 )
 def test_json_that_is_not_lines_says_how_to_make_them(

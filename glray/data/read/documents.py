@@ -378,9 +378,11 @@ def _json_advice(line: bytes, uri: str) -> str | None:
         found, command = "a JSON object over several lines", "jq -c ."
     else:
         return None
+    name = Path(uri).name
+    cat = {"gzip": "gzip -dc", "zstd": "zstd -dc", None: "cat"}[compression(uri)]
     return (
         f"holds {found}, not JSON Lines with an object on each line; convert it with "
-        f"{command} {Path(uri).name} > {Path(uri).name.partition('.')[0]}.jsonl"
+        f"{cat} {name} | {command} > {name.partition('.')[0]}.jsonl"
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -32,6 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console(highlight=False, soft_wrap=True)
+
+INTERRUPTED_STATUS = 130
+"""Of a command that Ctrl-C has stopped, as a shell counts it."""
 
 
 def _say_version(wanted: bool) -> None:
@@ -128,9 +131,25 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
             from glray.ray.prepare import prepare
 
         validate_storage(Path(spec.compute.storage))
-        connect(spec.compute, console.print)
-        corpus = prepare(spec, console.print)
+        with resumable():
+            connect(spec.compute, console.print)
+            corpus = prepare(spec, console.print)
     return corpus
+
+
+def say_stopped(exit_status: int) -> NoReturn:
+    """Exit where a command was stopped."""
+    console.print("stopped; the same command resumes")
+    raise typer.Exit(exit_status)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C within the block is said to have stopped the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_stopped(INTERRUPTED_STATUS)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from glray.cli.app import (
     naming_options,
     parsed_lengths,
     prepared_corpus,
+    resumable,
     show,
     show_runs,
     validate_machine,
@@ -179,7 +180,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 
     starting_model(spec)
     corpus = prepared_corpus(spec)
-    with sole_writer(pipeline_directory(spec)):
+    with sole_writer(pipeline_directory(spec)), resumable():
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
         result = search(spec, corpus, console.print, lambda directory: watching(directory, console))

@@ -3,11 +3,10 @@
 import gc
 import threading
 from importlib import import_module
-from typing import NoReturn
 
 import typer
 
-from glray.cli.app import console, prepared_corpus, show, validate_machine
+from glray.cli.app import console, prepared_corpus, say_stopped, show, validate_machine
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
 from glray.machine import usable_cpus
@@ -60,10 +59,10 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
         exit_status = _train(spec, corpus)
         runs = plan_runs(with_calibration(spec), corpus, start)
         if exit_status or runs is None:
-            _say_stopped(exit_status)
+            say_stopped(exit_status)
     exit_if_guarded(runs)
     if not all(run.has_ended for run in runs):
-        _say_stopped(0)
+        say_stopped(0)
     return runs
 
 
@@ -101,13 +100,9 @@ def _say_unapplied(ended: list[Run]) -> None:
     if fields:
         console.print(
             f"not applied to runs that have ended: {', '.join(fields)}: they stay as they were "
-            "trained and scored; --set name=… trains others, glray eval scores at other lengths"
+            "trained and scored; --set name=… (for a comparison --set compute.storage=…) trains "
+            "others, glray eval scores at other lengths"
         )
-
-
-def _say_stopped(exit_status: int) -> NoReturn:
-    console.print("stopped; the same command resumes")
-    raise typer.Exit(exit_status)
 
 
 def exit_if_guarded(runs: list[Run]) -> None:
@@ -137,7 +132,8 @@ def exit_if_diverged(runs: list[Run]) -> None:
         console.print(
             f"{run.name}: {run.divergence.sentence}; {kept}, and the run is not trained again: "
             f"set an optimizer.lr below {rate_text(run.optimizer.lr)} under another name "
-            f"(--set name=…), or delete {run.directory} to train it again",
+            "(--set name=…; for a comparison in another folder, --set compute.storage=…), or "
+            f"delete {run.directory} to train it again",
             markup=False,
         )
     if diverged:

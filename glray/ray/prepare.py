@@ -92,10 +92,11 @@ def prepare(spec: PipelineSpec, say: Say) -> PreparedCorpus:
     )
     if not corpus.heldout():
         tokens = sum(source.blocks.num_tokens for source in corpus.sources)
+        is_much = spec.heldout_fraction * (FEWEST_SPANS + 1) > FEWEST_SPANS  # no more spans fit
         raise UserError(
             f"corpus: no held-out documents: its {tokens:,} tokens do not have {FEWEST_SPANS} "
             "documents or spans to hold out that differ from each other and from the rest: nothing "
-            "could be evaluated; give more text"
+            f"could be evaluated; give more text{' or lower heldout_fraction' * is_much}"
         )
     check = _check(corpus, tokens_directory(spec) / "work", say)
     say(f"prepare: {check.sentence}")
@@ -163,7 +164,8 @@ def _encode(
             num_tokens += shard_tokens
             per_second = 1e-6 / (time.monotonic() - start)
             rates = f"{text_bytes * per_second:.1f} MB/s, {num_tokens * per_second:.2f} Mtok/s"
-            advance(shard.num_bytes, note=rates)
+            # A long text is in the shard where it begins: those of its other parts are empty.
+            advance(shard.num_bytes if shard_bytes else 0, note=rates if text_bytes else None)
     return tuple(shard.path(directory) for shard in shards)
 
 
@@ -353,7 +355,7 @@ def _check_and_say(scan: ShardScan, say: Say) -> None:
             f"corpus: no training documents: {fraction} draws {scan.num_drawn:,} of "
             f"{stats.documents:,} documents (skipped: {stats.empty_skipped:,} empty, "
             f"{stats.not_utf8_skipped:,} not UTF-8, {stats.no_column_skipped:,} without the "
-            "column); lower it or give more documents"
+            f"column); {'lower it or ' if scan.num_drawn else ''}give more documents"
         )
     if stats.not_utf8_skipped:
         names = ", ".join(stats.not_utf8_names)

@@ -53,9 +53,9 @@ def _fault(folder: Path, store_bytes: int) -> str | None:
         return f"is {length} bytes long, sockets below it leave room for {MAX_BYTES}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
-        if owner != os.getuid():  # who may also have left files that Ray writes again
-            return f"belongs to another user ({owner})"
+        for owner in (folder.lstat().st_uid, folder.stat().st_uid):  # of a link, of the folder
+            if owner != os.getuid():  # who may also have left files that Ray writes again
+                return f"belongs to another user ({owner})"
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()

@@ -21,6 +21,7 @@ from glray.ray.cluster import Say, free_cpus, joined_address
 from glray.ray.train import calibrate_in_group, fit, groups_at_once
 from glray.report.formats import number
 from glray.report.sheets import Sheet
+from glray.run.guard import excessive_rise
 from glray.run.records import Calibration, Divergence, Evaluation, Progress
 from glray.run.run import Run, pipeline_directory
 from glray.search.space import check_search, ranking_seq_len, trial_spec
@@ -169,7 +170,8 @@ class Trials:
 
     def train(self, storage: Path, say: Say) -> None:
         """Train what is unfinished, as many at once as there is room for, and ``say`` how each
-        ends. Raises what the first trial raised that failed."""
+        ends. Raises what the first trial raised that failed, and KeyboardInterrupt if that ended
+        the search."""
         at_once = groups_at_once(self.specs[0], len(self.specs))
         following = _Following(self, say)
         trial = ray.tune.with_parameters(_train_trial, trials=self)
@@ -185,6 +187,16 @@ class Trials:
             results = tuner.fit()
         if results.errors:
             raise results.errors[0]
+        unended = [n for n in range(len(self.specs)) if not self.run(n).has_ended]
+        for trial_number in unended:
+            if rise := excessive_rise(self.run(trial_number)):
+                raise UserError(
+                    f"trial {trial_number}: {rise}, more than evaluation.max_rise allows, so the "
+                    "trials do not compare; raise it or set it to null, and the same command "
+                    "resumes"
+                )
+        if unended:
+            raise KeyboardInterrupt  # Tune takes the first one for itself
 
     def run(self, number: int) -> Run:
         """The one run of a trial."""

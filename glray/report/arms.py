@@ -70,6 +70,15 @@ def labelled(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
             yield arm.label if len(arm.runs) == 1 else f"{arm.label} seed {run.seed}", run
 
 
+def named(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    """Each run with its name, ``growlength-seed0``; where runs of several pipelines stand together,
+    after its pipeline's or its directory, as its arm is labelled."""
+    for arm in by_arm(runs):
+        before = arm.label.rpartition("/")[0]
+        for run in arm.runs:
+            yield f"{before}/{run.name}" if before and run.label is None else run.name, run
+
+
 def by_environment(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[str]]]:
     """Each machine and set of versions that runs were trained on, with the runs' labels."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}

@@ -51,7 +51,11 @@ class ArmScore(Arm):
 def compare(runs: Sequence[Run]) -> list[ArmScore]:
     """The finished runs' scores at one length, in the order of the arms; empty if no seed is
     finished in every arm that has a finished run, or they share no evaluated length."""
-    arms = by_arm([run for run in runs if run.is_finished and run.latest is not None])
+    arms = [
+        Arm(arm.label, scored)
+        for arm in by_arm(runs)
+        if (scored := tuple(r for r in arm.runs if r.is_finished and r.latest is not None))
+    ]
     if not arms:
         return []
     seeds = set.intersection(*({run.seed for run in arm.runs} for arm in arms))

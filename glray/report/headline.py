@@ -6,7 +6,7 @@ from statistics import fmean, median_low
 
 import numpy as np
 
-from glray.report.arms import Arm, by_arm
+from glray.report.arms import Arm, by_arm, named
 from glray.report.comparison import (
     ArmScore,
     compare,
@@ -306,9 +306,9 @@ def _peak_rates(arm: Arm) -> str:
 
 def _diverged(runs: Sequence[Run]) -> str:
     parts = [
-        f"{run.name} (at step {divergence.step:,} of {run.plan.num_steps:,}, where its "
+        f"{name} (at step {divergence.step:,} of {run.plan.num_steps:,}, where its "
         f"{divergence.what} became non-finite)"
-        for run in runs
+        for name, run in named(runs)
         if (divergence := run.divergence)
     ]
     return f"Diverged and not compared: {_listed(parts)}." if parts else ""
@@ -316,8 +316,8 @@ def _diverged(runs: Sequence[Run]) -> str:
 
 def _unfinished(runs: Sequence[Run]) -> str:
     parts = [
-        f"{run.name} ({run.steps_done:,} of {run.plan.num_steps:,} steps)"
-        for run in runs
+        f"{name} ({run.steps_done:,} of {run.plan.num_steps:,} steps)"
+        for name, run in named(runs)
         if not run.has_ended
     ]
     return f"Unfinished and not compared: {_listed(parts)}." if parts else ""

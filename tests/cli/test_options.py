@@ -1,8 +1,9 @@
-"""The library's errors under the names of the command's options."""
+"""What commands say: the library's errors under the names of their options, and Ctrl-C."""
 
 import pytest
+import typer
 
-from glray.cli.app import naming_options
+from glray.cli.app import naming_options, resumable
 from glray.cli.runs import EVAL_OPTIONS
 from glray.errors import UserError
 
@@ -25,3 +26,10 @@ def test_an_error_of_eval_names_the_option(said: str, shown: str) -> None:
     with pytest.raises(UserError) as error, naming_options(EVAL_OPTIONS):
         raise UserError(said)
     assert str(error.value) == shown
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, resumable():
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().out == "stopped; the same command resumes\n"

@@ -359,7 +359,8 @@ def test_a_diverged_run_is_said_with_status_3_and_not_trained_again(
     said = (
         f"grow-seed0: diverged at step {diverged['step']} (seq_len 16): its {diverged['what']} is "
         "not finite; no checkpoint came before, and the run is not trained again: set an "
-        f"optimizer.lr below 1e6 under another name (--set name=…), or delete "
+        "optimizer.lr below 1e6 under another name (--set name=…; for a comparison in another "
+        "folder, --set compute.storage=…), or delete "
         f"{wild / 'grow-seed0'} to train it again\n"
     )
     assert log.read_text().endswith(said)

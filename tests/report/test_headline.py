@@ -180,6 +180,16 @@ def test_a_run_that_ended_by_divergence_is_named_and_not_compared(tmp_path: Path
     )
 
 
+def test_of_several_pipelines_a_run_that_diverged_is_named_with_its_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5})
+    write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.0}, steps_done=3, diverged=True)
+
+    sentences = headline(open_runs([tmp_path / "one", tmp_path / "two"]))
+
+    assert sentences[0].startswith("one/a: held-out loss at 8 tokens is 4.5")
+    assert sentences[-1].startswith("Diverged and not compared: two/a-seed0 (at step 3 of 10")
+
+
 def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path: Path) -> None:
     write_run(tmp_path / "one", "a", [(8, 10)], {8: 4.5}, targets="aaaa")
     write_run(tmp_path / "two", "a", [(8, 10)], {8: 4.9}, targets="bbbb")

@@ -230,7 +230,8 @@ def test_a_divergence_is_one_line_with_a_remedy_and_status_3(
     assert capsys.readouterr().out == (
         "grow-seed0: diverged at step 2 (seq_len 8): its loss is not finite; no checkpoint came "
         "before, and the run is not trained again: set an optimizer.lr below 1e-2 under another "
-        f"name (--set name=…), or delete {run.directory} to train it again\n"
+        "name (--set name=…; for a comparison in another folder, --set compute.storage=…), or "
+        f"delete {run.directory} to train it again\n"
     )
     with pytest.raises(UserError, match=r"no checkpoint, .*: the run diverged at step 2 .*lower"):
         export_run(run.directory, tmp_path / "model")

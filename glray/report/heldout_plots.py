@@ -52,7 +52,7 @@ def heldout_over_time(runs: Sequence[Run]) -> Figure:
     curves, ends = figure.subplots(1, 2, width_ratios=(5, 2))
     curves.set_xlabel(f"{clock} training time (seconds)")
     curves.set_ylabel(f"held-out loss at {base.seq_len:,} tokens (nats per token)")
-    styled = [(arm, style) for arm, style in look.styled_arms(runs)]
+    styled = look.styled_arms(runs)
     styles = {arm.label: style for arm, style in styled}
     late: list[float] = []  # what sets the y axis
     for arm in compared:

@@ -34,9 +34,7 @@ from glray.train.context import WorkerContext
 from glray.train.export import export_tokenizer, latest_model
 from glray.train.worker import train_all
 from tests.planned import planned
-from tests.tiny import arm
-
-from ..tiny import tiny_spec
+from tests.tiny import arm, tiny_spec
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 

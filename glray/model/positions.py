@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from glray.errors import UserError
-from glray.spec.positions import PositionsSpec, Reference
+from glray.spec.positions import PositionsSpec, stage_scaling
 
 
 def rope_parameters(
@@ -14,40 +14,32 @@ def rope_parameters(
 ) -> dict[str, Any]:
     """``config.rope_parameters`` at a stage of an arm whose stages have ``seq_lens`` tokens.
 
-    Nothing else is known of what was trained before, so that a resumed run cannot scale them
-    differently. Up to the reference length positions are what the config declares. Raises UserError
-    if the model has too few rotary dimensions.
+    Up to the reference length positions are what the config declares. Raises UserError if the model
+    has too few rotary dimensions.
     """
     declared = dict(config.rope_parameters)
-    if positions.kind == "extrapolation":
+    scaling = stage_scaling(positions, seq_lens, stage)
+    if scaling is None:
         return declared
-    if positions.kind == "theta":
-        return declared | {"rope_theta": positions.thetas[stage]}
-    reference = _reference_len(positions.relative_to, seq_lens, stage)
-    scale = seq_lens[stage] / reference
-    if scale <= 1:
-        return declared
-    if positions.kind == "interpolation":
-        return declared | {"rope_type": "linear", "factor": scale}
-    if positions.kind == "ntk":
+    if scaling.kind == "theta":
+        return declared | {"rope_theta": scaling.value}
+    if scaling.kind == "interpolation":
+        return declared | {"rope_type": "linear", "factor": scaling.value}
+    if scaling.kind == "ntk":
         dims = rotary_dims(config)
         if dims <= 2:
             raise UserError(
                 f"positions: ntk needs more than 2, but the heads rotate {dims} dimensions; use "
                 "interpolation or more rotary dimensions"
             )
-        return declared | {"rope_theta": declared["rope_theta"] * scale ** (dims / (dims - 2))}
+        return declared | {
+            "rope_theta": declared["rope_theta"] * scaling.value ** (dims / (dims - 2))
+        }
     return declared | {
         "rope_type": "yarn",
-        "factor": scale,
-        "original_max_position_embeddings": reference,
+        "factor": scaling.value,
+        "original_max_position_embeddings": scaling.reference,
     }
-
-
-def _reference_len(relative_to: Reference, seq_lens: Sequence[int], stage: int) -> int:
-    if isinstance(relative_to, int):
-        return relative_to
-    return seq_lens[0] if relative_to == "first" else seq_lens[max(stage - 1, 0)]
 
 
 def scoring_parameters(

@@ -33,6 +33,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import PositionsSpec
 from glray.spec.training import OptimizerSpec
 from glray.storage import storage_path
+from glray.tree import run_name
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -353,7 +354,7 @@ def pipeline_directory(spec: PipelineSpec) -> Path:
 
 def run_directory(spec: PipelineSpec, arm: str, seed: int) -> Path:
     """Where the run of an arm under a seed lies."""
-    return pipeline_directory(spec) / f"{arm}-seed{seed}"
+    return pipeline_directory(spec) / run_name(arm, seed)
 
 
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:

@@ -1,5 +1,7 @@
 """RoPE scaling at each stage: a pure function of the stages, so that no resume can drift."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -62,3 +64,38 @@ SCALINGS: dict[str, PositionsSpec] = {
     scaling.kind: scaling for scaling in (Extrapolation(), Interpolation(), NtkAware(), Yarn())
 }
 """Choices that a model can be scored under beyond the length that it was trained at."""
+
+
+@dataclass(frozen=True)
+class StageScaling:
+    """RoPE of one stage, as a change of what the model's configuration declares."""
+
+    kind: Literal["interpolation", "ntk", "theta", "yarn"]
+    value: float
+    """The base θ of ``theta``, of the others length / reference."""
+    reference: int | None = None
+    """The length that positions are scaled to; None for ``theta``."""
+
+
+def stage_scaling(
+    positions: PositionsSpec, seq_lens: Sequence[int], stage: int
+) -> StageScaling | None:
+    """What ``positions`` do at a stage of an arm whose stages have ``seq_lens`` tokens; None where
+    RoPE is as declared: in extrapolation, and up to the reference length.
+
+    Nothing else is known of what was trained before, so that a resumed run cannot scale positions
+    differently, and arms that agree in this agree in their RoPE.
+    """
+    if isinstance(positions, Extrapolation):
+        return None
+    if isinstance(positions, BaseFrequencies):
+        return StageScaling("theta", positions.thetas[stage])
+    reference = _reference_len(positions.relative_to, seq_lens, stage)
+    scale = seq_lens[stage] / reference
+    return StageScaling(positions.kind, scale, reference) if scale > 1 else None
+
+
+def _reference_len(relative_to: Reference, seq_lens: Sequence[int], stage: int) -> int:
+    if isinstance(relative_to, int):
+        return relative_to
+    return seq_lens[0] if relative_to == "first" else seq_lens[max(stage - 1, 0)]

@@ -1,0 +1,124 @@
+"""The tree of runs: which steps runs share, so that they are trained once. Pure.
+
+The state of a run after step *s* follows from its seed, its optimizer and its stages up to *s*,
+beside what all runs of a pipeline have in common: the tokens, the model and the budget. Runs that
+agree in those up to *s* share that state bit for bit::
+
+    128 ────────┬────────┬─────────────────▶ llm128
+                │        └─ 512 ── 1024 ───▶ 128-512-1024
+                └─ 256 ── 512 ── 1024 ─────▶ growlength
+
+The steps up to *s* are trained by one of them, the trunk, and the others fork from its checkpoint.
+Two runs part where a stage of at least one of them ends, and a stage ends with a checkpoint. So the
+run whose stage ends first is trained first, and no run saves more than its own plan says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glray.plan import Plan, StagePlan
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.positions import StageScaling, stage_scaling
+from glray.spec.schedule import ArmSpec
+from glray.spec.training import OptimizerSpec
+
+
+@dataclass(frozen=True)
+class Path:
+    """What a run computes, step by step, where the runs of a pipeline can differ."""
+
+    arm: str
+    seed: int
+    optimizer: OptimizerSpec
+    plan: Plan
+    scalings: tuple[StageScaling | None, ...]
+    """RoPE of each stage."""
+
+    @classmethod
+    def of(cls, spec: PipelineSpec, arm: ArmSpec, seed: int, plan: Plan) -> "Path":
+        """The path of an arm under a seed."""
+        scalings = (stage_scaling(arm.positions, arm.seq_lens, n) for n in range(len(arm.stages)))
+        return cls(arm.name, seed, spec.optimizer_of(arm), plan, tuple(scalings))
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.arm, self.seed)
+
+    def shared_steps(self, other: "Path") -> int:
+        """How many of their first steps are the same."""
+        if (self.seed, self.optimizer) != (other.seed, other.optimizer):
+            return 0
+        shared = 0
+        pairs = zip(self.plan.stages, other.plan.stages, strict=False)
+        for (one, two), *scalings in zip(pairs, self.scalings, other.scalings, strict=False):
+            if not _is_alike(one, two) or scalings[0] != scalings[1]:
+                break
+            shared += min(one.num_steps, two.num_steps)
+            if one.num_steps != two.num_steps:
+                break
+        return shared
+
+    def leaves_at(self, step: int) -> bool:
+        """Whether one of its stages ends there."""
+        return step in self.plan.stage_ends
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A run in the tree: the steps that it shares, and who trains them."""
+
+    path: Path
+    trunk: Path | None
+    """The run whose checkpoint it forks from; None if it starts from step 0."""
+    fork_step: int
+    """Steps that it does not train itself."""
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """Calibrated seconds of these steps; None without a calibration."""
+        return self.path.plan.calibrated_seconds(self.fork_step)
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that it trains itself."""
+        return self.path.plan.num_steps - self.fork_step
+
+
+def tree(paths: Sequence[Path]) -> list[Branch]:
+    """The paths in the order of training, each with the trunk that it forks from, which comes
+    before it. Subtrees keep the order of their first paths."""
+    ordered: list[Path] = []
+    for path in paths:
+        ordered.insert(_place(path, ordered), path)
+    branches: list[Branch] = []
+    for index, path in enumerate(ordered):
+        before = ordered[:index]
+        shared = [path.shared_steps(other) for other in before]
+        fork_step = max(shared, default=0)
+        trunk = before[shared.index(fork_step)] if fork_step else None
+        branches.append(Branch(path, trunk, fork_step))
+    return branches
+
+
+def run_name(arm: str, seed: int) -> str:
+    """Of the run of an arm under a seed: ``growlength-seed0``."""
+    return f"{arm}-seed{seed}"
+
+
+def _place(path: Path, ordered: Sequence[Path]) -> int:
+    """Where a path belongs among others in their order: beside those that share most with it, and
+    before the ones that go on at the length which it leaves."""
+    shared = [path.shared_steps(other) for other in ordered]
+    most = max(shared, default=0)
+    if most == 0:
+        return len(ordered)
+    beside = [index for index, steps in enumerate(shared) if steps == most]
+    staying = [index for index in beside if not ordered[index].leaves_at(most)]
+    return staying[0] if staying and path.leaves_at(most) else beside[-1] + 1
+
+
+def _is_alike(one: StagePlan, other: StagePlan) -> bool:
+    """Whether a step of both stages is the same, its share of the budget included."""
+    place = {"first_step": 0, "num_steps": 0}
+    return one.model_copy(update=place) == other.model_copy(update=place)

@@ -24,7 +24,7 @@ from glray.spec.training import OptimizerSpec
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """What a run computes, step by step, where the runs of a pipeline can differ."""
 
     arm: str
@@ -35,8 +35,8 @@ class Path:
     """RoPE of each stage."""
 
     @classmethod
-    def of(cls, spec: PipelineSpec, arm: ArmSpec, seed: int, plan: Plan) -> "Path":
-        """The path of an arm under a seed."""
+    def of(cls, spec: PipelineSpec, arm: ArmSpec, seed: int, plan: Plan) -> "Trajectory":
+        """That of an arm's run under a seed."""
         scalings = (stage_scaling(arm.positions, arm.seq_lens, n) for n in range(len(arm.stages)))
         return cls(arm.name, seed, spec.optimizer_of(arm), plan, tuple(scalings))
 
@@ -45,19 +45,22 @@ class Path:
         """The run's name."""
         return run_name(self.arm, self.seed)
 
-    def shared_steps(self, other: "Path") -> int:
+    def shared_steps(self, other: "Trajectory") -> int:
         """How many of their first steps are the same."""
         if (self.seed, self.optimizer) != (other.seed, other.optimizer):
             return 0
         shared = 0
-        pairs = zip(self.plan.stages, other.plan.stages, strict=False)
-        for (one, two), *scalings in zip(pairs, self.scalings, other.scalings, strict=False):
-            if not _is_alike(one, two) or scalings[0] != scalings[1]:
+        for (one, scaling), (two, its) in zip(self._stages, other._stages, strict=False):
+            if not _is_alike(one, two) or scaling != its:
                 break
             shared += min(one.num_steps, two.num_steps)
             if one.num_steps != two.num_steps:
                 break
         return shared
+
+    @property
+    def _stages(self) -> list[tuple[StagePlan, StageScaling | None]]:
+        return list(zip(self.plan.stages, self.scalings, strict=True))
 
     def leaves_at(self, step: int) -> bool:
         """Whether one of its stages ends there."""
@@ -68,8 +71,8 @@ class Path:
 class Branch:
     """A run in the tree: the steps that it shares, and who trains them."""
 
-    path: Path
-    trunk: Path | None
+    trajectory: Trajectory
+    trunk: Trajectory | None
     """The run whose checkpoint it forks from; None if it starts from step 0."""
     fork_step: int
     """Steps that it does not train itself."""
@@ -77,27 +80,27 @@ class Branch:
     @property
     def saved_seconds(self) -> float | None:
         """Calibrated seconds of these steps; None without a calibration."""
-        return self.path.plan.calibrated_seconds(self.fork_step)
+        return self.trajectory.plan.calibrated_seconds(self.fork_step)
 
     @property
     def own_steps(self) -> int:
         """Steps that it trains itself."""
-        return self.path.plan.num_steps - self.fork_step
+        return self.trajectory.plan.num_steps - self.fork_step
 
 
-def tree(paths: Sequence[Path]) -> list[Branch]:
-    """The paths in the order of training, each with the trunk that it forks from, which comes
-    before it. Subtrees keep the order of their first paths."""
-    ordered: list[Path] = []
-    for path in paths:
-        ordered.insert(_place(path, ordered), path)
+def tree(trajectories: Sequence[Trajectory]) -> list[Branch]:
+    """The runs in the order of training, each with the trunk that it forks from, which comes before
+    it. Subtrees keep the order of their first runs."""
+    ordered: list[Trajectory] = []
+    for trajectory in trajectories:
+        ordered.insert(_place(trajectory, ordered), trajectory)
     branches: list[Branch] = []
-    for index, path in enumerate(ordered):
+    for index, trajectory in enumerate(ordered):
         before = ordered[:index]
-        shared = [path.shared_steps(other) for other in before]
+        shared = [trajectory.shared_steps(other) for other in before]
         fork_step = max(shared, default=0)
         trunk = before[shared.index(fork_step)] if fork_step else None
-        branches.append(Branch(path, trunk, fork_step))
+        branches.append(Branch(trajectory, trunk, fork_step))
     return branches
 
 
@@ -106,16 +109,17 @@ def run_name(arm: str, seed: int) -> str:
     return f"{arm}-seed{seed}"
 
 
-def _place(path: Path, ordered: Sequence[Path]) -> int:
-    """Where a path belongs among others in their order: beside those that share most with it, and
+def _place(trajectory: Trajectory, ordered: Sequence[Trajectory]) -> int:
+    """Where a run belongs among others in their order: beside those that share most with it, and
     before the ones that go on at the length which it leaves."""
-    shared = [path.shared_steps(other) for other in ordered]
+    shared = [trajectory.shared_steps(other) for other in ordered]
     most = max(shared, default=0)
     if most == 0:
         return len(ordered)
     beside = [index for index, steps in enumerate(shared) if steps == most]
     staying = [index for index in beside if not ordered[index].leaves_at(most)]
-    return staying[0] if staying and path.leaves_at(most) else beside[-1] + 1
+    leaves = trajectory.leaves_at(most)
+    return staying[0] if staying and leaves else beside[-1] + 1
 
 
 def _is_alike(one: StagePlan, other: StagePlan) -> bool:

@@ -17,7 +17,7 @@ from glray.spec import (
     StageSpec,
     StdlibCorpus,
 )
-from glray.tree import Path, tree
+from glray.tree import Trajectory, tree
 from tests.tiny import arm
 
 LENGTHS = (8, 16, 32)
@@ -46,14 +46,19 @@ def shares(name: str, ratios: dict[int, float]) -> ArmSpec:
     return ArmSpec.model_validate({"name": name, "stages": ratios})
 
 
-def paths(spec: PipelineSpec) -> list[Path]:
+def trajectories(spec: PipelineSpec) -> list[Trajectory]:
     planned = [(arm, make_plan(spec, arm)) for arm in spec.arms]
-    return [Path.of(spec, arm, seed, plan) for seed in spec.seeds for arm, plan in planned if plan]
+    return [
+        Trajectory.of(spec, arm, seed, plan) for seed in spec.seeds for arm, plan in planned if plan
+    ]
 
 
 def drawn(spec: PipelineSpec) -> list[tuple[str, str | None, int]]:
     """Each run, its trunk, and the step at which it forks, in the order of training."""
-    return [(b.path.name, b.trunk and b.trunk.name, b.fork_step) for b in tree(paths(spec))]
+    return [
+        (b.trajectory.name, b.trunk.name if b.trunk else None, b.fork_step)
+        for b in tree(trajectories(spec))
+    ]
 
 
 def test_the_run_whose_stage_ends_first_is_trained_first() -> None:
@@ -128,8 +133,8 @@ def test_the_same_schedule_twice_trains_once() -> None:
 def test_seconds_that_are_saved() -> None:
     calibration = {"step_microseconds": {8: 1_000_000, 16: 2_000_000, 32: 4_000_000}}
     fields = {"budget": BudgetSpec(seconds=120), "ratios_in": "seconds", "calibration": calibration}
-    spec = pipeline(arm("grow", 8, 16, 32), arm("half", 8, 32), **fields)
-    saved = [branch.saved_seconds for branch in tree(paths(spec))]
+    spec = pipeline(arm("grow", 8, 16, 32), arm("half", 8, 32), **fields)  # type: ignore[arg-type]
+    saved = [branch.saved_seconds for branch in tree(trajectories(spec))]
     assert saved == [0.0, 40.0]
 
 
@@ -145,13 +150,13 @@ def several_arms(draw: st.DrawFn) -> tuple[ArmSpec, ...]:
     return tuple(arms)
 
 
-def steps(path: Path, num_steps: int) -> list[tuple[int, float]]:
+def steps(trajectory: Trajectory, num_steps: int) -> list[tuple[int, float]]:
     """Length and rate of the first steps."""
-    plan = path.plan
+    plan = trajectory.plan
     return [
         (
             plan.stages[plan.stage_index(step)].seq_len,
-            learning_rate(path.optimizer, plan, step),
+            learning_rate(trajectory.optimizer, plan, step),
         )
         for step in range(num_steps)
     ]
@@ -162,8 +167,8 @@ def test_a_prefix_is_exact(arms: tuple[ArmSpec, ...], rewarm_steps: int) -> None
     """Up to the fork a run and its trunk have the same length and the same rate at every step; the
     trunk trains these steps, comes before, and saves a checkpoint there."""
     optimizer = OptimizerSpec(lr=1e-2, rewarm_steps=rewarm_steps)
-    branches = tree(paths(pipeline(*arms, optimizer=optimizer)))
-    place = {branch.path.name: index for index, branch in enumerate(branches)}
+    branches = tree(trajectories(pipeline(*arms, optimizer=optimizer)))
+    place = {branch.trajectory.name: index for index, branch in enumerate(branches)}
     assert place.keys() == {f"{arm.name}-seed0" for arm in arms}
     for index, branch in enumerate(branches):
         if branch.trunk is None:
@@ -172,15 +177,15 @@ def test_a_prefix_is_exact(arms: tuple[ArmSpec, ...], rewarm_steps: int) -> None
         assert place[branch.trunk.name] < index
         assert branches[place[branch.trunk.name]].fork_step < branch.fork_step
         assert branch.fork_step in branch.trunk.plan.stage_ends
-        assert steps(branch.trunk, branch.fork_step) == steps(branch.path, branch.fork_step)
+        assert steps(branch.trunk, branch.fork_step) == steps(branch.trajectory, branch.fork_step)
 
 
 @given(several_arms())
 def test_no_step_is_trained_twice(arms: tuple[ArmSpec, ...]) -> None:
     """As many steps are trained as the runs have different beginnings."""
-    branches = tree(paths(pipeline(*arms)))
+    branches = tree(trajectories(pipeline(*arms)))
     beginnings = set()
     for branch in branches:
-        whole = steps(branch.path, branch.path.plan.num_steps)
+        whole = steps(branch.trajectory, branch.trajectory.plan.num_steps)
         beginnings |= {tuple(whole[: n + 1]) for n in range(len(whole))}
     assert sum(branch.own_steps for branch in branches) == len(beginnings)

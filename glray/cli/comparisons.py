@@ -17,6 +17,7 @@ from glray.progress import working
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
 from glray.run.run import Run
 from glray.spec import ComparisonSpec, RateGrid, load_comparison
+from glray.spec.comparison import pooled
 from glray.storage import storage_path
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def compare(
                 f"{spec.name!r}, one would replace the other; leave one out or rename it"
             )
         _document_files(spec)  # said before anything is trained
+    for pipeline in pooled(specs):
+        trained_runs(pipeline)
     exit_if_diverged([run for spec in specs for run in _compare(spec)])
 
 

@@ -30,6 +30,18 @@ class RayGroup(WorkerGroup):
         except ActorDiedError:
             return False
 
+    def is_held(self, task: str) -> bool:
+        """See WorkerGroup; in a launch that is over nobody works."""
+        try:
+            return super().is_held(task)
+        except ActorDiedError:
+            return False
+
+    def release(self, task: str | None = None) -> None:
+        """See WorkerGroup."""
+        with suppress(ActorDiedError):
+            super().release(task)
+
     def stop_requested(self) -> bool:
         """See WorkerGroup; in a launch that is over everybody stops."""
         try:

@@ -143,6 +143,7 @@ class WorkerGroups:
             with ThreadPoolExecutor(self.count, thread_name_prefix="group") as pool:
                 working = {pool.submit(self._run_group, group): group for group in groups}
                 for ended in as_completed(working):  # in the order of time
+                    working[ended].release()  # others may wait for a run of it
                     if error := ended.exception():  # the others go on, for hours perhaps
                         errors.append(error)
                         what = " ".join(str(error).split())[:300] or type(error).__name__

@@ -43,7 +43,7 @@ def headline(runs: Sequence[Run]) -> list[str]:
         if base is not None and _one_model(compared):
             sentences += _tokens(scores, base)
             sentences += _times_to_loss(scores, base) if share_targets(compared) else []
-        sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
+        sentences += [_seeds(scores), _drift(compared), _predictions(compared), _forks(compared)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
     return [sentence for sentence in (*sentences, _diverged(runs), _unfinished(runs)) if sentence]
@@ -263,6 +263,22 @@ def _drift(runs: Sequence[Run]) -> str:
         f"{DRIFT_LIMIT:.0%}: {_listed(odd)}."
         if odd
         else ""
+    )
+
+
+def _forks(runs: Sequence[Run]) -> str:
+    """What was trained once for several runs, on the clock that they have."""
+    forks = [run.manifest.fork for run in runs if run.manifest.fork]
+    if not forks:
+        return ""
+    calibrated = [fork.calibrated_seconds for fork in forks]
+    known = [seconds for seconds in calibrated if seconds is not None]
+    seconds = sum(known) if len(known) == len(forks) else sum(f.measured_seconds for f in forks)
+    clock = "calibrated" if len(known) == len(forks) else "measured"
+    return (
+        f"{len(forks)} of {len(runs)} runs fork from another one, with which they share their "
+        f"first steps: {seconds_text(seconds)} {clock} s that were not trained again. Every number "
+        "counts a run's whole path."
     )
 
 

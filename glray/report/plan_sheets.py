@@ -5,10 +5,12 @@ from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
 from glray.report.formats import counted
 from glray.report.profile_sheets import GIB, saved_share
 from glray.report.sheets import Sheet
+from glray.report.tree_drawing import drawing
 from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 from glray.spec.training import OptimizerSpec
+from glray.tree import Trajectory, tree
 
 
 def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
@@ -31,9 +33,15 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
+    planned: list[Trajectory] = []
     for arm in spec.trained_arms:
         plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
         parts.append(_unplanned(spec, arm) if plan is None else _planned(spec, arm, plan, costs))
+        if plan is not None:
+            planned.append(Trajectory.of(spec, arm, spec.seeds[0], plan))
+    branches = tree(planned)
+    if any(branch.trunk for branch in branches):
+        parts.append(f"\n{drawing(branches, len(spec.seeds))}")
     return parts if profile is None else [*parts, _origin(profile, costs is not None, by_prices)]
 
 

@@ -9,10 +9,11 @@ so a killed controller cannot lose it.
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from glray.errors import UserError
-from glray.files import sha256_of, write_text
+from glray.files import new_directory, sha256_of, write_text
 from glray.record import Record
 from glray.run.records import TrainState
 
@@ -20,7 +21,8 @@ COMMITTED = "COMMITTED"
 TENSORS = "tensors"
 STATE = "state.json"
 KEPT = 2
-"""Checkpoints kept of a run: the latest, and one more should the latest be damaged."""
+"""Checkpoints kept of a run: the latest, and one more should the latest be damaged; beside those
+that another run is to fork from."""
 
 
 class CommittedFile(Record):
@@ -40,9 +42,15 @@ class Commitment(Record):
     """By the path within the checkpoint."""
 
 
-def commit(partial: Path, path: Path, state: TrainState, tensors: dict[str, CommittedFile]) -> None:
+def commit(
+    partial: Path,
+    path: Path,
+    state: TrainState,
+    tensors: dict[str, CommittedFile],
+    needed: Collection[int] = (),
+) -> None:
     """Make the folder ``partial``, which holds the ``tensors``, the checkpoint ``path``; older ones
-    beyond ``KEPT`` go."""
+    beyond ``KEPT`` go, except at the ``needed`` steps."""
     state_file = partial / STATE
     write_text(state_file, state.model_dump_json(indent=1) + "\n")
     files = {f"{TENSORS}/{name}": file for name, file in tensors.items()}
@@ -51,10 +59,30 @@ def commit(partial: Path, path: Path, state: TrainState, tensors: dict[str, Comm
     if path.exists():
         shutil.rmtree(path)
     partial.rename(path)
-    for old in committed_checkpoints(path.parent)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(path.parent, needed)
     for left in path.parent.glob(".partial-*"):  # by an attempt that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
+
+
+def prune(directory: Path, needed: Collection[int] = ()) -> None:
+    """Delete the checkpoints before the ``KEPT`` latest, except at the ``needed`` steps."""
+    for old in committed_checkpoints(directory)[:-KEPT]:
+        if step_of(old) not in needed:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def adopt(source: Path, path: Path) -> None:
+    """Commit another run's checkpoint as ``path``. Its files never change, so both share them where
+    the storage has hard links."""
+    with new_directory(path) as partial:
+        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def committed_checkpoints(directory: Path) -> list[Path]:
@@ -73,6 +101,11 @@ def checkpoint_path(directory: Path, step: int) -> Path:
 def step_of(path: Path) -> int:
     """The step of a checkpoint's directory."""
     return int(path.name.removeprefix("step-"))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a committed checkpoint."""
+    return sum(file.bytes for file in _committed_files(path).values())
 
 
 def state_of(path: Path) -> TrainState:

@@ -392,18 +392,45 @@ class Execution(Record):
         return self.model_copy(update={"micro_batch_tokens": known})
 
     def differences(self, before: "Execution") -> list[str]:
-        """``name before → now`` of what differs from an earlier execution."""
+        """``name before → now`` of what differs from an earlier execution; of the micro-batches
+        only at lengths that both have."""
+        own, earlier = self._at_lengths_of(before), before._at_lengths_of(self)
         return [
-            f"{name} {getattr(before, name)} → {getattr(self, name)}"
+            f"{name} {getattr(earlier, name)} → {getattr(own, name)}"
             for name in Execution.model_fields
-            if getattr(before, name) != getattr(self, name)
+            if getattr(earlier, name) != getattr(own, name)
         ]
+
+    def _at_lengths_of(self, other: "Execution") -> "Execution":
+        """Only with the micro-batches of lengths that the other has too."""
+        known = self.micro_batch_tokens.items()
+        common = {n: tokens for n, tokens in known if n in other.micro_batch_tokens}
+        return self.model_copy(update={"micro_batch_tokens": common})
 
 
 class StartedExecution(Execution):
     """An execution and where it began."""
 
     first_step: int
+
+
+class ForkRecord(Record):
+    """Where a run began: after steps that it shares with another one, which had trained them. All
+    of its records and clocks count these steps as its own."""
+
+    run: str
+    """Name of that run, the trunk; of the same pipeline."""
+    step: int
+    """Steps trained by then."""
+    calibrated_seconds: float | None
+    """Of these steps."""
+    measured_seconds: float
+    """Of these steps, as the trunk trained them: seconds that were not spent again."""
+
+    @property
+    def sentence(self) -> str:
+        """What was done, after the run's name."""
+        return f"begins with the {self.step:,} steps that it shares with {self.run}"
 
 
 class Manifest(Record):
@@ -432,6 +459,8 @@ class Manifest(Record):
     """Each change of the execution, with the step that it began at."""
     predicted_seconds: float | None = None
     """Seconds of the whole plan by a profile of the machine; None without one."""
+    fork: ForkRecord | None = None
+    """The steps that it did not train itself; None if it did train all."""
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":

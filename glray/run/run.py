@@ -37,6 +37,7 @@ from glray.tree import run_name
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
+METRICS = "metrics.jsonl"
 ENDS = (RESULT, DIVERGED) = ("result.json", "diverged.json")
 """What is written last: of a run that is finished, and of one that diverged."""
 
@@ -178,7 +179,7 @@ class Run:
     @cached_property
     def log(self) -> "StepLog":
         """Its steps."""
-        return StepLog.read(self.directory / "metrics.jsonl")
+        return StepLog.read(self.directory / METRICS)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:

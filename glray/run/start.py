@@ -27,9 +27,16 @@ def record_start(
     changes = execution.differences(before[-1]) if before else []
     if changes or not before:
         before.append(StartedExecution(first_step=step, **execution.model_dump()))
+    else:  # of a run that it forked from, which may have had other lengths
+        own = {"micro_batch_tokens": execution.micro_batch_tokens}
+        before[-1] = before[-1].model_copy(update=own)
     write_text(run.directory / "spec.yaml", to_yaml(run.spec))
-    predicted = recorded.predicted_seconds if recorded else _predicted_seconds(run, execution)
-    fields = {"executions": tuple(before), "predicted_seconds": predicted}
+    predicted = recorded.predicted_seconds if recorded else None
+    if predicted is None:
+        predicted = _predicted_seconds(run, execution)
+    fields: dict[str, Any] = {"executions": tuple(before), "predicted_seconds": predicted}
+    if recorded is not None:
+        fields["fork"] = recorded.fork
     started = run.manifest.model_copy(update={"environment": environment, **fields})
     started.write(run.directory / "run.json")
     return changes

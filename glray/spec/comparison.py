@@ -258,3 +258,21 @@ class ComparisonSpec(Spec):
                 f"{where} is not evaluated at {claim.at} tokens (evaluated: "
                 f"{', '.join(map(str, evaluated)) or 'no length'}); add it to {field}.seq_lens"
             )
+
+
+def pooled(comparisons: Sequence[ComparisonSpec]) -> tuple[PipelineSpec, ...]:
+    """The pipelines of which several comparisons train arms, each once with all of these, so that
+    runs share the steps that they can. One that tries rates first knows its arms only then."""
+    trained = [
+        p for comparison in comparisons if not comparison.rates for p in comparison.pipelines
+    ]
+    pools: list[list[PipelineSpec]] = []
+    for pipeline in trained:
+        whole = pipeline.derive(only=None)
+        pool = next((pool for pool in pools if pool[0].derive(only=None) == whole), None)
+        pools.append([pipeline]) if pool is None else pool.append(pipeline)
+    return tuple(
+        pool[0].derive(only=list(dict.fromkeys(name for its in pool for name in its.only or ())))
+        for pool in pools
+        if len(pool) > 1
+    )

@@ -3,6 +3,7 @@ loads what any other number has written."""
 
 import shutil
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -22,8 +23,10 @@ def save_checkpoint(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     ctx: WorkerContext,
+    needed: Collection[int] = (),
 ) -> None:
-    """Write and commit the checkpoint of ``state.step``.
+    """Write and commit the checkpoint of ``state.step``; older ones go, but for the latest and
+    those at the ``needed`` steps.
 
     Every rank calls it, writes its share and returns once the whole is committed. Raises OSError
     where the storage is full, and leaves nothing.
@@ -35,7 +38,7 @@ def save_checkpoint(
             partial / TENSORS, _tensors(network, optimizer), no_dist=ctx.world_size == 1
         )
         if ctx.rank == 0:
-            commit(partial, path, state, files)
+            commit(partial, path, state, files, needed)
         from_rank_zero(ctx, 0)  # returns once rank 0 has come so far
     finally:
         if ctx.rank == 0:

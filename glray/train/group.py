@@ -25,6 +25,7 @@ class Coordinator:
         self._stop = stop or threading.Event()
         self._changed = threading.Condition()
         self._claims: dict[str, int] = {}
+        self._held: set[str] = set()
         self._came: set[int] = set()
         self._costs: dict[int, Repetitions] = {}
         self._mean: Repetitions | None = None
@@ -33,12 +34,26 @@ class Coordinator:
     def claims(self, index: int, task: str) -> bool:
         """Whether a task is the group's: the first that asks has it."""
         with self._changed:
-            return self._claims.setdefault(task, index) == index
+            is_its = self._claims.setdefault(task, index) == index
+            if is_its:
+                self._held.add(task)
+            return is_its
 
     def claimed(self, index: int) -> list[str]:
         """What the group has claimed so far."""
         with self._changed:
             return [task for task, owner in self._claims.items() if owner == index]
+
+    def is_held(self, index: int, task: str) -> bool:
+        """Whether a group has claimed the task and has not released it."""
+        with self._changed:
+            return task in self._held
+
+    def release(self, index: int, task: str | None = None) -> None:
+        """The group is through with a task that it has claimed, by default with all."""
+        with self._changed:
+            for name in [task] if task is not None else self.claimed(index):
+                self._held.discard(name)
 
     def meet(self, index: int) -> Repetitions | None:
         """Return when all groups have come, or after ``MEETING_SECONDS``: the mean costs, if the
@@ -101,6 +116,14 @@ class WorkerGroup:
     def claimed(self) -> list[str]:
         """What this group has claimed so far."""
         return self._ask("claimed")
+
+    def is_held(self, task: str) -> bool:
+        """Whether a group, perhaps another, works on a task."""
+        return self._ask("is_held", task)
+
+    def release(self, task: str | None = None) -> None:
+        """Say that this group is through with a task, by default with all that it has claimed."""
+        self._ask("release", task)
 
     def meet(self) -> Repetitions | None:
         """Return when all groups have come here."""

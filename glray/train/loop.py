@@ -13,20 +13,26 @@ from glray.run.records import Execution
 from glray.run.run import Run
 from glray.train.boundaries import evaluate, rescore
 from glray.train.context import WorkerContext
-from glray.train.session import Ending, RunSession, open_session
+from glray.train.session import Ending, NeededSteps, RunSession, open_session
 
 
 def train(
-    run: Run, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution, peak: float
+    run: Run,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    execution: Execution,
+    peak: float,
+    needed: NeededSteps = dict,
 ) -> Ending:
     """Train a run to its end, from its latest checkpoint, unless something stops it before.
 
-    ``peak`` is the FLOP/s of all workers' matrix products, for MFU. Leaves checkpoints, metrics,
+    ``peak`` is the FLOP/s of all workers' matrix products, for MFU; ``needed`` says which of its
+    checkpoints others are to fork from. Leaves checkpoints, metrics,
     evaluations, ``model/`` and ``result.json``; of a run that diverges ``diverged.json``.
     """
     with (
         working("training", run=run.name),
-        closing(open_session(run, corpus, ctx, execution, peak)) as session,
+        closing(open_session(run, corpus, ctx, execution, peak, needed)) as session,
     ):
         catch_up(session)
         if ending := session.ending():

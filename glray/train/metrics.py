@@ -17,7 +17,7 @@ import torch
 from glray.data.checksum import as_hex
 from glray.files import naming, write_text
 from glray.run.records import Step
-from glray.run.run import Run
+from glray.run.run import METRICS, Run
 from glray.train.context import WorkerContext, sum_over_ranks
 from glray.train.trackers import Tracker
 from glray.train.trainee import StepSums
@@ -67,7 +67,7 @@ class MetricsLog:
         peak: float,
     ) -> None:
         self._run = run
-        self._path = run.directory / "metrics.jsonl"
+        self._path = run.directory / METRICS
         self._ctx = ctx
         self._trackers = trackers
         self._peak = peak

@@ -1,7 +1,7 @@
 """What one worker holds of a run while it trains, and what each event of the plan does."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import groupby
 from math import isfinite
@@ -18,7 +18,7 @@ from glray.model.decoder import build_model, load_pretrained, place_positions
 from glray.model.pretrained import check_unchanged, read_pretrained
 from glray.plan import learning_rate
 from glray.progress import advance, working
-from glray.run.checkpoint import checkpoint_path, committed_checkpoints, step_of
+from glray.run.checkpoint import checkpoint_path, committed_checkpoints, size_of, step_of
 from glray.run.guard import excessive_rise
 from glray.run.records import (
     Divergence,
@@ -28,7 +28,7 @@ from glray.run.records import (
     TrainingProgress,
     TrainState,
 )
-from glray.run.run import DIVERGED, RESULT, Run, StepLog
+from glray.run.run import DIVERGED, METRICS, RESULT, Run, StepLog
 from glray.train.announcer import Announcer
 from glray.train.checkpoint import load_checkpoint, save_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
@@ -42,6 +42,10 @@ from glray.train.trainee import Trainee
 
 SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
+
+
+NeededSteps = Callable[[], Mapping[int, Sequence[str]]]
+"""Steps whose checkpoints other runs are still to fork from, and the names of these."""
 
 
 class Ending(Enum):
@@ -64,7 +68,9 @@ class RunSession:
         trainee: Trainee,
         state: TrainState,
         peak: float,
+        needed: NeededSteps,
     ) -> None:
+        self._needed = needed
         self.run, self.corpus, self.ctx = run, corpus, ctx
         self.trainee, self.state = trainee, state
         self.targets = heldout_targets(corpus, run.spec.evaluation)
@@ -192,7 +198,7 @@ class RunSession:
         self.has_diverged = True
         if self.ctx.rank == 0:
             run, index = self.run, (step or self.state.step) - 1
-            log = StepLog.read(run.directory / "metrics.jsonl")
+            log = StepLog.read(run.directory / METRICS)
             divergence = Divergence(
                 step=index + 1,
                 seq_len=run.plan.stages[run.plan.stage_index(index)].seq_len,
@@ -212,9 +218,10 @@ class RunSession:
         state, directory = self.state, self.run.checkpoints
         self._count_wall_seconds()
         network, optimizer = self.trainee.model.network, self.trainee.optimizer
+        needed = self._needed() if self.ctx.rank == 0 else {}
         try:
             with working(f"writing the checkpoint of step {state.step:,}"):
-                save_checkpoint(directory, state, network, optimizer, self.ctx)
+                save_checkpoint(directory, state, network, optimizer, self.ctx, needed)
         except OSError as error:
             raise UserError(
                 f"{directory}: the checkpoint of step {state.step:,} cannot be written: "
@@ -222,6 +229,12 @@ class RunSession:
                 "command goes on from it"
             ) from None
         self._saved_step, self._must_save = state.step, False
+        if state.step in needed:
+            size = size_of(checkpoint_path(directory, state.step)) / 2**20
+            self.announcer.event(
+                f"{self.run.name}: keeps its checkpoint of step {state.step:,} ({size:,.1f} MiB) "
+                f"until {', '.join(needed[state.step])} forks from it"
+            )
         self.ctx.report({"step": float(state.step)})
         state.checkpoint_seconds += time.perf_counter() - start
 
@@ -305,7 +318,12 @@ class RunSession:
 
 
 def open_session(
-    run: Run, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution, peak: float
+    run: Run,
+    corpus: PreparedCorpus,
+    ctx: WorkerContext,
+    execution: Execution,
+    peak: float,
+    needed: NeededSteps = dict,
 ) -> RunSession:
     """The weights that the run starts from, or its latest committed checkpoint, which rank 0
     names."""
@@ -322,7 +340,7 @@ def open_session(
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
-    return RunSession(run, corpus, ctx, trainee, state, peak)
+    return RunSession(run, corpus, ctx, trainee, state, peak, needed)
 
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:

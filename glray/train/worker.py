@@ -1,8 +1,10 @@
 """A worker's program: calibrate once if seconds decide, then train run after run."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
@@ -10,6 +12,7 @@ from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.model.config import starting_model
 from glray.progress import heard_by, working
+from glray.run.forks import RunTree
 from glray.run.records import Calibration, Execution, Progress, mean_costs
 from glray.run.run import Run, pipeline_directory, with_calibration
 from glray.run.start import record_start
@@ -30,6 +33,10 @@ from glray.train.session import Ending, latest_step
 ORPHAN_SECONDS = 120.0
 """How long to wait for a run that a group whose driver was killed still trains: its workers were
 seen to go on for some seconds, and two groups would write the same files."""
+POLL_SECONDS = 1.0
+"""How often a group that waits for another one's run looks again."""
+WAIT, DONE = -1, -2
+"""Instead of a run's place in the tree: none is ready yet; none is left."""
 PROBE_SECONDS = 900.0
 """How long a group waits for another that probes what fits in memory."""
 
@@ -67,21 +74,22 @@ def _train_all(
     with working("measuring the peak of matrix products"):
         peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
-    for run in runs:
-        with _claimed(run, ctx) as is_ours:
-            if not is_ours:
-                continue
-            release_models()
-            step = latest_step(run, ctx)
-            if ctx.rank == 0:
-                changes = record_start(run, machine, executed, step)
-                if changes:
-                    announcer.event(
-                        f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
-                    )
-            flops_per_second = peak.measured * ctx.world_size
-            if train(run, corpus, ctx, executed, flops_per_second) is Ending.STOPPED:
-                return
+    tree = RunTree(with_calibration(spec), runs)
+    flops_per_second = peak.measured * ctx.world_size
+    for run in _in_turn(tree, ctx):
+        release_models()
+        if ctx.rank == 0 and (fork := tree.fork(run)):
+            announcer.event(f"{run.name}: {fork.sentence}")
+        step = latest_step(run, ctx)
+        if ctx.rank == 0:
+            changes = record_start(run, machine, executed, step)
+            if changes:
+                announcer.event(
+                    f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
+                )
+        needed = partial(tree.needed, run.name)
+        if train(run, corpus, ctx, executed, flops_per_second, needed) is Ending.STOPPED:
+            return
     if ctx.group.count > 1:  # it is shown until the others have ended
         announcer.progress(Progress(phase="no run is left for this worker group"))
 
@@ -96,13 +104,48 @@ def _write_spec(spec: PipelineSpec, calibration: CalibrationSpec | None, path: P
     write_text(path, to_yaml(spec.derive(**fields)))
 
 
+def _in_turn(tree: RunTree, ctx: WorkerContext) -> Iterator[Run]:
+    """The runs that are this group's to train, in the order of the tree, on every rank; nobody else
+    writes a run until the next one is asked for. Where what is left forks from runs that other
+    groups train, they are waited for."""
+    runs, tried = tree.runs, set[str]()
+    while (index := from_rank_zero(ctx, _next(tree, ctx, tried) if ctx.rank == 0 else 0)) != DONE:
+        if index != WAIT:
+            run = runs[index]
+            tried.add(run.name)
+            with _held(run, ctx) as is_ours:
+                if is_ours:
+                    yield run
+            continue
+        if from_rank_zero(ctx, int(ctx.stop_requested())):
+            return
+        with working("waiting for another worker group to train what the next run forks from"):
+            time.sleep(POLL_SECONDS)
+
+
+def _next(tree: RunTree, ctx: WorkerContext, tried: Collection[str]) -> int:
+    """Which run of the tree rank 0 has claimed, ``WAIT`` or ``DONE``."""
+    waiting: set[str] = set()
+    for index, run in enumerate(tree.runs):
+        if run.name in tried or run.has_ended:
+            continue
+        trunk = tree.trunk(run)
+        if trunk and not tree.is_ready(run) and (trunk in waiting or ctx.group.is_held(trunk)):
+            waiting.add(run.name)
+        elif ctx.group.claims(run.name):
+            return index
+    return WAIT if waiting else DONE
+
+
 @contextmanager
-def _claimed(run: Run, ctx: WorkerContext) -> Iterator[bool]:
-    """Whether the run is this group's to train, on every rank; then nobody else writes it within
-    the block. A group whose driver was killed may still be training it and is waited for."""
+def _held(run: Run, ctx: WorkerContext) -> Iterator[bool]:
+    """Whether a run that the group has claimed is to be trained, on every rank; then nobody else
+    writes it within the block. A group whose driver was killed may still train it: it is waited
+    for."""
     with ExitStack() as held:
-        is_ours = ctx.rank == 0 and not run.has_ended and ctx.group.claims(run.name)
-        if is_ours:
+        is_ours = False
+        if ctx.rank == 0:
+            held.callback(ctx.group.release, run.name)
             held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
             is_ours = not run.has_ended
         yield bool(from_rank_zero(ctx, int(is_ours)))

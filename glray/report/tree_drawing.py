@@ -1,0 +1,63 @@
+"""The tree of a pipeline's runs as text: who forks from whom, where, and what that saves."""
+
+from collections.abc import Sequence
+
+from glray.plan import Plan
+from glray.report.formats import seconds_text
+from glray.tree import Branch
+
+WIDTH = 48
+"""Columns of the budget."""
+
+
+def drawing(branches: Sequence[Branch], num_seeds: int) -> str:
+    """A line for each arm, in the order of training: its stages from where it forks, on the scale
+    of the budget. Then the steps that are not trained again, under all seeds."""
+    names = [branch.trajectory.arm for branch in branches]
+    margin = max(map(len, names))
+    rows = [list(_row(branch)) for branch in branches]
+    place = {name: index for index, name in enumerate(names)}
+    for index, branch in enumerate(branches):
+        if branch.trunk is None:
+            continue
+        column, trunk = _column(branch.trajectory.plan, branch.fork_step), place[branch.trunk.arm]
+        rows[trunk][column] = "┬"
+        for between in rows[trunk + 1 : index]:
+            between[column] = {" ": "│", "└": "├"}.get(between[column], between[column])
+    lines = [f"{name:{margin}}  {''.join(row)}" for name, row in zip(names, rows, strict=True)]
+    return "\n".join([*(line.rstrip() for line in lines), _saved(branches, num_seeds)])
+
+
+def _row(branch: Branch) -> str:
+    """Blank up to the fork, then each stage's length on its line."""
+    plan, row = branch.trajectory.plan, ""
+    start = _column(plan, branch.fork_step)
+    for stage in plan.stages:
+        end = _column(plan, stage.end_step)
+        if stage.end_step <= branch.fork_step:
+            continue
+        begins = max(_column(plan, stage.first_step), start)
+        label = f"{'└' if begins == start and branch.trunk else '─'}{stage.seq_len}"
+        if begins == start and branch.trunk and stage.first_step < branch.fork_step:
+            label = "└"  # it goes on at the trunk's length
+        row += f"{label:─<{max(end - begins, 1)}}"[: max(end - begins, 1)]
+    return f"{' ' * start}{row}".ljust(WIDTH + 1)
+
+
+def _column(plan: Plan, step: int) -> int:
+    """Where a step lies on the scale of the budget."""
+    return round(float(plan.progress(step)) * WIDTH)
+
+
+def _saved(branches: Sequence[Branch], num_seeds: int) -> str:
+    """``trained once: 3,553 of 13,320 steps are shared (27%), which saves 910 of 4,200 s``."""
+    plans = [branch.trajectory.plan for branch in branches]
+    saved = num_seeds * sum(branch.fork_step for branch in branches)
+    whole = num_seeds * sum(plan.num_steps for plan in plans)
+    said = f"trained once: {saved:,} of {whole:,} steps are shared ({saved / whole:.0%})"
+    spared = [branch.saved_seconds for branch in branches]
+    lasting = [plan.calibrated_seconds(plan.num_steps) for plan in plans]
+    if None in spared or None in lasting:
+        return said
+    seconds, all_seconds = (num_seeds * sum(each or 0 for each in its) for its in (spared, lasting))
+    return f"{said}, which saves {seconds_text(seconds)} of {seconds_text(all_seconds)} s"

@@ -1,0 +1,195 @@
+"""Forks: a run begins with the steps that another run of its pipeline has trained.
+
+What the trunk has recorded up to the fork becomes the run's own, as if it had trained these steps
+itself, and the trunk's checkpoint becomes its first. ``glray.tree`` says who forks from whom.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from glray.errors import UserError
+from glray.files import write_text
+from glray.plan import WATCHED_STEPS, Event, Plan, make_plan
+from glray.run.checkpoint import (
+    adopt,
+    checkpoint_path,
+    committed_checkpoints,
+    prune,
+    state_of,
+    step_of,
+)
+from glray.run.records import BoundaryRecord, ForkRecord, Step
+from glray.run.run import ENDS, METRICS, Run, pipeline_directory
+from glray.spec.loading import to_yaml
+from glray.spec.pipeline import PipelineSpec
+from glray.tree import Branch, Trajectory, run_name, tree
+
+OWN = ("stages", "positions", "ratios_in", "step_microseconds")
+"""What of a run's identity its trajectory has; runs that share steps have all else in common."""
+
+
+class RunTree:
+    """The runs of a call in the order of training, with the other declared ones of their pipeline:
+    these may be called later, and fork from a run of this call then."""
+
+    branches: tuple[Branch, ...]
+    """Of the runs of the call, in order."""
+
+    def __init__(self, spec: PipelineSpec, runs: Sequence[Run]) -> None:
+        self._directory = pipeline_directory(spec)
+        self._runs = {run.name: run for run in runs}
+        called = [_trajectory(run) for run in runs]
+        self._declared = [*called, *_not_called(spec, runs)]
+        self.branches = tuple(tree(called))
+        self._branch = {branch.trajectory.name: branch for branch in self.branches}
+        self._children: dict[str, dict[str, int]] = {}
+        """Of each trunk: who forks from it, and at which step."""
+        for branch in (*self.branches, *tree(self._declared)):
+            if branch.trunk is not None:
+                children = self._children.setdefault(branch.trunk.name, {})
+                children[branch.trajectory.name] = branch.fork_step
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the call, in order."""
+        return [self._runs[branch.trajectory.name] for branch in self.branches]
+
+    def trunk(self, run: Run) -> str | None:
+        """Name of the run of the call that trains what this one shares; None if none does."""
+        trunk = self._branch[run.name].trunk
+        return None if trunk is None else trunk.name
+
+    def is_ready(self, run: Run) -> bool:
+        """Whether the run need not wait: its trunk has come to the fork, or has ended."""
+        branch = self._branch[run.name]
+        if branch.trunk is None or _has_begun(run.directory):
+            return True
+        return _has_begun(self._directory / branch.trunk.name, branch.fork_step)
+
+    def needed(self, name: str) -> dict[int, list[str]]:
+        """The steps whose checkpoints of the run ``name`` others are still to fork from, and
+        which."""
+        steps: dict[int, list[str]] = {}
+        for child, step in self._children.get(name, {}).items():
+            if not _has_begun(self._directory / child):
+                steps.setdefault(step, []).append(child)
+        return steps
+
+    def fork(self, run: Run) -> ForkRecord | None:
+        """Let a run that has not begun begin with what another run of its pipeline has trained of
+        the same trajectory; None if there is nothing. What nobody else needs is deleted there.
+        Raises UserError for a damaged record."""
+        if _has_begun(run.directory) or (source := self._source(run)) is None:
+            return None
+        record = _fork(run, *source)
+        for trunk, children in self._children.items():
+            if run.name in children:
+                prune(self._directory / trunk / "checkpoints", self.needed(trunk))
+        return record
+
+    def _source(self, run: Run) -> tuple[Run, int] | None:
+        """Whose checkpoint to fork from, and its step: the latest that there is."""
+        trajectory, sources = _trajectory(run), []
+        for other in self._declared:
+            shared = trajectory.shared_steps(other)
+            directory = self._directory / other.name
+            if other.name == run.name or not shared or not (directory / "run.json").exists():
+                continue
+            trunk = Run.open(directory)
+            if trunk.plan.stages == other.plan.stages and _root(trunk) == _root(run):
+                steps = map(step_of, committed_checkpoints(trunk.checkpoints))
+                sources += [(n, trunk) for n in steps if n <= shared and _has_logged(trunk, n, run)]
+        step, trunk = max(sources, key=lambda source: source[0], default=(0, run))
+        return (trunk, step) if step else None
+
+
+def _trajectory(run: Run) -> Trajectory:
+    return Trajectory.of(run.spec, run.spec.arms[0], run.seed, run.plan)
+
+
+def _not_called(spec: PipelineSpec, runs: Sequence[Run]) -> Iterator[Trajectory]:
+    """The pipeline's other runs under the seeds of the call."""
+    called = {run.name for run in runs}
+    for arm, seed in product(spec.arms, spec.seeds):
+        if run_name(arm.name, seed) in called:
+            continue
+        try:
+            plan = make_plan(spec, arm)
+        except UserError:  # it is said when the arm is called
+            continue
+        if plan is not None:
+            yield Trajectory.of(spec, arm, seed, plan)
+
+
+def _has_begun(directory: Path, num_steps: int = 1) -> bool:
+    """Whether a run has ended, or has saved a checkpoint of so many steps."""
+    committed = committed_checkpoints(directory / "checkpoints")
+    reached = bool(committed) and step_of(committed[-1]) >= num_steps
+    return reached or any((directory / end).exists() for end in ENDS)
+
+
+def _root(run: Run) -> dict[str, object]:
+    """What runs that share steps have in common beside their trajectories."""
+    return {name: value for name, value in run.manifest.identity.items() if name not in OWN}
+
+
+def _has_logged(trunk: Run, num_steps: int, run: Run) -> bool:
+    """Whether the trunk's first ``num_steps`` were logged as the run would have logged them."""
+    return all(
+        trunk.plan.is_watched(step)
+        for boundary in run.plan.boundaries
+        for step in range(max(boundary.step - WATCHED_STEPS, 0), min(boundary.step, num_steps))
+    )
+
+
+def _fork(run: Run, trunk: Run, step: int) -> ForkRecord:
+    """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
+    killed is done again."""
+    source = checkpoint_path(trunk.checkpoints, step)
+    record = ForkRecord(
+        run=trunk.name,
+        step=step,
+        calibrated_seconds=run.plan.calibrated_seconds(step),
+        measured_seconds=state_of(source).measured_seconds,
+    )
+    for folder in ("evaluations", "boundaries", "tensorboard"):
+        shutil.rmtree(run.directory / folder, ignore_errors=True)
+    write_text(run.directory / METRICS, "".join(_lines(run, trunk, step)))
+    for evaluation in trunk.evaluations:
+        planned = Event.EVALUATE in run.plan.events_after(evaluation.step)
+        if planned and evaluation.step < step:
+            evaluation.write(run.evaluation_path(evaluation.step))
+    for boundary in trunk.boundaries:
+        if boundary.step < step:
+            _as_planned(boundary, run.plan).write(run.boundary_path(boundary.step))
+    if (trunk.directory / "tensorboard").is_dir():
+        shutil.copytree(trunk.directory / "tensorboard", run.directory / "tensorboard")
+    executions = tuple(e for e in trunk.manifest.executions if e.first_step < step)
+    fields = {"fork": record, "executions": executions}
+    run.manifest.model_copy(update=fields).write(run.directory / "run.json")
+    write_text(run.directory / "spec.yaml", to_yaml(run.spec))
+    adopt(source, checkpoint_path(run.checkpoints, step))
+    return record
+
+
+def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:
+    """The trunk's metrics up to a step. What is logged only around stage boundaries is left out
+    where the run has none."""
+    path = trunk.directory / METRICS
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        step = Step.of_line(line, f"{path}: line {number}")
+        if step.step > num_steps:
+            return
+        if not run.plan.is_watched(step.step - 1):
+            step = step.model_copy(update={"update_norm": None})
+        yield step.model_dump_json() + "\n"
+
+
+def _as_planned(record: BoundaryRecord, plan: Plan) -> BoundaryRecord:
+    """A boundary's record in another run: without what is scored later there."""
+    (boundary,) = (its for its in plan.boundaries if its.step == record.step)
+    if boundary.rescore_step == record.rescore_step:
+        return record
+    return record.model_copy(update={"rescore_step": boundary.rescore_step, "after": {}})

@@ -96,15 +96,12 @@ def search(
     All lengths are calibrated once; then each trial trains its whole schedule at the same
     budget. A trial that has ended is not trained again, so the same call resumes. ``say`` is told
     how the search stands; ``watch`` shows what is written to a pipeline's directory. Raises
-    UserError if the spec declares no search, or one by Optuna, and if all trials diverge.
+    UserError if the spec declares no search, or one that is not supported, and if all trials
+    diverge.
     """
     check_search(spec)
     assert spec.search is not None
-    if spec.search.method == "optuna":
-        raise UserError(
-            f"{spec.name}: search.method is optuna, which glray tune does not support yet; "
-            "--set search.method=tree"
-        )
+    _check_supported(spec)
     seq_len = ranking_seq_len(spec)
     directory = pipeline_directory(spec) / "tune"
     tried = candidates(spec)
@@ -130,6 +127,21 @@ def search(
     winner = _stored_in(scored[0].spec, Path(spec.compute.storage))
     write_text(best_yaml, to_yaml(winner.derive(name=f"{spec.name}-best")))
     return SearchResult(tuple(scored), seq_len, best_yaml)
+
+
+def _check_supported(spec: PipelineSpec) -> None:
+    """Raises UserError for what can be declared and is not built yet."""
+    assert spec.search is not None
+    if spec.search.method == "optuna":
+        raise UserError(
+            f"{spec.name}: search.method is optuna, which glray tune does not support yet; "
+            "--set search.method=tree"
+        )
+    if spec.search.max_behind is not None:
+        raise UserError(
+            f"{spec.name}: search.max_behind is {spec.search.max_behind:g}, but glray tune does "
+            "not stop trials yet; --set search.max_behind=null"
+        )
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:

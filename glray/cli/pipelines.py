@@ -163,9 +163,9 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     """Search an arm's stages; write best.yaml.
 
-    Draws the ratios or boundaries that the pipeline's `search=SearchSpec(…)` declares, trains each
-    trial for the budget (in seconds), ranks by held-out loss, and leaves the winner as best.yaml in
-    the pipeline's directory, which glray run takes.
+    Tries schedules of the space that the pipeline's `search=SearchSpec(…)` declares, beside two
+    baselines, trains each for the budget, ranks by held-out loss, and leaves the winner as
+    best.yaml in the pipeline's directory, which glray run takes.
     """
     from glray.search.space import check_search
 

@@ -24,9 +24,17 @@ from glray.report.sheets import Sheet
 from glray.run.guard import excessive_rise
 from glray.run.records import Calibration, Divergence, Evaluation, Progress
 from glray.run.run import Run, pipeline_directory
-from glray.search.space import check_search, ranking_seq_len, trial_spec
+from glray.search.space import (
+    Candidate,
+    Space,
+    candidates,
+    check_search,
+    ranking_seq_len,
+    search_pipeline,
+)
 from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.search import lengths_text
 from glray.spec.training import rate_text
 from glray.train.runs import plan_runs, validate_pipeline
 
@@ -47,9 +55,9 @@ class Trial:
     divergence: Divergence | None = None
 
     @property
-    def stages(self) -> str:
-        """``128×0.31  512×0.69``."""
-        return stages_text(self.spec)
+    def schedule(self) -> str:
+        """``128x30-512x70``."""
+        return self.spec.arms[0].name
 
     @property
     def result(self) -> str:
@@ -70,16 +78,11 @@ class SearchResult:
         rows = []
         for trial in self.trials:
             error = number(trial.standard_error, ".4f")
-            rows.append([str(trial.number), trial.stages, trial.result, error])
-        columns = ("trial", "stages: seq_len × ratio", "loss", "± over documents")
+            rows.append([str(trial.number), trial.schedule, trial.result, error])
+        columns = ("trial", "schedule: seq_len x share", "loss", "± over documents")
         title = f"Held-out loss at {self.seq_len:,} tokens, best first"
         notes = [f"Trial {t.number} {t.divergence.sentence}." for t in self.trials if t.divergence]
         return Sheet(title, columns, rows, notes, left=(1,))
-
-
-def stages_text(spec: PipelineSpec) -> str:
-    """The stages of a trial's arm: ``128×0.31  512×0.69``."""
-    return "  ".join(f"{stage.seq_len}×{stage.ratio:g}" for stage in spec.arms[0].stages)
 
 
 def search(
@@ -91,26 +94,29 @@ def search(
     """Train every trial of the spec's search and write ``best.yaml``. Ray is connected.
 
     All lengths are calibrated once; then each trial trains its whole schedule at the same
-    calibrated seconds. A trial that has ended is not trained again, so the same call resumes.
-    ``say`` is told how the search stands; ``watch`` shows what is written to a pipeline's
-    directory. Raises UserError if the spec declares no search or no budget in seconds, and if all
-    trials diverge.
+    budget. A trial that has ended is not trained again, so the same call resumes. ``say`` is told
+    how the search stands; ``watch`` shows what is written to a pipeline's directory. Raises
+    UserError if the spec declares no search, or one that is not supported, and if all trials
+    diverge.
     """
     check_search(spec)
     assert spec.search is not None
+    _check_supported(spec)
     seq_len = ranking_seq_len(spec)
     directory = pipeline_directory(spec) / "tune"
-    say(f"tune: {spec.search.num_trials} trials of {spec.budget.seconds:g} calibrated seconds each")
+    tried = candidates(spec)
+    say(f"tune: {len(tried)} trials of {_budget(spec)} each, the baselines first")
     say(f"tune: {_space(spec)}")
     searched = _calibrated(_stored_in(spec, directory), corpus, watch)
     start = starting_model(spec)
-    trials = Trials([trial_spec(searched, n) for n in range(spec.search.num_trials)], corpus)
+    specs = [trial_pipeline(searched, candidate, n) for n, candidate in enumerate(tried)]
+    trials = Trials(specs, corpus, seq_len)
     with working("validating the trials", len(trials.specs)):
         for trial in trials.specs:
             validate_pipeline(trial, corpus, start)  # before any is trained
             advance(1)
     trials.train(directory / ".ray-tune", say)
-    scored = ranked(map(trials.scored, range(spec.search.num_trials)))
+    scored = ranked(map(trials.scored, range(len(tried))))
     if not isfinite(scored[0].loss):
         lr = spec.optimizer_of(spec.arm(spec.search.arm)).lr
         raise UserError(
@@ -123,6 +129,21 @@ def search(
     return SearchResult(tuple(scored), seq_len, best_yaml)
 
 
+def _check_supported(spec: PipelineSpec) -> None:
+    """Raises UserError for what can be declared and is not built yet."""
+    assert spec.search is not None
+    if spec.search.method == "optuna":
+        raise UserError(
+            f"{spec.name}: search.method is optuna, which glray tune does not support yet; "
+            "--set search.method=tree"
+        )
+    if spec.search.max_behind is not None:
+        raise UserError(
+            f"{spec.name}: search.max_behind is {spec.search.max_behind:g}, but glray tune does "
+            "not stop trials yet; --set search.max_behind=null"
+        )
+
+
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
     """By loss; those that diverged come last."""
     return sorted(trials, key=lambda trial: trial.loss if isfinite(trial.loss) else inf)
@@ -133,14 +154,25 @@ def _stored_in(spec: PipelineSpec, storage: Path) -> PipelineSpec:
 
 
 def _space(spec: PipelineSpec) -> str:
-    """What the trials are drawn from, in words."""
+    """What the trials are chosen from, in words."""
     assert spec.search is not None
-    search = spec.search
-    ladders = search.ladders or (spec.arm(search.arm).seq_lens,)
-    lengths = " or ".join("-".join(map(str, ladder)) for ladder in ladders)
-    low, high = search.ratio_range
-    drawn = f"ratios from {low:g} to {high:g}" if search.vary == "ratios" else "stage boundaries"
-    return f"{drawn} over {lengths} (arm {search.arm}, seed {search.seed})"
+    space = Space.of(spec)
+    lengths = " or ".join(lengths_text(family.seq_lens) for family in space.families)
+    return (
+        f"by {spec.search.method} out of {space.num_candidates:,} schedules over {lengths} "
+        f"(arm {spec.search.arm}, seed {spec.search.seed})"
+    )
+
+
+def _budget(spec: PipelineSpec) -> str:
+    if spec.budget.seconds is None:
+        return f"{spec.budget.tokens:,} tokens"
+    return f"{spec.budget.seconds:g} calibrated seconds"
+
+
+def trial_pipeline(spec: PipelineSpec, candidate: Candidate, number: int) -> PipelineSpec:
+    """The pipeline that trains one candidate."""
+    return search_pipeline(spec, [candidate]).derive(name=f"{spec.name}-trial{number:03d}")
 
 
 def _calibrated(
@@ -150,7 +182,7 @@ def _calibrated(
 ) -> PipelineSpec:
     """The spec with a calibration of every length of the search: its own, or one that an earlier
     trial of this search has started with, or one measured now."""
-    if spec.calibration is not None:
+    if spec.calibration is not None or not spec.needs_calibration:
         return spec
     recorded = pipeline_directory(spec) / "calibration.json"
     if not (recorded.exists() and any(Path(spec.compute.storage).glob("*/*/run.json"))):
@@ -167,6 +199,8 @@ class Trials:
 
     specs: list[PipelineSpec]
     corpus: PreparedCorpus
+    seq_len: int
+    """The length whose held-out loss ranks them."""
 
     def train(self, storage: Path, say: Say) -> None:
         """Train what is unfinished, as many at once as there is room for, and ``say`` how each
@@ -206,8 +240,8 @@ class Trials:
         return runs[0]
 
     def scored(self, number: int) -> Trial:
-        """A trained trial and its held-out loss at the longest trained length of the search."""
-        run, seq_len = self.run(number), ranking_seq_len(self.specs[number])
+        """A trained trial and its held-out loss."""
+        run, seq_len = self.run(number), self.seq_len
         if divergence := run.divergence:
             return Trial(number, self.specs[number], nan, None, divergence)
         path = run.evaluation_path(run.plan.num_steps)
@@ -260,7 +294,7 @@ class _Following(ray.tune.Callback):
             when = f" after {trial.last_result['time_total_s']:.0f} s"
             advance(1 - self._shares.pop(scored.number))
         self._say(
-            f"trial {scored.number}: {scored.stages}: loss {scored.result}{when} "
+            f"trial {scored.number}: {scored.schedule}: loss {scored.result}{when} "
             f"({self._num_done} of {len(self._trials.specs)} trials done)"
         )
 

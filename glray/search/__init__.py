@@ -1,1 +1,1 @@
-"""Searching over an arm's stages."""
+"""Searching for a schedule: what there is to try, what to try first, when to stop a trial. Pure."""

@@ -35,7 +35,7 @@ from glray.spec.positions import (
     PositionsSpec,
     Yarn,
 )
-from glray.spec.rates import RateGrid
+from glray.spec.rates import RateGrid, log_rates
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, fixed, grow
 from glray.spec.search import SearchSpec
 from glray.spec.training import (
@@ -94,6 +94,7 @@ __all__ = [
     "grow",
     "load_comparison",
     "load_pipeline",
+    "log_rates",
     "lower",
     "same",
     "to_yaml",

@@ -8,7 +8,6 @@ from glray.spec.base import Count, Name, Seed, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
-from glray.spec.positions import BaseFrequencies
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
 from glray.spec.search import SearchSpec
 from glray.spec.training import EvaluationSpec, OptimizerSpec
@@ -40,7 +39,8 @@ class PipelineSpec(Spec):
     """What a token attends to in training: all earlier tokens of its window, across documents (as
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
-    """The runs to compare; they differ only in stages, positions and peak learning rate."""
+    """The runs to compare; they differ only in stages, positions, peak learning rate and
+    re-warming."""
     only: tuple[Name, ...] | None = Field(default=None, min_length=1)
     """Names of the arms to train now; the others still count for ``chunk_len`` and calibration, so
     that they can join later. None: all."""
@@ -52,7 +52,7 @@ class PipelineSpec(Spec):
     """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
     chunk_len: Count | None = None
     """Tokens of a chunk, the unit that is shuffled: a power of two up to 2^20. None: the longest
-    ``seq_len`` of any arm or search ladder."""
+    ``seq_len`` of any arm or of the search."""
     optimizer: OptimizerSpec
     """Optimizer and learning rate."""
     precision: Precision = "float32"
@@ -65,7 +65,7 @@ class PipelineSpec(Spec):
     compute: ComputeSpec = ComputeSpec()
     """Where and how it runs."""
     search: SearchSpec | None = None
-    """What ``glray tune`` varies."""
+    """What ``glray tune`` searches."""
     calibration: CalibrationSpec | None = None
     """Cost of a step at each length, where seconds decide. None: measured before step 0."""
 
@@ -78,15 +78,15 @@ class PipelineSpec(Spec):
 
     @property
     def chunk_tokens(self) -> int:
-        """``chunk_len``, or its default: the longest length of any arm or search ladder."""
+        """``chunk_len``, or its default: the longest length of any arm or of the search."""
         return self.chunk_len if self.chunk_len is not None else max(self.all_seq_lens)
 
     @property
     def all_seq_lens(self) -> tuple[int, ...]:
-        """Every training length of any arm or search ladder, ascending."""
+        """Every training length of any arm or of the search, ascending."""
         lengths = {seq_len for arm in self.arms for seq_len in arm.seq_lens}
         if self.search:
-            lengths |= {seq_len for ladder in self.search.ladders for seq_len in ladder}
+            lengths |= {seq_len for listed in self.search.lengths for seq_len in listed}
         return tuple(sorted(lengths))
 
     @property
@@ -108,8 +108,11 @@ class PipelineSpec(Spec):
         raise ValueError(f"pipeline {self.name!r} has no arm {name!r}; its arms are {names}")
 
     def optimizer_of(self, arm: ArmSpec) -> OptimizerSpec:
-        """The arm's optimizer: the pipeline's, with the arm's own peak rate if it has one."""
-        return self.optimizer if arm.lr is None else self.optimizer.derive(lr=arm.lr)
+        """The arm's optimizer: the pipeline's, with the arm's own peak rate and re-warming if it
+        has any."""
+        own = {"lr": arm.lr, "rewarm_steps": arm.rewarm_steps}
+        own = {name: value for name, value in own.items() if value is not None}
+        return self.optimizer.derive(**own) if own else self.optimizer
 
     def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
         """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""
@@ -131,7 +134,7 @@ class PipelineSpec(Spec):
         self._check_lengths()
         self._check_guard()
         if self.search is not None:
-            self._check_search(self.search)
+            self.search.check_lists(self.arm(self.search.arm))
 
     def _check_names(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -174,16 +177,6 @@ class PipelineSpec(Spec):
                         f"which does not divide the longest of evaluation.seq_lens, {longest}: it "
                         "cannot be scored; add a length that every stage's length divides"
                     )
-
-    def _check_search(self, search: SearchSpec) -> None:
-        arm = self.arm(search.arm)
-        if isinstance(arm.positions, BaseFrequencies) and any(
-            len(ladder) != len(arm.stages) for ladder in search.ladders
-        ):
-            raise ValueError(
-                f"search.ladders has a ladder that does not have {len(arm.stages)} lengths, one "
-                f"for each of positions.thetas of {arm.name!r}; use another kind of positions"
-            )
 
 
 class ComparedArm(Spec):

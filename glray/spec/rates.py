@@ -13,6 +13,14 @@ DIGITS = 6
 """Significant digits of a rate that the grid goes on to, so that its name has no more."""
 
 
+def log_rates(lowest: float, highest: float, num: int) -> tuple[float, ...]:
+    """``num`` (2 or more) learning rates from ``lowest`` to ``highest``, each the same factor above
+    the one before, to three significant digits: ``log_rates(1e-3, 1e-2, num=3)`` has 1e-3, 3.16e-3
+    and 1e-2."""
+    factor = highest / lowest
+    return tuple(float(f"{lowest * factor ** (n / (num - 1)):.3g}") for n in range(num))
+
+
 class RateGrid(Spec):
     """Peak rates at which every arm is trained, for the whole budget and under a seed of their own,
     before the compared runs are: those have the rate that gave their arm the lowest held-out loss

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from glray.spec.base import Count, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
-from glray.spec.training import PeakRate, rate_text
+from glray.spec.training import PeakRate, RewarmSteps, rate_text
 
 EXTRAPOLATION = Extrapolation()
 
@@ -49,6 +49,9 @@ class ArmSpec(Spec):
     """RoPE scaling when the length grows."""
     lr: PeakRate | None = None
     """Peak learning rate. None: the pipeline's ``optimizer.lr``."""
+    rewarm_steps: RewarmSteps | None = None
+    """Steps after each stage boundary over which the learning rate rises to the schedule again.
+    None: the pipeline's ``optimizer.rewarm_steps``."""
 
     @property
     def seq_lens(self) -> tuple[int, ...]:

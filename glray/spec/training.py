@@ -12,6 +12,9 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 PeakRate = Annotated[float, Field(gt=0)]
 """A peak learning rate."""
 
+RewarmSteps = Annotated[Integer, Field(ge=0)]
+"""Steps after each stage boundary over which the learning rate rises to the schedule again."""
+
 
 def rate_text(lr: float) -> str:
     """``6e-3``, ``1.2e-2``: a learning rate with all its digits, as it also names arms."""
@@ -72,8 +75,9 @@ class OptimizerSpec(Spec):
     """Gradients with a larger global L2 norm are scaled down to it."""
     schedule: ScheduleSpec = CosineSchedule()
     """The learning rate over the budget, in calibrated seconds or tokens as the budget is."""
-    rewarm_steps: Integer = Field(default=0, ge=0)
-    """Steps after each stage boundary over which the learning rate rises to the schedule again."""
+    rewarm_steps: RewarmSteps = 0
+    """Steps after each stage boundary over which the learning rate rises to the schedule again,
+    where an arm has none of its own."""
 
 
 class EvaluationSpec(Spec):

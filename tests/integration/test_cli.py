@@ -413,11 +413,12 @@ def test_a_searchs_winner_runs_as_its_trial_did(
 ) -> None:
     name = f"search-{num_trials}"
     searched = ["--set", f"name={name}", "--set", f"search.num_trials={num_trials}"]
-    searched += ["--set", f"calibration={calibration}"]
+    searched += ["--set", "search.last=[0.6, 1]", "--set", f"calibration={calibration}"]
     tuned = here(folder, "tune", "tiny.py", *searched)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
-    assert "tune: ratios from 0.1 to 1 over 16-32 (arm grow, seed 0)" in tuned.stdout
-    assert f"({num_trials} of {num_trials} trials done)" in tuned.stdout
+    assert "tune: by tree out of 8 schedules over 16-32 (arm grow, seed 0)" in tuned.stdout
+    num_trained = num_trials + 2  # the baselines
+    assert f"({num_trained} of {num_trained} trials done)" in tuned.stdout
     # Trained here, as the first run has shown a worker group: half a minute for each start of one.
     best = load_pipeline(folder / "runs" / name / "best.yaml")
     torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
@@ -427,12 +428,13 @@ def test_a_searchs_winner_runs_as_its_trial_did(
     ran = here(folder, "run", f"runs/{name}/best.yaml")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing to train" in ran.stdout
-    winner = metrics(folder / "runs" / f"{name}-best" / "grow-seed0")
+    (run,) = (folder / "runs" / f"{name}-best").glob("*-seed0")
+    winner = metrics(run)
     losses = [
         [m["loss"] for m in metrics(trial)]
-        for trial in sorted((folder / "runs" / name / "tune").glob("*-trial*/grow-seed0"))
+        for trial in sorted((folder / "runs" / name / "tune").glob("*-trial*/*-seed0"))
     ]
-    assert len(losses) == num_trials
+    assert len(losses) == num_trained
     assert [m["loss"] for m in winner] in losses
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from glray.data.corpus import PreparedCorpus
 from glray.progress import Work, heard_by, working
-from glray.ray.tune import Trials, _Following, _space
+from glray.ray.tune import Trials, _Following, _space, trial_pipeline
 from glray.run.records import Progress, Step, TrainingProgress
 from glray.run.run import pipeline_directory
-from glray.search.space import trial_spec
+from glray.search.space import candidates
 from glray.spec import BudgetSpec, SearchSpec
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
@@ -19,13 +19,14 @@ from ..tiny import tiny_spec
 
 
 def test_what_is_searched_is_said() -> None:
-    ratios = SearchSpec(arm="grow")
-    assert _space(tiny_spec(Path("runs"), search=ratios)) == (
-        "ratios from 0.1 to 1 over 8-16-32 (arm grow, seed 0)"
+    own = SearchSpec(arm="grow")
+    assert _space(tiny_spec(Path("runs"), search=own)) == (
+        "by tree out of 171 schedules over 8-16-32 (arm grow, seed 0)"
     )
-    ladders = SearchSpec(arm="grow", vary="boundaries", ladders=((8, 32), (8, 16, 32)), seed=3)
-    assert _space(tiny_spec(Path("runs"), search=ladders)) == (
-        "stage boundaries over 8-32 or 8-16-32 (arm grow, seed 3)"
+    lists = ((8, 32), (8, 16, 32))
+    search = SearchSpec(arm="grow", method="random", lengths=lists, lrs=(1e-3, 2e-3), seed=3)
+    assert _space(tiny_spec(Path("runs"), search=search)) == (
+        "by random out of 380 schedules over 8-32 or 8-16-32 (arm grow, seed 3)"
     )
 
 
@@ -36,11 +37,11 @@ def trials(tmp_path: Path, corpus: PreparedCorpus) -> Trials:
         tmp_path,
         budget=BudgetSpec(seconds=0.01),
         calibration={"step_microseconds": {8: 900, 16: 1000, 32: 1100}},
-        search=SearchSpec(arm="grow", num_trials=3),
+        search=SearchSpec(arm="grow", num_trials=1, last=(0.5, 1)),
     )
-    specs = [trial_spec(spec, number) for number in range(3)]
+    specs = [trial_pipeline(spec, candidate, n) for n, candidate in enumerate(candidates(spec))]
     train_all(specs[0], corpus, WorkerContext())
-    return Trials(specs, corpus)
+    return Trials(specs, corpus, seq_len=32)
 
 
 def in_tune(number: int, status: str) -> SimpleNamespace:
@@ -81,7 +82,7 @@ def test_each_trial_that_ends_is_said_and_how_far_all_are(
         assert heard[-1].done == 1.5
     first, second = (trials.scored(number) for number in (0, 1))
     assert said == [
-        f"trial 0: {first.stages}: loss {first.loss:.4f}, trained before (1 of 3 trials done)",
-        f"trial 1: {second.stages}: loss {second.loss:.4f} after 62 s (2 of 3 trials done)",
+        f"trial 0: {first.schedule}: loss {first.loss:.4f}, trained before (1 of 3 trials done)",
+        f"trial 1: {second.schedule}: loss {second.loss:.4f} after 62 s (2 of 3 trials done)",
     ]
-    assert first.stages == "8×0.202  16×0.665  32×0.466"
+    assert first.schedule == "32x100"

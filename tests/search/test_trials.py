@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 from glray.data.corpus import PreparedCorpus
-from glray.ray.tune import SearchResult, Trial, Trials, ranked
+from glray.ray.tune import SearchResult, Trial, Trials, ranked, trial_pipeline
 from glray.run.records import Divergence
-from glray.search.space import trial_spec
+from glray.search.space import candidates
 from glray.spec import SearchSpec
 
 from ..tiny import tiny_spec
@@ -37,7 +37,8 @@ def test_a_trial_that_diverged_has_no_loss_though_it_was_never_scored(
     spec = tiny_spec(
         tmp_path, budget={"seconds": 0.1}, calibration=costs, search=SearchSpec(arm="grow")
     )
-    trials = Trials([trial_spec(spec, number) for number in range(2)], corpus)
+    specs = [trial_pipeline(spec, candidate, n) for n, candidate in enumerate(candidates(spec))]
+    trials = Trials(specs, corpus, seq_len=32)
     run = trials.run(1)
     WILD.write(run.directory / "diverged.json")
     trial = trials.scored(1)

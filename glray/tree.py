@@ -47,14 +47,16 @@ class Trajectory:
 
     def shared_steps(self, other: "Trajectory") -> int:
         """How many of their first steps are the same."""
-        if (self.seed, self.optimizer) != (other.seed, other.optimizer):
+        mine, its = self.optimizer.rewarm_steps, other.optimizer.rewarm_steps
+        alike = self.optimizer == other.optimizer.derive(rewarm_steps=mine)
+        if self.seed != other.seed or not alike:
             return 0
         shared = 0
-        for (one, scaling), (two, its) in zip(self._stages, other._stages, strict=False):
-            if not _is_alike(one, two) or scaling != its:
+        for (one, scaling), (two, its_scaling) in zip(self._stages, other._stages, strict=False):
+            if not _is_alike(one, two) or scaling != its_scaling:
                 break
             shared += min(one.num_steps, two.num_steps)
-            if one.num_steps != two.num_steps:
+            if one.num_steps != two.num_steps or mine != its:
                 break
         return shared
 

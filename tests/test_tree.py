@@ -109,6 +109,16 @@ def test_other_rates_share_nothing() -> None:
     ]
 
 
+def test_rewarming_parts_at_the_first_boundary() -> None:
+    """There it begins; a single stage has none."""
+    arms = (arm("a", 8, 16, 32), arm("b", 8, 16, 32, rewarm_steps=3), arm("c", 8, rewarm_steps=3))
+    assert drawn(pipeline(*arms)) == [
+        ("a-seed0", None, 0),
+        ("b-seed0", "a-seed0", 40),
+        ("c-seed0", "a-seed0", 40),
+    ]
+
+
 def test_rope_scaling_parts_where_it_differs() -> None:
     """Positions are scaled from the second stage on; θ declares each stage's own."""
     arms = (

@@ -26,7 +26,7 @@ from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.tree import Branch, Trajectory, run_name, tree
 
-OWN = ("stages", "positions", "ratios_in", "step_microseconds")
+OWN = ("stages", "positions", "ratios_in", "step_microseconds", "optimizer")
 """What of a run's identity its trajectory has; runs that share steps have all else in common."""
 
 
@@ -98,7 +98,7 @@ class RunTree:
             if other.name == run.name or not shared or not (directory / "run.json").exists():
                 continue
             trunk = Run.open(directory)
-            if trunk.plan.stages == other.plan.stages and _root(trunk) == _root(run):
+            if _trajectory(trunk) == other and _root(trunk) == _root(run):
                 steps = map(step_of, committed_checkpoints(trunk.checkpoints))
                 sources += [(n, trunk) for n in steps if n <= shared and _has_logged(trunk, n, run)]
         step, trunk = max(sources, key=lambda source: source[0], default=(0, run))

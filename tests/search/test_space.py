@@ -33,7 +33,7 @@ from glray.spec import (
     Yarn,
     to_yaml,
 )
-from glray.tree import Path as RunPath
+from glray.tree import Trajectory
 from glray.tree import tree
 
 from ..tiny import arm, tiny_spec
@@ -170,7 +170,7 @@ def test_the_design_shares_trunks() -> None:
     ]
     pipeline = search_pipeline(spec, tried)
     plans = [(arm, make_plan(pipeline, arm)) for arm in pipeline.arms]
-    branches = tree([RunPath.of(pipeline, arm, 0, plan) for arm, plan in plans if plan])
+    branches = tree([Trajectory.of(pipeline, arm, 0, plan) for arm, plan in plans if plan])
     assert len(branches) == 27
     whole = 27 * 2000 / sum(branch.own_steps for branch in branches)
     assert whole == pytest.approx(2.389, abs=0.001)

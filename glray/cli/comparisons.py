@@ -58,10 +58,10 @@ def compare(
         _document_files(spec)  # said before anything is trained
     for pipeline in pooled(specs):
         trained_runs(pipeline)
-    exit_if_diverged([run for spec in specs for run in _compare(spec)])
+    exit_if_diverged([run for spec in specs for run in compare_runs(spec)])
 
 
-def _compare(spec: ComparisonSpec) -> list[Run]:
+def compare_runs(spec: ComparisonSpec) -> list[Run]:
     """Train, judge and report; returns the compared runs."""
     from glray.report.compared import compared, comparison_record
 

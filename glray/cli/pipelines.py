@@ -1,4 +1,4 @@
-"""Commands that take a pipeline: plan, profile, prepare, data, run, tune."""
+"""Commands that take a pipeline: plan, profile, prepare, data, run."""
 
 from itertools import product
 from pathlib import Path
@@ -15,14 +15,11 @@ from glray.cli.app import (
     naming_options,
     parsed_lengths,
     prepared_corpus,
-    resumable,
     show,
     show_runs,
-    validate_machine,
 )
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
-from glray.files import sole_writer
 from glray.progress import working
 from glray.run.profile import Profile, Setting, own_setting, profile_path
 from glray.run.run import pipeline_directory
@@ -157,32 +154,3 @@ def run(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     runs = trained_runs(spec)
     show_runs([run.directory for run in runs], pipeline_directory(spec))
     exit_if_diverged(runs)
-
-
-@app.command()
-def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
-    """Search an arm's stages; write best.yaml.
-
-    Tries schedules of the space that the pipeline's `search=SearchSpec(…)` declares, beside two
-    baselines, trains each for the budget, ranks by held-out loss, and leaves the winner as
-    best.yaml in the pipeline's directory, which glray run takes.
-    """
-    from glray.search.space import check_search
-
-    spec = load_spec(pipeline, overrides)
-    check_search(spec)
-    validate_machine(spec)
-    with working("importing Ray Tune"):
-        from glray.cli.watch import watching
-        from glray.model.config import starting_model
-        from glray.ray.cluster import connect, require_workers
-        from glray.ray.tune import search
-
-    starting_model(spec)
-    corpus = prepared_corpus(spec)
-    with sole_writer(pipeline_directory(spec)), resumable():
-        connect(spec.compute, console.print)
-        require_workers(spec.compute, console.print)
-        result = search(spec, corpus, console.print, lambda directory: watching(directory, console))
-    show(result.sheet())
-    console.print(f"best schedule: glray run {result.best_yaml}")

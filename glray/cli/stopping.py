@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -41,8 +44,8 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def in_a_thread(work: Callable[[], None]) -> None:
+def in_a_thread(work: Callable[[], T]) -> T:
     """Do ``work`` in a thread, so that the main thread stays free to take signals (in the main
     thread Ray Train would take Ctrl-C for itself and abort)."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fit") as pool:
-        pool.submit(work).result()
+        return pool.submit(work).result()

@@ -55,22 +55,27 @@ class RayGroup(WorkerGroup):
 
 @contextmanager
 def launch(
-    directory: Path, count: int, *, stop: threading.Event | None = None, in_driver: bool = False
+    directory: Path,
+    count: int,
+    *,
+    stop: threading.Event | None = None,
+    in_driver: bool = False,
+    is_open: bool = False,
 ) -> Iterator[list[WorkerGroup]]:
     """The groups of a new launch in a pipeline's directory; what an earlier one left is gone.
 
     ``stop`` asks them to stop. ``in_driver``: they run in threads of this process, without an
-    actor.
+    actor. ``is_open``: they wait for arms that are offered, until the launch is closed.
     """
     stop = stop or threading.Event()
     left = [*directory.glob(RAY_TRAIN_STORAGE), *directory.glob("progress-*.json")]
     for path in left:  # the latter of groups that this launch may not have
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     if in_driver:
-        coordinator = Coordinator(count, stop)
+        coordinator = Coordinator(count, stop, is_open=is_open)
         yield [WorkerGroup(index, count, coordinator) for index in range(count)]
         return
-    actor = _new_actor(f"coordinator of {directory}", count)
+    actor = _new_actor(f"coordinator of {directory}", count, is_open)
     over = threading.Event()
 
     def pass_on() -> None:
@@ -88,7 +93,7 @@ def launch(
         shutil.rmtree(directory / RAY_TRAIN_STORAGE, ignore_errors=True)
 
 
-def _new_actor(name: str, count: int) -> Any:
+def _new_actor(name: str, count: int, is_open: bool) -> Any:
     """A coordinator on this node, lost only with the driver. One of the same name is of a driver
     that was killed, whose groups may not know it yet: it goes first."""
     with suppress(ValueError):  # the name is free
@@ -104,4 +109,4 @@ def _new_actor(name: str, count: int) -> Any:
         max_task_retries=-1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     )
-    return options.remote(count)
+    return options.remote(count, is_open=is_open)

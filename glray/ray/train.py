@@ -10,11 +10,10 @@ storage holds nothing that matters: checkpoints and records are glray's, in the 
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray.exceptions
 import ray.train
@@ -73,28 +72,19 @@ Work = Callable[[PipelineSpec, PreparedCorpus, RayContext], None]
 """What each worker of a group does."""
 
 
-def fit(
-    spec: PipelineSpec,
-    corpus: PreparedCorpus,
-    *,
-    stop: threading.Event | None = None,
-    callbacks: list[Any] | None = None,
-) -> None:
+def fit(spec: PipelineSpec, corpus: PreparedCorpus, *, stop: threading.Event | None = None) -> None:
     """Train every unfinished run of the pipeline, or until ``stop`` is set. Ray is connected.
 
-    ``callbacks`` are Ray Train user callbacks (Tune's, within a trial, which is one group). Raises
-    what a worker raised first, wrapped by Ray Train, when all groups have ended.
+    Raises what a worker raised first, wrapped by Ray Train, when all groups have ended.
     """
-    count = 1
-    if not callbacks:
-        runs = plan_runs(with_calibration(spec), corpus, starting_model(spec))
-        total = len(spec.trained_arms) * len(spec.seeds)
-        unfinished = total if runs is None else sum(not run.has_ended for run in runs)
-        count = groups_at_once(spec, unfinished)
+    runs = plan_runs(with_calibration(spec), corpus, starting_model(spec))
+    total = len(spec.trained_arms) * len(spec.seeds)
+    unfinished = total if runs is None else sum(not run.has_ended for run in runs)
+    count = groups_at_once(spec, unfinished)
     if count > 1:
         said = f"{count} worker groups side by side, {unfinished} runs to train"
         write_event(pipeline_directory(spec), said)
-    WorkerGroups(_train, spec, corpus, count, tuple(callbacks or ())).run(stop)
+    WorkerGroups(train_runs, spec, corpus, count).run(stop)
 
 
 def groups_at_once(spec: PipelineSpec, unfinished: int) -> int:
@@ -110,11 +100,6 @@ def is_lone_worker(compute: ComputeSpec) -> bool:
     return compute.least_workers == compute.most_workers == 1 and not compute.use_gpu
 
 
-def calibrate_in_group(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
-    """Calibrate in a worker group like training's and leave ``calibration.json``."""
-    WorkerGroups(_calibrate, spec, corpus).run()
-
-
 @dataclass(frozen=True)
 class WorkerGroups:
     """Groups of the spec's workers that do the same work side by side."""
@@ -123,8 +108,6 @@ class WorkerGroups:
     spec: PipelineSpec
     corpus: PreparedCorpus
     count: int = 1
-    callbacks: tuple[Any, ...] = ()
-    """Ray Train's, of each group."""
 
     @property
     def in_driver(self) -> bool:
@@ -134,27 +117,56 @@ class WorkerGroups:
     def run(self, stop: threading.Event | None = None) -> None:
         """Have the groups work until the last has ended; ``stop`` asks them to. Raises what was
         raised first."""
-        directory = pipeline_directory(self.spec)
-        errors: list[BaseException] = []
-        with launch(directory, self.count, stop=stop, in_driver=self.in_driver) as groups:
-            if self.count == 1:  # in the caller's thread: Tune knows its trial by it
+        with launch(self.directory, self.count, stop=stop, in_driver=self.in_driver) as groups:
+            if self.count == 1:  # in the caller's thread
                 self._run_group(groups[0])
-                return
-            with ThreadPoolExecutor(self.count, thread_name_prefix="group") as pool:
-                working = {pool.submit(self._run_group, group): group for group in groups}
-                for ended in as_completed(working):  # in the order of time
-                    working[ended].release()  # others may wait for a run of it
-                    if error := ended.exception():  # the others go on, for hours perhaps
-                        errors.append(error)
-                        what = " ".join(str(error).split())[:300] or type(error).__name__
-                        index = working[ended].index
-                        write_event(directory, f"worker group {index} ended: {what}")
+            else:
+                self._run_all(groups)
+
+    @contextmanager
+    def standing(self, stop: threading.Event) -> Iterator[tuple[WorkerGroup, Future[None]]]:
+        """The groups at work beside the block, which may offer them arms: one of them to ask, and
+        what ends when they do. After the block nothing more is offered: they train what is left, if
+        the block has not failed. Raises what was raised first."""
+        with (
+            launch(
+                self.directory, self.count, stop=stop, in_driver=self.in_driver, is_open=True
+            ) as groups,
+            ThreadPoolExecutor(1, thread_name_prefix="groups") as pool,
+        ):
+            working = pool.submit(self._run_all, groups)
+            try:
+                yield groups[0], working
+            except BaseException:
+                stop.set()
+                raise
+            finally:
+                groups[0].close()
+            working.result()
+
+    @property
+    def directory(self) -> Path:
+        """The pipeline's."""
+        return pipeline_directory(self.spec)
+
+    def _run_all(self, groups: list[WorkerGroup]) -> None:
+        """Run all groups; raises what was raised first once all have ended."""
+        errors: list[BaseException] = []
+        with ThreadPoolExecutor(len(groups), thread_name_prefix="group") as pool:
+            working = {pool.submit(self._run_group, group): group for group in groups}
+            for ended in as_completed(working):  # in the order of time
+                working[ended].release()  # others may wait for a run of it
+                if error := ended.exception():  # the others go on, for hours perhaps
+                    errors.append(error)
+                    what = " ".join(str(error).split())[:300] or type(error).__name__
+                    index = working[ended].index
+                    write_event(self.directory, f"worker group {index} ended: {what}")
         if errors:
             raise errors[0]
 
     def _run_group(self, group: WorkerGroup) -> None:
         """Fit, and again as long as there is progress between the deaths of workers."""
-        directory = pipeline_directory(self.spec)
+        directory = self.directory
         try:
             while True:
                 before = _committed(directory, group)
@@ -195,7 +207,6 @@ class WorkerGroups:
                 name=uuid.uuid4().hex[:8],
                 storage_path=str(pipeline_directory(spec) / RAY_TRAIN_STORAGE),
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-                callbacks=list(self.callbacks),
             ),
         )
 
@@ -207,17 +218,12 @@ def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
     return {path for run in runs for pattern in patterns for path in run.glob(pattern)}
 
 
-def _train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
+def train_runs(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
+    """What each worker of a group does: train run after run."""
     start_reader()
     from glray.train.worker import train_all  # the model's code is not for every driver: 5 s
 
     train_all(spec, corpus, ctx)
-
-
-def _calibrate(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
-    from glray.train.worker import calibrate_alone
-
-    calibrate_alone(spec, corpus, ctx)
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class RunTree:
         self._declared = [*called, *_not_called(spec, runs)]
         self.branches = tuple(tree(called))
         self._branch = {branch.trajectory.name: branch for branch in self.branches}
+        self.may_grow = False
+        """Whether runs may join that are not declared yet: any end of a stage may be a fork."""
         self._children: dict[str, dict[str, int]] = {}
         """Of each trunk: who forks from it, and at which step."""
         for branch in (*self.branches, *tree(self._declared)):
@@ -72,6 +74,8 @@ class RunTree:
         """The steps whose checkpoints of the run ``name`` others are still to fork from, and
         which."""
         steps: dict[int, list[str]] = {}
+        if self.may_grow and name in self._runs:
+            steps = {step: ["a later trial"] for step in self._runs[name].plan.stage_ends[:-1]}
         for child, step in self._children.get(name, {}).items():
             if not _has_begun(self._directory / child):
                 steps.setdefault(step, []).append(child)

@@ -346,6 +346,15 @@ class Divergence(Record):
         )
 
 
+class Stopped(Record):
+    """``stopped.json``: a search has stopped the run, which is not trained further."""
+
+    step: int
+    """Steps trained at the evaluation that it was stopped by."""
+    reason: str
+    """Why, after the run's name."""
+
+
 class TrainState(BaseModel):
     """``state.json`` of a checkpoint: where a run stands. The data position is ``step`` alone
     (times ``tokens_per_batch``). Unlike a record it changes while the run trains."""

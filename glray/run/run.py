@@ -27,6 +27,7 @@ from glray.run.records import (
     Manifest,
     Result,
     Step,
+    Stopped,
 )
 from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
@@ -40,6 +41,8 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 METRICS = "metrics.jsonl"
 ENDS = (RESULT, DIVERGED) = ("result.json", "diverged.json")
 """What is written last: of a run that is finished, and of one that diverged."""
+STOPPED = "stopped.json"
+"""Of a run that a search has stopped."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,11 @@ class Run:
     def divergence(self) -> Divergence | None:
         """Where it diverged, which ended it; None if it did not."""
         return Divergence.read(self.directory / DIVERGED)
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """Why a search has stopped it; None if none has."""
+        return Stopped.read(self.directory / STOPPED)
 
     @property
     def has_ended(self) -> bool:

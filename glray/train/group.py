@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glray.run.records import Repetitions, mean_costs
+from glray.spec.schedule import ArmSpec
 
 MEETING_SECONDS = 120.0
 """How long a group waits for the others: one may have found no room after all, or have died."""
@@ -20,7 +21,12 @@ MEETING_SECONDS = 120.0
 class Coordinator:
     """What the groups have told, by their index; each method may be called again with the same."""
 
-    def __init__(self, count: int, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, count: int, stop: threading.Event | None = None, *, is_open: bool = False
+    ) -> None:
+        self._is_open = is_open
+        self._offered: list[str] = []
+        self._withdrawn: set[str] = set()
         self._count = count
         self._stop = stop or threading.Event()
         self._changed = threading.Condition()
@@ -79,8 +85,35 @@ class Coordinator:
         self._stop.set()
 
     def stop_requested(self, index: int) -> bool:
-        """Whether the groups are asked to stop."""
-        return self._stop.is_set()
+        """Whether the groups are asked to stop, or this one to leave the run that it trains."""
+        with self._changed:
+            held = self._held & set(self.claimed(index))
+            return self._stop.is_set() or not held.isdisjoint(self._withdrawn)
+
+    def offer(self, index: int, arm: str) -> None:
+        """Have a further arm trained, as JSON."""
+        with self._changed:
+            if arm not in self._offered:
+                self._offered.append(arm)
+
+    def close(self, index: int) -> None:
+        """No further arm will be offered."""
+        self._is_open = False
+
+    def offered(self, index: int) -> tuple[list[str], bool]:
+        """All arms that were offered, in that order, and whether there may be more."""
+        with self._changed:
+            return list(self._offered), self._is_open and not self._stop.is_set()
+
+    def withdraw(self, index: int, run: str) -> None:
+        """Have a run stopped, whoever trains it, while the others go on."""
+        with self._changed:
+            self._withdrawn.add(run)
+
+    def is_withdrawn(self, index: int, run: str) -> bool:
+        """Whether a run is not to be trained further."""
+        with self._changed:
+            return run in self._withdrawn
 
     def set_error(self, index: int, error: str | None) -> None:
         """Keep what ended the group for a person to fix; None as it starts (again)."""
@@ -136,6 +169,27 @@ class WorkerGroup:
     def stop_requested(self) -> bool:
         """Whether to stop at the next logging boundary."""
         return self._ask("stop_requested")
+
+    def offer(self, arm: ArmSpec) -> None:
+        """Have a further arm trained by whichever group is free."""
+        self._ask("offer", arm.model_dump_json())
+
+    def close(self) -> None:
+        """Say that no further arm will be offered."""
+        self._ask("close")
+
+    def offered(self) -> tuple[list[ArmSpec], bool]:
+        """All arms that were offered, in that order, and whether there may be more."""
+        arms, is_open = self._ask("offered")
+        return [ArmSpec.model_validate_json(arm) for arm in arms], is_open
+
+    def withdraw(self, run: str) -> None:
+        """Have a run stopped, whoever trains it."""
+        self._ask("withdraw", run)
+
+    def is_withdrawn(self, run: str) -> bool:
+        """Whether a run is not to be trained further."""
+        return self._ask("is_withdrawn", run)
 
     def set_error(self, error: str | None) -> None:
         """Leave for the driver what has ended this group."""

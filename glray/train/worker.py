@@ -1,8 +1,6 @@
 """A worker's program: calibrate once if seconds decide, then train run after run."""
 
-import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,13 +10,12 @@ from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.model.config import starting_model
 from glray.progress import heard_by, working
-from glray.run.forks import RunTree
 from glray.run.records import Calibration, Execution, Progress, mean_costs
-from glray.run.run import Run, pipeline_directory, with_calibration
+from glray.run.run import pipeline_directory, with_calibration
 from glray.run.start import record_start
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.schedule import CalibrationSpec
+from glray.train.agenda import Agenda
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.execution import environment, execution
@@ -27,23 +24,15 @@ from glray.train.parallel import release_models
 from glray.train.probe.calibration import REPETITIONS, calibrate
 from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
-from glray.train.runs import plan_runs
 from glray.train.session import Ending, latest_step
 
-ORPHAN_SECONDS = 120.0
-"""How long to wait for a run that a group whose driver was killed still trains: its workers were
-seen to go on for some seconds, and two groups would write the same files."""
-POLL_SECONDS = 1.0
-"""How often a group that waits for another one's run looks again."""
-WAIT, DONE = -1, -2
-"""Instead of a run's place in the tree: none is ready yet; none is left."""
 PROBE_SECONDS = 900.0
 """How long a group waits for another that probes what fits in memory."""
 
 
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
-    """Train the unfinished runs of the pipeline, in the order of its seeds and arms; of several
-    worker groups each trains those that it claims.
+    """Train the unfinished runs of the pipeline, in the order of their tree, and those of arms that
+    are offered meanwhile; of several worker groups each trains those that it claims.
 
     Returns early if asked to stop; where a run diverges or its guard stops it, the others go on.
     Every rank of a group calls it.
@@ -61,24 +50,25 @@ def _train_all(
     directory = pipeline_directory(spec)
     executed = _execution(spec, corpus, ctx)
     start = starting_model(spec)
-    runs = plan_runs(with_calibration(spec), corpus, start)
+    known = with_calibration(spec)
+    is_missing = spec.needs_calibration and known.calibration is None
     # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
-    if from_rank_zero(ctx, int(runs is None)):
-        runs = plan_runs(_calibrated(spec, corpus, ctx, executed), corpus, start)
-    runs = runs or plan_runs(with_calibration(spec), corpus, start)
-    assert runs is not None, "rank 0 found a calibration"
+    if from_rank_zero(ctx, int(is_missing)):
+        known = _calibrated(spec, corpus, ctx, executed)
+    elif is_missing:
+        known = with_calibration(spec)
+    agenda = Agenda(known, corpus, start, ctx)
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
-        _write_spec(spec, runs[0].spec.calibration, directory / "spec.yaml")
-    if from_rank_zero(ctx, int(all(run.has_ended for run in runs))):
+        _write_spec(known, directory / "spec.yaml")
+    if from_rank_zero(ctx, int(agenda.is_over)):
         return
     with working("measuring the peak of matrix products"):
         peak = matmul_peak(ctx, spec.precision)
     machine = environment(ctx) | {"matmul_flops_per_second": asdict(peak)}
-    tree = RunTree(with_calibration(spec), runs)
     flops_per_second = peak.measured * ctx.world_size
-    for run in _in_turn(tree, ctx):
+    for run in agenda.in_turn():
         release_models()
-        if ctx.rank == 0 and (fork := tree.fork(run)):
+        if ctx.rank == 0 and (fork := agenda.fork(run)):
             announcer.event(f"{run.name}: {fork.sentence}")
         step = latest_step(run, ctx)
         if ctx.rank == 0:
@@ -87,74 +77,21 @@ def _train_all(
                 announcer.event(
                     f"{run.name}: bit-identity ends at step {step:,}: {'; '.join(changes)}"
                 )
-        needed = partial(tree.needed, run.name)
-        if train(run, corpus, ctx, executed, flops_per_second, needed) is Ending.STOPPED:
+        needed = partial(agenda.needed, run)
+        ending = train(run, corpus, ctx, executed, flops_per_second, needed)
+        if ending is Ending.STOPPED and not agenda.is_withdrawn(run):
             return
     if ctx.group.count > 1:  # it is shown until the others have ended
         announcer.progress(Progress(phase="no run is left for this worker group"))
 
 
-def _write_spec(spec: PipelineSpec, calibration: CalibrationSpec | None, path: Path) -> None:
+def _write_spec(spec: PipelineSpec, path: Path) -> None:
     """The spec of all runs in the pipeline's directory: also of seeds and arms of earlier calls."""
     try:
         seeds = (*load_pipeline(path).seeds, *spec.seeds)
     except UserError:  # the first call, or of another version
         seeds = spec.seeds
-    fields = {"only": None, "seeds": tuple(dict.fromkeys(seeds)), "calibration": calibration}
-    write_text(path, to_yaml(spec.derive(**fields)))
-
-
-def _in_turn(tree: RunTree, ctx: WorkerContext) -> Iterator[Run]:
-    """The runs that are this group's to train, in the order of the tree, on every rank; nobody else
-    writes a run until the next one is asked for. Where what is left forks from runs that other
-    groups train, they are waited for."""
-    runs, tried = tree.runs, set[str]()
-    while (index := from_rank_zero(ctx, _next(tree, ctx, tried) if ctx.rank == 0 else 0)) != DONE:
-        if index != WAIT:
-            run = runs[index]
-            tried.add(run.name)
-            with _held(run, ctx) as is_ours:
-                if is_ours:
-                    yield run
-            continue
-        if from_rank_zero(ctx, int(ctx.stop_requested())):
-            return
-        with working("waiting for another worker group to train what the next run forks from"):
-            time.sleep(POLL_SECONDS)
-
-
-def _next(tree: RunTree, ctx: WorkerContext, tried: Collection[str]) -> int:
-    """Which run of the tree rank 0 has claimed, ``WAIT`` or ``DONE``."""
-    waiting: set[str] = set()
-    for index, run in enumerate(tree.runs):
-        if run.name in tried or run.has_ended:
-            continue
-        trunk = tree.trunk(run)
-        if trunk and not tree.is_ready(run) and (trunk in waiting or ctx.group.is_held(trunk)):
-            waiting.add(run.name)
-        elif ctx.group.claims(run.name):
-            return index
-    return WAIT if waiting else DONE
-
-
-@contextmanager
-def _held(run: Run, ctx: WorkerContext) -> Iterator[bool]:
-    """Whether a run that the group has claimed is to be trained, on every rank; then nobody else
-    writes it within the block. A group whose driver was killed may still train it: it is waited
-    for."""
-    with ExitStack() as held:
-        is_ours = False
-        if ctx.rank == 0:
-            held.callback(ctx.group.release, run.name)
-            held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
-            is_ours = not run.has_ended
-        yield bool(from_rank_zero(ctx, int(is_ours)))
-
-
-def calibrate_alone(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
-    """Calibrate as a search does before its trials, and leave ``calibration.json``."""
-    with heard_by(Announcer(pipeline_directory(spec), ctx).hear):
-        _calibrated(spec, corpus, ctx, _execution(spec, corpus, ctx))
+    write_text(path, to_yaml(spec.derive(only=None, seeds=tuple(dict.fromkeys(seeds)))))
 
 
 def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:

@@ -403,39 +403,33 @@ def test_a_truncated_block_is_refused_before_anything_starts(folder: Path, here:
 @pytest.mark.timeout(600)
 @trained
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.soak  # a worker group, which is half a minute, for each trial and the calibration
-@pytest.mark.parametrize(
-    ("num_trials", "calibration"),
-    [(1, "{step_microseconds: {16: 900, 32: 1000}}"), (2, "null")],
-)
-def test_a_searchs_winner_runs_as_its_trial_did(
-    folder: Path, here: Command, num_trials: int, calibration: str
+@pytest.mark.ray
+def test_a_search_confirms_its_best_which_runs_as_its_trial_did(
+    folder: Path, here: Command
 ) -> None:
-    name = f"search-{num_trials}"
-    searched = ["--set", f"name={name}", "--set", f"search.num_trials={num_trials}"]
-    searched += ["--set", "search.last=[0.6, 1]", "--set", f"calibration={calibration}"]
+    searched = ["--set", "name=search", "--set", "search.num_trials=1"]
+    searched += ["--set", "search.last=[0.6, 1]", "--set", "search.confirm_seeds=1"]
+    searched += ["--set", "calibration={step_microseconds: {16: 900, 32: 1000}}"]
     tuned = here(folder, "tune", "tiny.py", *searched)
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
-    assert "tune: by tree out of 8 schedules over 16-32 (arm grow, seed 0)" in tuned.stdout
-    num_trained = num_trials + 2  # the baselines
-    assert f"({num_trained} of {num_trained} trials done)" in tuned.stdout
-    # Trained here, as the first run has shown a worker group: half a minute for each start of one.
-    best = load_pipeline(folder / "runs" / name / "best.yaml")
+    assert "3 trials, by tree out of 8 schedules over 16-32" in tuned.stdout
+    assert "3 of 3 trials: " in tuned.stdout  # with the baselines
+    assert "search-confirm: The best schedules of the search on fresh seeds" in tuned.stdout
+    storage = folder / "runs"
+    confirmed = list((storage / "search-confirm").glob("*-seed*"))
+    assert {path.name.rpartition("-")[2] for path in confirmed} == {"seed1"}
+    again = here(folder, "tune", "tiny.py", *searched)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "every run is finished, nothing to train" in again.stdout
+    # Trained here: another process would take seconds to start.
+    best = load_pipeline(storage / "search" / "best.yaml")
     torch.set_num_threads(best.compute.cpus_per_worker)  # as in a worker: the same sums
     corpus = find_prepared(best)
     assert corpus is not None
     train_all(best, corpus, WorkerContext())
-    ran = here(folder, "run", f"runs/{name}/best.yaml")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "nothing to train" in ran.stdout
-    (run,) = (folder / "runs" / f"{name}-best").glob("*-seed0")
-    winner = metrics(run)
-    losses = [
-        [m["loss"] for m in metrics(trial)]
-        for trial in sorted((folder / "runs" / name / "tune").glob("*-trial*/*-seed0"))
-    ]
-    assert len(losses) == num_trained
-    assert [m["loss"] for m in winner] in losses
+    (run,) = (storage / "search-best").glob("*-seed0")
+    winner = [step["loss"] for step in metrics(run)]
+    assert winner == [step["loss"] for step in metrics(storage / "search-search" / run.name)]
 
 
 @pytest.mark.ray

@@ -1,88 +1,164 @@
-"""What is said while the trials of a search train."""
+"""What Tune's interfaces do in a search: what is tried, stopped and followed. The whole command is
+in ``tests/integration``."""
 
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray.tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from glray.data.corpus import PreparedCorpus
 from glray.progress import Work, heard_by, working
-from glray.ray.tune import Trials, _Following, _space, trial_pipeline
-from glray.run.records import Progress, Step, TrainingProgress
-from glray.run.run import pipeline_directory
-from glray.search.space import candidates
-from glray.spec import BudgetSpec, SearchSpec
+from glray.ray.follower import follow
+from glray.ray.tune import _Chooser, _Following, _Scheduler, _Trials
+from glray.run.run import DIVERGED, STOPPED
+from glray.search.space import Candidate, Space, candidates, search_pipeline
+from glray.search.suggestions import Suggestions
+from glray.spec import BudgetSpec, PipelineSpec, SearchSpec
 from glray.train.context import WorkerContext
+from glray.train.group import WorkerGroup
 from glray.train.worker import train_all
 
 from ..tiny import tiny_spec
 
 
-def test_what_is_searched_is_said() -> None:
-    own = SearchSpec(arm="grow")
-    assert _space(tiny_spec(Path("runs"), search=own)) == (
-        "by tree out of 171 schedules over 8-16-32 (arm grow, seed 0)"
+def searched_spec(storage: Path, **search: Any) -> PipelineSpec:
+    """Two lengths; the design has three schedules beside the two baselines."""
+    declared = {"arm": "grow", "lengths": ((8, 32),), "num_trials": 3} | search
+    evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 256, "every_tokens": 8 * 64}
+    return tiny_spec(
+        storage,
+        budget=BudgetSpec(tokens=40 * 64),
+        search=SearchSpec.model_validate(declared),
+        evaluation=evaluation,
     )
-    lists = ((8, 32), (8, 16, 32))
-    search = SearchSpec(arm="grow", method="random", lengths=lists, lrs=(1e-3, 2e-3), seed=3)
-    assert _space(tiny_spec(Path("runs"), search=search)) == (
-        "by random out of 380 schedules over 8-32 or 8-16-32 (arm grow, seed 3)"
-    )
 
 
-@pytest.fixture
-def trials(tmp_path: Path, corpus: PreparedCorpus) -> Trials:
-    """Three trials, the first of them trained."""
-    spec = tiny_spec(
-        tmp_path,
-        budget=BudgetSpec(seconds=0.01),
-        calibration={"step_microseconds": {8: 900, 16: 1000, 32: 1100}},
-        search=SearchSpec(arm="grow", num_trials=1, last=(0.5, 1)),
-    )
-    specs = [trial_pipeline(spec, candidate, n) for n, candidate in enumerate(candidates(spec))]
-    train_all(specs[0], corpus, WorkerContext())
-    return Trials(specs, corpus, seq_len=32)
+def trained(spec: PipelineSpec, corpus: PreparedCorpus, say: list[str]) -> _Trials:
+    tried = candidates(spec)
+    pipeline = search_pipeline(spec, tried)
+    train_all(pipeline, corpus, WorkerContext())
+    return _Trials(pipeline, corpus, tried, say.append)
 
 
-def in_tune(number: int, status: str) -> SimpleNamespace:
+def in_tune(name: str, **last: object) -> Any:
     """What Ray Tune shows of a trial."""
-    took = {"time_total_s": 61.6}
-    return SimpleNamespace(config={"trial": number}, status=status, last_result=took)
+    return SimpleNamespace(config={"candidate": name}, last_result=last)
 
 
-def half_trained(trials: Trials, number: int) -> None:
-    """The trial's worker has written that as much is left as is done."""
-    log = trials.run(0).directory / "metrics.jsonl"
-    last = Step.of_line(log.read_text().splitlines()[0], "metrics")
-    now = TrainingProgress(
-        last_step=last, num_stages=3, num_steps=10, seconds_left=last.measured_seconds
-    )
-    path = pipeline_directory(trials.specs[number]) / "progress.json"
-    Progress(phase="training", training=now).write(path)
+def test_known_candidates_come_first_and_then_what_optuna_suggests(tmp_path: Path) -> None:
+    spec = searched_spec(tmp_path, method="optuna", num_trials=2)
+    space, training = Space.of(spec), Future[None]()
+    offered: list[Candidate] = []
+    chooser = _Chooser(["a", "b"], Suggestions(space, tmp_path), 2, offered.append, training)
+    assert [chooser.suggest(trial) for trial in "12"] == [{"candidate": "a"}, {"candidate": "b"}]
+    chooser.on_trial_complete("1", {"loss": 3.0})
+    suggested = [chooser.suggest(trial) for trial in "34"]
+    assert suggested == [{"candidate": candidate.name} for candidate in offered]
+    assert chooser.suggest("5") == Searcher.FINISHED
+    chooser.on_trial_complete("3", {"loss": 2.5})
+
+    again: list[Candidate] = []  # after a kill: the one that was not told comes again
+    chooser = _Chooser([], Suggestions(space, tmp_path), 2, again.append, training)
+    assert chooser.suggest("6") == suggested[1]
+    assert again == offered[1:]
+    assert chooser.suggest("7") == Searcher.FINISHED
 
 
-def test_each_trial_that_ends_is_said_and_how_far_all_are(
-    trials: Trials, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_nothing_is_suggested_or_told_once_the_workers_have_ended(tmp_path: Path) -> None:
+    space, training = Space.of(searched_spec(tmp_path, method="optuna")), Future[None]()
+    offered: list[Candidate] = []
+    chooser = _Chooser([], Suggestions(space, tmp_path), 2, offered.append, training)
+    chooser.suggest("1")
+    training.set_result(None)
+    assert chooser.suggest("2") == Searcher.FINISHED
+    chooser.on_trial_complete("1", {"loss": None})
+    assert Suggestions(space, tmp_path).num_told == 0
+
+
+def results(scheduler: _Scheduler, trials: _Trials, order: list[str]) -> dict[str, list[str]]:
+    """What the scheduler says of each trial at each evaluation before its last."""
+    runs = {name: trials.run(name) for name in order}
+    said: dict[str, list[str]] = {name: [] for name in order}
+    for step in (8, 16, 20, 24, 32):
+        for name in order:
+            stopped = TrialScheduler.STOP in said[name]
+            if not stopped and any(e.step == step for e in runs[name].evaluations):
+                result = {"step": step, "loss": None}
+                said[name].append(scheduler.on_trial_result(None, in_tune(name), result))
+    return said
+
+
+def test_a_trial_that_is_far_behind_is_stopped(tmp_path: Path, corpus: PreparedCorpus) -> None:
+    """A rate of 1e-6 teaches nothing."""
     said: list[str] = []
-    following = _Following(trials, said.append)
-    assert following.num_missing == 2
+    spec = searched_spec(tmp_path, lengths=((32,),), lrs=(1e-6, 1e-2), num_trials=2)
+    trials, group = trained(spec, corpus, said), WorkerGroup()
+    names = ["32x100-lr1e-2", "32x100-lr1e-6"]
+    stopped = results(_Scheduler(trials, group, 0.01), trials, names)
+    assert set(stopped["32x100-lr1e-2"]) == {TrialScheduler.CONTINUE}
+    assert TrialScheduler.STOP in stopped["32x100-lr1e-6"]
+    slow = trials.run("32x100-lr1e-6")
+    assert group.is_withdrawn(slow.name)
+    record = slow.stopped
+    assert record is not None
+    assert said[0].startswith("32x100-lr1e-6 is stopped: it is ")
+    assert "behind 32x100-lr1e-2 at 32 tokens after 8 steps" in record.reason
+
+    (slow.directory / STOPPED).unlink()
+    by_default = results(_Scheduler(trials, WorkerGroup(), None), trials, names)
+    assert {answer for its in by_default.values() for answer in its} == {TrialScheduler.CONTINUE}
+
+
+def test_a_stopped_run_is_not_trained_again(tmp_path: Path, corpus: PreparedCorpus) -> None:
+    spec = search_pipeline(searched_spec(tmp_path), candidates(searched_spec(tmp_path))[:1])
+    run = _Trials(spec, corpus, [], print).run(spec.arms[0].name)
+    run.directory.mkdir(parents=True)
+    (run.directory / STOPPED).write_text('{"step": 8, "reason": "is behind"}')
+    train_all(spec, corpus, WorkerContext())
+    assert not (run.directory / "metrics.jsonl").exists()
+
+
+def test_a_follower_reports_what_its_run_records(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.tune, "report", reported.append)
+    trials = trained(searched_spec(tmp_path, num_trials=1), corpus, [])
+    run = trials.runs()[0]
+    config, over = {"candidate": run.arm}, tmp_path / "over"
+    follow(config, run.directory.parent, 0, 32, over)
+    last = run.evaluations[-1].at(32)
+    assert last is not None
+    assert [result["step"] for result in reported[:-1]] == [e.step for e in run.evaluations]
+    assert reported[-1]["loss"] == last.loss
+
+    (run.directory / "result.json").rename(run.directory / DIVERGED)
+    follow(config, run.directory.parent, 0, 32, over)
+    assert reported[-1]["loss"] is None
+
+    (run.directory / DIVERGED).unlink()
+    over.touch()  # the workers have ended: nothing more comes
+    follow(config, run.directory.parent, 0, 32, over)
+    assert reported[-1]["loss"] is None
+
+
+def test_each_trial_that_ends_is_said_and_the_best_so_far(tmp_path: Path) -> None:
+    spec = searched_spec(tmp_path)
+    said: list[str] = []
+    following = _Following(_Trials(spec, None, [], said.append), 3, 32)  # type: ignore[arg-type]
     heard: list[Work] = []
-    with heard_by(lambda work: heard.extend([work] if work else [])), working("tune", 2):
-        following.on_trial_complete(1, [], in_tune(0, "TERMINATED"))
-        following.on_step_end(1, [in_tune(1, "PENDING"), in_tune(2, "PENDING")])
-        assert (heard[-1].done, heard[-1].note) == (0, "starting one")
-        half_trained(trials, 2)  # beside trial 1, of which nothing is known yet
-        for step in (2, 3):
-            following.on_step_end(step, [in_tune(2, "RUNNING"), in_tune(1, "RUNNING")])
-            assert (heard[-1].done, heard[-1].note) == (0.5, "now 1, 2")
-        train_all(trials.specs[1], corpus, WorkerContext())
-        following.on_trial_complete(4, [], in_tune(1, "TERMINATED"))
-        assert heard[-1].done == 1.5
-    first, second = (trials.scored(number) for number in (0, 1))
+    with heard_by(lambda work: heard.extend([work] if work else [])), working("tune", 3):
+        for name, loss in (("a", 3.25), ("b", None), ("c", 3.125)):
+            following.on_trial_complete(1, [], in_tune(name, loss=loss))
+            following.on_step_end(1, [])
     assert said == [
-        f"trial 0: {first.schedule}: loss {first.loss:.4f}, trained before (1 of 3 trials done)",
-        f"trial 1: {second.schedule}: loss {second.loss:.4f} after 62 s (2 of 3 trials done)",
+        "1 of 3 trials: a: loss 3.2500 at 32",
+        "2 of 3 trials: b: has no loss",
+        "3 of 3 trials: c: loss 3.1250 at 32",
     ]
-    assert first.schedule == "32x100"
+    assert [(work.done, work.note) for work in heard[-3:]][-1] == (3.0, "best 3.1250")

@@ -33,8 +33,7 @@ from glray.spec import (
     Yarn,
     to_yaml,
 )
-from glray.tree import Trajectory
-from glray.tree import tree
+from glray.tree import Trajectory, tree
 
 from ..tiny import arm, tiny_spec
 

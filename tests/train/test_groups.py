@@ -17,7 +17,7 @@ from glray.ray.coordinator import launch
 from glray.run.records import Calibration
 from glray.spec import PipelineSpec
 from glray.train import group as group_module
-from glray.train import worker
+from glray.train import agenda
 from glray.train.context import WorkerContext
 from glray.train.group import Coordinator, WorkerGroup
 from glray.train.worker import train_all
@@ -113,12 +113,12 @@ def test_a_run_that_another_process_trains_is_waited_for(
 ) -> None:
     spec = tiny_spec(tmp_path)
     run = planned(spec, corpus)[0]
-    monkeypatch.setattr(worker, "ORPHAN_SECONDS", 0.2)
+    monkeypatch.setattr(agenda, "ORPHAN_SECONDS", 0.2)
     with sole_writer(run.directory), pytest.raises(UserError, match="another glray process"):
         train_all(spec, corpus, WorkerContext())
     assert not (run.directory / "metrics.jsonl").exists()
 
-    monkeypatch.setattr(worker, "ORPHAN_SECONDS", 60.0)
+    monkeypatch.setattr(agenda, "ORPHAN_SECONDS", 60.0)
     held, release = threading.Event(), threading.Event()
 
     def orphan() -> None:

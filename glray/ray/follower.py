@@ -1,0 +1,38 @@
+"""A trial of Ray Tune: it follows one run, which standing worker groups train, and reports what
+the run records. Its process imports no model's code."""
+
+import time
+from math import isfinite
+from pathlib import Path
+
+import ray.tune
+
+from glray.run.records import Evaluation
+from glray.run.run import ENDS, RESULT, STOPPED
+
+POLL_SECONDS = 0.5
+CANDIDATE = "candidate"
+"""A trial's one parameter: the candidate's name, which is its arm's."""
+
+
+def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, over: Path) -> None:
+    """Report the run's step at each evaluation and, once it is finished, its held-out loss at
+    ``seq_len``: none if it diverged, was stopped, or if ``over`` appears, as nothing is trained any
+    more."""
+    run, reported = directory / f"{config[CANDIDATE]}-seed{seed}", 0
+    while True:
+        is_over = over.exists() or any((run / end).exists() for end in (*ENDS, STOPPED))
+        evaluations = sorted(run.glob("evaluations/step-*.json"))
+        for path in evaluations[reported:]:
+            if (evaluation := Evaluation.read(path)) is not None:
+                ray.tune.report({"step": evaluation.step, "loss": None})
+        reported = len(evaluations)
+        if is_over:
+            break
+        time.sleep(POLL_SECONDS)
+    loss = None
+    if (run / RESULT).exists() and evaluations:
+        last = Evaluation.read(evaluations[-1])
+        score = last.at(seq_len) if last else None
+        loss = score.loss if score and isfinite(score.loss) else None
+    ray.tune.report({"step": reported, "loss": loss})  # JSON has no NaN

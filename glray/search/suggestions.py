@@ -1,0 +1,73 @@
+"""What Optuna suggests, kept in a file, so that a search that was killed goes on where it was."""
+
+import warnings
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from glray.errors import UserError
+from glray.search.space import Candidate, Space
+
+JOURNAL = "optuna.journal"
+
+
+class Suggestions:
+    """An Optuna study over a space (https://optuna.readthedocs.io): a tree-structured Parzen
+    estimator that is told each candidate's loss, and pretends that those that still train are bad,
+    so that several can train at once."""
+
+    def __init__(self, space: Space, directory: Path) -> None:
+        """Raises UserError if Optuna is not installed."""
+        validate_optuna()
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        directory.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+        self._space = space
+        self._study = optuna.create_study(
+            storage=storage, study_name="search", load_if_exists=True, direction="minimize"
+        )
+        told = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
+        asked = self._study.get_trials(deepcopy=False)
+        self._begun = {
+            trial.number: space.suggest(optuna.trial.FixedTrial(trial.params))
+            for trial in asked
+            if trial.state not in told
+        }
+        self.num_told = len(asked) - len(self._begun)
+        """Suggestions whose loss was told in earlier calls."""
+        seed = space.search.seed + len(asked)
+        with warnings.catch_warnings():  # it calls these options experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            )
+
+    def ask(self) -> tuple[int, Candidate]:
+        """A candidate and its number; first those that an earlier call began and did not end."""
+        if self._begun:
+            number = min(self._begun)
+            return number, self._begun.pop(number)
+        trial: Any = self._study.ask()
+        return trial.number, self._space.suggest(trial)
+
+    def tell(self, number: int, loss: float | None) -> None:
+        """The loss of a candidate; None or NaN if it diverged or was stopped."""
+        from optuna.trial import TrialState
+
+        if loss is None or not isfinite(loss):
+            self._study.tell(number, state=TrialState.FAIL)
+        else:
+            self._study.tell(number, loss)
+
+
+def validate_optuna() -> None:
+    """Raises UserError if Optuna is not installed."""
+    if find_spec("optuna") is None:
+        raise UserError(
+            "search.method optuna: the package optuna is not installed, so nothing would be "
+            "suggested; pip install 'glray[optuna]', or --set search.method=tree"
+        )

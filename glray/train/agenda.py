@@ -1,0 +1,136 @@
+"""Which run a worker group trains next, among groups that train the same pipeline side by side."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from glray.data.corpus import PreparedCorpus
+from glray.files import sole_writer
+from glray.progress import working
+from glray.run.forks import RunTree
+from glray.run.records import ForkRecord
+from glray.run.run import Run
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
+from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.runs import Start, plan_runs
+
+ORPHAN_SECONDS = 120.0
+"""How long to wait for a run that a group whose driver was killed still trains: its workers were
+seen to go on for some seconds, and two groups would write the same files."""
+POLL_SECONDS = 1.0
+"""How often a group that has to wait looks again."""
+WAIT, DONE = -1, -2
+"""Instead of a run's place in the tree: none is ready yet; none is left."""
+
+
+class Agenda:
+    """The runs of a launch in the order of the tree: those of the pipeline's arms and, in a search,
+    of the arms that are offered while it lasts. Every rank of a group makes the same calls."""
+
+    def __init__(
+        self, spec: PipelineSpec, corpus: PreparedCorpus, start: Start, ctx: WorkerContext
+    ) -> None:
+        """``spec`` has its calibration, if it needs one."""
+        self._spec, self._corpus, self._start, self._ctx = spec, corpus, start, ctx
+        self._offered: list[ArmSpec] | None = None
+        self._tried: set[str] = set()
+        self._look()
+
+    @property
+    def spec(self) -> PipelineSpec:
+        """The pipeline with all arms so far."""
+        if not self._offered:
+            return self._spec
+        names = {arm.name for arm in self._spec.arms}
+        further = [arm for arm in self._offered if arm.name not in names]
+        called = [*(arm.name for arm in self._spec.trained_arms), *(arm.name for arm in further)]
+        return self._spec.derive(arms=[*self._spec.arms, *further], only=called)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs so far, in order."""
+        return self._tree.runs
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train, and nothing more will be offered."""
+        return not self._is_open and all(map(_has_ended, self.runs))
+
+    def in_turn(self) -> Iterator[Run]:
+        """The runs that are this group's to train; nobody else writes a run until the next one is
+        asked for. Where what is left forks from runs that other groups train, they are waited for,
+        and where more arms may be offered, these."""
+        ctx = self._ctx
+        while (index := from_rank_zero(ctx, self._next() if ctx.rank == 0 else 0)) != DONE:
+            if index == WAIT:
+                if from_rank_zero(ctx, int(ctx.stop_requested())):
+                    return
+                with working("waiting for other worker groups, or for the next trial"):
+                    time.sleep(POLL_SECONDS)
+                self._look()
+                continue
+            run = self.runs[index]
+            self._tried.add(run.name)
+            with self._held(run) as is_ours:
+                if is_ours:
+                    yield run
+            self._look()
+
+    def fork(self, run: Run) -> ForkRecord | None:
+        """See ``RunTree.fork``; on rank 0."""
+        return self._tree.fork(run)
+
+    def needed(self, run: Run) -> Mapping[int, Sequence[str]]:
+        """The steps whose checkpoints others are still to fork from, and which."""
+        return self._tree.needed(run.name)
+
+    def is_withdrawn(self, run: Run) -> bool:
+        """Whether a run that was stopped was stopped alone, on every rank."""
+        ctx = self._ctx
+        return bool(from_rank_zero(ctx, int(ctx.rank == 0 and ctx.group.is_withdrawn(run.name))))
+
+    def _look(self) -> None:
+        """See what is offered by now, as rank 0 does."""
+        ctx = self._ctx
+        offered, is_open = ctx.group.offered()
+        count = from_rank_zero(ctx, len(offered))
+        self._is_open = bool(from_rank_zero(ctx, int(is_open)))
+        if self._offered is None or count > len(self._offered):
+            self._offered = offered[:count]
+            runs = plan_runs(self.spec, self._corpus, self._start)
+            assert runs is not None, "the spec has its calibration"
+            self._tree = RunTree(self.spec, runs)
+        self._tree.may_grow = self._is_open
+
+    def _next(self) -> int:
+        """Which run of the tree this group has claimed, ``WAIT`` or ``DONE``; on rank 0."""
+        group, waiting = self._ctx.group, set[str]()
+        for index, run in enumerate(self.runs):
+            if run.name in self._tried or _has_ended(run) or group.is_withdrawn(run.name):
+                continue
+            trunk = self._tree.trunk(run)
+            is_coming = trunk is not None and (trunk in waiting or group.is_held(trunk))
+            if is_coming and not self._tree.is_ready(run):
+                waiting.add(run.name)
+            elif group.claims(run.name):
+                return index
+        return WAIT if waiting or self._is_open else DONE
+
+    @contextmanager
+    def _held(self, run: Run) -> Iterator[bool]:
+        """Whether a run that the group has claimed is to be trained; then nobody else writes it
+        within the block. A group whose driver was killed may still train it: it is waited for."""
+        ctx = self._ctx
+        with ExitStack() as held:
+            is_ours = False
+            if ctx.rank == 0:
+                held.callback(ctx.group.release, run.name)
+                held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
+                is_ours = not _has_ended(run)
+            yield bool(from_rank_zero(ctx, int(is_ours)))
+
+
+def _has_ended(run: Run) -> bool:
+    """Whether nothing of a run is left to train, or a search has stopped it."""
+    return run.has_ended or run.stopped is not None

@@ -245,7 +245,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     else:
         steps = _steps_within(budget_microseconds, ratios, batches, costs)
     step_costs: Sequence[int | None] = costs or [None] * len(steps)
-    pipelines = tuple(source.weight for source in spec.sources)
+    usual = tuple(source.weight for source in spec.sources)
     stages: list[StagePlan] = []
     for stage, num_steps, tokens, cost in zip(arm.stages, steps, batches, step_costs, strict=True):
         if num_steps < 1:
@@ -264,7 +264,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
                 num_steps=num_steps,
                 step_microseconds=cost,
                 lr_factor=stage.lr_factor,
-                weights=None if weights == pipelines else weights,
+                weights=None if weights == usual else weights,
             )
         )
     return Plan(

@@ -16,7 +16,7 @@ from glray.errors import UserError
 from glray.files import read_json
 from glray.plan import scheduled_rate
 from glray.report.headline import headline
-from glray.run.run import Run
+from glray.run.run import Run, open_runs
 from glray.spec import PipelineSpec
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
@@ -117,7 +117,9 @@ def test_arms_are_the_same_up_to_a_stage_that_differs(trained: list[Run]) -> Non
 
 
 def test_a_comparison_says_what_stages_have_of_their_own(trained: list[Run]) -> None:
-    said = headline(trained)
+    runs = open_runs([trained[0].directory.parent])  # as they were written
+    assert [run.plan for run in runs] == [run.plan for run in trained]
+    said = headline(runs)
     own = "own at 16 (batch 128, rate × 0.5, weights web 1, books 3); own at 32 (weights web 0, "
     assert f"Stages with settings of their own: {own}books 1)." in said
     assert "Their weights differ, so the arms are not trained on the same text." in said

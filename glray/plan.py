@@ -263,7 +263,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
                 first_step=stages[-1].end_step if stages else 0,
                 num_steps=num_steps,
                 step_microseconds=cost,
-                lr_factor=stage.lr_factor,
+                lr_factor=stage.lr_factor or 1.0,
                 weights=None if weights == usual else weights,
             )
         )

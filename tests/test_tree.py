@@ -171,7 +171,7 @@ def several_arms(draw: st.DrawFn) -> tuple[ArmSpec, ...]:
                 seq_len=length,
                 ratio=draw(st.integers(1, 5)),
                 tokens_per_batch=draw(st.sampled_from([None, None, 128])),
-                lr_factor=draw(st.sampled_from([1.0, 1.0, 0.5])),
+                lr_factor=draw(st.sampled_from([None, 1.0, 0.5])),
             )
             for length in lengths
         ]

@@ -13,7 +13,7 @@ def own_settings(spec: PipelineSpec, stage: StageSpec) -> str:
     parts = []
     if (tokens := spec.tokens_per_batch_of(stage)) != spec.tokens_per_batch:
         parts.append(f"batch {tokens:,}")
-    if stage.lr_factor != 1.0:
+    if stage.lr_factor not in (None, 1.0):
         parts.append(f"rate × {stage.lr_factor:g}")
     if (weights := _weights(spec, stage)) != _weights(spec, None):
         parts.append(f"weights {weights}")

@@ -95,7 +95,7 @@ def _stage_identity(spec: PipelineSpec, stage: StageSpec) -> dict[str, object]:
     tokens_per_batch, weights = spec.tokens_per_batch_of(stage), spec.weights_of(stage)
     if tokens_per_batch != spec.tokens_per_batch:
         identity["tokens_per_batch"] = tokens_per_batch
-    if stage.lr_factor != 1.0:
+    if stage.lr_factor not in (None, 1.0):
         identity["lr_factor"] = stage.lr_factor
     if weights != tuple(source.weight for source in spec.sources):
         identity["weights"] = list(weights)

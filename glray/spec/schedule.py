@@ -25,8 +25,8 @@ class StageSpec(Spec):
     tokens_per_batch: Count | None = None
     """Tokens of one optimizer step in this stage, a multiple of ``chunk_len``. None: the
     pipeline's. Where seconds decide, a step costs in proportion to its tokens."""
-    lr_factor: float = Field(default=1.0, gt=0)
-    """The scheduled learning rate is multiplied by this in this stage."""
+    lr_factor: float | None = Field(default=None, gt=0)
+    """What the scheduled learning rate is multiplied by in this stage. None: 1."""
     weights: dict[Name, Weight] | None = None
     """Weights of the corpus's sources in this stage, by name; 0 leaves a source out. Sources that
     are not named keep their own. None: all do."""

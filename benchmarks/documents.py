@@ -68,7 +68,7 @@ def windows(seq_len: int, vocab_size: int) -> Batch:
     shape = (BATCH_TOKENS // seq_len, seq_len + 1)
     tokens = rng.integers(1, vocab_size, size=shape, dtype=np.int64)
     tokens[rng.random(shape) < 1 / MEAN_DOCUMENT] = SEPARATOR
-    return Batch(step=0, seq_len=seq_len, offsets=np.arange(shape[0]), tokens=tokens)
+    return Batch(0, seq_len, BATCH_TOKENS, offsets=np.arange(shape[0]), tokens=tokens)
 
 
 def compared(seq_len: int, rounds: int, *, gpu: bool) -> dict[str, Any]:

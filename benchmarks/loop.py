@@ -107,14 +107,14 @@ def tensors_of(run: Run) -> list[torch.Tensor]:
     """The run's batches as int64[rows, seq_len + 1]."""
     stage, corpus = run.plan.stages[0], run_corpus(run)
     offsets = corpus.order(run.plan.chunk_len, run.seed).window_offsets(
-        first_step=0,
+        first_token=0,
         num_steps=stage.num_steps,
         tokens_per_batch=TOKENS_PER_BATCH,
         seq_len=stage.seq_len,
         rank=0,
         world_size=1,
     )
-    reads = iter([StageReads(0, stage.seq_len, offsets)])
+    reads = iter([StageReads(0, stage.seq_len, TOKENS_PER_BATCH, offsets)])
     return [torch.from_numpy(b.tokens.astype("int64")) for b in local_batches(corpus, reads)]
 
 

@@ -122,14 +122,14 @@ def reads(corpus: PreparedCorpus, stages: list[tuple[int, int]]) -> Iterator[Sta
         while step < end:
             num_steps = min(SEGMENT_TOKENS // BATCH_TOKENS, end - step)
             offsets = order.window_offsets(
-                first_step=step,
+                first_token=step * BATCH_TOKENS,
                 num_steps=num_steps,
                 tokens_per_batch=BATCH_TOKENS,
                 seq_len=seq_len,
                 rank=0,
                 world_size=1,
             )
-            yield StageReads(step, seq_len, offsets)
+            yield StageReads(step, seq_len, BATCH_TOKENS, offsets)
             step += num_steps
 
 

@@ -8,7 +8,7 @@ Who calls it: ``glray plan`` prints it, the training loop follows it, the report
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
@@ -53,6 +53,15 @@ class StagePlan(Record):
     num_steps: int = Field(ge=0)
     step_microseconds: int | None
     """Calibrated cost of a step; None where seconds decide nothing and none were measured."""
+    lr_factor: float = 1.0
+    """What the scheduled learning rate is multiplied by."""
+    weights: tuple[int, ...] | None = None
+    """Weights of the sources, in their order; None: the pipeline's."""
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of one step over all workers."""
+        return self.windows_per_batch * self.seq_len
 
     @property
     def end_step(self) -> int:
@@ -80,6 +89,7 @@ class Plan(Record):
 
     stages: tuple[StagePlan, ...] = Field(min_length=1)
     tokens_per_batch: int = Field(ge=1)
+    """The pipeline's. What is trained follows from those of the stages, see ``tokens_after``."""
     chunk_len: int
     budget_tokens: int | None
     budget_microseconds: int | None
@@ -103,7 +113,12 @@ class Plan(Record):
     @property
     def num_tokens(self) -> int:
         """Tokens trained, as targets."""
-        return self.num_steps * self.tokens_per_batch
+        return self.tokens_after(self.num_steps)
+
+    def tokens_after(self, num_steps: int) -> int:
+        """Tokens that the first ``num_steps`` steps train: the position in the order of the
+        tokens, too."""
+        return sum(stage.steps_before(num_steps) * stage.tokens_per_batch for stage in self.stages)
 
     @property
     def budget_seconds(self) -> float | None:
@@ -142,10 +157,13 @@ class Plan(Record):
         return [Event.LOG, *events] if events or num_steps % self.log_every_steps == 0 else []
 
     def _is_due(self, num_steps: int, every_tokens: int | None) -> bool:
-        """Whether what is done every so many tokens, to whole steps, is done now."""
-        return every_tokens is not None and (
-            num_steps % max(1, every_tokens // self.tokens_per_batch) == 0
-        )
+        """Whether what is done every so many tokens, to whole batches of the pipeline, is done
+        now: after the step that reaches a multiple of them."""
+        if every_tokens is None:
+            return False
+        period = max(1, every_tokens // self.tokens_per_batch) * self.tokens_per_batch
+        before, after = (self.tokens_after(n) // period for n in (num_steps - 1, num_steps))
+        return before < after
 
     def is_watched(self, step: int) -> bool:
         """Whether step ``step`` (from 0) is one of ``WATCHED_STEPS`` before or after an inner
@@ -182,51 +200,71 @@ class Plan(Record):
         would have rate 0, at its end the last one of a decay to 0.)"""
         if self.budget_microseconds is None:
             assert self.budget_tokens is not None, "a budget is in seconds or in tokens"
-            return Fraction((2 * step + 1) * self.tokens_per_batch, 2 * self.budget_tokens)
+            done = self.tokens_after(step) + self.tokens_after(step + 1)
+            return Fraction(done, 2 * self.budget_tokens)
         before, after = (self.calibrated_microseconds(n) or 0 for n in (step, step + 1))
         return Fraction(before + after, 2 * self.budget_microseconds)
+
+    def total_cost(self, step_costs: Mapping[int, float]) -> float:
+        """Of all steps, by what a step of the pipeline's own batch costs at each length: that of
+        another batch is in proportion to its tokens."""
+        return sum(
+            stage.num_steps
+            * stage.tokens_per_batch
+            / self.tokens_per_batch
+            * step_costs[stage.seq_len]
+            for stage in self.stages
+        )
 
 
 def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     """The plan of one arm; None where seconds decide and the spec has no calibration yet.
 
-    Steps are shared out by cumulated ratios rounded down, so that a stage is off by less than one
-    step and the last stage ends with the budget. Raises UserError for a budget smaller than a
-    batch, a stage left without a step, or a calibration that lacks a length.
+    Each stage takes the whole steps that fit before its boundary, the cumulated ratios' share of
+    the budget, so that it is off by less than one step and the last stage ends with the budget.
+    Raises UserError for a budget smaller than a batch, a stage left without a step, or a
+    calibration that lacks a length.
     """
     if spec.needs_calibration and spec.calibration is None:
         return None
     costs = _costs(spec, arm)
+    batches = [spec.tokens_per_batch_of(stage) for stage in arm.stages]
     ratios = [Fraction(str(stage.ratio)) for stage in arm.stages]
     seconds = spec.budget.seconds
     budget_microseconds = None if seconds is None else round(Fraction(str(seconds)) * MICROSECONDS)
     if budget_microseconds is None:
         assert spec.budget.tokens is not None
-        num_steps = spec.budget.tokens // spec.tokens_per_batch
         if spec.ratios_in == "seconds":
-            ratios = [ratio / cost for ratio, cost in zip(ratios, costs, strict=True)]
-        steps = split(num_steps, ratios)
+            ratios = [
+                r * tokens / cost for r, tokens, cost in zip(ratios, batches, costs, strict=True)
+            ]
+        unit = math.gcd(*batches)
+        steps = split(spec.budget.tokens // unit * unit, ratios, batches)
     elif spec.ratios_in == "seconds":
-        steps = _fill_time(budget_microseconds, ratios, costs)
+        steps = split(budget_microseconds, ratios, costs)
     else:
-        steps = _steps_within(budget_microseconds, ratios, costs)
+        steps = _steps_within(budget_microseconds, ratios, batches, costs)
     step_costs: Sequence[int | None] = costs or [None] * len(steps)
+    usual = tuple(source.weight for source in spec.sources)
     stages: list[StagePlan] = []
-    for stage, num_steps, cost in zip(arm.stages, steps, step_costs, strict=True):
+    for stage, num_steps, tokens, cost in zip(arm.stages, steps, batches, step_costs, strict=True):
         if num_steps < 1:
             raise UserError(
                 f"arm {arm.name}: stage {len(stages)} (seq_len {stage.seq_len}, ratio "
-                f"{stage.ratio:g}) gets 0 of {sum(steps)} steps of {spec.tokens_per_batch:,} "
+                f"{stage.ratio:g}) gets 0 of {sum(steps)} steps of {tokens:,} "
                 "tokens: the length would never be trained; raise the budget or the ratio, or "
                 "remove the stage"
             )
+        weights = spec.weights_of(stage)
         stages.append(
             StagePlan(
                 seq_len=stage.seq_len,
-                windows_per_batch=spec.tokens_per_batch // stage.seq_len,
+                windows_per_batch=tokens // stage.seq_len,
                 first_step=stages[-1].end_step if stages else 0,
                 num_steps=num_steps,
                 step_microseconds=cost,
+                lr_factor=stage.lr_factor or 1.0,
+                weights=None if weights == usual else weights,
             )
         )
     return Plan(
@@ -241,25 +279,28 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
     )
 
 
-def split(total: int, weights: list[Fraction]) -> list[int]:
-    """``total`` shared out by ``weights``: the boundaries are the cumulated shares rounded down.
+def split(total: int, weights: Sequence[Fraction], sizes: Sequence[int] | None = None) -> list[int]:
+    """``total`` shared out by ``weights`` in whole pieces of each one's size, by default 1.
 
-    The parts sum to ``total`` and each is less than 1 away from its exact share.
+    Each takes the pieces that fit before its boundary, the cumulated shares; what is left over
+    there passes to the next. So each is less than a piece of its own, or of the one before, away
+    from its exact share, and pieces of size 1 sum to ``total``.
     """
     whole = sum(weights)
-    boundaries = [0]
-    cumulated = Fraction(0)
-    for weight in weights:
+    pieces, done, cumulated = [], 0, Fraction(0)
+    for weight, size in zip(weights, sizes or [1] * len(weights), strict=True):
         cumulated += weight
-        boundaries.append(math.floor(total * cumulated / whole))
-    return [end - start for start, end in pairwise(boundaries)]
+        fit = (math.floor(total * cumulated / whole) - done) // size
+        pieces.append(fit)
+        done += fit * size
+    return pieces
 
 
 def learning_rate(optimizer: OptimizerSpec, plan: Plan, step: int) -> float:
-    """The rate of step ``step`` (from 0): the schedule's, and over the ``rewarm_steps`` after a
-    stage boundary n/(rewarm_steps + 1) of it for n = 1, 2, …"""
-    rate = scheduled_rate(optimizer.schedule, optimizer.lr, plan.progress(step))
+    """The rate of step ``step`` (from 0): the schedule's times the stage's factor, and over the
+    ``rewarm_steps`` after a stage boundary n/(rewarm_steps + 1) of it for n = 1, 2, …"""
     stage = plan.stages[plan.stage_index(step)]
+    rate = scheduled_rate(optimizer.schedule, optimizer.lr, plan.progress(step)) * stage.lr_factor
     inside = step - stage.first_step + 1
     if stage.first_step and inside <= optimizer.rewarm_steps:
         rate *= inside / (optimizer.rewarm_steps + 1)
@@ -287,10 +328,12 @@ def scheduled_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> f
 
 
 def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int]:
-    """Microseconds of a step of each stage; empty where seconds decide nothing."""
+    """Microseconds of a step of each stage; empty where seconds decide nothing. A step of another
+    batch than the calibrated one costs in proportion to its tokens."""
     if spec.calibration is None or not spec.needs_calibration:
         return []
     known = spec.calibration.step_microseconds
+    costs = []
     for stage in arm.stages:
         if stage.seq_len not in known:
             raise UserError(
@@ -298,32 +341,28 @@ def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int]:
                 f"{', '.join(map(str, sorted(known)))}: its seconds are unknown; run it under "
                 "another name, or remove the calibration"
             )
-    return [known[stage.seq_len] for stage in arm.stages]
+        batches = Fraction(spec.tokens_per_batch_of(stage), spec.tokens_per_batch)
+        costs.append(max(1, round(known[stage.seq_len] * batches)))
+    return costs
 
 
-def _fill_time(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
-    """Steps of each stage, each taking the whole steps that fit before its boundary in time; what
-    is left over before a boundary passes to the next stage."""
-    steps, clock, boundary = [], 0, Fraction(0)
-    for ratio, cost in zip(ratios, costs, strict=True):
-        boundary += ratio
-        fit = max(math.floor(budget * boundary / sum(ratios)) - clock, 0) // cost
-        steps.append(fit)
-        clock += fit * cost
-    return steps
+def _steps_within(
+    budget: int, ratios: Sequence[Fraction], batches: Sequence[int], costs: Sequence[int]
+) -> list[int]:
+    """Steps of each stage for the most tokens, shared out by ``ratios``, whose cost is within
+    ``budget`` microseconds."""
+    unit = math.gcd(*batches)
 
+    def steps_of(num_units: int) -> list[int]:
+        return split(num_units * unit, ratios, batches)
 
-def _steps_within(budget: int, ratios: list[Fraction], costs: list[int]) -> list[int]:
-    """The most steps, shared out by ``ratios``, whose cost is within ``budget`` microseconds."""
+    def cost_of(num_units: int) -> int:
+        return sum(n * cost for n, cost in zip(steps_of(num_units), costs, strict=True))
 
-    def cost_of(num_steps: int) -> int:
-        parts = split(num_steps, ratios)
-        return sum(part * cost for part, cost in zip(parts, costs, strict=True))
-
-    mean_cost = sum(r * c for r, c in zip(ratios, costs, strict=True)) / sum(ratios)
-    num_steps = math.floor(budget / mean_cost)
-    # Rounding moves each stage by less than one step, so the answer is within a few of this.
-    num_steps += len(costs) * math.ceil(max(costs) / mean_cost)
-    while cost_of(num_steps) > budget:
-        num_steps -= 1
-    return split(num_steps, ratios)
+    stages = zip(ratios, batches, costs, strict=True)
+    unit_cost = unit * sum(ratio * cost / tokens for ratio, tokens, cost in stages) / sum(ratios)
+    # Each stage lacks less than a step of its exact share, so no more than these can fit.
+    num_units = math.floor((budget + sum(costs)) / unit_cost)
+    while cost_of(num_units) > budget:
+        num_units -= 1
+    return steps_of(num_units)

@@ -265,6 +265,131 @@ def test_the_rate_rises_again_after_each_boundary() -> None:
     assert shares == pytest.approx(once)
 
 
+def own_stages(*stages: object, **fields: object) -> PipelineSpec:
+    """The pipeline with an arm of these stages."""
+    changes: dict[str, object] = {"arms": [{"name": "own", "stages": stages}]}
+    return spec(tokens=48 * 4096).derive(**changes, **fields)
+
+
+LATE = {"seq_len": 1024, "ratio": 2, "tokens_per_batch": 8192, "lr_factor": 0.5}
+
+
+def test_stages_have_their_own_batches() -> None:
+    # 48 batches of 4,096: 12 at 128; 24 batches' tokens in 12 of twice the size; 12 at 256.
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, {"seq_len": 256}))
+    assert [(s.windows_per_batch, s.first_step, s.num_steps) for s in plan.stages] == [
+        (32, 0, 12),
+        (8, 12, 12),
+        (16, 24, 12),
+    ]
+    assert [s.tokens_per_batch for s in plan.stages] == [4096, 8192, 4096]
+    assert plan.num_tokens == 48 * 4096
+    trained = [plan.tokens_after(step) // 4096 for step in (0, 1, 12, 13, 24, 25, 36)]
+    assert trained == [0, 1, 12, 14, 36, 37, 48]
+    # The middle of step 12 lies at 13 of 48 batches' tokens, that of step 24 at 36.5.
+    assert [plan.progress(step) for step in (12, 24)] == [Fraction(13, 48), Fraction(73, 96)]
+
+
+def test_what_a_larger_batch_leaves_over_passes_to_the_next_stage() -> None:
+    # Boundaries at 16, 32 and 48: 5 batches of 3 (15), 5 of 3 (30), 18 of 1.
+    three: dict[str, object] = {"tokens_per_batch": 3 * 4096}
+    plan = plan_of(own_stages({"seq_len": 128, **three}, {"seq_len": 256, **three}, 512))
+    assert [s.num_steps for s in plan.stages] == [5, 5, 18]
+    # At the end less than a batch is left: 16 batches of 3 are 48 of 49 and a half.
+    fields: dict[str, object] = {"budget": {"tokens": 49 * 4096 + 2048}}
+    plan = plan_of(own_stages({"seq_len": 128}, {"seq_len": 256, "ratio": 3, **three}, **fields))
+    assert [s.num_steps for s in plan.stages] == [12, 12]
+
+
+def test_seconds_price_a_batch_by_its_tokens() -> None:
+    # A step of 8,192 tokens at 1,024 costs 16 s: 32 s at 128 are 32 steps, 64 s are 4.
+    fields: dict[str, object] = {"calibration": {"step_microseconds": COSTS}}
+    seconds = fields | {"budget": {"tokens": None, "seconds": 96}}
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, ratios_in="seconds", **seconds))
+    assert [(s.num_steps, s.step_microseconds) for s in plan.stages] == [
+        (32, 1_000_000),
+        (4, 16_000_000),
+    ]
+    assert plan.progress(32) == Fraction(40, 96)
+    # By tokens one step at 128 goes with one at 1,024, 17 s: five of each are 85 s.
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, **seconds))
+    assert [s.num_steps for s in plan.stages] == [5, 5]
+    # 16 s each: 16 steps at 128, and one at 1,024, which trains as much as two of 18 batches.
+    both = fields | {"budget": {"tokens": 18 * 4096}}
+    late = LATE | {"ratio": 1}
+    plan = plan_of(own_stages({"seq_len": 128}, late, ratios_in="seconds", **both))
+    assert [s.num_steps for s in plan.stages] == [16, 1]
+    assert plan.total_cost({128: 1.0, 1024: 8.0}) == 16 + 16
+
+
+def test_a_stage_multiplies_the_scheduled_rate() -> None:
+    optimizer = OptimizerSpec(lr=0.01, schedule=LinearSchedule(warmup=0.0), rewarm_steps=1)
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, {"seq_len": 256}))
+    shares = [
+        learning_rate(optimizer, plan, step)
+        / scheduled_rate(optimizer.schedule, 0.01, plan.progress(step))
+        for step in (11, 12, 13, 23, 24, 25)
+    ]
+    assert shares == pytest.approx([1, 0.25, 0.5, 0.5, 0.5, 1])
+
+
+def test_events_come_every_so_many_tokens_in_any_batch() -> None:
+    # Every 6 batches' tokens: after steps 6 and 12 of one, then every third of two, then every
+    # sixth again; stages end after 12, 24 and 36.
+    often = {"compute": {"checkpoint_every_tokens": 6 * 4096 + 5}}
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, {"seq_len": 256}, **often))
+    steps = [n for n in range(1, 37) if "checkpoint" in plan.events_after(n)]
+    assert steps == [6, 12, 15, 18, 21, 24, 30, 36]
+    # A multiple that lies inside a batch counts after it: 5, 10; 15, 20, 25, 30, 35; 40, 45.
+    often = {"compute": {"checkpoint_every_tokens": 5 * 4096}}
+    plan = plan_of(own_stages({"seq_len": 128}, LATE, {"seq_len": 256}, **often))
+    steps = [n for n in range(1, 37) if "checkpoint" in plan.events_after(n)]
+    assert steps == [5, 10, 12, 14, 16, 19, 21, 24, 28, 33, 36]
+
+
+@given(
+    st.lists(st.tuples(ratio, st.integers(1, 5)), min_size=1, max_size=4),
+    st.integers(500, 10**5),
+    st.integers(0, 4095),
+    st.sampled_from(["tokens", "seconds"]),
+    st.booleans(),
+)
+def test_any_batches_use_the_budget_up_to_a_step(
+    stages: list[tuple[float, int]], num_batches: int, rest: int, share: Unit, timed: bool
+) -> None:
+    """Each stage ends less than a step before its boundary, in what the budget counts."""
+    declared = [
+        {"seq_len": length, "ratio": ratio_, "tokens_per_batch": 1024 * size}
+        for length, (ratio_, size) in zip(LENGTHS, stages, strict=False)
+    ]
+    seconds, tokens = num_batches * 4, num_batches * 4096 + rest
+    budget = {"seconds": seconds if timed else None, "tokens": None if timed else tokens}
+    costs = {"step_microseconds": COSTS}
+    pipeline = own_stages(*declared, budget=budget, ratios_in=share, calibration=costs)
+    try:
+        plan = plan_of(pipeline)
+    except UserError:
+        return  # a stage without a step
+    assert [s.tokens_per_batch for s in plan.stages] == [1024 * size for _, size in stages]
+    assert plan.progress(plan.num_steps - 1) < 1
+    last = plan.stages[-1]
+    if not timed:
+        assert 0 <= tokens - plan.num_tokens < last.tokens_per_batch
+    else:
+        used = plan.calibrated_microseconds(plan.num_steps)
+        assert used is not None
+        assert last.step_microseconds is not None
+        assert used <= seconds * 1_000_000
+        if share == "seconds":
+            assert seconds * 1_000_000 - used < last.step_microseconds
+    if share == "tokens":
+        whole = sum(Fraction(str(ratio_)) for ratio_, _ in stages)
+        exact = [plan.num_tokens * Fraction(str(ratio_)) / whole for ratio_, _ in stages]
+        largest = max(s.tokens_per_batch for s in plan.stages)
+        for stage, wanted in zip(plan.stages, exact, strict=True):
+            assert abs(stage.num_steps * stage.tokens_per_batch - wanted) < 2 * largest
+
+
 def test_boundaries_between_stages() -> None:
     plan = plan_of(spec(tokens=80 * 4096))  # 20 steps a stage
     first, _, last = plan.boundaries

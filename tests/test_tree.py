@@ -12,8 +12,10 @@ from glray.spec import (
     EvaluationSpec,
     GPTNeoXModel,
     Interpolation,
+    MixtureCorpus,
     OptimizerSpec,
     PipelineSpec,
+    SourceSpec,
     StageSpec,
     StdlibCorpus,
 )
@@ -133,6 +135,31 @@ def test_rope_scaling_parts_where_it_differs() -> None:
     ]
 
 
+def test_stages_part_where_their_batch_rate_or_weights_differ() -> None:
+    corpus = MixtureCorpus(
+        sources=tuple(SourceSpec(name=n, weight=1, corpus=StdlibCorpus()) for n in ("web", "books"))
+    )
+
+    def late(name: str, **declared: object) -> ArmSpec:
+        stages = [{"seq_len": 8}, {"seq_len": 16, **declared}]
+        return ArmSpec.model_validate({"name": name, "stages": stages})
+
+    arms = (
+        late("plain"),
+        late("said", tokens_per_batch=64, lr_factor=1, weights={"web": 1}),
+        late("batch", tokens_per_batch=128),
+        late("rate", lr_factor=0.5),
+        late("weights", weights={"books": 3}),
+    )
+    assert drawn(pipeline(*arms, corpus=corpus)) == [
+        ("plain-seed0", None, 0),
+        ("said-seed0", "plain-seed0", 120),
+        ("batch-seed0", "plain-seed0", 60),
+        ("rate-seed0", "plain-seed0", 60),
+        ("weights-seed0", "plain-seed0", 60),
+    ]
+
+
 def test_the_same_schedule_twice_trains_once() -> None:
     assert drawn(pipeline(arm("a", 8, 16), shares("b", {8: 2, 16: 2}))) == [
         ("a-seed0", None, 0),
@@ -154,18 +181,27 @@ def several_arms(draw: st.DrawFn) -> tuple[ArmSpec, ...]:
     arms = []
     for n in range(draw(st.integers(1, 8))):
         lengths = draw(st.lists(st.sampled_from(LENGTHS), min_size=1, max_size=3, unique=True))
-        stages = [StageSpec(seq_len=length, ratio=draw(st.integers(1, 5))) for length in lengths]
+        stages = [
+            StageSpec(
+                seq_len=length,
+                ratio=draw(st.integers(1, 5)),
+                tokens_per_batch=draw(st.sampled_from([None, None, 128])),
+                lr_factor=draw(st.sampled_from([None, 1.0, 0.5])),
+            )
+            for length in lengths
+        ]
         lr = draw(st.sampled_from([None, 1e-3]))
         arms.append(ArmSpec(name=f"arm{n}", stages=tuple(stages), lr=lr))
     return tuple(arms)
 
 
-def steps(trajectory: Trajectory, num_steps: int) -> list[tuple[int, float]]:
-    """Length and rate of the first steps."""
+def steps(trajectory: Trajectory, num_steps: int) -> list[tuple[int, int, float]]:
+    """Length, position in the tokens and rate of the first steps."""
     plan = trajectory.plan
     return [
         (
             plan.stages[plan.stage_index(step)].seq_len,
+            plan.tokens_after(step + 1),
             learning_rate(trajectory.optimizer, plan, step),
         )
         for step in range(num_steps)

@@ -22,7 +22,9 @@ from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.progress import working
 from glray.run.profile import Profile, Setting, own_setting, profile_path
-from glray.run.run import pipeline_directory
+from glray.run.run import pipeline_directory, with_calibration
+from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
 from glray.storage import validate_storage
 
 
@@ -131,7 +133,14 @@ def data(
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(help="The step whose windows to show.")] = 0,
     seq_len: Annotated[
-        int | None, typer.Option(help="Window length. Default: the first arm's first stage's.")
+        int | None, typer.Option(help="Window length. Default: the arm's first stage's.")
+    ] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            help="The arm whose step it is, where stages have their own batch or weights. "
+            "Default: the first."
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="How many windows to show.")] = 3,
 ) -> None:
@@ -139,12 +148,20 @@ def data(
     from glray.data.inspection import shown_windows
     from glray.report.corpus_sheets import document_lengths, sources, windows_text
 
-    spec = load_spec(pipeline, overrides)
+    spec = with_calibration(load_spec(pipeline, overrides))
+    shown = spec.arms[0] if arm is None else _named_arm(spec, arm)
     corpus = prepared_corpus(spec)
-    length = seq_len if seq_len is not None else spec.arms[0].stages[0].seq_len
+    length = seq_len if seq_len is not None else shown.seq_lens[0]
     with naming_options({"^step": "--step", "^seq_len": "--seq-len"}):
-        windows = list(shown_windows(spec, corpus, step=step, seq_len=length, num_rows=rows))
+        windows = list(shown_windows(spec, corpus, shown, step=step, seq_len=length, num_rows=rows))
     show(sources(corpus), document_lengths(corpus), windows_text(windows, step, length))
+
+
+def _named_arm(spec: PipelineSpec, name: str) -> ArmSpec:
+    try:
+        return spec.arm(name)
+    except ValueError as error:
+        raise UserError(f"--arm {name}: {error}; give one of them") from None
 
 
 @app.command()

@@ -5,9 +5,9 @@ a block's number, and with it the source, is ``offset // BLOCK_TOKENS``.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import numpy as np
 from glray.data.blocks.heldout import HeldoutDocument, read_heldout
 from glray.data.blocks.near_copies import CHECKED_TOKENS, RULE, HeldoutCheck
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
-from glray.data.order import ChunkOrder, SourceStream
+from glray.data.order import ChunkOrder, Mix, SourceStream
 from glray.errors import UserError
+from glray.plan import Plan
 from glray.run.run import Run
 from glray.spec.identity import fingerprint
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
@@ -60,11 +61,23 @@ class PreparedCorpus:
         return self.sources[0].blocks
 
     def order(self, chunk_len: int, seed: int) -> ChunkOrder:
-        """The order of the corpus's chunks."""
+        """The order of the corpus's chunks under the sources' own weights."""
         streams = tuple(
             SourceStream(source.blocks.num_tokens, source.weight) for source in self.sources
         )
         return ChunkOrder(streams, chunk_len, seed)
+
+    def order_of(self, plan: Plan, seed: int) -> ChunkOrder:
+        """The order of a plan's chunks: from each stage with other weights than the one before on,
+        under its own."""
+        own = tuple(source.weight for source in self.sources)
+        weights = [own, *(stage.weights or own for stage in plan.stages)]
+        mixes = tuple(
+            Mix(plan.tokens_after(stage.first_step) // plan.chunk_len, after)
+            for stage, (before, after) in zip(plan.stages, pairwise(weights), strict=True)
+            if before != after
+        )
+        return replace(self.order(plan.chunk_len, seed), mixes=mixes)
 
     def block_refs(self, offsets: np.ndarray) -> BlockRefs:
         """The blocks in which windows at ``offsets`` lie."""

@@ -7,9 +7,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from glray.data.corpus import PreparedCorpus
+from glray.data.order import ChunkOrder
 from glray.data.windows import read_windows
 from glray.errors import UserError
+from glray.plan import make_plan
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,18 @@ class ShownWindow:
 
 
 def shown_windows(
-    spec: PipelineSpec, corpus: PreparedCorpus, *, step: int, seq_len: int, num_rows: int
+    spec: PipelineSpec,
+    corpus: PreparedCorpus,
+    arm: ArmSpec,
+    *,
+    step: int,
+    seq_len: int,
+    num_rows: int,
 ) -> Iterator[ShownWindow]:
-    """The first ``num_rows`` rows of ``step`` at ``seq_len``, under the first seed.
+    """The first ``num_rows`` rows of ``step`` of an arm at ``seq_len``, under the first seed.
 
-    Raises UserError for a length that does not divide the chunk, and for a damaged block.
+    Raises UserError for a length that does not divide the chunk, for a damaged block, and where the
+    arm's stages have their own batch or weights and its plan lacks the step.
     """
     chunk_len = spec.chunk_tokens
     if seq_len < 1 or chunk_len % seq_len:
@@ -43,10 +53,9 @@ def shown_windows(
         )
     if step < 0:
         raise UserError(f"step {step} is before the first step, which is 0; give 0 or more")
-    order = corpus.order(chunk_len, spec.seeds[0])
-    chunks_per_step = spec.tokens_per_batch // chunk_len
-    chunks = order.chunks(step * chunks_per_step, (step + 1) * chunks_per_step)
-    rows = np.arange(min(num_rows, spec.tokens_per_batch // seq_len))
+    order, start, stop = _place(spec, corpus, arm, step)
+    chunks = order.chunks(start // chunk_len, stop // chunk_len)
+    rows = np.arange(min(num_rows, (stop - start) // seq_len))
     places, inside = np.divmod(rows * seq_len, chunk_len)
     offsets = chunks.offset[places] + inside
     if len(rows) == 0:
@@ -63,3 +72,31 @@ def shown_windows(
             first_token=int(offsets[row]) - order.first_offset(source),
             text=tokenizer.decode(windows[row, :-1].tolist(), skip_special_tokens=False),
         )
+
+
+def _place(
+    spec: PipelineSpec, corpus: PreparedCorpus, arm: ArmSpec, step: int
+) -> tuple[ChunkOrder, int, int]:
+    """The order, and the tokens trained before a step of an arm and after it."""
+    batches = {spec.tokens_per_batch_of(stage) for stage in arm.stages}
+    weights = {spec.weights_of(stage) for stage in arm.stages}
+    own = tuple(source.weight for source in spec.sources)
+    if batches == {spec.tokens_per_batch} and weights == {own}:
+        order, tokens = corpus.order(spec.chunk_tokens, spec.seeds[0]), spec.tokens_per_batch
+        return order, step * tokens, (step + 1) * tokens
+    plan = make_plan(spec, arm)
+    where = (
+        f"arm {arm.name}: its stages have a batch or weights of their own, so that its plan says"
+    )
+    if plan is None:
+        raise UserError(
+            f"{where} what step {step:,} reads, and it has none before the calibration; start "
+            "glray run first"
+        )
+    if step >= plan.num_steps:
+        raise UserError(
+            f"{where} what a step reads: step {step:,} is not among its {plan.num_steps:,} steps; "
+            f"give 0 to {plan.num_steps - 1:,}"
+        )
+    order = corpus.order_of(plan, spec.seeds[0])
+    return order, plan.tokens_after(step), plan.tokens_after(step + 1)

@@ -3,10 +3,11 @@
 The token stream of a source is cut into chunks of ``chunk_len`` tokens, read as ``chunk_len + 1``,
 so that each token but the stream's first is a target once. Chunks are the unit that is shuffled.
 Place *i* of the endless order belongs to the source that the cycle of weights gives it, and each
-source is gone through epoch after epoch of its own. Step *n* takes places ``n·k`` to ``(n+1)·k``
-with ``k = tokens_per_batch / chunk_len``, whatever the stage's length; a stage only cuts them into
-rows of ``seq_len``. Everything follows from the step: nothing is stored, and no memory grows with
-the corpus.
+source is gone through epoch after epoch of its own. From a place on the weights may be others: a
+new cycle begins there, and each source goes on where it stands. A step takes the places after those
+of the steps before it, ``tokens_per_batch / chunk_len`` of them, whatever the stage's length; a
+stage only cuts them into rows of ``seq_len``. Everything follows from the tokens trained before,
+and so from the plan and the step: nothing is stored, and no memory grows with the corpus.
 
 An epoch's order has two levels, so that a reader needs few blocks at a time: the blocks are
 permuted, and then the chunks within each group of ``SHUFFLE_BLOCKS`` consecutive ones. Both
@@ -39,6 +40,15 @@ class SourceStream:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Other weights from a place of the order on."""
+
+    first_place: int
+    weights: tuple[int, ...]
+    """Of each source; one of 0 is left out."""
+
+
+@dataclass(frozen=True)
 class Chunks:
     """Chunks of the training order and where they lie; arrays int64[n]."""
 
@@ -58,6 +68,8 @@ class ChunkOrder:
     sources: tuple[SourceStream, ...]
     chunk_len: int
     seed: int
+    mixes: tuple[Mix, ...] = ()
+    """Where the weights change, in order; up to the first they are the sources' own."""
 
     def num_chunks(self, source: int) -> int:
         """Whole chunks of a source's epoch; each needs one token more than its length."""
@@ -74,11 +86,7 @@ class ChunkOrder:
 
     def chunks(self, start: int, stop: int) -> Chunks:
         """The chunks at places ``start`` to ``stop`` of the endless order."""
-        cycle_source, cycle_nth = self._cycle
-        cycles, slots = np.divmod(np.arange(start, stop, dtype=np.int64), len(cycle_source))
-        source = cycle_source[slots]
-        weights = np.array([each.weight for each in self.sources], dtype=np.int64)
-        places = cycles * weights[source] + cycle_nth[slots]  # of each one's own source
+        source, places = self._dealt(np.arange(start, stop, dtype=np.int64))
         epoch, chunk, offset = (np.empty_like(places) for _ in range(3))
         for index in np.unique(source).tolist():
             mine = source == index
@@ -90,39 +98,44 @@ class ChunkOrder:
     def window_offsets(
         self,
         *,
-        first_step: int,
+        first_token: int,
         num_steps: int,
         tokens_per_batch: int,
         seq_len: int,
         rank: int,
         world_size: int,
     ) -> np.ndarray:
-        """Where this rank's windows start in the corpus: int64[num_steps, rows of the rank].
+        """Where this rank's windows of steps start in the corpus, before which ``first_token``
+        tokens are trained: int64[num_steps, rows of the rank].
 
         The rows of a step are dealt to the ranks as contiguous runs whose sizes differ by at
         most one; a rank may have none.
         """
-        chunks_per_step = tokens_per_batch // self.chunk_len
-        first, last = first_step * chunks_per_step, (first_step + num_steps) * chunks_per_step
-        starts = self.chunks(first, last).offset.reshape(num_steps, chunks_per_step, 1)
+        first, chunks_per_step = first_token // self.chunk_len, tokens_per_batch // self.chunk_len
+        chunks = self.chunks(first, first + num_steps * chunks_per_step)
+        starts = chunks.offset.reshape(num_steps, chunks_per_step, 1)
         cuts = np.arange(0, self.chunk_len, seq_len, dtype=np.int64)
         rows = (starts + cuts).reshape(num_steps, tokens_per_batch // seq_len)
         mine = row_range(rows.shape[1], rank, world_size)
         return rows[:, mine[0] : mine[1]]
 
-    @cached_property
-    def _cycle(self) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each slot of a cycle, and how many of that source's come before it.
+    def _dealt(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each place, and which of that source's chunks it is, over all epochs."""
+        first_places = [cycle.first_place for cycle in self._cycles]
+        cycle_of = np.searchsorted(first_places, places, side="right") - 1
+        source, nth = np.empty_like(places), np.empty_like(places)
+        for index in np.unique(cycle_of).tolist():
+            mine = cycle_of == index
+            source[mine], nth[mine] = self._cycles[index].dealt(places[mine])
+        return source, nth
 
-        A source's slots are spread evenly: its k-th of w lies at (k + 1/2) / w of the cycle.
-        """
-        slots = sorted(
-            ((nth + 0.5) / stream.weight, index, nth)
-            for index, stream in enumerate(self.sources)
-            for nth in range(stream.weight)
-        )
-        _, source, nth = zip(*slots, strict=True)
-        return np.array(source, dtype=np.int64), np.array(nth, dtype=np.int64)
+    @cached_property
+    def _cycles(self) -> list["_Cycle"]:
+        own = Mix(0, tuple(stream.weight for stream in self.sources))
+        cycles = [_Cycle.of(own, np.zeros(len(self.sources), dtype=np.int64))]
+        for mix in self.mixes:
+            cycles.append(_Cycle.of(mix, cycles[-1].taken_before(mix.first_place)))
+        return cycles
 
     def _shuffled(self, source: int, epochs: np.ndarray, places: np.ndarray) -> np.ndarray:
         result = np.empty_like(places)
@@ -136,6 +149,45 @@ class ChunkOrder:
                 key=f"{self.seed} {source} {epoch}",
             )
         return result
+
+
+@dataclass(frozen=True)
+class _Cycle:
+    """Places that are dealt to the sources by the same weights, over and over. A source's slots are
+    spread evenly: its k-th of w lies at (k + 1/2) / w of the cycle."""
+
+    first_place: int
+    weights: np.ndarray
+    """int64[sources]."""
+    taken: np.ndarray
+    """int64[sources]: chunks of each source before ``first_place``."""
+    source: np.ndarray
+    """int64[slots]: of each slot."""
+    nth: np.ndarray
+    """int64[slots]: how many of that source's slots come before it."""
+
+    @classmethod
+    def of(cls, mix: Mix, taken: np.ndarray) -> "_Cycle":
+        slots = sorted(
+            ((nth + 0.5) / weight, index, nth)
+            for index, weight in enumerate(mix.weights)
+            for nth in range(weight)
+        )
+        _, *columns = zip(*slots, strict=True)
+        source, nth = (np.array(column, dtype=np.int64) for column in columns)
+        return cls(mix.first_place, np.array(mix.weights, dtype=np.int64), taken, source, nth)
+
+    def dealt(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each place, and how many chunks of that source come before it."""
+        cycles, slots = np.divmod(places - self.first_place, len(self.source))
+        source = self.source[slots]
+        return source, self.taken[source] + cycles * self.weights[source] + self.nth[slots]
+
+    def taken_before(self, place: int) -> np.ndarray:
+        """int64[sources]: chunks of each source before a place."""
+        cycles, slots = divmod(place - self.first_place, len(self.source))
+        begun = np.bincount(self.source[:slots], minlength=len(self.weights))
+        return self.taken + cycles * self.weights + begun
 
 
 def row_range(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

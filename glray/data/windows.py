@@ -24,6 +24,8 @@ class Batch:
 
     step: int
     seq_len: int
+    tokens_per_batch: int
+    """Tokens of the step over all ranks."""
     offsets: np.ndarray
     """int64[rows]: where each window starts in the corpus."""
     tokens: np.ndarray
@@ -36,6 +38,8 @@ class StageReads:
 
     first_step: int
     seq_len: int
+    tokens_per_batch: int
+    """Tokens of each step over all ranks."""
     offsets: np.ndarray
     """int64[steps, rows of the rank]."""
 
@@ -73,7 +77,8 @@ def stage_reads(
     rank: int,
     world_size: int,
 ) -> Iterator[StageReads]:
-    """What a rank reads from ``first_step`` to the end of the plan, a bounded segment at a time.
+    """What a rank reads from ``first_step`` to the end of the plan, whose ``order`` it is, a
+    bounded segment at a time.
 
     A segment never crosses a stage boundary.
     """
@@ -82,14 +87,14 @@ def stage_reads(
         while start < stage.end_step:
             num_steps = min(steps_per_segment, stage.end_step - start)
             offsets = order.window_offsets(
-                first_step=start,
+                first_token=plan.tokens_after(start),
                 num_steps=num_steps,
-                tokens_per_batch=plan.tokens_per_batch,
+                tokens_per_batch=stage.tokens_per_batch,
                 seq_len=stage.seq_len,
                 rank=rank,
                 world_size=world_size,
             )
-            yield StageReads(first_step=start, seq_len=stage.seq_len, offsets=offsets)
+            yield StageReads(start, stage.seq_len, stage.tokens_per_batch, offsets)
             start += num_steps
 
 
@@ -104,4 +109,5 @@ def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Ite
                 if len(offsets)
                 else np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
             )
-            yield Batch(reads.first_step + index, reads.seq_len, offsets, tokens)
+            step = reads.first_step + index
+            yield Batch(step, reads.seq_len, reads.tokens_per_batch, offsets, tokens)

@@ -83,11 +83,11 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
 
 
 def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
-    num_steps, rows = reads.offsets.shape
+    rows = reads.offsets.shape[1]
     if rows == 0:
         nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
-        for index in range(num_steps):
-            yield Batch(reads.first_step + index, reads.seq_len, reads.offsets[index], nothing)
+        for step, offsets in enumerate(reads.offsets, reads.first_step):
+            yield Batch(step, reads.seq_len, reads.tokens_per_batch, offsets, nothing)
         return
     step = reads.first_step
     for table in _segment_tables(corpus, reads):
@@ -97,7 +97,8 @@ def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batc
             tokens = tokens.chunk(0)
         windows = tokens.to_numpy_ndarray().reshape(-1, rows, reads.seq_len + 1)
         for index in range(len(windows)):
-            yield Batch(step, reads.seq_len, offsets[index], windows[index])
+            size = (reads.seq_len, reads.tokens_per_batch)
+            yield Batch(step, *size, offsets[index], windows[index])
             step += 1
 
 

@@ -37,7 +37,7 @@ def _log_tokens(run: Run) -> np.ndarray | None:
         except UserError:  # it would leave a stage without a step, or lacks a length
             return None
         assert plan is not None, "the spec has a calibration"
-        tokens.append(plan.num_steps * plan.tokens_per_batch)
+        tokens.append(plan.num_tokens)
     return np.log(tokens) if len(tokens) > 1 else None
 
 

@@ -16,6 +16,7 @@ from glray.report.comparison import (
     share_targets,
 )
 from glray.report.formats import documents_text, plus_minus, seconds_text, tokens_text
+from glray.report.stage_settings import own_settings_sentences
 from glray.run.records import Evaluation
 from glray.run.run import Run
 from glray.run.statistics import SEEDS_FOR_A_VERDICT, mean_interval
@@ -303,7 +304,7 @@ def _other_differences(runs: Sequence[Run]) -> list[str]:
         for run in runs[1:]
         for change in differences(first, run.manifest.identity)
     }
-    sentences = []
+    sentences = own_settings_sentences(by_arm(runs))
     if "optimizer.lr" in fields:
         rates = [f"{arm.label} {_peak_rates(arm)}" for arm in by_arm(runs)]
         sentences.append(f"The arms have peak learning rates of their own: {_listed(rates)}.")

@@ -5,6 +5,7 @@ from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
 from glray.report.formats import counted
 from glray.report.profile_sheets import GIB, saved_share
 from glray.report.sheets import Sheet
+from glray.report.stage_settings import own_settings
 from glray.report.tree_drawing import drawing
 from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
@@ -78,13 +79,14 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
     rows = [
         [
             f"{stage.seq_len:,}",
-            f"{spec.tokens_per_batch // stage.seq_len:,}",
+            f"{spec.tokens_per_batch_of(stage) // stage.seq_len:,}",
             f"{stage.ratio / whole:.1%} of {spec.ratios_in}",
             "after calibration",
         ]
         for stage in arm.stages
     ]
-    return Sheet(_title(arm), ("seq_len", "windows", "share", "steps"), rows, left=())
+    columns = ("seq_len", "windows", "share", "steps")
+    return Sheet(_title(arm), columns, rows, _own(spec, arm), left=())
 
 
 def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
@@ -95,16 +97,22 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
             f"{stage.seq_len:,}",
             f"{stage.windows_per_batch:,}",
             f"{stage.num_steps:,}",
-            f"{stage.num_steps * plan.tokens_per_batch:,}",
-            f"{stage.num_steps / plan.num_steps:.1%}",
+            f"{stage.num_steps * stage.tokens_per_batch:,}",
+            f"{stage.num_steps * stage.tokens_per_batch / plan.num_tokens:.1%}",
         ]
         if cost is not None:
             row += [f"{cost / 1000:,.0f}", f"{stage.num_steps * cost / MICROSECONDS:,.1f}"]
         rows.append([*row, _rates(spec.optimizer_of(arm), plan, stage)])
     timed = [] if plan.stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
-    notes = [*_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
+    notes = [*_own(spec, arm), *_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
     return Sheet(_title(arm), columns, rows, notes, left=())
+
+
+def _own(spec: PipelineSpec, arm: ArmSpec) -> list[str]:
+    """What stages have of their own, a line for each that has anything."""
+    found = ((stage.seq_len, own_settings(spec, stage)) for stage in arm.stages)
+    return [f"at {seq_len:,}: {own}" for seq_len, own in found if own]
 
 
 def _title(arm: ArmSpec) -> str:
@@ -125,7 +133,11 @@ def _rates(optimizer: OptimizerSpec, plan: Plan, stage: StagePlan) -> str:
 
 def _totals(plan: Plan) -> list[str]:
     """Steps and tokens of all stages, and what is left of the budget."""
-    total = f"{plan.num_steps:,} steps × {plan.tokens_per_batch:,} = {plan.num_tokens:,} tokens"
+    steps: dict[int, int] = {}
+    for stage in plan.stages:
+        steps[stage.tokens_per_batch] = steps.get(stage.tokens_per_batch, 0) + stage.num_steps
+    products = " + ".join(f"{count:,} steps × {tokens:,}" for tokens, count in steps.items())
+    total = f"{products} = {plan.num_tokens:,} tokens"
     if plan.budget_tokens is not None:
         rest = plan.budget_tokens - plan.num_tokens
         return [total, f"{rest:,} tokens of the budget are less than a batch: not trained"]
@@ -135,9 +147,9 @@ def _totals(plan: Plan) -> list[str]:
 
 def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) -> list[str]:
     """Seconds and memory of an arm on one worker, and what it saves; GPU-hours if on one."""
-    prices = {stage: price for stage in plan.stages if (price := costs.at(stage.seq_len))}
-    seconds = sum(stage.num_steps * price.seconds for stage, price in prices.items())
-    peaks = [price.peak_bytes for price in prices.values() if price.peak_bytes is not None]
+    prices = [price for stage in plan.stages if (price := costs.at(stage.seq_len))]
+    seconds = plan.total_cost({price.seq_len: price.seconds for price in prices})
+    peaks = [price.peak_bytes for price in prices if price.peak_bytes is not None]
     hours = f" = {seconds / 3600:.2f} GPU-hours" if spec.compute.use_gpu else ""
     memory = f", {max(peaks) / GIB:.2f} GiB at most" if peaks else ""
     lines = [f"predicted on one worker: {seconds:,.1f} s{hours}{memory}"]

@@ -137,8 +137,10 @@ def stages(runs: Sequence[Run]) -> Sheet:
                 ]
             )
     columns = ["run", "length", "windows", "steps", "tokens", "calibrated s"]
-    batches = " or ".join(f"{n:,}" for n in sorted({run.plan.tokens_per_batch for run in runs}))
-    note = f"A step trains {batches} tokens at every length: windows × length."
+    batches = sorted({stage.tokens_per_batch for run in runs for stage in run.plan.stages})
+    always = " at every length" if len(batches) == 1 else ""
+    tokens = " or ".join(f"{n:,}" for n in batches)
+    note = f"A step trains {tokens} tokens{always}: windows × length."
     columns += ["calibrated ms a step", "measured ms a step"]
     return Sheet("Stages", columns, rows, [note])
 

@@ -356,8 +356,8 @@ class Stopped(Record):
 
 
 class TrainState(BaseModel):
-    """``state.json`` of a checkpoint: where a run stands. The data position is ``step`` alone
-    (times ``tokens_per_batch``). Unlike a record it changes while the run trains."""
+    """``state.json`` of a checkpoint: where a run stands. The data position is ``step`` alone:
+    the plan says how many tokens lie before it. Unlike a record it changes while the run trains."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

@@ -117,7 +117,7 @@ class Run:
     def model_flops(self, num_steps: int) -> int:
         """Model FLOPs of the first ``num_steps`` steps, each token's at its stage's length."""
         return sum(
-            stage.steps_before(num_steps) * self.plan.tokens_per_batch * flops
+            stage.steps_before(num_steps) * stage.tokens_per_batch * flops
             for stage, flops in zip(self.plan.stages, self.manifest.flops_per_token, strict=True)
         )
 
@@ -224,7 +224,7 @@ class Run:
     @property
     def tokens(self) -> int:
         """Tokens trained so far."""
-        return self.steps_done * self.plan.tokens_per_batch
+        return self.plan.tokens_after(self.steps_done)
 
     @property
     def calibrated_seconds(self) -> float | None:
@@ -271,7 +271,7 @@ class RunStage:
     @property
     def tokens_trained(self) -> int:
         """Targets trained so far."""
-        return self.steps_trained * self.run.plan.tokens_per_batch
+        return self.steps_trained * self.planned.tokens_per_batch
 
     @property
     def calibrated_seconds(self) -> float | None:

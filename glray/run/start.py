@@ -79,6 +79,4 @@ def _predicted_seconds(run: Run, execution: Execution) -> float | None:
     costs = prices_of(profile, run.spec, set(run.seq_lens))
     if costs is None:
         return None
-    microseconds = costs.step_microseconds
-    total = sum(stage.num_steps * microseconds[stage.seq_len] for stage in run.plan.stages)
-    return total / MICROSECONDS
+    return run.plan.total_cost(costs.step_microseconds) / MICROSECONDS

@@ -10,7 +10,7 @@ import hashlib
 import json
 
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.schedule import ArmSpec
+from glray.spec.schedule import ArmSpec, StageSpec
 
 TOKENS_VERSION = 2
 """Version of the token blocks on disk and of the order in which they are read."""
@@ -68,7 +68,7 @@ def training_identity(
         "model": spec.model.model_dump(mode="json") if spec.model else None,
         "init": init_sha256,
         "attention": spec.attention,
-        "stages": [stage.model_dump(mode="json") for stage in arm.stages],
+        "stages": [_stage_identity(spec, stage) for stage in arm.stages],
         "positions": arm.positions.model_dump(mode="json"),
         "budget": spec.budget.model_dump(mode="json"),
         "ratios_in": spec.ratios_in,
@@ -85,6 +85,20 @@ def training_identity(
         identity["step_microseconds"] = {
             str(stage.seq_len): costs[stage.seq_len] for stage in arm.stages
         }
+    return identity
+
+
+def _stage_identity(spec: PipelineSpec, stage: StageSpec) -> dict[str, object]:
+    """A stage's length and ratio, and what else of it is not the pipeline's. Weights stand in the
+    order of the sources, whose names do not count."""
+    identity: dict[str, object] = {"seq_len": stage.seq_len, "ratio": stage.ratio}
+    tokens_per_batch, weights = spec.tokens_per_batch_of(stage), spec.weights_of(stage)
+    if tokens_per_batch != spec.tokens_per_batch:
+        identity["tokens_per_batch"] = tokens_per_batch
+    if stage.lr_factor not in (None, 1.0):
+        identity["lr_factor"] = stage.lr_factor
+    if weights != tuple(source.weight for source in spec.sources):
+        identity["weights"] = list(weights)
     return identity
 
 

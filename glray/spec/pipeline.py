@@ -8,7 +8,7 @@ from glray.spec.base import Count, Name, Seed, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
 from glray.spec.model import Attention, ModelSpec, Precision
-from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, Unit
+from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, Unit
 from glray.spec.search import SearchSpec
 from glray.spec.training import EvaluationSpec, OptimizerSpec
 
@@ -49,7 +49,8 @@ class PipelineSpec(Spec):
     ratios_in: Unit = "tokens"
     """What the stages' ratios divide: the budget's tokens or its calibrated training seconds."""
     tokens_per_batch: Count
-    """Tokens of one optimizer step, the same at every stage; a multiple of ``chunk_len``."""
+    """Tokens of one optimizer step at every stage that declares no other number; a multiple of
+    ``chunk_len``."""
     chunk_len: Count | None = None
     """Tokens of a chunk, the unit that is shuffled: a power of two up to 2^20. None: the longest
     ``seq_len`` of any arm or of the search."""
@@ -114,6 +115,15 @@ class PipelineSpec(Spec):
         own = {name: value for name, value in own.items() if value is not None}
         return self.optimizer.derive(**own) if own else self.optimizer
 
+    def tokens_per_batch_of(self, stage: StageSpec) -> int:
+        """Tokens of one optimizer step in a stage."""
+        return stage.tokens_per_batch or self.tokens_per_batch
+
+    def weights_of(self, stage: StageSpec) -> tuple[int, ...]:
+        """The sources' weights in a stage, in the order of the sources."""
+        own = stage.weights or {}
+        return tuple(own.get(source.name, source.weight) for source in self.sources)
+
     def __getitem__(self, arms: str | tuple[str, ...]) -> tuple["ComparedArm", ...]:
         """Its arms of these names, to compare: ``pipeline["llm128", "growlength"]``."""
         names = (arms,) if isinstance(arms, str) else arms
@@ -132,6 +142,7 @@ class PipelineSpec(Spec):
             )
         self._check_names()
         self._check_lengths()
+        self._check_stages()
         self._check_guard()
         if self.search is not None:
             self.search.check_lists(self.arm(self.search.arm))
@@ -159,13 +170,26 @@ class PipelineSpec(Spec):
                     f"seq_len {seq_len} does not divide chunk_len {chunk_len}: tokens of each "
                     "chunk would never be trained; use a power of two"
                 )
-        if self.tokens_per_batch % chunk_len:
-            lower = self.tokens_per_batch // chunk_len * chunk_len
-            choices = f"{lower:,} or {lower + chunk_len:,}" if lower else f"{chunk_len:,}"
-            raise ValueError(
-                f"tokens_per_batch {self.tokens_per_batch:,} is not a multiple of chunk_len "
-                f"{chunk_len:,}: a batch would end inside a chunk; use {choices}"
-            )
+        _check_batch("", self.tokens_per_batch, chunk_len)
+
+    def _check_stages(self) -> None:
+        """Raises ValueError if what a stage declares for itself cannot be trained."""
+        names = [source.name for source in self.sources]
+        for arm in self.arms:
+            for index, stage in enumerate(arm.stages):
+                where = f"arm {arm.name}: stage {index} (seq_len {stage.seq_len}): "
+                _check_batch(where, self.tokens_per_batch_of(stage), self.chunk_tokens)
+                for name in stage.weights or ():
+                    if name not in names:
+                        raise ValueError(
+                            f"{where}weights has {name!r}, which is no source of the corpus, so "
+                            f"nothing would be weighted; its sources are {', '.join(names)}"
+                        )
+                if not any(self.weights_of(stage)):
+                    raise ValueError(
+                        f"{where}weights leaves all of {', '.join(names)} out: the stage would "
+                        "have nothing to read; give one of them a weight of 1 or more"
+                    )
 
     def _check_guard(self) -> None:
         longest = max(self.evaluation.seq_lens)
@@ -177,6 +201,17 @@ class PipelineSpec(Spec):
                         f"which does not divide the longest of evaluation.seq_lens, {longest}: it "
                         "cannot be scored; add a length that every stage's length divides"
                     )
+
+
+def _check_batch(where: str, tokens_per_batch: int, chunk_len: int) -> None:
+    """Raises ValueError if a batch is not of whole chunks."""
+    if tokens_per_batch % chunk_len:
+        lower = tokens_per_batch // chunk_len * chunk_len
+        choices = f"{lower:,} or {lower + chunk_len:,}" if lower else f"{chunk_len:,}"
+        raise ValueError(
+            f"{where}tokens_per_batch {tokens_per_batch:,} is not a multiple of chunk_len "
+            f"{chunk_len:,}: a batch would end inside a chunk; use {choices}"
+        )
 
 
 class ComparedArm(Spec):

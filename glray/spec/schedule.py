@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from glray.spec.base import Count, Name, Spec
+from glray.spec.base import Count, Integer, Name, Spec
 from glray.spec.positions import BaseFrequencies, Extrapolation, PositionsSpec
 from glray.spec.training import PeakRate, RewarmSteps, rate_text
 
 EXTRAPOLATION = Extrapolation()
+
+Weight = Annotated[Integer, Field(ge=0, le=1000)]
+"""Chunks of a source in a cycle of a stage's order."""
 
 
 class StageSpec(Spec):
@@ -19,6 +22,14 @@ class StageSpec(Spec):
     """Length of a window in tokens; must divide ``chunk_len``."""
     ratio: float = Field(default=1.0, gt=0)
     """Share of the budget, relative to the other stages of the arm."""
+    tokens_per_batch: Count | None = None
+    """Tokens of one optimizer step in this stage, a multiple of ``chunk_len``. None: the
+    pipeline's. Where seconds decide, a step costs in proportion to its tokens."""
+    lr_factor: float | None = Field(default=None, gt=0)
+    """What the scheduled learning rate is multiplied by in this stage. None: 1."""
+    weights: dict[Name, Weight] | None = None
+    """Weights of the corpus's sources in this stage, by name; 0 leaves a source out. Sources that
+    are not named keep their own. None: all do."""
 
     @model_validator(mode="before")
     @classmethod

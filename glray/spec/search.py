@@ -10,7 +10,7 @@ from pydantic import Field
 
 from glray.spec.base import Count, Integer, Name, Spec
 from glray.spec.positions import BaseFrequencies, PositionsSpec
-from glray.spec.schedule import ArmSpec
+from glray.spec.schedule import ArmSpec, StageSpec
 from glray.spec.training import PeakRate, RewarmSteps
 
 Bounds = tuple[float, float]
@@ -115,6 +115,13 @@ class SearchSpec(Spec):
 
     def check_lists(self, arm: ArmSpec) -> None:
         """Raises ValueError if a list of lengths has no schedule, where ``arm`` is searched."""
+        if any(
+            stage != StageSpec(seq_len=stage.seq_len, ratio=stage.ratio) for stage in arm.stages
+        ):
+            raise ValueError(
+                f"search.arm {arm.name!r} has stages with their own tokens_per_batch, lr_factor or "
+                "weights, which the stages of a trial would not have; search an arm without them"
+            )
         lists = self.lists(arm)
         known = {seq_len for seq_lens in lists for seq_len in seq_lens}
         for seq_len in self.shares.keys() - known:

@@ -52,7 +52,7 @@ def evaluate(session: RunSession) -> None:
             record.write(run.boundary_path(step))
         Evaluation(
             step=step,
-            tokens=step * plan.tokens_per_batch,
+            tokens=plan.tokens_after(step),
             calibrated_seconds=plan.calibrated_seconds(step),
             measured_seconds=session.state.measured_seconds,
             trained_seq_len=trained,

@@ -113,8 +113,9 @@ class MetricsLog:
         last = pending[-1].known["step"]
         first = last - len(pending)
         model_flops = self._run.model_flops(last) - self._run.model_flops(first)
+        tokens = self._run.plan.tokens_after(last) - self._run.plan.tokens_after(first)
         shared: dict[str, Any] = {
-            "tokens_per_second": len(pending) * self._run.plan.tokens_per_batch / seconds,
+            "tokens_per_second": tokens / seconds,
             "mfu": model_flops / (seconds * self._peak),
             "memory_bytes": _memory_bytes(self._ctx.device),
         }

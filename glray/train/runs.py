@@ -110,9 +110,11 @@ def _check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
                 f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are fewer "
                 f"than a chunk of {spec.chunk_tokens:,} plus one: none would be read; {remedy}"
             )
-    if available < spec.tokens_per_batch:
+    stages = (stage for arm in spec.trained_arms for stage in arm.stages)
+    largest_batch = max(map(spec.tokens_per_batch_of, stages))
+    if available < largest_batch:
         raise UserError(
             f"corpus: its training tokens make {available:,} in whole chunks of "
-            f"{spec.chunk_tokens:,}, less than one batch of {spec.tokens_per_batch:,}: no step "
+            f"{spec.chunk_tokens:,}, less than one batch of {largest_batch:,}: no step "
             f"could be filled; {remedy}"
         )

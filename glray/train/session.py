@@ -95,16 +95,18 @@ class RunSession:
             return
         start = time.perf_counter()
         if self.trainee.has_to_warm_up:
-            seq_lens = {s.seq_len for s in plan.stages if s.end_step > state.step}
-            with working("warming up every length", len(seq_lens)):
-                self.trainee.warm_up(seq_lens)
+            left = [stage for stage in plan.stages if stage.end_step > state.step]
+            sizes = {(stage.seq_len, stage.tokens_per_batch) for stage in left}
+            with working("warming up every length", len(sizes)):
+                self.trainee.warm_up(self.trainee.random_batch(*size) for size in sizes)
         state.warm_up_seconds += time.perf_counter() - start
         self._log.rewind(state.step, state.measured_seconds)
+        largest_batch = max(stage.tokens_per_batch for stage in plan.stages)
         segments = stage_reads(
-            self.corpus.order(plan.chunk_len, run.seed),
+            self.corpus.order_of(plan, run.seed),
             plan,
             first_step=state.step,
-            steps_per_segment=max(1, SEGMENT_TOKENS // plan.tokens_per_batch),
+            steps_per_segment=max(1, SEGMENT_TOKENS // largest_batch),
             rank=self.ctx.rank,
             world_size=self.ctx.world_size,
         )
@@ -128,14 +130,14 @@ class RunSession:
             norms["update_norm"] = update_norm(self.trainee.optimizer, lr)
         state.step += 1
         length = str(batch.seq_len)
-        trained = state.tokens_by_seq_len.get(length, 0) + plan.tokens_per_batch
+        trained = state.tokens_by_seq_len.get(length, 0) + batch.tokens_per_batch
         state.tokens_by_seq_len[length] = trained
         state.measured_seconds = self.watch.seconds
         known = {
             "step": state.step,
             "stage": plan.stage_index(batch.step),
             "seq_len": batch.seq_len,
-            "tokens": state.step * plan.tokens_per_batch,
+            "tokens": plan.tokens_after(state.step),
             "lr": lr,
             "calibrated_seconds": plan.calibrated_seconds(state.step),
             "measured_seconds": round(state.measured_seconds, 6),
@@ -173,7 +175,7 @@ class RunSession:
             clocks = state.model_dump(exclude={"step", "checksum"})
             Result(
                 steps=state.step,
-                tokens=state.step * run.plan.tokens_per_batch,
+                tokens=run.plan.tokens_after(state.step),
                 calibrated_seconds=run.plan.calibrated_seconds(state.step),
                 checksum=as_hex(state.checksum),
                 **clocks,

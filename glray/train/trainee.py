@@ -6,6 +6,7 @@ model in this one way.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class StepSums:
     """What a step leaves on the device: scalars that no host has waited for."""
 
     loss: torch.Tensor
-    """Σ losses of this rank's targets / ``tokens_per_batch``, float64: a step's is the sum over
+    """Σ losses of this rank's targets / the batch's tokens, float64: a step's is the sum over
     ranks."""
     checksum: torch.Tensor
     """Token checksum of this rank's tensors that went through forward, int64, summed likewise."""
@@ -78,11 +79,11 @@ class Trainee:
 
         Every rank runs the same number of micro-batches, as many as the one with most rows needs,
         all of the same size but for the last; a short rank runs rows of zero weight. Losses are
-        summed and divided by ``tokens_per_batch``, so the gradient after the mean over ranks
-        (undone by × world size) is that of one worker. Ranks sum their gradients once, in the last
+        summed and divided by the batch's tokens, so the gradient after the mean over ranks (undone
+        by × world size) is that of one worker. Ranks sum their gradients once, in the last
         micro-batch.
         """
-        ctx, seq_len, batch_tokens = self.ctx, batch.seq_len, self.spec.tokens_per_batch
+        ctx, seq_len, batch_tokens = self.ctx, batch.seq_len, batch.tokens_per_batch
         most_rows = -(-(batch_tokens // seq_len) // ctx.world_size)
         num_micro = -(-most_rows // self.execution.rows_at_once(seq_len))
         rows_per_micro = -(-most_rows // num_micro)
@@ -133,18 +134,20 @@ class Trainee:
         """Whether there is anything to find out in a warm-up: not on a CPU without compilation."""
         return self.ctx.device.type != "cpu" or self.spec.compute.compile
 
-    def warm_up(self, seq_lens: Iterable[int]) -> None:
-        """Compile every length and try its memory, before a clock starts; no weight changes.
+    def warm_up(self, batches: Iterable[Batch]) -> None:
+        """Compile for every batch and try its memory, before a clock starts; no weight changes.
 
         What a stage first needs at its boundary, hours into a run, is found before step 0: a
         kernel that has to be compiled, or a device that is too small. All ranks do it together, so
         that none races ahead of one that still compiles. Raises UserError if the device's memory
         does not hold a length.
         """
-        for seq_len in sorted(seq_lens, reverse=True):  # what needs most memory first
+        size = attrgetter("seq_len", "tokens_per_batch")
+        for batch in sorted(batches, key=size, reverse=True):  # what needs most memory first
             try:
-                self.gradients(self.random_batch(seq_len))
+                self.gradients(batch)
             except torch.OutOfMemoryError as error:
+                seq_len = batch.seq_len
                 tokens = self.execution.rows_at_once(seq_len) * seq_len
                 raise UserError(
                     f"compute.micro_batch_tokens: {tokens:,} tokens at seq_len {seq_len} do not "
@@ -161,14 +164,15 @@ class Trainee:
         self.step(batch, self.spec.optimizer.lr)
         return device_clock(self.ctx.device) - start
 
-    def random_batch(self, seq_len: int) -> Batch:
-        """This rank's share of a batch of random tokens."""
-        rows = self.spec.tokens_per_batch // seq_len
+    def random_batch(self, seq_len: int, tokens_per_batch: int | None = None) -> Batch:
+        """This rank's share of a batch of random tokens, by default as many as the pipeline's."""
+        batch_tokens = tokens_per_batch or self.spec.tokens_per_batch
+        rows = batch_tokens // seq_len
         first, last = row_range(rows, self.ctx.rank, self.ctx.world_size)
         vocab_size = self.model.network.config.vocab_size
         shape = (last - first, seq_len + 1)
         tokens = np.random.default_rng(0).integers(vocab_size, size=shape, dtype=np.int64)
-        return Batch(step=0, seq_len=seq_len, offsets=np.arange(first, last), tokens=tokens)
+        return Batch(0, seq_len, batch_tokens, offsets=np.arange(first, last), tokens=tokens)
 
 
 def _to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

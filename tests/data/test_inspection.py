@@ -26,7 +26,8 @@ def counting(tmp_path: Path) -> PreparedCorpus:
 
 
 def shown(spec: PipelineSpec, corpus: PreparedCorpus, step: int, seq_len: int) -> list[ShownWindow]:
-    return list(shown_windows(spec, corpus, step=step, seq_len=seq_len, num_rows=100))
+    size = {"step": step, "seq_len": seq_len, "num_rows": 100}
+    return list(shown_windows(spec, corpus, spec.arms[0], **size))
 
 
 def test_a_steps_windows_are_its_tokens_at_every_length(
@@ -54,7 +55,8 @@ def test_sources_and_epochs_are_told_apart(tmp_path: Path, counting: PreparedCor
 
 
 def test_no_rows_are_no_windows(tmp_path: Path, counting: PreparedCorpus) -> None:
-    assert not list(shown_windows(tiny_spec(tmp_path), counting, step=0, seq_len=8, num_rows=0))
+    spec = tiny_spec(tmp_path)
+    assert not list(shown_windows(spec, counting, spec.arms[0], step=0, seq_len=8, num_rows=0))
 
 
 @pytest.mark.parametrize(

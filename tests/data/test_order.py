@@ -1,6 +1,7 @@
 """The order of the tokens: each once an epoch, the same at every length and world size."""
 
 import tracemalloc
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from glray.data.order import (
     SHUFFLE_BLOCKS,
     ChunkOrder,
+    Mix,
     SourceStream,
     _words,
     permute,
@@ -152,7 +154,7 @@ def test_ranks_share_a_step_and_every_length_has_the_same_tokens(
 
     def targets(seq_len: int, rank: int, world_size: int) -> list[list[int]]:
         offsets = order.window_offsets(
-            first_step=first_step,
+            first_token=first_step * chunks_per_step * 8,
             num_steps=num_steps,
             tokens_per_batch=chunks_per_step * 8,
             seq_len=seq_len,
@@ -174,7 +176,7 @@ def test_an_epoch_has_every_target_once_at_every_length() -> None:
     assert order.num_lost_targets(0) == 4
     for seq_len in (1, 2, 4, 8):
         offsets = order.window_offsets(
-            first_step=0,
+            first_token=0,
             num_steps=6,
             tokens_per_batch=16,
             seq_len=seq_len,
@@ -209,6 +211,54 @@ def test_every_cycle_keeps_the_weights_and_every_source_its_own_epochs(
     # Any part of the order is the same as read from the start.
     part = order.chunks(cycle, cycles * cycle)
     assert part.offset.tolist() == chunks.offset[cycle:].tolist()
+
+
+def test_a_new_mix_begins_a_cycle_and_each_source_goes_on() -> None:
+    sources = (SourceStream(9 * 8 + 1, weight=3), SourceStream(5 * 8 + 1))
+    mixes = (Mix(6, (1, 2)), Mix(9, (0, 1)), Mix(11, (3, 1)))
+    order = ChunkOrder(sources, 8, seed=0, mixes=mixes)
+    chunks = order.chunks(0, 19)
+    assert chunks.source.tolist() == [*(0, 0, 1, 0, 0, 0), *(1, 0, 1), *(1, 1), *(0, 0, 1, 0) * 2]
+    alone = ChunkOrder(sources, 8, seed=0).chunks(0, 40)
+    for source in (0, 1):  # the source's own order is what it always was
+        mine = chunks.chunk[chunks.source == source].tolist()
+        assert mine == alone.chunk[alone.source == source].tolist()[: len(mine)]
+
+
+@st.composite
+def mixed_orders(draw: st.DrawFn) -> tuple[ChunkOrder, list[int]]:
+    """An order of one to three sources under up to four mixes, and where each of them ends."""
+    sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    weights = st.lists(st.integers(0, 4), min_size=len(sizes), max_size=len(sizes)).filter(any)
+    mixes, ends = [], [0]
+    for _ in range(draw(st.integers(1, 4))):
+        mixes.append(Mix(ends[-1], tuple(draw(weights))))
+        ends.append(ends[-1] + draw(st.integers(0, 30)))
+    sources = tuple(SourceStream(size * 8 + 1) for size in sizes)
+    return ChunkOrder(sources, 8, draw(st.integers(0, 3)), tuple(mixes)), ends[1:]
+
+
+@given(mixed_orders(), st.data())
+def test_every_target_of_an_epoch_comes_once_under_any_mixes(
+    mixed: tuple[ChunkOrder, list[int]], data: st.DataObject
+) -> None:
+    order, ends = mixed
+    chunks = order.chunks(0, ends[-1])
+    for index in range(len(order.sources)):
+        mine, size = chunks.source == index, order.num_chunks(index)
+        assert chunks.epoch[mine].tolist() == [i // size for i in range(mine.sum())]
+        for epoch in range(mine.sum() // size):
+            assert sorted(chunks.chunk[mine & (chunks.epoch == epoch)]) == list(range(size))
+    for mix, end in zip(order.mixes, ends, strict=True):
+        of_mix, cycle = chunks.source[mix.first_place : end], sum(mix.weights)
+        for start in range(0, len(of_mix) - cycle + 1, cycle):
+            dealt = np.bincount(of_mix[start : start + cycle], minlength=len(mix.weights))
+            assert tuple(dealt.tolist()) == mix.weights
+    # Any part of the order is the same as read from the start, and later mixes change nothing.
+    start = data.draw(st.integers(0, ends[-1]))
+    assert order.chunks(start, ends[-1]).offset.tolist() == chunks.offset[start:].tolist()
+    earlier = replace(order, mixes=order.mixes[:-1]).chunks(0, order.mixes[-1].first_place)
+    assert earlier.offset.tolist() == chunks.offset[: order.mixes[-1].first_place].tolist()
 
 
 def test_sources_lie_one_after_another_in_whole_blocks() -> None:

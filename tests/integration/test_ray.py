@@ -80,6 +80,7 @@ def test_rays_stream_is_the_local_one(
         ray_batches(corpus, segments()), local_batches(corpus, segments()), strict=True
     ):
         assert (ours.step, ours.seq_len) == (theirs.step, theirs.seq_len)
+        assert ours.tokens_per_batch == theirs.tokens_per_batch == 64
         assert ours.offsets.tolist() == theirs.offsets.tolist()
         assert ours.tokens.dtype == theirs.tokens.dtype
         assert ours.tokens.shape == theirs.tokens.shape

@@ -96,6 +96,21 @@ def test_a_plan_has_each_arms_own_rate(tmp_path: Path) -> None:
     assert rows_of(text, "32")[0][-1] == "2.0e-1→1.7e-2"
 
 
+def test_a_plan_shows_and_prices_what_stages_have_of_their_own(tmp_path: Path) -> None:
+    own = {"seq_len": 16, "tokens_per_batch": 128, "lr_factor": 0.5, "weights": {"stdlib": 2}}
+    arms = ({"name": "own", "stages": [8, own, 32]}, fixed(32))
+    spec = tiny_spec(tmp_path, arms=arms)
+    text = rendered(plan_sheets(spec, PROFILE))
+    assert "at 16: batch 128, rate × 0.5, weights stdlib 2" in text
+    assert "8 steps × 64 + 2 steps × 128 = 768 tokens" in text
+    assert rows_of(text, "16")[0][:5] == ["16", "8", "2", "256", "33.3%"]
+    assert "28.0 s" in text  # 4 × 1 s, 2 × 4 s and 4 × 4 s
+    # The same once seconds decide: 28 s by tokens.
+    timed = spec.derive(budget={"tokens": None, "seconds": 28})
+    assert "at 16: batch 128" in rendered(plan_sheets(timed))
+    assert rows_of(rendered(plan_sheets(timed, PROFILE)), "16")[0][2:4] == ["2", "256"]
+
+
 def test_where_seconds_decide_the_prices_give_the_steps(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, ratios_in="seconds", budget={"seconds": 12})
     assert "after calibration" in rendered(plan_sheets(spec))

@@ -73,6 +73,9 @@ FIELDS = {
     "arms.0.name": ("neither", "other"),
     "arms.0.stages.0.seq_len": ("training", 64),
     "arms.0.stages.0.ratio": ("training", 3.0),
+    "arms.0.stages.0.tokens_per_batch": ("training", 2048),
+    "arms.0.stages.0.lr_factor": ("training", 0.5),
+    "arms.0.stages.0.weights": ("training", {"one": 2}),
     "arms.0.positions.kind": ("training", None),
     "arms.0.positions.relative_to": ("training", "previous"),
     "arms.0.positions.thetas": ("training", (500.0, 600.0)),
@@ -182,7 +185,7 @@ def base(path: str) -> dict[str, Any]:
     """A valid declaration in which ``path`` exists."""
     lines = JsonlCorpus(paths=("a.jsonl",))
     corpus: JsonlCorpus | MixtureCorpus = lines
-    if path.startswith("corpus.sources"):
+    if path.startswith("corpus.sources") or path.endswith(".weights"):
         corpus = MixtureCorpus(sources=(SourceSpec(name="one", weight=1, corpus=lines),))
     of_llama = path in ("model.num_kv_heads", "model.tie_embeddings")
     model = LlamaModel if of_llama else GPTNeoXModel
@@ -270,6 +273,30 @@ def test_another_kind_of_model_is_another_identity() -> None:
     llama = base("")
     llama["model"] = base("model.num_kv_heads")["model"]
     assert fingerprints(llama)[1] != fingerprints(base(""))[1]
+
+
+def test_a_pipeline_that_declares_nothing_for_its_stages_keeps_its_fingerprint() -> None:
+    # As they were before stages could: runs that were trained then go on.
+    assert fingerprints(base("")) == ("24717bbe2ce5ec12", "fe937eb9d88720b6")
+    assert fingerprints(base("budget.tokens")) == ("24717bbe2ce5ec12", "9dad0b6814c5f5cc")
+
+
+def own_stage(source: str = "one", **own: object) -> dict[str, Any]:
+    """One source of this name, and a first stage that declares more."""
+    declared = base("arms.0.stages.0.weights")
+    declared["corpus"]["sources"][0]["name"] = source
+    declared["arms"][0]["stages"] = [{"seq_len": 128, **own}, {"seq_len": 256}]
+    return declared
+
+
+def test_a_stage_that_declares_what_its_pipeline_has_is_the_same_run() -> None:
+    same = own_stage(tokens_per_batch=4096, lr_factor=1, weights={"one": 1})
+    assert fingerprints(same) == fingerprints(base(""))
+
+
+def test_the_name_of_a_source_that_a_stage_weights_is_no_part_of_the_identity() -> None:
+    one, other = own_stage(weights={"one": 2}), own_stage("other", weights={"other": 2})
+    assert fingerprints(one) == fingerprints(other) != fingerprints(base(""))
 
 
 def test_an_arms_own_rate_is_part_of_its_runs_identity_as_the_pipelines_would_be() -> None:

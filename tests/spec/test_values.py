@@ -215,6 +215,13 @@ def test_a_mapping_declares_what_was_none(tmp_path: Path) -> None:
     assert again.derive(calibration=None) == spec
 
 
+def test_what_a_search_would_drop_is_refused(tmp_path: Path) -> None:
+    stages = [8, {"seq_len": 16, "tokens_per_batch": 128}]
+    spec = tiny_spec(tmp_path, arms=[{"name": "grow", "stages": stages}], chunk_len=32)
+    with pytest.raises(ValidationError, match=r"search.arm 'grow' has stages with their own"):
+        spec.derive(search={"arm": "grow"})
+
+
 def test_what_is_derived_is_validated(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path)
     for changes, words in (

@@ -3,7 +3,7 @@
 import multiprocessing
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from glray.data.corpus import PreparedCorpus
+from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
@@ -60,8 +61,8 @@ def test_every_length_is_compiled_before_the_clock_starts(
 
     warm_up = Trainee.warm_up
 
-    def watched(trainee: Trainee, seq_lens: Sequence[int]) -> None:
-        warm_up(trainee, seq_lens)
+    def watched(trainee: Trainee, batches: Iterable[Batch]) -> None:
+        warm_up(trainee, batches)
         graphs.append(counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(Trainee, "warm_up", watched)

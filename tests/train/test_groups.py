@@ -16,8 +16,8 @@ from glray.ray import train as ray_train
 from glray.ray.coordinator import launch
 from glray.run.records import Calibration
 from glray.spec import PipelineSpec
+from glray.train import agenda, worker
 from glray.train import group as group_module
-from glray.train import agenda
 from glray.train.context import WorkerContext
 from glray.train.group import Coordinator, WorkerGroup
 from glray.train.worker import train_all

@@ -49,7 +49,7 @@ def _costs(
     config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     trainee = Trainee.scratch(config, spec, ctx, execution)
     if trainee.has_to_warm_up:
-        trainee.warm_up(spec.all_seq_lens)
+        trainee.warm_up(map(trainee.random_batch, spec.all_seq_lens))
     seconds = interleaved_steps(trainee, spec.all_seq_lens, share=1 / REPETITIONS)
     medians = {n: round(statistics.median_low(seconds[n]) * 1_000_000) for n in seconds}
     return {n: max(1, most_over_ranks(ctx, medians[n])) for n in medians}

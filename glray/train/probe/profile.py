@@ -212,7 +212,7 @@ def _timed(
     release_models()
     trainee = model.trainee()
     with working("warming up every length", len(seq_lens)):
-        trainee.warm_up(seq_lens)
+        trainee.warm_up(map(trainee.random_batch, seq_lens))
     steps = interleaved_steps(trainee, seq_lens, min_rounds=MIN_ROUNDS)
     found = {}
     for seq_len in seq_lens:

@@ -36,12 +36,18 @@ def plan(
         bool, typer.Option("--events", help="Also list when each arm checkpoints and evaluates.")
     ] = False,
 ) -> None:
-    """Print each arm's stages in steps and tokens. Touches nothing."""
-    from glray.report.plan_sheets import event_sheets, plan_sheets
+    """Print each arm's stages in steps and tokens, and what runs share. Touches nothing."""
+    from glray.report.plan_sheets import event_sheets, plan_sheets, tree_text
+    from glray.search.space import candidates, search_pipeline
 
     spec = load_spec(pipeline, overrides)
     sheets = plan_sheets(spec, Profile.read(profile_path(spec)))
     show(*sheets, *(event_sheets(spec) if events else []))
+    if spec.search is not None:
+        trials = search_pipeline(spec, candidates(spec))
+        more = ", and those that Optuna will suggest" if spec.search.method == "optuna" else ""
+        drawn = tree_text(trials) or "they share nothing"
+        console.print(f"\nglray tune: {len(trials.arms)} trials{more}\n{drawn}", markup=False)
 
 
 @app.command()

@@ -13,6 +13,9 @@ from glray.spec.schedule import ArmSpec
 from glray.spec.training import OptimizerSpec
 from glray.tree import Trajectory, tree
 
+NOMINAL_STEPS = 10_000
+"""Steps of a budget in seconds whose calibration is missing, to draw it."""
+
 
 def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
     """What ``glray plan`` prints: the pipeline's constants, then each arm's stages.
@@ -34,16 +37,34 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
-    planned: list[Trajectory] = []
     for arm in spec.trained_arms:
         plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
         parts.append(_unplanned(spec, arm) if plan is None else _planned(spec, arm, plan, costs))
-        if plan is not None:
-            planned.append(Trajectory.of(spec, arm, spec.seeds[0], plan))
-    branches = tree(planned)
-    if any(branch.trunk for branch in branches):
-        parts.append(f"\n{drawing(branches, len(spec.seeds))}")
+    if drawn := tree_text(spec):
+        parts.append(f"\n{drawn}")
     return parts if profile is None else [*parts, _origin(profile, costs is not None, by_prices)]
+
+
+def tree_text(spec: PipelineSpec) -> str | None:
+    """Who forks from whom; None where no run shares a step with another one.
+
+    Where a calibration is still to decide the steps, shares of the seconds are known: they are
+    drawn as if every step took 1/10,000 of the budget.
+    """
+    known = spec
+    if spec.needs_calibration and spec.calibration is None:
+        if spec.budget.seconds is None or spec.ratios_in != "seconds":
+            return None
+        cost = max(1, round(spec.budget.seconds * MICROSECONDS / NOMINAL_STEPS))
+        known = spec.derive(
+            calibration={"step_microseconds": dict.fromkeys(spec.all_seq_lens, cost)}
+        )
+    plans = [(arm, make_plan(known, arm)) for arm in known.trained_arms]
+    seed, num_seeds = known.seeds[0], len(known.seeds)
+    branches = tree([Trajectory.of(known, arm, seed, plan) for arm, plan in plans if plan])
+    if not any(branch.trunk for branch in branches):
+        return None
+    return drawing(branches, None if known is not spec else num_seeds)
 
 
 def event_sheets(spec: PipelineSpec) -> list[Sheet]:

@@ -6,21 +6,28 @@ from glray.plan import Plan
 from glray.report.formats import seconds_text
 from glray.tree import Branch
 
-WIDTH = 48
-"""Columns of the budget."""
+COLUMNS = 79
+"""Of a line."""
+WIDEST, NARROWEST = 48, 20
+"""Columns of the budget, as far as the names leave room."""
 
 
-def drawing(branches: Sequence[Branch], num_seeds: int) -> str:
+def drawing(branches: Sequence[Branch], num_seeds: int | None) -> str:
     """A line for each arm, in the order of training: its stages from where it forks, on the scale
-    of the budget. Then the steps that are not trained again, under all seeds."""
+    of the budget. Then what is not trained again, under ``num_seeds`` seeds; where the steps are
+    not known yet (None), its share alone."""
     names = [branch.trajectory.arm for branch in branches]
     margin = max(map(len, names))
-    rows = [list(_row(branch)) for branch in branches]
+    width = max(NARROWEST, min(WIDEST, COLUMNS - margin - 3))
+    rows = [list(_row(branch, width)) for branch in branches]
     place = {name: index for index, name in enumerate(names)}
     for index, branch in enumerate(branches):
         if branch.trunk is None:
             continue
-        column, trunk = _column(branch.trajectory.plan, branch.fork_step), place[branch.trunk.arm]
+        column, trunk = (
+            _column(branch.trajectory.plan, branch.fork_step, width),
+            place[branch.trunk.arm],
+        )
         rows[trunk][column] = "┬"
         for between in rows[trunk + 1 : index]:
             between[column] = {" ": "│", "└": "├"}.get(between[column], between[column])
@@ -28,36 +35,39 @@ def drawing(branches: Sequence[Branch], num_seeds: int) -> str:
     return "\n".join([*(line.rstrip() for line in lines), _saved(branches, num_seeds)])
 
 
-def _row(branch: Branch) -> str:
+def _row(branch: Branch, width: int) -> str:
     """Blank up to the fork, then each stage's length on its line."""
     plan, row = branch.trajectory.plan, ""
-    start = _column(plan, branch.fork_step)
+    start = _column(plan, branch.fork_step, width)
     for stage in plan.stages:
-        end = _column(plan, stage.end_step)
+        end = _column(plan, stage.end_step, width)
         if stage.end_step <= branch.fork_step:
             continue
-        begins = max(_column(plan, stage.first_step), start)
+        begins = max(_column(plan, stage.first_step, width), start)
         label = f"{'└' if begins == start and branch.trunk else '─'}{stage.seq_len}"
         if begins == start and branch.trunk and stage.first_step < branch.fork_step:
             label = "└"  # it goes on at the trunk's length
         row += f"{label:─<{max(end - begins, 1)}}"[: max(end - begins, 1)]
-    return f"{' ' * start}{row}".ljust(WIDTH + 1)
+    return f"{' ' * start}{row}".ljust(width + 1)
 
 
-def _column(plan: Plan, step: int) -> int:
+def _column(plan: Plan, step: int, width: int) -> int:
     """Where a step lies on the scale of the budget."""
-    return round(float(plan.progress(step)) * WIDTH)
+    return round(float(plan.progress(step)) * width)
 
 
-def _saved(branches: Sequence[Branch], num_seeds: int) -> str:
+def _saved(branches: Sequence[Branch], num_seeds: int | None) -> str:
     """``trained once: 3,553 of 13,320 steps are shared (27%), which saves 910 of 4,200 s``."""
     plans = [branch.trajectory.plan for branch in branches]
+    spared = [branch.saved_seconds for branch in branches]
+    lasting = [plan.calibrated_seconds(plan.num_steps) for plan in plans]
+    seconds, all_seconds = (sum(each or 0 for each in its) for its in (spared, lasting))
+    if num_seeds is None:
+        return f"trained once: {seconds / all_seconds:.0%} of all training seconds are shared"
     saved = num_seeds * sum(branch.fork_step for branch in branches)
     whole = num_seeds * sum(plan.num_steps for plan in plans)
     said = f"trained once: {saved:,} of {whole:,} steps are shared ({saved / whole:.0%})"
-    spared = [branch.saved_seconds for branch in branches]
-    lasting = [plan.calibrated_seconds(plan.num_steps) for plan in plans]
     if None in spared or None in lasting:
         return said
-    seconds, all_seconds = (num_seeds * sum(each or 0 for each in its) for its in (spared, lasting))
-    return f"{said}, which saves {seconds_text(seconds)} of {seconds_text(all_seconds)} s"
+    texts = (seconds_text(num_seeds * each) for each in (seconds, all_seconds))
+    return f"{said}, which saves {' of '.join(texts)} s"

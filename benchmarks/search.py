@@ -1,0 +1,188 @@
+"""What the tree and the search save, and whether they change a bit.
+
+    python benchmarks/search.py [--part tree|kills|overhead] [--steps N] [--kills N]
+
+``tree``: 27 schedules of four lengths, whose boundaries lie at 15, 25 or 35%, at 40, 50 or 60% and
+at 65, 75 or 85% of the tokens: measured training seconds of 27 whole runs (those of each run's
+path) over those that were spent, and three of the runs trained alone, bit for bit.
+``kills``: the same runs, trained by a process that is killed by SIGKILL at random moments and
+started again, against the undisturbed ones. ``overhead``: ``glray tune`` of 16 trials of 60 s on
+two cores without confirmation, from the command to the answer: what of it is not training. Each
+part is kept as soon as it has ended; the last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.record import keep
+from glray.data.corpus import PreparedCorpus
+from glray.run.run import Run
+from glray.search.space import Candidate, search_pipeline
+from glray.spec import GPTNeoXModel, PipelineSpec, SearchSpec
+from glray.train.context import WorkerContext
+from glray.train.worker import train_all
+from tests.group import kill_group, start_group
+from tests.planned import planned
+from tests.tiny import arm, tiny_spec
+from tests.tokens import periodic_corpus
+from tests.weights import same_weights
+
+LENGTHS = (8, 16, 32, 64)
+BOUNDARIES = ((15, 25, 35), (40, 50, 60), (65, 75, 85))
+ALONE = 3
+"""Runs of the tree that are trained again alone."""
+
+
+def schedules() -> list[Candidate]:
+    """The 27, depth first."""
+    first, second, third = BOUNDARIES
+    return [
+        Candidate(LENGTHS, (a, b - a, c - b, 100 - c)) for a in first for b in second for c in third
+    ]
+
+
+def searched(storage: Path, steps: int, tried: list[Candidate]) -> PipelineSpec:
+    """The pipeline of these schedules."""
+    spec = tiny_spec(
+        storage,
+        arms=(arm("grow", *LENGTHS),),
+        model=GPTNeoXModel(num_layers=2, hidden_size=64, num_heads=2, intermediate_size=256),
+        tokens_per_batch=512,
+        budget={"tokens": steps * 512},
+        search=SearchSpec(arm="grow"),
+    )
+    wider = spec.derive(
+        compute={"checkpoint_every_tokens": 100 * 512, "micro_batch_tokens": 512},
+        evaluation={"seq_lens": LENGTHS, "num_tokens": 256},
+    )
+    return search_pipeline(wider, tried)
+
+
+def tree(folder: Path, corpus: PreparedCorpus, steps: int, rng: random.Random) -> dict[str, Any]:
+    """Seconds of whole runs over those of the tree, and a sample of the runs alone."""
+    spec = searched(folder / "tree", steps, schedules())
+    train_all(spec, corpus, WorkerContext())
+    runs = [Run.open(run.directory) for run in planned(spec, corpus)]
+    whole = sum(run.measured_seconds for run in runs)
+    shared = sum(run.manifest.fork.measured_seconds for run in runs if run.manifest.fork)
+    identical = {}
+    for run in rng.sample(runs, ALONE):
+        tried = next(its for its in schedules() if its.name == run.arm)
+        alone = searched(folder / "alone" / run.arm, steps, [tried]).derive(chunk_len=64)
+        train_all(alone, corpus, WorkerContext())
+        (undisturbed,) = planned(alone, corpus)
+        identical[run.arm] = same(Run.open(run.directory), Run.open(undisturbed.directory))
+    return {
+        "steps": steps,
+        "whole_seconds": whole,
+        "spent_seconds": whole - shared,
+        "ratio": whole / (whole - shared),
+        "identical_to_training_alone": identical,
+    }
+
+
+def same(run: Run, other: Run) -> bool:
+    """Whether two runs have the same losses at every step, held-out losses and final weights."""
+    held_out, its = ([[n.loss for n in e.lengths] for e in r.evaluations] for r in (run, other))
+    losses = list(run.log.loss) == list(other.log.loss)
+    return losses and held_out == its and same_weights(run, other)
+
+
+def kills(
+    folder: Path, corpus: PreparedCorpus, steps: int, num_kills: int, rng: random.Random
+) -> dict[str, Any]:
+    """Train the tree under SIGKILLs until there were ``num_kills``, then to its end."""
+    undisturbed = {
+        run.name: run for run in planned(searched(folder / "tree", steps, schedules()), corpus)
+    }
+    seconds = sum(Run.open(run.directory).measured_seconds for run in undisturbed.values())
+    spec = searched(folder / "killed", steps, schedules())
+    killed = 0
+    while killed < num_kills:
+        processes = start_group(_train_quietly, 1, spec, corpus)
+        time.sleep(rng.uniform(0.5, 1.5 * seconds / num_kills))
+        if not any(process.is_alive() for process in processes):
+            break
+        kill_group(processes)
+        killed += 1
+    train_all(spec, corpus, WorkerContext())
+    runs = [Run.open(run.directory) for run in planned(spec, corpus)]
+    table = {run.arm: same(run, Run.open(undisturbed[run.name].directory)) for run in runs}
+    return {"kills": killed, "runs": len(table), "identical": sum(table.values())}
+
+
+def _train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    train_all(spec, corpus, ctx)
+
+
+def overhead(folder: Path) -> dict[str, Any]:
+    """``glray tune`` of 16 trials of 60 s, the baselines among them, without confirmation."""
+    pipeline = Path(__file__).parents[1] / "pipelines" / "search.py"
+    settings = {
+        "budget.seconds": 60,
+        "search.num_trials": 14,
+        "search.confirm": 0,
+        "compute.storage": folder / "overhead",
+    }
+    options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "glray", "tune", str(pipeline), *options]
+    subprocess.run([*command[:3], "prepare", *command[4:]], check=True)
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    wall = time.monotonic() - start
+    runs = [Run.open(path.parent) for path in folder.glob("overhead/*-search/*/result.json")]
+    own = sum(
+        run.measured_seconds - (run.manifest.fork.measured_seconds if run.manifest.fork else 0.0)
+        for run in runs
+    )
+    log = (runs[0].directory.parent / "events.log").read_text()
+    groups = 2 if "2 worker groups" in log else 1
+    return {
+        "trials": len(runs),
+        "groups": groups,
+        "wall_seconds": wall,
+        "trained_seconds": own,
+        "other_share": 1 - own / groups / wall,
+    }
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--part", choices=("tree", "kills", "overhead"), action="append")
+    parser.add_argument("--steps", type=int, default=400, help="of each run of the tree")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the kills")
+    options = parser.parse_args()
+    parts = options.part or ["tree", "kills", "overhead"]
+    rng, found = random.Random(options.seed), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = periodic_corpus(folder)
+        if "tree" in parts or "kills" in parts:
+            found["tree"] = tree(folder, corpus, options.steps, rng)
+            print(found["tree"], flush=True)
+        if "kills" in parts:
+            found["kills"] = kills(folder, corpus, options.steps, options.kills, rng)
+            print(found["kills"], flush=True)
+        if "overhead" in parts:
+            found["overhead"] = overhead(folder)
+    keep("search", {"seed": options.seed, **found})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

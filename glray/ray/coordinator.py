@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from glray.spec.schedule import ArmSpec
 from glray.train.group import Coordinator, WorkerGroup
 
 POLL_SECONDS = 0.1
@@ -34,6 +35,20 @@ class RayGroup(WorkerGroup):
         """See WorkerGroup; in a launch that is over nobody works."""
         try:
             return super().is_held(task)
+        except ActorDiedError:
+            return False
+
+    def offered(self) -> tuple[list[ArmSpec], bool]:
+        """See WorkerGroup; in a launch that is over nothing more is offered."""
+        try:
+            return super().offered()
+        except ActorDiedError:
+            return [], False
+
+    def is_withdrawn(self, run: str) -> bool:
+        """See WorkerGroup."""
+        try:
+            return super().is_withdrawn(run)
         except ActorDiedError:
             return False
 

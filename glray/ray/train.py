@@ -81,10 +81,9 @@ def fit(spec: PipelineSpec, corpus: PreparedCorpus, *, stop: threading.Event | N
     total = len(spec.trained_arms) * len(spec.seeds)
     unfinished = total if runs is None else sum(not run.has_ended for run in runs)
     count = groups_at_once(spec, unfinished)
-    if count > 1:
-        said = f"{count} worker groups side by side, {unfinished} runs to train"
-        write_event(pipeline_directory(spec), said)
-    WorkerGroups(train_runs, spec, corpus, count).run(stop)
+    groups = WorkerGroups(train_runs, spec, corpus, count)
+    groups.say(f"{unfinished} runs to train")
+    groups.run(stop)
 
 
 def groups_at_once(spec: PipelineSpec, unfinished: int) -> int:
@@ -108,6 +107,12 @@ class WorkerGroups:
     spec: PipelineSpec
     corpus: PreparedCorpus
     count: int = 1
+
+    def say(self, work: str) -> None:
+        """Say what several groups do side by side."""
+        if self.count > 1:
+            said = f"{self.count} worker groups side by side, {work}"
+            write_event(self.directory, said)
 
     @property
     def in_driver(self) -> bool:

@@ -64,25 +64,28 @@ def search(
     stands. Raises UserError, also of what a worker met.
     """
     assert spec.search is not None
-    fixed, space = candidates(spec), Space.of(spec)
-    pipeline = search_pipeline(spec, fixed)
-    start = starting_model(spec)
-    validate_pipeline(with_calibration(pipeline), corpus, start)  # before any is trained
-    directory = pipeline_directory(pipeline)
+    known, space, left = candidates(spec), Space.of(spec), 0
+    directory = pipeline_directory(search_pipeline(spec, known))
     suggestions = Suggestions(space, directory) if spec.search.method == "optuna" else None
-    num_trials = len(fixed) + (spec.search.num_trials if suggestions else 0)
+    if suggestions is not None:
+        left = max(0, spec.search.num_trials - len(suggestions.ended))
+        known = list(dict.fromkeys([*known, *suggestions.ended]))
+    pipeline, start = search_pipeline(spec, known), starting_model(spec)
+    validate_pipeline(with_calibration(pipeline), corpus, start)  # before any is trained
+    num_trials = len(known) + left
     say(
         f"{num_trials} trials, by {spec.search.method} out of {space.num_candidates:,} schedules "
         f"over {' or '.join(lengths_text(family.seq_lens) for family in space.families)}"
     )
     count = groups_at_once(pipeline, num_trials)
     groups = WorkerGroups(train_runs, pipeline, corpus, count)
+    groups.say(f"{num_trials} trials")
     with groups.standing(halt) as (group, training):
         calibrated = _calibrated(pipeline, training)
         if calibrated is None:
             return None
-        trials = _Trials(calibrated, corpus, list(fixed), say)
-        _run_tune(trials, spec, group, training, suggestions, count)
+        trials = _Trials(calibrated, corpus, known, say)
+        _run_tune(trials, spec, group, training, suggestions, left, count)
     if halt.is_set():
         return None
     runs = trials.runs()
@@ -144,6 +147,7 @@ def _run_tune(
     group: WorkerGroup,
     training: "Future[None]",
     suggestions: Suggestions | None,
+    num_suggested: int,
     num_groups: int,
 ) -> None:
     """Let Tune follow the trials until all have ended, or the workers have."""
@@ -159,8 +163,8 @@ def _run_tune(
         group.offer(candidate.arm(searched.arm(searched.search.arm)))  # type: ignore[union-attr]
 
     order = [branch.trajectory.arm for branch in trials.tree().branches]
-    chooser = _Chooser(order, suggestions, searched.search.num_trials, offer, training)
-    num_trials = len(order) + (searched.search.num_trials if suggestions else 0)
+    chooser = _Chooser(order, suggestions, num_suggested, offer, training)
+    num_trials = len(order) + num_suggested
     seq_len, seed = ranking_seq_len(searched), trials.spec.seeds[0]
     trainable = ray.tune.with_parameters(
         follow, directory=directory, seed=seed, seq_len=seq_len, over=over
@@ -209,8 +213,7 @@ class _Chooser(_InDriver, Searcher):
     ) -> None:
         super().__init__(metric="loss", mode="min")
         self._names = list(names)
-        self._suggestions = suggestions
-        self._left = num_suggested - suggestions.num_told if suggestions else 0
+        self._suggestions, self._left = suggestions, num_suggested
         self._offer, self._training = offer, training
         self._asked: dict[str, int] = {}
 

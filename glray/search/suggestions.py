@@ -30,15 +30,14 @@ class Suggestions:
         self._study = optuna.create_study(
             storage=storage, study_name="search", load_if_exists=True, direction="minimize"
         )
-        told = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
         asked = self._study.get_trials(deepcopy=False)
-        self._begun = {
-            trial.number: space.suggest(optuna.trial.FixedTrial(trial.params))
-            for trial in asked
-            if trial.state not in told
+        suggested = {
+            trial.number: space.suggest(optuna.trial.FixedTrial(trial.params)) for trial in asked
         }
-        self.num_told = len(asked) - len(self._begun)
-        """Suggestions whose loss was told in earlier calls."""
+        ended = {trial.number for trial in asked if trial.state.is_finished()}
+        self._begun = {n: its for n, its in suggested.items() if n not in ended}
+        self.ended = [suggested[number] for number in sorted(ended)]
+        """Candidates of earlier calls that were trained to their end, in that order."""
         seed = space.search.seed + len(asked)
         with warnings.catch_warnings():  # it calls these options experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

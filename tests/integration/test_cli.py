@@ -432,6 +432,42 @@ def test_a_search_confirms_its_best_which_runs_as_its_trial_did(
     assert winner == [step["loss"] for step in metrics(storage / "search-search" / run.name)]
 
 
+@pytest.mark.soak  # two kills, each of which costs a start of Ray
+def test_a_killed_search_ends_with_the_table_of_an_undisturbed_one(
+    folder: Path, here: Command
+) -> None:
+    arguments = ["tune", "tiny.py", "--set", "search.num_trials=4", "--set", "search.confirm=0"]
+    arguments += ["--set", "calibration={step_microseconds: {16: 900, 32: 1000}}"]
+    arguments += ["--set", "budget.seconds=4"]
+    undisturbed = here(folder, *arguments, "--set", "name=undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    killed = [*arguments, "--set", "name=killed"]
+    runs, log = folder / "runs", folder / "killed.log"
+    for least in (0, 2):  # so many of its runs are finished at the kill
+        process = start_glray(folder, log, persons_environment(), *killed)
+        deadline = time.monotonic() + 120
+        while len(list(runs.glob("killed-search/*/result.json"))) <= least:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        assert status_of(process, log, 60) == -signal.SIGKILL
+    again = here(folder, *killed)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+    def losses(name: str) -> dict[str, list[float]]:
+        found = sorted((runs / f"{name}-search").glob("*-seed0"))
+        return {run.name: [step["loss"] for step in metrics(run)] for run in found}
+
+    assert losses("killed") == losses("undisturbed")
+    assert len(losses("killed")) == 6  # with the baselines
+    tables = [
+        said[said.index("Held-out loss at") : said.index("best schedule:")]
+        for said in (undisturbed.stdout, again.stdout)
+    ]
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.ray
 @trained
 def test_ctrl_c_stops_at_a_checkpoint(folder: Path) -> None:

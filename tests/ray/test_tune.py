@@ -63,7 +63,9 @@ def test_known_candidates_come_first_and_then_what_optuna_suggests(tmp_path: Pat
     chooser.on_trial_complete("3", {"loss": 2.5})
 
     again: list[Candidate] = []  # after a kill: the one that was not told comes again
-    chooser = _Chooser([], Suggestions(space, tmp_path), 2, again.append, training)
+    suggestions = Suggestions(space, tmp_path)
+    assert suggestions.ended == offered[:1]
+    chooser = _Chooser([], suggestions, 1, again.append, training)
     assert chooser.suggest("6") == suggested[1]
     assert again == offered[1:]
     assert chooser.suggest("7") == Searcher.FINISHED
@@ -77,7 +79,7 @@ def test_nothing_is_suggested_or_told_once_the_workers_have_ended(tmp_path: Path
     training.set_result(None)
     assert chooser.suggest("2") == Searcher.FINISHED
     chooser.on_trial_complete("1", {"loss": None})
-    assert Suggestions(space, tmp_path).num_told == 0
+    assert Suggestions(space, tmp_path).ended == []
 
 
 def results(scheduler: _Scheduler, trials: _Trials, order: list[str]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """How numbers are written, the same in the terminal, the headline and the page."""
 
 import math
+from collections.abc import Sequence
 
 from glray.run.statistics import ENOUGH_DOCUMENTS
 
@@ -24,6 +25,11 @@ def mean_text(mean: float, half: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 file``, ``1,024 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def tokens_text(num_tokens: float) -> str:

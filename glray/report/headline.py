@@ -88,7 +88,7 @@ def _result(scores: Sequence[ArmScore], runs: Sequence[Run]) -> list[str]:
     ordered = sorted(finite, key=lambda score: score.loss)
     diverged = [score.label for score in scores if score not in finite]
     shown = ordered if len(scores) > MOST_LISTED else scores
-    sentence = f"{_equal_budget(runs)}, {is_at} {_losses(shown, decimals)}"
+    sentence = f"{equal_budget(runs)}, {is_at} {_losses(shown, decimals)}"
     sentence += f": {_lead(ordered, decimals)}." if len(ordered) > 1 else "."
     if diverged:
         sentence += f" {', '.join(diverged)} diverged: the loss is not a number."
@@ -144,7 +144,8 @@ def _losses(scores: Sequence[ArmScore], decimals: int) -> str:
     return _listed(parts)
 
 
-def _equal_budget(runs: Sequence[Run]) -> str:
+def equal_budget(runs: Sequence[Run]) -> str:
+    """``At equal calibrated training time (160 s each)``: what the runs have in common."""
     seconds = {run.plan.budget_seconds for run in runs}
     tokens = {run.tokens for run in runs}
     if len(seconds) == 1 and None not in seconds:

@@ -172,7 +172,7 @@ def arms_legend(figure: Figure, arms: Sequence[tuple[Arm, Style]], *marks: Line2
 
 def grey_handle(label: str, **look: Any) -> Line2D:
     """A legend entry for what a mark means whatever its arm."""
-    return Line2D([], [], color=GREY, label=label, **{"linestyle": "none"} | look)
+    return Line2D([], [], label=label, **{"color": GREY, "linestyle": "none"} | look)
 
 
 def save(figure: Figure, path: Path) -> Path:

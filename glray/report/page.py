@@ -66,10 +66,7 @@ class Report:
             title=self.title or " and ".join(dict.fromkeys(run.manifest.pipeline for run in runs)),
             sentences=self.sentences,
             results=[sheet for sheet in [*results, *self._scored_further()] if sheet.rows],
-            plots={
-                plot.stem: base64.b64encode(plot.read_bytes()).decode()
-                for plot in self.draw(directory)
-            },
+            plots=embedded(self.draw(directory)),
             details=[sheet for sheet in details if sheet.rows],
             specs=[(label, to_yaml(run.spec)) for label, run in labelled(runs)],
             targets=" or ".join(f"{t:,} tokens of {d:,} documents" for t, d in scored),
@@ -109,3 +106,8 @@ class Report:
         if self.long_losses:
             scored.append(long_sheet(self.runs, self.long_losses))
         return [sheet for sheet in scored if sheet.rows]
+
+
+def embedded(plots: Sequence[Path]) -> dict[str, str]:
+    """PNG files in base64, by their names without ``.png``."""
+    return {plot.stem: base64.b64encode(plot.read_bytes()).decode() for plot in plots}

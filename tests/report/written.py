@@ -1,13 +1,13 @@
 """Runs on disk without training: the files that a run leaves, with figures checkable by eye."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from glray.plan import Plan, StagePlan
-from glray.run.records import Manifest
+from glray.run.records import ForkRecord, Manifest
 from glray.spec import load_pipeline, to_yaml
 
 WriteRun = Callable[..., Path]
@@ -33,6 +33,8 @@ def write_run(
     calibrated: bool = True,
     predicted_seconds: float | None = None,
     lr: float = 3e-3,
+    ratios: Sequence[float] | None = None,
+    fork: tuple[str, int] | None = None,
     identity: dict[str, Any] | None = None,
     far: dict[int, list[float]] | None = None,
 ) -> Path:
@@ -40,10 +42,11 @@ def write_run(
 
     It ends with held-out ``losses`` by length (each 1 nat more at earlier boundaries), after
     ``slowdown`` times its calibrated seconds. ``steps_done`` leaves it unfinished, or is where it
-    has ``diverged``, with a loss that is not finite. The losses of
-    its 16 documents (of 20 tokens) lie ``document_spread`` above and below in turn; without a
-    ``standard_error`` there is one document. ``far`` has the losses of as many documents, of 10 far
-    targets each, by the length of sliding windows.
+    has ``diverged``, with a loss that is not finite. The losses of its 16 documents (of 20 tokens)
+    lie ``document_spread`` above and below in turn; without a ``standard_error`` there is one
+    document. Its shares are declared as ``ratios``, equal ones unless they are given. ``fork`` says
+    which run it forks from, and at which step. ``far`` has the losses of as many documents, of 10
+    far targets each, by the length of sliding windows.
     """
     directory = pipeline_directory / f"{arm}-seed{seed}"
     plan = _plan(stages, calibrated, budget_seconds)
@@ -67,10 +70,15 @@ def write_run(
         tokens_directories=(),
         environment=ENVIRONMENT,
         predicted_seconds=predicted_seconds,
+        fork=_fork(*fork, clock, slowdown) if fork else None,
     ).write(directory / "run.json")
+    declared_stages = [
+        {"seq_len": seq_len, "ratio": ratio}
+        for (seq_len, _), ratio in zip(stages, ratios or [1.0] * len(stages), strict=True)
+    ]
     spec = load_pipeline("pipelines/quickstart.py").derive(
         name=pipeline_directory.name,
-        arms=[{"name": arm, "stages": [{"seq_len": seq_len} for seq_len, _ in stages]}],
+        arms=[{"name": arm, "stages": declared_stages}],
         tokens_per_batch=32,
         chunk_len=8,
         optimizer={"lr": lr},
@@ -181,6 +189,15 @@ def scored_at(
         "lengths": [length | {"loss": loss}],
     }
     _write(run / "evaluations" / f"step-{step:08d}.json", record)
+
+
+def _fork(run: str, step: int, clock: list[float], slowdown: float) -> ForkRecord:
+    return ForkRecord(
+        run=run,
+        step=step,
+        calibrated_seconds=clock[step],
+        measured_seconds=clock[step] * slowdown,
+    )
 
 
 def _plan(stages: list[tuple[int, int]], calibrated: bool, budget_seconds: float | None) -> Plan:

@@ -25,8 +25,8 @@ class Confirmed:
     """What the search had seen of it."""
     score: ArmScore
     against_fixed: Estimate | None
-    """Its loss less that of the longest length throughout, paired by seed and document; None for
-    that one."""
+    """Its loss less that of the longest length throughout at its best rate, paired by seed and
+    document; None for that one, and if it was not trained again."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Confirmation:
         compared = [run for score in scores for run in score.runs]
         if not scores or not share_targets([*compared, trials.scored[0].run]):
             return None
-        fixed = longest_fixed(scores)
+        fixed = _fixed(scores)
         schedules = [
             Confirmed(
                 searched[score.runs[0].arm],
@@ -112,14 +112,21 @@ class Confirmation:
         best = self.schedules[0]
         seeds = counted(self.num_seeds, "fresh seed")
         text = f"On {seeds} {best.name} is lowest, {best.score.loss:.3f}"
-        if best.against_fixed is None:
-            return f"{text}: it is the longest length throughout."
-        apart = best.against_fixed
-        over = f" (95% {apart.low:+.3f} to {apart.high:+.3f})" if apart.parts else ""
-        paired = "paired by seed and document" if self.num_seeds > 1 else "paired by document"
+        if (apart := best.against_fixed) is not None:
+            over = f" (95% {apart.low:+.3f} to {apart.high:+.3f})" if apart.parts else ""
+            paired = "paired by seed and document" if self.num_seeds > 1 else "paired by document"
+            text += f": {apart.mean:+.3f}{over} from the longest length throughout, {paired}"
+        elif len(best.trial.seq_lens) == 1:
+            text += ", the longest length throughout"
         left_out = f" Left out: {', '.join(self.without)}." if self.without else ""
-        from_fixed = f"{apart.mean:+.3f}{over} from the longest length throughout, {paired}."
-        return f"{text}: {from_fixed}{left_out}"
+        return f"{text}.{left_out}"
+
+
+def _fixed(scores: Sequence[ArmScore]) -> ArmScore | None:
+    """The longest fixed length, at its best rate on these seeds."""
+    longest = longest_fixed(scores)
+    alike = [score for score in scores if longest and score.seq_lens == longest.seq_lens]
+    return min(alike, key=lambda score: score.loss, default=None)
 
 
 def _moved(difference: float) -> str:

@@ -241,6 +241,33 @@ def test_the_winners_curse_is_said(toy: Path, fresh: Path) -> None:
     ]
 
 
+def test_fresh_seeds_without_the_fixed_length_or_with_it_as_the_best(
+    toy: Path, tmp_path: Path
+) -> None:
+    for name, losses in (("4x30-8x70", {8: 4.43}), ("8x100", {8: 4.42})):
+        write_trial(tmp_path / name, name, losses, seed=1)
+    trials, said = trials_of(toy), []
+    for names in (["4x30-8x70"], ["4x30-8x70", "8x100"]):
+        confirmation = Confirmation.of(trials, open_runs([tmp_path / name for name in names]))
+        assert confirmation is not None
+        said.append(confirmation.sentence)
+    assert said == [
+        "On 1 fresh seed 4x30-8x70 is lowest, 4.430.",
+        "On 1 fresh seed 8x100 is lowest, 4.420, the longest length throughout.",
+    ]
+
+
+def test_the_fixed_length_on_fresh_seeds_is_that_of_its_best_rate(tmp_path: Path) -> None:
+    for folder, seed in (("search", 0), ("confirm", 1)):
+        for name, loss in (("8x100-lr0.001", 4.6), ("8x100-lr0.01", 4.5), ("4x50-8x50", 4.4)):
+            write_trial(tmp_path / folder, name, {8: loss}, seed=seed)
+    trials = Trials.of(open_runs([tmp_path / "search"]), 8)
+    confirmation = Confirmation.of(trials, open_runs([tmp_path / "confirm"]))
+    assert confirmation is not None
+    apart = [each.against_fixed for each in confirmation.schedules]
+    assert [each and round(each.mean, 6) for each in apart] == [-0.1, None, 0.1]
+
+
 def test_a_fresh_run_that_diverged_is_named_and_its_seed_left_out(toy: Path, fresh: Path) -> None:
     write_trial(fresh, "4x30-8x70", {8: 4.4}, seed=4, steps_done=3, diverged=True)
     write_trial(fresh, "8x100", {4: 4.9, 8: 9.0}, seed=4)

@@ -6,7 +6,7 @@ from glray.report.confirmation import Confirmation
 from glray.report.effects import LEAST_TRIALS, Effects
 from glray.report.formats import counted, plus_minus, seconds_text
 from glray.report.headline import MOST_LISTED, equal_budget
-from glray.report.trials import Cost, Trial, Trials
+from glray.report.trials import UNRANKED, Cost, Trial, Trials
 from glray.run.statistics import Estimate
 from glray.spec.training import rate_text
 
@@ -135,7 +135,7 @@ def effects(found: Sequence[Effects]) -> list[str]:
 def unranked(trials: Trials) -> str:
     """Those without a loss, by name."""
     parts = []
-    for why in ("diverged", "unfinished"):
+    for why in UNRANKED:
         names = [trial.name for trial in trials.unranked if trial.unranked == why]
         more = f", and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
         if names:

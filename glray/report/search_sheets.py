@@ -29,6 +29,9 @@ def ranking(trials: Trials) -> Sheet:
         notes.append("* on the front: no trial is lower at both lengths.")
     notes.append("Shared: measured seconds that another trial had trained.")
     notes += [f"{t.name} {d.sentence}." for t in trials.unranked if (d := t.run.divergence)]
+    notes += [
+        f"{t.name} was stopped: it {s.reason}." for t in trials.unranked if (s := t.run.stopped)
+    ]
     title = f"Trials by held-out loss at {trials.seq_len:,} tokens"
     return Sheet(title, columns, rows, notes, left=(1,))
 

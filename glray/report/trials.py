@@ -28,6 +28,9 @@ FAR = 4.0
 """Losses further above the lowest than this many times the median one are far off: a rate that was
 hardly stable, say. Plots end before them, and surfaces are fitted without them."""
 
+UNRANKED = ("diverged", "stopped", "unfinished")
+"""Why a trial may have no loss."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:
@@ -65,8 +68,10 @@ class Trial:
 
     @cached_property
     def scored(self) -> LengthLoss | None:
-        """Its loss at the end; None if it has diverged or is unfinished. Raises UserError if it was
-        not scored at the length that ranks trials."""
+        """Its loss at the end; None if it has diverged, was stopped or is unfinished.
+
+        Raises UserError if it was not scored at the length that ranks trials.
+        """
         if not self.run.is_finished or self.run.divergence:
             return None
         score = latest_loss(self.run, self.seq_len)
@@ -90,10 +95,13 @@ class Trial:
 
     @property
     def unranked(self) -> str:
-        """Why it has no loss: ``diverged`` or ``unfinished``; empty if it has one."""
+        """Why it has no loss: one of ``UNRANKED``; empty if it has one."""
         if self.scored:
             return ""
-        return "diverged" if self.run.has_ended else "unfinished"
+        diverged, stopped, unfinished = UNRANKED
+        if self.run.divergence or self.run.is_finished:  # with a loss that is not a number
+            return diverged
+        return stopped if self.run.stopped else unfinished
 
 
 @dataclass(frozen=True)

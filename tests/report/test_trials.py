@@ -10,7 +10,8 @@ from glray.report.answers import answer, cost, front, noise, rate_at_end, target
 from glray.report.confirmation import Confirmation
 from glray.report.search_sheets import confirmed, ranking
 from glray.report.trials import Cost, Trials, far_limit
-from glray.run.run import open_runs
+from glray.run.records import Stopped
+from glray.run.run import STOPPED, open_runs
 
 from .searched import write_trial
 from .written import scored_at
@@ -51,6 +52,14 @@ def test_trials_are_ranked_by_loss_and_the_others_last_by_name(toy: Path) -> Non
     assert trials.ranked[1].shares == (0.3, 0.7)
     assert trials.ranked[1].boundaries == (0.3,)
     assert unranked(trials) == "Ranked last: 1 diverged: 4x20-8x80; 1 unfinished: 4x10-8x90."
+
+
+def test_a_stopped_trial_is_said_to_be(toy: Path) -> None:
+    reason = "is 0.31 ± 0.02 nats behind 4x50-8x50 at 8 tokens after 5 steps"
+    Stopped(step=5, reason=reason).write(toy / "4x10-8x90-seed0" / STOPPED)
+    trials = trials_of(toy)
+    assert unranked(trials) == "Ranked last: 1 diverged: 4x20-8x80; 1 stopped: 4x10-8x90."
+    assert f"4x10-8x90 was stopped: it {reason}." in ranking(trials).notes
 
 
 def test_equal_losses_are_ranked_by_name(tmp_path: Path) -> None:

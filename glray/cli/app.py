@@ -23,6 +23,7 @@ from glray.storage import storage_path, validate_storage
 
 if TYPE_CHECKING:
     from glray.report.page import Report
+    from glray.report.search_page import SearchReport
 
 app = typer.Typer(
     name="glray",
@@ -178,7 +179,7 @@ def show(*parts: Sheet | str) -> None:
     Console(highlight=False).print(terminal(*parts))
 
 
-def write_and_show(report: "Report", directory: Path) -> None:
+def write_and_show(report: "Report | SearchReport", directory: Path) -> None:
     """Print what the runs say and write the page."""
     with working("writing the report"):
         page = report.write(directory)

@@ -21,6 +21,7 @@ from glray.spec.comparison import pooled
 from glray.storage import storage_path
 
 if TYPE_CHECKING:
+    from glray.report.page import Report
     from glray.report.rates import TunedRate
 
 
@@ -58,11 +59,11 @@ def compare(
         _document_files(spec)  # said before anything is trained
     for pipeline in pooled(specs):
         trained_runs(pipeline)
-    exit_if_diverged([run for spec in specs for run in compare_runs(spec)])
+    exit_if_diverged([run for spec in specs for run in compare_runs(spec).runs])
 
 
-def compare_runs(spec: ComparisonSpec) -> list[Run]:
-    """Train, judge and report; returns the compared runs."""
+def compare_runs(spec: ComparisonSpec) -> "Report":
+    """Train, judge and report."""
     from glray.report.compared import compared, comparison_record
 
     rates = [] if spec.rates is None else _tuned_rates(spec, spec.rates)
@@ -76,7 +77,7 @@ def compare_runs(spec: ComparisonSpec) -> list[Run]:
     console.print(f"\n{report.title}", style="bold", markup=False)
     write_and_show(report, directory)
     console.print(f"numbers: {numbers}")
-    return runs
+    return report
 
 
 def _trained(spec: ComparisonSpec) -> list[Run]:

@@ -1,6 +1,6 @@
 """The command that searches a schedule: tune."""
 
-import math
+import time
 
 from glray.cli.app import (
     Overrides,
@@ -10,15 +10,13 @@ from glray.cli.app import (
     load_spec,
     prepared_corpus,
     say_stopped,
-    show,
     validate_machine,
+    write_and_show,
 )
 from glray.cli.comparisons import compare_runs
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
 from glray.progress import working
-from glray.report.formats import number
-from glray.report.sheets import Sheet
 from glray.run.run import Run, pipeline_directory
 from glray.spec.loading import to_yaml
 from glray.spec.training import rate_text
@@ -33,7 +31,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     best train again on fresh seeds. The winner is left as best.yaml, which glray run takes.
     """
     from glray.search.confirm import best_pipeline, confirmation
-    from glray.search.space import check_search, ranking_seq_len
+    from glray.search.space import baselines, check_search, ranking_seq_len
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
@@ -44,10 +42,14 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         from glray.model.config import starting_model
         from glray.ray.cluster import connect, require_workers
         from glray.ray.tune import search
+        from glray.report.search_page import search_report
+        from glray.report.trials import Trials
 
+    start = time.monotonic()
     starting_model(spec)
     corpus = prepared_corpus(spec)
     directory = pipeline_directory(spec).with_name(f"{spec.name}-search")
+    is_resumed = any(directory.glob("*/run.json"))
     with sole_writer(directory):
         connect(spec.compute, console.print)
         require_workers(spec.compute, console.print)
@@ -55,42 +57,28 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
             tried = in_a_thread(lambda: search(spec, corpus, console.print, stop.event))
     if tried is None:
         say_stopped(stop.exit_status)
-    seq_len = ranking_seq_len(spec)
-    losses = {run.arm: _loss(run, seq_len) for run in tried.runs}
-    ranked = sorted(tried.candidates, key=lambda candidate: losses[candidate.name])
-    best = ranked[0]
-    if not math.isfinite(losses[best.name]):
-        lr = spec.optimizer.lr
+    wall_seconds = None if is_resumed else time.monotonic() - start
+    runs, seq_len = [Run.open(run.directory) for run in tried.runs], ranking_seq_len(spec)
+    by_name = {candidate.name: candidate for candidate in tried.candidates}
+    ranked = [by_name[trial.name] for trial in Trials.of(runs, seq_len).scored]
+    if not ranked:
         raise UserError(
-            f"{directory}: none of {len(ranked)} trials was trained to its end, so none can be "
-            f"chosen; set rates below {rate_text(lr)} under another name (--set name=…)"
+            f"{directory}: none of {len(runs)} trials was trained to its end, so none can be "
+            f"chosen; set rates below {rate_text(spec.optimizer.lr)} under another name "
+            "(--set name=…)"
         )
-    show(_sheet(tried.runs, seq_len))
     best_yaml = pipeline_directory(spec) / "best.yaml"
-    write_text(best_yaml, to_yaml(best_pipeline(spec, tried.spec, best)))
+    write_text(best_yaml, to_yaml(best_pipeline(spec, tried.spec, ranked[0])))
+    comparison = confirmation(spec, tried.spec, ranked)
+    report = search_report(
+        runs,
+        seq_len,
+        title=f"{spec.name}: which schedule?",
+        baselines=[candidate.name for candidate in baselines(spec)],
+        confirmed=compare_runs(comparison) if comparison else None,
+        wall_seconds=wall_seconds,
+        at_once=tried.num_groups,
+    )
+    console.print(f"\n{report.title}", style="bold", markup=False)
+    write_and_show(report, directory)
     console.print(f"best schedule: glray run {best_yaml}")
-    finite = [candidate for candidate in ranked if math.isfinite(losses[candidate.name])]
-    comparison = confirmation(spec, tried.spec, finite)
-    if comparison is not None:
-        compare_runs(comparison)
-
-
-def _loss(run: Run, seq_len: int) -> float:
-    """A trial's held-out loss; infinite if it diverged or was stopped."""
-    run = Run.open(run.directory)
-    score = run.latest.at(seq_len) if run.is_finished and run.latest else None
-    return score.loss if score and math.isfinite(score.loss) else math.inf
-
-
-def _sheet(runs: tuple[Run, ...], seq_len: int) -> Sheet:
-    """Trials by held-out loss."""
-    rows, notes = [], []
-    for run in sorted((Run.open(run.directory) for run in runs), key=lambda r: _loss(r, seq_len)):
-        score = run.latest.at(seq_len) if run.is_finished and run.latest else None
-        if score is None:
-            why = run.divergence.sentence if run.divergence else "was stopped"
-            notes.append(f"{run.arm} {why}.")
-        numbers = (score.loss, score.standard_error) if score else (None, None)
-        rows.append([run.arm, *(number(value, ".4f") for value in numbers)])
-    columns = ("schedule: seq_len x share", "loss", "± over documents")
-    return Sheet(f"Held-out loss at {seq_len:,} tokens, best first", columns, rows, notes)

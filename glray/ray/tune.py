@@ -52,6 +52,8 @@ class Tried:
     candidates: tuple[Candidate, ...]
     runs: tuple[Run, ...]
     """Of the candidates: finished, diverged or stopped."""
+    num_groups: int
+    """Worker groups that trained them side by side."""
 
 
 def search(
@@ -91,7 +93,7 @@ def search(
     runs = trials.runs()
     for run in runs:  # those kept for trials that might have come
         prune(run.checkpoints)
-    return Tried(trials.spec, tuple(trials.candidates), tuple(runs))
+    return Tried(trials.spec, tuple(trials.candidates), tuple(runs), count)
 
 
 def _calibrated(pipeline: PipelineSpec, training: "Future[None]") -> PipelineSpec | None:

@@ -95,18 +95,18 @@ class RunTree:
 
     def _source(self, run: Run) -> tuple[Run, int] | None:
         """Whose checkpoint to fork from, and its step: the latest that there is."""
-        trajectory, sources = _trajectory(run), []
+        trajectory = _trajectory(run)
+        places = []
         for other in self._declared:
-            shared = trajectory.shared_steps(other)
-            directory = self._directory / other.name
-            if other.name == run.name or not shared or not (directory / "run.json").exists():
-                continue
-            trunk = Run.open(directory)
-            if _trajectory(trunk) == other and _root(trunk) == _root(run):
-                steps = map(step_of, committed_checkpoints(trunk.checkpoints))
-                sources += [(n, trunk) for n in steps if n <= shared and _has_logged(trunk, n, run)]
-        step, trunk = max(sources, key=lambda source: source[0], default=(0, run))
-        return (trunk, step) if step else None
+            if other.name != run.name and (shared := trajectory.shared_steps(other)):
+                committed = committed_checkpoints(self._directory / other.name / "checkpoints")
+                places += [(n, other) for n in map(step_of, committed) if n <= shared]
+        for step, other in sorted(places, key=lambda place: -place[0]):
+            trunk = Run.open(self._directory / other.name)
+            is_it = _trajectory(trunk) == other and _root(trunk) == _root(run)
+            if is_it and _has_logged(trunk, step, run):
+                return trunk, step
+        return None
 
 
 def _trajectory(run: Run) -> Trajectory:

@@ -37,7 +37,7 @@ def pipeline() -> PipelineSpec:
         ratios_in="seconds",
         tokens_per_batch=4096,
         optimizer=OptimizerSpec(lr=3e-3),
-        evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024), num_tokens=24_576),
+        evaluation=EvaluationSpec(seq_lens=(128, 256, 512, 1024), num_tokens=8192),
         compute=ComputeSpec(micro_batch_tokens=2048),
         search=SearchSpec(arm="growlength", last=(0.15, 0.6)),
     )

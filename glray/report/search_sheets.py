@@ -95,7 +95,7 @@ def effects(found: Sequence[Effects]) -> Sheet:
     rows, notes = [], []
     for its in found:
         if not its.is_fitted:
-            few = f"{its.label} has {len(its.trials)} trials"
+            few = f"{its.label} has {counted(len(its.trials), 'trial')}"
             notes.append(f"{few}: too few to fit, or nothing varies.")
             continue
         explained = f"{max(its.surface.explained, 0):.0%}"

@@ -85,7 +85,8 @@ class StageBoundary(Record):
 
 
 class Plan(Record):
-    """One arm's stages in steps, and when what happens around them."""
+    """One arm's stages in steps, and when what happens around them. A run that goes on from another
+    one has its path whole: the parent's stages first, as far as it went, then its own."""
 
     stages: tuple[StagePlan, ...] = Field(min_length=1)
     tokens_per_batch: int = Field(ge=1)
@@ -93,6 +94,9 @@ class Plan(Record):
     chunk_len: int
     budget_tokens: int | None
     budget_microseconds: int | None
+    first_step: int = 0
+    """The first step of its own: the parent's come before, and the budget, the warm-up and the
+    decay are of what comes after. 0 without a parent."""
     log_every_steps: int
     checkpoint_every_tokens: int
     evaluate_every_tokens: int | None
@@ -106,9 +110,24 @@ class Plan(Record):
                 )
 
     @property
+    def inherited(self) -> tuple[StagePlan, ...]:
+        """The parent's stages."""
+        return tuple(stage for stage in self.stages if stage.first_step < self.first_step)
+
+    @property
+    def own_stages(self) -> tuple[StagePlan, ...]:
+        """Those that come after them."""
+        return self.stages[len(self.inherited) :]
+
+    @property
     def num_steps(self) -> int:
         """Steps of all stages."""
         return self.stages[-1].end_step
+
+    @property
+    def num_own_steps(self) -> int:
+        """Steps that the parent has not trained."""
+        return self.num_steps - self.first_step
 
     @property
     def num_tokens(self) -> int:
@@ -122,9 +141,12 @@ class Plan(Record):
 
     @property
     def budget_seconds(self) -> float | None:
-        """The declared seconds; None if the budget is in tokens."""
-        microseconds = self.budget_microseconds
-        return None if microseconds is None else microseconds / MICROSECONDS
+        """The declared seconds after the calibrated ones of the parent's steps; None if the budget
+        is in tokens."""
+        if self.budget_microseconds is None:
+            return None
+        before = self.calibrated_microseconds(self.first_step) or 0
+        return (before + self.budget_microseconds) / MICROSECONDS
 
     @property
     def stage_ends(self) -> tuple[int, ...]:
@@ -193,6 +215,11 @@ class Plan(Record):
         microseconds = self.calibrated_microseconds(num_steps)
         return None if microseconds is None else microseconds / MICROSECONDS
 
+    def own_seconds(self, num_steps: int) -> float | None:
+        """Calibrated seconds of those of the first ``num_steps`` that are not the parent's."""
+        before, after = map(self.calibrated_seconds, (self.first_step, num_steps))
+        return None if before is None or after is None else after - before
+
     def progress(self, step: int) -> Fraction:
         """Share of the declared budget behind the middle of ``step`` (from 0): of its seconds, on
         the calibrated clock, or of its tokens. So schedules that agree up to a step have the same
@@ -200,25 +227,27 @@ class Plan(Record):
         would have rate 0, at its end the last one of a decay to 0.)"""
         if self.budget_microseconds is None:
             assert self.budget_tokens is not None, "a budget is in seconds or in tokens"
-            done = self.tokens_after(step) + self.tokens_after(step + 1)
-            return Fraction(done, 2 * self.budget_tokens)
-        before, after = (self.calibrated_microseconds(n) or 0 for n in (step, step + 1))
-        return Fraction(before + after, 2 * self.budget_microseconds)
+            start, before, after = map(self.tokens_after, (self.first_step, step, step + 1))
+            return Fraction(before + after - 2 * start, 2 * self.budget_tokens)
+        steps = (self.first_step, step, step + 1)
+        start, before, after = (self.calibrated_microseconds(n) or 0 for n in steps)
+        return Fraction(before + after - 2 * start, 2 * self.budget_microseconds)
 
     def total_cost(self, step_costs: Mapping[int, float]) -> float:
-        """Of all steps, by what a step of the pipeline's own batch costs at each length: that of
-        another batch is in proportion to its tokens."""
+        """Of all steps that are not the parent's, by what a step of the pipeline's own batch costs
+        at each length: that of another batch is in proportion to its tokens."""
         return sum(
             stage.num_steps
             * stage.tokens_per_batch
             / self.tokens_per_batch
             * step_costs[stage.seq_len]
-            for stage in self.stages
+            for stage in self.own_stages
         )
 
 
-def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
-    """The plan of one arm; None where seconds decide and the spec has no calibration yet.
+def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()) -> Plan | None:
+    """The plan of one arm, after the stages ``before`` that its parent has trained; None where
+    seconds decide and the spec has no calibration yet.
 
     Each stage takes the whole steps that fit before its boundary, the cumulated ratios' share of
     the budget, so that it is off by less than one step and the last stage ends with the budget.
@@ -246,11 +275,12 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
         steps = _steps_within(budget_microseconds, ratios, batches, costs)
     step_costs: Sequence[int | None] = costs or [None] * len(steps)
     usual = tuple(source.weight for source in spec.sources)
-    stages: list[StagePlan] = []
+    stages = [_under(usual, stage) for stage in before]
     for stage, num_steps, tokens, cost in zip(arm.stages, steps, batches, step_costs, strict=True):
         if num_steps < 1:
+            index = len(stages) - len(before)
             raise UserError(
-                f"arm {arm.name}: stage {len(stages)} (seq_len {stage.seq_len}, ratio "
+                f"arm {arm.name}: stage {index} (seq_len {stage.seq_len}, ratio "
                 f"{stage.ratio:g}) gets 0 of {sum(steps)} steps of {tokens:,} "
                 "tokens: the length would never be trained; raise the budget or the ratio, or "
                 "remove the stage"
@@ -273,10 +303,16 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec) -> Plan | None:
         chunk_len=spec.chunk_tokens,
         budget_tokens=spec.budget.tokens,
         budget_microseconds=budget_microseconds,
+        first_step=before[-1].end_step if before else 0,
         log_every_steps=spec.compute.log_every_steps,
         checkpoint_every_tokens=spec.compute.checkpoint_every_tokens,
         evaluate_every_tokens=spec.evaluation.every_tokens,
     )
+
+
+def _under(usual: tuple[int, ...], stage: StagePlan) -> StagePlan:
+    """A parent's stage, which names all of its weights, in a pipeline that has other ones."""
+    return stage.model_copy(update={"weights": None}) if stage.weights == usual else stage
 
 
 def split(total: int, weights: Sequence[Fraction], sizes: Sequence[int] | None = None) -> list[int]:

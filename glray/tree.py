@@ -32,13 +32,14 @@ class Trajectory:
     optimizer: OptimizerSpec
     plan: Plan
     scalings: tuple[StageScaling | None, ...]
-    """RoPE of each stage."""
+    """RoPE of each stage; None of the parent's, which all runs of the pipeline go on from."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, arm: ArmSpec, seed: int, plan: Plan) -> "Trajectory":
         """That of an arm's run under a seed."""
-        scalings = (stage_scaling(arm.positions, arm.seq_lens, n) for n in range(len(arm.stages)))
-        return cls(arm.name, seed, spec.optimizer_of(arm), plan, tuple(scalings))
+        seq_lens, parents = [stage.seq_len for stage in plan.stages], len(plan.inherited)
+        own = (stage_scaling(arm.positions, seq_lens, n) for n in range(parents, len(seq_lens)))
+        return cls(arm.name, seed, spec.optimizer_of(arm), plan, (*[None] * parents, *own))
 
     @property
     def name(self) -> str:
@@ -46,7 +47,7 @@ class Trajectory:
         return run_name(self.arm, self.seed)
 
     def shared_steps(self, other: "Trajectory") -> int:
-        """How many of their first steps are the same."""
+        """How many of their first steps are the same; 0 if those are the parent's alone."""
         mine, its = self.optimizer.rewarm_steps, other.optimizer.rewarm_steps
         alike = self.optimizer == other.optimizer.derive(rewarm_steps=mine)
         if self.seed != other.seed or not alike:
@@ -58,7 +59,7 @@ class Trajectory:
             shared += min(one.num_steps, two.num_steps)
             if one.num_steps != two.num_steps or mine != its:
                 break
-        return shared
+        return shared if shared > self.plan.first_step else 0
 
     @property
     def _stages(self) -> list[tuple[StagePlan, StageScaling | None]]:
@@ -75,14 +76,19 @@ class Branch:
 
     trajectory: Trajectory
     trunk: Trajectory | None
-    """The run whose checkpoint it forks from; None if it starts from step 0."""
+    """The run whose checkpoint it forks from; None if it starts where the pipeline does."""
     fork_step: int
-    """Steps that it does not train itself."""
+    """The first step that it trains itself."""
+
+    @property
+    def shared_steps(self) -> int:
+        """Steps that its trunk trains for it."""
+        return self.fork_step - self.trajectory.plan.first_step
 
     @property
     def saved_seconds(self) -> float | None:
         """Calibrated seconds of these steps; None without a calibration."""
-        return self.trajectory.plan.calibrated_seconds(self.fork_step)
+        return self.trajectory.plan.own_seconds(self.fork_step)
 
     @property
     def own_steps(self) -> int:
@@ -100,9 +106,9 @@ def tree(trajectories: Sequence[Trajectory]) -> list[Branch]:
     for index, trajectory in enumerate(ordered):
         before = ordered[:index]
         shared = [trajectory.shared_steps(other) for other in before]
-        fork_step = max(shared, default=0)
-        trunk = before[shared.index(fork_step)] if fork_step else None
-        branches.append(Branch(trajectory, trunk, fork_step))
+        most = max(shared, default=0)
+        trunk = before[shared.index(most)] if most else None
+        branches.append(Branch(trajectory, trunk, most or trajectory.plan.first_step))
     return branches
 
 

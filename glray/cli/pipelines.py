@@ -21,6 +21,7 @@ from glray.cli.app import (
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
 from glray.progress import working
+from glray.run.parent import Parents
 from glray.run.profile import Profile, Setting, own_setting, profile_path
 from glray.run.run import pipeline_directory, with_calibration
 from glray.spec.pipeline import PipelineSpec
@@ -137,7 +138,13 @@ def prepare(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 def data(
     pipeline: PipelineFile,
     overrides: Overrides = None,
-    step: Annotated[int, typer.Option(help="The step whose windows to show.")] = 0,
+    step: Annotated[
+        int | None,
+        typer.Option(
+            help="The step whose windows to show. Default: the first that the pipeline trains "
+            "itself, 0 unless it goes on from a parent."
+        ),
+    ] = None,
     seq_len: Annotated[
         int | None, typer.Option(help="Window length. Default: the arm's first stage's.")
     ] = None,
@@ -152,15 +159,18 @@ def data(
 ) -> None:
     """Look into the corpus: sources, document lengths, decoded windows of any step."""
     from glray.data.inspection import shown_windows
-    from glray.report.corpus_sheets import document_lengths, sources, windows_text
+    from glray.report.corpus_sheets import document_lengths, parent_text, sources, windows_text
 
     spec = with_calibration(load_spec(pipeline, overrides))
     shown = spec.arms[0] if arm is None else _named_arm(spec, arm)
+    parent = None if spec.start is None else Parents.of(spec).first
+    step = step if step is not None else parent.step if parent else 0
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else shown.seq_lens[0]
     with naming_options({"^step": "--step", "^seq_len": "--seq-len"}):
         windows = list(shown_windows(spec, corpus, shown, step=step, seq_len=length, num_rows=rows))
-    show(sources(corpus), document_lengths(corpus), windows_text(windows, step, length))
+    whose = [] if parent is None else [parent_text(parent.record, step)]
+    show(sources(corpus), document_lengths(corpus), *whose, windows_text(windows, step, length))
 
 
 def _named_arm(spec: PipelineSpec, name: str) -> ArmSpec:

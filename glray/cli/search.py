@@ -31,7 +31,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     best train again on fresh seeds. The winner is left as best.yaml, which glray run takes.
     """
     from glray.search.confirm import best_pipeline, confirmation
-    from glray.search.space import baselines, check_search, ranking_seq_len
+    from glray.search.space import baselines, check_search, fresh_seeds, ranking_seq_len
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
@@ -47,6 +47,8 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
 
     start = time.monotonic()
     starting_model(spec)
+    if spec.start is not None and spec.search is not None and spec.search.confirm:
+        starting_model(spec.derive(seeds=fresh_seeds(spec)))  # they need parents of their own
     corpus = prepared_corpus(spec)
     directory = pipeline_directory(spec).with_name(f"{spec.name}-search")
     is_resumed = any(directory.glob("*/run.json"))

@@ -11,6 +11,7 @@ from glray.data.order import ChunkOrder
 from glray.data.windows import read_windows
 from glray.errors import UserError
 from glray.plan import make_plan
+from glray.run.parent import stages_before
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 
@@ -43,7 +44,8 @@ def shown_windows(
     """The first ``num_rows`` rows of ``step`` of an arm at ``seq_len``, under the first seed.
 
     Raises UserError for a length that does not divide the chunk, for a damaged block, and where the
-    arm's stages have their own batch or weights and its plan lacks the step.
+    arm's stages have their own batch or weights, or a parent's before them, and its plan lacks the
+    step.
     """
     chunk_len = spec.chunk_tokens
     if seq_len < 1 or chunk_len % seq_len:
@@ -81,12 +83,13 @@ def _place(
     batches = {spec.tokens_per_batch_of(stage) for stage in arm.stages}
     weights = {spec.weights_of(stage) for stage in arm.stages}
     own = tuple(source.weight for source in spec.sources)
-    if batches == {spec.tokens_per_batch} and weights == {own}:
+    if spec.start is None and batches == {spec.tokens_per_batch} and weights == {own}:
         order, tokens = corpus.order(spec.chunk_tokens, spec.seeds[0]), spec.tokens_per_batch
         return order, step * tokens, (step + 1) * tokens
-    plan = make_plan(spec, arm)
+    plan = make_plan(spec, arm, stages_before(spec))
     where = (
-        f"arm {arm.name}: its stages have a batch or weights of their own, so that its plan says"
+        f"arm {arm.name}: its stages have a batch or weights of their own, or a parent's before "
+        "them, so that its plan says"
     )
     if plan is None:
         raise UserError(

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from glray.errors import UserError
 from glray.model.pretrained import PretrainedFolder, read_pretrained
+from glray.run.parent import Parents
 from glray.spec.model import LlamaModel, ModelSpec
 from glray.spec.pipeline import PipelineSpec
 
@@ -15,12 +16,18 @@ VOCAB_MULTIPLE = 128
 """The embedding is rounded up to this, as Pythia's is: matrix units like multiples of it."""
 
 
-def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
-    """What every run of the spec starts from: the model that it declares, or the folder that it
-    names. Raises UserError if that is no folder to start from."""
+Start = ModelSpec | PretrainedFolder | Parents
+"""What the runs of a pipeline start from."""
+
+
+def starting_model(spec: PipelineSpec) -> Start:
+    """What the runs of the spec start from: the model that it declares, the folder that it names,
+    or its parents. Raises UserError if that is no folder, or no run, to start from."""
     if spec.model is not None:
         return spec.model
-    assert spec.init is not None, "a spec has a model or a folder"
+    if spec.start is not None:
+        return Parents.of(spec)
+    assert spec.init is not None, "a spec has a model, a folder or a start"
     folder = read_pretrained(spec.init)
     rope_type = folder.config.rope_parameters["rope_type"]
     if rope_type != "default":
@@ -31,8 +38,10 @@ def starting_model(spec: PipelineSpec) -> ModelSpec | PretrainedFolder:
     return folder
 
 
-def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
+def embedding_rows(model: Start, vocab_size: int) -> int:
     """Rows of the embedding for a tokenizer of ``vocab_size`` ids. Raises UserError."""
+    if isinstance(model, Parents):
+        return int(model.architecture["vocab_size"])  # of the same tokens
     if isinstance(model, PretrainedFolder):
         rows, remedy = model.config.vocab_size, "use the folder's own tokenizer.json"
         where = str(model.path)
@@ -50,13 +59,17 @@ def embedding_rows(model: ModelSpec | PretrainedFolder, vocab_size: int) -> int:
 
 
 def model_config(
-    model: ModelSpec | PretrainedFolder, *, vocab_size: int, eos_id: int, max_seq_len: int
+    model: Start, *, vocab_size: int, eos_id: int, max_seq_len: int
 ) -> PreTrainedConfig:
     """The configuration for a tokenizer of ``vocab_size`` ids, trained up to ``max_seq_len``.
 
     Raises UserError if the embedding would have fewer rows than the tokenizer has ids.
     """
     rows = embedding_rows(model, vocab_size)
+    if isinstance(model, Parents):
+        config = config_of(model.architecture, f"{model.first.run.directory / 'run.json'}")
+        config.max_position_embeddings = max(model.first.folder_len, max_seq_len)
+        return config
     if isinstance(model, PretrainedFolder):
         config = copy.deepcopy(model.config)
         config.max_position_embeddings = max(config.max_position_embeddings, max_seq_len)

@@ -92,7 +92,7 @@ def search(
         return None
     runs = trials.runs()
     for run in runs:  # those kept for trials that might have come
-        prune(run.checkpoints)
+        prune(run.checkpoints, run.kept_steps)
     return Tried(trials.spec, tuple(trials.candidates), tuple(runs), count)
 
 

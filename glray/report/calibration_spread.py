@@ -33,7 +33,7 @@ def _log_tokens(run: Run) -> np.ndarray | None:
     for costs in repeated:
         spec = run.spec.derive(calibration={"step_microseconds": costs})
         try:
-            plan = make_plan(spec, spec.arms[0])
+            plan = make_plan(spec, spec.arms[0], run.plan.inherited)
         except UserError:  # it would leave a stage without a step, or lacks a length
             return None
         assert plan is not None, "the spec has a calibration"

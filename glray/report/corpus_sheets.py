@@ -4,6 +4,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.data.inspection import ShownWindow
 from glray.report.formats import counted, tokens_text
 from glray.report.sheets import Sheet
+from glray.run.records import ParentRecord
 
 LENGTHS = (1, 128, 512, 1024, 4096, 16384)
 """Document lengths in tokens that are asked about."""
@@ -60,6 +61,12 @@ def document_lengths(corpus: PreparedCorpus) -> Sheet:
     )
     title = "Training tokens in documents of at least …"
     return Sheet(title, ("length", "documents", "tokens", "share", ""), rows, [note], left=(4,))
+
+
+def parent_text(parent: ParentRecord, step: int) -> str:
+    """What the pipeline's runs go on from, and who reads what ``step`` does."""
+    whose = f"is one of {parent.run}'s" if step < parent.step else "is read by the pipeline's runs"
+    return f"\nEvery run {parent.sentence}: step {step:,} {whose}."
 
 
 def windows_text(windows: list[ShownWindow], step: int, seq_len: int) -> str:

@@ -44,7 +44,8 @@ def headline(runs: Sequence[Run]) -> list[str]:
         if base is not None and _one_model(compared):
             sentences += _tokens(scores, base)
             sentences += _times_to_loss(scores, base) if share_targets(compared) else []
-        sentences += [_seeds(scores), _drift(compared), _predictions(compared), _forks(compared)]
+        sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
+        sentences += [_forks(compared), *_parents(compared)]
     elif any(run.is_finished for run in runs):
         sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
     return [sentence for sentence in (*sentences, _diverged(runs), _unfinished(runs)) if sentence]
@@ -284,6 +285,20 @@ def _forks(runs: Sequence[Run]) -> str:
     )
 
 
+def _parents(runs: Sequence[Run]) -> list[str]:
+    """What runs go on from, a sentence for each parent with the arms that do."""
+    going_on: dict[str, list[str]] = {}
+    for arm in by_arm(runs):
+        if (parent := arm.runs[0].manifest.parent) is not None:
+            others = "; its other seeds likewise" if len(arm.runs) > 1 else ""
+            going_on.setdefault(f"{parent.sentence}{others}", []).append(arm.label)
+    return [
+        f"{_listed(arms)} {sentence}. These steps count in every number of a run; the declared "
+        "budget is of what comes after."
+        for sentence, arms in going_on.items()
+    ]
+
+
 def _predictions(runs: Sequence[Run]) -> str:
     """How well a profile predicted the training time, where there was one."""
     parts = [
@@ -298,7 +313,7 @@ def _predictions(runs: Sequence[Run]) -> str:
 
 def _other_differences(runs: Sequence[Run]) -> list[str]:
     """What besides the stages, the seed and the budget sets the runs apart."""
-    expected = ("stages", "seed", "step_microseconds", "budget")
+    expected = ("stages", "seed", "step_microseconds", "budget", "parent")
     first = runs[0].manifest.identity
     fields = {
         change.partition(":")[0]

@@ -1,5 +1,7 @@
 """The plan as a person reads it: every product with its factors."""
 
+from collections.abc import Sequence
+
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
 from glray.report.formats import counted
@@ -7,6 +9,7 @@ from glray.report.profile_sheets import GIB, saved_share
 from glray.report.sheets import Sheet
 from glray.report.stage_settings import own_settings
 from glray.report.tree_drawing import drawing
+from glray.run.parent import Parents, stages_before
 from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
@@ -37,8 +40,16 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
+    if spec.start is not None:
+        own = "" if len(spec.seeds) == 1 else "; each other seed from its own run"
+        parts.append(f"every run {Parents.of(spec).first.record.sentence}{own}")
+    before = stages_before(spec)
     for arm in spec.trained_arms:
-        plan = _priced_plan(spec, arm, costs) if costs and by_prices else make_plan(spec, arm)
+        plan = (
+            _priced_plan(spec, arm, before, costs)
+            if costs and by_prices
+            else make_plan(spec, arm, before)
+        )
         parts.append(_unplanned(spec, arm) if plan is None else _planned(spec, arm, plan, costs))
     if drawn := tree_text(spec):
         parts.append(f"\n{drawn}")
@@ -59,7 +70,8 @@ def tree_text(spec: PipelineSpec) -> str | None:
         known = spec.derive(
             calibration={"step_microseconds": dict.fromkeys(spec.all_seq_lens, cost)}
         )
-    plans = [(arm, make_plan(known, arm)) for arm in known.trained_arms]
+    before = stages_before(known)
+    plans = [(arm, make_plan(known, arm, before)) for arm in known.trained_arms]
     seed, num_seeds = known.seeds[0], len(known.seeds)
     branches = tree([Trajectory.of(known, arm, seed, plan) for arm, plan in plans if plan])
     if not any(branch.trunk for branch in branches):
@@ -69,14 +81,14 @@ def tree_text(spec: PipelineSpec) -> str | None:
 
 def event_sheets(spec: PipelineSpec) -> list[Sheet]:
     """What is done when, arm by arm, beside logging; nothing where a calibration decides it."""
-    sheets = []
+    sheets, before = [], stages_before(spec)
     for arm in spec.trained_arms:
-        plan = make_plan(spec, arm)
+        plan = make_plan(spec, arm, before)
         if plan is None:
             return []
         rows = [
             [f"{step:,}", f"{plan.stages[plan.stage_index(step - 1)].seq_len:,}", ", ".join(events)]
-            for step in range(1, plan.num_steps + 1)
+            for step in range(plan.first_step + 1, plan.num_steps + 1)
             if len(events := plan.events_after(step)) > 1
         ]
         logged = f"log every {spec.compute.log_every_steps} steps"
@@ -85,11 +97,13 @@ def event_sheets(spec: PipelineSpec) -> list[Sheet]:
     return sheets
 
 
-def _priced_plan(spec: PipelineSpec, arm: ArmSpec, costs: SettingCosts) -> Plan | None:
+def _priced_plan(
+    spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan], costs: SettingCosts
+) -> Plan | None:
     """What a calibration would give that found these prices; None if it could not be planned."""
     calibrated = spec.derive(calibration={"step_microseconds": costs.step_microseconds})
     try:
-        return make_plan(calibrated, arm)
+        return make_plan(calibrated, arm, before)
     except UserError:  # a run's own calibration decides
         return None
 
@@ -111,20 +125,20 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
 
 
 def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
-    rows = []
-    for stage in plan.stages:
+    rows, own_tokens = [], plan.num_tokens - plan.tokens_after(plan.first_step)
+    for stage in plan.own_stages:
         cost = stage.step_microseconds
         row = [
             f"{stage.seq_len:,}",
             f"{stage.windows_per_batch:,}",
             f"{stage.num_steps:,}",
             f"{stage.num_steps * stage.tokens_per_batch:,}",
-            f"{stage.num_steps * stage.tokens_per_batch / plan.num_tokens:.1%}",
+            f"{stage.num_steps * stage.tokens_per_batch / own_tokens:.1%}",
         ]
         if cost is not None:
             row += [f"{cost / 1000:,.0f}", f"{stage.num_steps * cost / MICROSECONDS:,.1f}"]
         rows.append([*row, _rates(spec.optimizer_of(arm), plan, stage)])
-    timed = [] if plan.stages[0].step_microseconds is None else ["ms/step", "seconds"]
+    timed = [] if plan.own_stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
     notes = [*_own(spec, arm), *_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
     return Sheet(_title(arm), columns, rows, notes, left=())
@@ -153,14 +167,15 @@ def _rates(optimizer: OptimizerSpec, plan: Plan, stage: StagePlan) -> str:
 
 
 def _totals(plan: Plan) -> list[str]:
-    """Steps and tokens of all stages, and what is left of the budget."""
+    """Steps and tokens of all stages but the parent's, and what is left of the budget."""
     steps: dict[int, int] = {}
-    for stage in plan.stages:
+    for stage in plan.own_stages:
         steps[stage.tokens_per_batch] = steps.get(stage.tokens_per_batch, 0) + stage.num_steps
     products = " + ".join(f"{count:,} steps × {tokens:,}" for tokens, count in steps.items())
-    total = f"{products} = {plan.num_tokens:,} tokens"
+    own_tokens = plan.num_tokens - plan.tokens_after(plan.first_step)
+    total = f"{products} = {own_tokens:,} tokens"
     if plan.budget_tokens is not None:
-        rest = plan.budget_tokens - plan.num_tokens
+        rest = plan.budget_tokens - own_tokens
         return [total, f"{rest:,} tokens of the budget are less than a batch: not trained"]
     seconds = (plan.budget_seconds or 0.0) - (plan.calibrated_seconds(plan.num_steps) or 0.0)
     return [total, f"{seconds:.3f} s of the budget are less than a step: not used"]
@@ -168,7 +183,7 @@ def _totals(plan: Plan) -> list[str]:
 
 def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) -> list[str]:
     """Seconds and memory of an arm on one worker, and what it saves; GPU-hours if on one."""
-    prices = [price for stage in plan.stages if (price := costs.at(stage.seq_len))]
+    prices = [price for stage in plan.own_stages if (price := costs.at(stage.seq_len))]
     seconds = plan.total_cost({price.seq_len: price.seconds for price in prices})
     peaks = [price.peak_bytes for price in prices if price.peak_bytes is not None]
     hours = f" = {seconds / 3600:.2f} GPU-hours" if spec.compute.use_gpu else ""

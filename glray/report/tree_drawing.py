@@ -60,12 +60,12 @@ def _saved(branches: Sequence[Branch], num_seeds: int | None) -> str:
     """``trained once: 3,553 of 13,320 steps are shared (27%), which saves 910 of 4,200 s``."""
     plans = [branch.trajectory.plan for branch in branches]
     spared = [branch.saved_seconds for branch in branches]
-    lasting = [plan.calibrated_seconds(plan.num_steps) for plan in plans]
+    lasting = [plan.own_seconds(plan.num_steps) for plan in plans]
     seconds, all_seconds = (sum(each or 0 for each in its) for its in (spared, lasting))
     if num_seeds is None:
         return f"trained once: {seconds / all_seconds:.0%} of all training seconds are shared"
-    saved = num_seeds * sum(branch.fork_step for branch in branches)
-    whole = num_seeds * sum(plan.num_steps for plan in plans)
+    saved = num_seeds * sum(branch.shared_steps for branch in branches)
+    whole = num_seeds * sum(plan.num_own_steps for plan in plans)
     said = f"trained once: {saved:,} of {whole:,} steps are shared ({saved / whole:.0%})"
     if None in spared or None in lasting:
         return said

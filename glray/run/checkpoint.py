@@ -22,7 +22,7 @@ TENSORS = "tensors"
 STATE = "state.json"
 KEPT = 2
 """Checkpoints kept of a run: the latest, and one more should the latest be damaged; beside those
-that another run is to fork from."""
+that another run is to fork from, or that ``compute.keep_checkpoints`` asks for."""
 
 
 class CommittedFile(Record):

@@ -1,7 +1,9 @@
-"""Forks: a run begins with the steps that another run of its pipeline has trained.
+"""Forks: a run begins with the steps that another run has trained, of its own pipeline or, as its
+parent, of another one.
 
 What the trunk has recorded up to the fork becomes the run's own, as if it had trained these steps
-itself, and the trunk's checkpoint becomes its first. ``glray.tree`` says who forks from whom.
+itself, and the trunk's checkpoint becomes its first. ``glray.tree`` says who forks from whom within
+a pipeline, ``glray.run.parent`` what its runs go on from.
 """
 
 import shutil
@@ -20,7 +22,8 @@ from glray.run.checkpoint import (
     state_of,
     step_of,
 )
-from glray.run.records import BoundaryRecord, ForkRecord, Step
+from glray.run.parent import Parent
+from glray.run.records import BoundaryRecord, ForkRecord, ParentRecord, Step, TrainState
 from glray.run.run import ENDS, METRICS, Run, pipeline_directory
 from glray.spec.loading import to_yaml
 from glray.spec.pipeline import PipelineSpec
@@ -66,9 +69,9 @@ class RunTree:
     def is_ready(self, run: Run) -> bool:
         """Whether the run need not wait: its trunk has come to the fork, or has ended."""
         branch = self._branch[run.name]
-        if branch.trunk is None or _has_begun(run.directory):
+        if branch.trunk is None or has_begun(run.directory):
             return True
-        return _has_begun(self._directory / branch.trunk.name, branch.fork_step)
+        return has_begun(self._directory / branch.trunk.name, branch.fork_step)
 
     def needed(self, name: str) -> dict[int, list[str]]:
         """The steps whose checkpoints of the run ``name`` others are still to fork from, and
@@ -77,7 +80,7 @@ class RunTree:
         if self.may_grow and name in self._runs:
             steps = {step: ["a later trial"] for step in self._runs[name].plan.stage_ends[:-1]}
         for child, step in self._children.get(name, {}).items():
-            if not _has_begun(self._directory / child):
+            if not has_begun(self._directory / child):
                 steps.setdefault(step, []).append(child)
         return steps
 
@@ -85,13 +88,19 @@ class RunTree:
         """Let a run that has not begun begin with what another run of its pipeline has trained of
         the same trajectory; None if there is nothing. What nobody else needs is deleted there.
         Raises UserError for a damaged record."""
-        if _has_begun(run.directory) or (source := self._source(run)) is None:
+        if has_begun(run.directory) or (source := self._source(run)) is None:
             return None
         record = _fork(run, *source)
         for trunk, children in self._children.items():
             if run.name in children:
-                prune(self._directory / trunk / "checkpoints", self.needed(trunk))
+                self._prune(trunk)
         return record
+
+    def _prune(self, trunk: str) -> None:
+        directory = self._directory / trunk
+        if (directory / "run.json").exists():
+            run = self._runs.get(trunk) or Run.open(directory)
+            prune(run.checkpoints, {*self.needed(trunk), *run.kept_steps})
 
     def _source(self, run: Run) -> tuple[Run, int] | None:
         """Whose checkpoint to fork from, and its step: the latest that there is."""
@@ -100,7 +109,8 @@ class RunTree:
         for other in self._declared:
             if other.name != run.name and (shared := trajectory.shared_steps(other)):
                 committed = committed_checkpoints(self._directory / other.name / "checkpoints")
-                places += [(n, other) for n in map(step_of, committed) if n <= shared]
+                steps = map(step_of, committed)
+                places += [(n, other) for n in steps if run.plan.first_step < n <= shared]
         for step, other in sorted(places, key=lambda place: -place[0]):
             trunk = Run.open(self._directory / other.name)
             is_it = _trajectory(trunk) == other and _root(trunk) == _root(run)
@@ -116,18 +126,19 @@ def _trajectory(run: Run) -> Trajectory:
 def _not_called(spec: PipelineSpec, runs: Sequence[Run]) -> Iterator[Trajectory]:
     """The pipeline's other runs under the seeds of the call."""
     called = {run.name for run in runs}
+    before = {run.seed: run.plan.inherited for run in runs}
     for arm, seed in product(spec.arms, spec.seeds):
         if run_name(arm.name, seed) in called:
             continue
         try:
-            plan = make_plan(spec, arm)
+            plan = make_plan(spec, arm, before[seed])
         except UserError:  # it is said when the arm is called
             continue
         if plan is not None:
             yield Trajectory.of(spec, arm, seed, plan)
 
 
-def _has_begun(directory: Path, num_steps: int = 1) -> bool:
+def has_begun(directory: Path, num_steps: int = 1) -> bool:
     """Whether a run has ended, or has saved a checkpoint of so many steps."""
     committed = committed_checkpoints(directory / "checkpoints")
     reached = bool(committed) and step_of(committed[-1]) >= num_steps
@@ -148,34 +159,63 @@ def _has_logged(trunk: Run, num_steps: int, run: Run) -> bool:
     )
 
 
+def begin(run: Run, parent: Parent) -> ParentRecord | None:
+    """Let a run that has not begun begin with its parent's state and records; None if it has.
+    Raises UserError if the parent has no such state."""
+    if has_begun(run.directory):
+        return None
+    _take_over(run, parent.run, parent.step, parent.checkpoint)
+    return parent.record
+
+
 def _fork(run: Run, trunk: Run, step: int) -> ForkRecord:
-    """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
-    killed is done again."""
     source = checkpoint_path(trunk.checkpoints, step)
     record = ForkRecord(
         run=trunk.name,
         step=step,
-        calibrated_seconds=run.plan.calibrated_seconds(step),
-        measured_seconds=state_of(source).measured_seconds,
+        calibrated_seconds=run.plan.own_seconds(step),
+        measured_seconds=_measured_seconds(trunk, run.plan.first_step, state_of(source)),
     )
+    _take_over(run, trunk, step, source, record)
+    return record
+
+
+def _measured_seconds(trunk: Run, first_step: int, state: TrainState) -> float:
+    """Those that a state has of the steps that are not the parent's."""
+    before = trunk.log.measured_seconds[first_step - 1] if first_step else 0.0
+    return state.measured_seconds - float(before)
+
+
+def _take_over(
+    run: Run, trunk: Run, step: int, source: Path, fork: ForkRecord | None = None
+) -> None:
+    """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
+    killed is done again. Evaluations of other targets than the run's do not go along."""
     for folder in ("evaluations", "boundaries", "tensorboard"):
         shutil.rmtree(run.directory / folder, ignore_errors=True)
     write_text(run.directory / METRICS, "".join(_lines(run, trunk, step)))
-    for evaluation in trunk.evaluations:
+    is_same = _targets(trunk) == _targets(run)
+    for evaluation in trunk.evaluations if is_same else ():
         planned = Event.EVALUATE in run.plan.events_after(evaluation.step)
         if planned and evaluation.step < step:
-            evaluation.write(run.evaluation_path(evaluation.step))
-    for boundary in trunk.boundaries:
+            own = {"calibrated_seconds": run.plan.calibrated_seconds(evaluation.step)}
+            evaluation.model_copy(update=own).write(run.evaluation_path(evaluation.step))
+    for boundary in trunk.boundaries if is_same else ():
         if boundary.step < step:
             _as_planned(boundary, run.plan).write(run.boundary_path(boundary.step))
     if (trunk.directory / "tensorboard").is_dir():
         shutil.copytree(trunk.directory / "tensorboard", run.directory / "tensorboard")
     executions = tuple(e for e in trunk.manifest.executions if e.first_step < step)
-    fields = {"fork": record, "executions": executions}
+    fields = {"fork": fork, "executions": executions}
     run.manifest.model_copy(update=fields).write(run.directory / "run.json")
     write_text(run.directory / "spec.yaml", to_yaml(run.spec))
     adopt(source, checkpoint_path(run.checkpoints, step))
-    return record
+
+
+def _targets(run: Run) -> tuple[int, int]:
+    """What held-out targets of one corpus depend on."""
+    evaluation = run.spec.evaluation
+    return max(evaluation.seq_lens), evaluation.num_tokens
 
 
 def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:
@@ -186,9 +226,10 @@ def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:
         step = Step.of_line(line, f"{path}: line {number}")
         if step.step > num_steps:
             return
+        own: dict[str, object] = {"calibrated_seconds": run.plan.calibrated_seconds(step.step)}
         if not run.plan.is_watched(step.step - 1):
-            step = step.model_copy(update={"update_norm": None})
-        yield step.model_dump_json() + "\n"
+            own["update_norm"] = None
+        yield step.model_copy(update=own).model_dump_json() + "\n"
 
 
 def _as_planned(record: BoundaryRecord, plan: Plan) -> BoundaryRecord:

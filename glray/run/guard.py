@@ -14,6 +14,8 @@ def excessive_rise(run: Run) -> str | None:
     if limit is None or run.has_ended:
         return None
     for boundary in run.plan.boundaries:
+        if boundary.step < run.plan.first_step:  # its parent's
+            continue
         record = BoundaryRecord.read(run.boundary_path(boundary.step))
         length = boundary.from_seq_len
         # Not scored yet, or scored when the evaluation had other lengths?

@@ -146,4 +146,6 @@ def profile_path(spec: PipelineSpec) -> Path:
     compute = {"cpus_per_worker", "use_gpu", "activation_checkpointing", "micro_batch_tokens"}
     whole = dict.fromkeys(("model", "init", "tokenizer", "tokens_per_batch", "attention"), True)
     decisive = spec.model_dump(mode="json", include={**whole, "compute": compute})
+    if spec.start is not None:
+        decisive["start"] = spec.start.run
     return storage_path(spec.compute) / "profiles" / f"{fingerprint(decisive)}.json"

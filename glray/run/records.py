@@ -442,6 +442,33 @@ class ForkRecord(Record):
         return f"begins with the {self.step:,} steps that it shares with {self.run}"
 
 
+class ParentRecord(Record):
+    """What a run goes on from: a run of another pipeline, whose steps up to one come first in its
+    plan, its records and its clocks."""
+
+    pipeline: str
+    """That run's pipeline."""
+    run: str
+    """Its name."""
+    fingerprint: str
+    """Of its identity."""
+    step: int
+    """Steps that it had trained."""
+    tokens: int
+    """Targets that these trained."""
+    parent: "ParentRecord | None" = None
+    """What it went on from itself."""
+
+    @property
+    def sentence(self) -> str:
+        """What the run does, after its name, back to the first run of the path."""
+        before = f", which {self.parent.sentence}" if self.parent else ""
+        return (
+            f"goes on from {self.run} of {self.pipeline} after {self.step:,} steps "
+            f"({self.tokens:,} tokens){before}"
+        )
+
+
 class Manifest(Record):
     """``run.json``: what a run is, and how it was executed."""
 
@@ -469,7 +496,10 @@ class Manifest(Record):
     predicted_seconds: float | None = None
     """Seconds of the whole plan by a profile of the machine; None without one."""
     fork: ForkRecord | None = None
-    """The steps that it did not train itself; None if it did train all."""
+    """The steps that it did not train itself but shares with another run of its pipeline; None if
+    there are none."""
+    parent: ParentRecord | None = None
+    """The run of another pipeline that it goes on from; None if it starts from step 0."""
 
     @classmethod
     def read(cls, path: Path) -> "Manifest | None":

@@ -7,7 +7,7 @@ and, written last, ``result.json``, or ``diverged.json`` if it diverged.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
+from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import (
     BoundaryRecord,
     Calibration,
@@ -135,6 +136,17 @@ class Run:
     def boundary_path(self, step: int) -> Path:
         """Where the stage boundary after ``step`` steps is recorded."""
         return self.directory / "boundaries" / f"step-{step:08d}.json"
+
+    @property
+    def kept_steps(self) -> Collection[int]:
+        """Steps whose checkpoints stay, as ``compute.keep_checkpoints`` says, beside the latest."""
+        match self.spec.compute.keep_checkpoints:
+            case None:
+                return ()
+            case "stages":
+                return self.plan.stage_ends
+            case "all":
+                return [step_of(path) for path in committed_checkpoints(self.checkpoints)]
 
     @property
     def tokens_directories(self) -> tuple[Path, ...]:

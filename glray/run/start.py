@@ -22,13 +22,15 @@ def record_start(
     UserError if the directory holds another run.
     """
     recorded = recorded_manifest(run) if step else None
-    execution = execution.at(run.seq_lens)
+    execution = execution.at(tuple(stage.seq_len for stage in run.plan.own_stages))
     before = [entry for entry in recorded.executions if entry.first_step < step] if recorded else []
     changes = execution.differences(before[-1]) if before else []
     if changes or not before:
         before.append(StartedExecution(first_step=step, **execution.model_dump()))
     else:  # of a run that it forked from, which may have had other lengths
-        own = {"micro_batch_tokens": execution.micro_batch_tokens}
+        lengths, known = map(str, run.seq_lens), before[-1].micro_batch_tokens
+        known = known | execution.micro_batch_tokens
+        own = {"micro_batch_tokens": {n: known[n] for n in lengths if n in known}}
         before[-1] = before[-1].model_copy(update=own)
     write_text(run.directory / "spec.yaml", to_yaml(run.spec))
     predicted = recorded.predicted_seconds if recorded else None
@@ -69,8 +71,9 @@ def unapplied_fields(run: Run) -> list[str]:
 
 
 def _predicted_seconds(run: Run, execution: Execution) -> float | None:
-    """Seconds of all steps by a profile of the pipeline, which has one worker; None without one."""
-    if execution.num_workers > 1:
+    """Seconds of all steps by a profile of the pipeline, which has one worker; None without one,
+    and where some are a parent's."""
+    if execution.num_workers > 1 or run.plan.first_step:
         return None
     try:
         profile = Profile.read(profile_path(run.spec))

@@ -14,6 +14,7 @@ from glray.spec.corpus import (
     TextCorpus,
     TokenizerFile,
 )
+from glray.spec.fork import Fork, StageEnd
 from glray.spec.loading import load_comparison, load_pipeline, to_yaml
 from glray.spec.model import (
     PYTHIA_1_4B,
@@ -68,6 +69,7 @@ __all__ = [
     "CosineSchedule",
     "EvaluationSpec",
     "Extrapolation",
+    "Fork",
     "GPTNeoXModel",
     "Interpolation",
     "JsonlCorpus",
@@ -84,6 +86,7 @@ __all__ = [
     "SourceSpec",
     "Spec",
     "StableDecaySchedule",
+    "StageEnd",
     "StageSpec",
     "StdlibCorpus",
     "TextCorpus",

@@ -55,12 +55,14 @@ def training_identity(
     seed: int,
     tokens: list[dict[str, object]],
     init_sha256: str | None = None,
+    parent: dict[str, object] | None = None,
 ) -> dict[str, object]:
     """What decides the final weights of one arm under one seed.
 
     ``tokens`` has the fingerprint and weight of each source, in the order of the cycle;
-    ``init_sha256`` stands for the content of the folder that the spec's ``init`` names. Raises
-    ValueError if seconds decide and the spec's calibration lacks a length of the arm.
+    ``init_sha256`` stands for the content of the folder that the spec's ``init`` names; ``parent``
+    has the fingerprint and the step of the run that the spec's ``start`` names, wherever it lies.
+    Raises ValueError if seconds decide and the spec's calibration lacks a length of the arm.
     """
     identity: dict[str, object] = {
         "format": RUN_VERSION,
@@ -78,6 +80,8 @@ def training_identity(
         "precision": spec.precision,
         "seed": seed,
     }
+    if parent is not None:
+        identity["parent"] = parent
     if spec.needs_calibration:
         if spec.calibration is None:
             raise ValueError("the training identity needs a calibration where seconds decide")

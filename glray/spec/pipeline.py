@@ -7,6 +7,7 @@ from pydantic import Field
 from glray.spec.base import Count, Name, Seed, Spec, check_unique
 from glray.spec.compute import ComputeSpec
 from glray.spec.corpus import CorpusSpec, MixtureCorpus, SourceSpec, TokenizerSpec
+from glray.spec.fork import Fork
 from glray.spec.model import Attention, ModelSpec, Precision
 from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, Unit
 from glray.spec.search import SearchSpec
@@ -35,6 +36,9 @@ class PipelineSpec(Spec):
     init: str | None = None
     """Instead of ``model``: a ``transformers`` folder whose architecture and weights every run
     starts from; on a cluster, one that every node sees under this path."""
+    start: Fork | None = None
+    """Instead of ``model``: runs of another pipeline that these go on from, with their weights,
+    moments and place in the tokens. Stages, budget and learning rate are of what is added."""
     attention: Attention = "window"
     """What a token attends to in training: all earlier tokens of its window, across documents (as
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
@@ -134,11 +138,16 @@ class PipelineSpec(Spec):
         return self.derive(chunk_len=self.chunk_tokens)
 
     def model_post_init(self, context: Any) -> None:
-        if (self.model is None) == (self.init is None):
-            given = "neither model nor init is" if self.model is None else "model and init are both"
+        starts = {"model": self.model, "init": self.init, "start": self.start}
+        given = [name for name, value in starts.items() if value is not None]
+        if len(given) != 1:
+            both = "both" if len(given) == 2 else "all"
+            found = (
+                f"{' and '.join(given)} are {both}" if given else f"none of {', '.join(starts)} is"
+            )
             raise ValueError(
-                f"{given} set: a run starts from weights drawn for a declared model, or from a "
-                "folder's; set exactly one (null unsets the other)"
+                f"{found} set: a run starts from weights drawn for a declared model, from a "
+                "folder's, or from another run's state; set exactly one (null unsets the other)"
             )
         self._check_names()
         self._check_lengths()

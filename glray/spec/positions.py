@@ -9,8 +9,9 @@ from pydantic import Field
 from glray.spec.base import Count, Spec
 
 Reference = Literal["first", "previous"] | Count
-"""The length that a stage's positions are scaled to: that of the arm's first stage, that of the
-stage before, or a number of tokens (the length that a folder of ``init`` was trained at)."""
+"""The length that a stage's positions are scaled to: that of the first stage, that of the stage
+before (where a run goes on from another one, the other's stages count too), or a number of tokens
+(the length that a folder of ``init`` was trained at)."""
 
 
 class Extrapolation(Spec):
@@ -80,8 +81,8 @@ class StageScaling:
 def stage_scaling(
     positions: PositionsSpec, seq_lens: Sequence[int], stage: int
 ) -> StageScaling | None:
-    """What ``positions`` do at a stage of an arm whose stages have ``seq_lens`` tokens; None where
-    RoPE is as declared: in extrapolation, and up to the reference length.
+    """What ``positions`` do at a stage of a run whose stages have ``seq_lens`` tokens, those of its
+    parent first; None where RoPE is as declared: in extrapolation, and up to the reference length.
 
     Nothing else is known of what was trained before, so that a resumed run cannot scale positions
     differently, and arms that agree in this agree in their RoPE.
@@ -89,7 +90,7 @@ def stage_scaling(
     if isinstance(positions, Extrapolation):
         return None
     if isinstance(positions, BaseFrequencies):
-        return StageScaling("theta", positions.thetas[stage])
+        return StageScaling("theta", positions.thetas[stage - len(seq_lens)])
     reference = _reference_len(positions.relative_to, seq_lens, stage)
     scale = seq_lens[stage] / reference
     return StageScaling(positions.kind, scale, reference) if scale > 1 else None

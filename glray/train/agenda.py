@@ -6,14 +6,16 @@ from contextlib import ExitStack, contextmanager
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
+from glray.model.config import Start
 from glray.progress import working
-from glray.run.forks import RunTree
-from glray.run.records import ForkRecord
+from glray.run.forks import RunTree, begin
+from glray.run.parent import Parents
+from glray.run.records import ForkRecord, ParentRecord
 from glray.run.run import Run
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
 from glray.train.context import WorkerContext, from_rank_zero
-from glray.train.runs import Start, plan_runs
+from glray.train.runs import plan_runs
 
 ORPHAN_SECONDS = 120.0
 """How long to wait for a run that a group whose driver was killed still trains: its workers were
@@ -77,9 +79,13 @@ class Agenda:
                     yield run
             self._look()
 
-    def fork(self, run: Run) -> ForkRecord | None:
-        """See ``RunTree.fork``; on rank 0."""
-        return self._tree.fork(run)
+    def begin(self, run: Run) -> ForkRecord | ParentRecord | None:
+        """Let a run that has not begun begin with what another run of the pipeline or its parent
+        has trained; None if there is nothing. On rank 0."""
+        fork = self._tree.fork(run)
+        if fork is None and isinstance(self._start, Parents):
+            return begin(run, self._start.by_seed[run.seed])
+        return fork
 
     def needed(self, run: Run) -> Mapping[int, Sequence[str]]:
         """The steps whose checkpoints others are still to fork from, and which."""

@@ -74,13 +74,13 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
 
 def trained_len(run: Run, step: int) -> int:
     """The longest length, in tokens, that was trained up to ``step`` with the positions in force
-    there: in the run or, if it started from one, in the folder."""
+    there: in the run or, if its path started from one, in the folder."""
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
     rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
     stage = run.plan.stage_index(step - 1)
     own = max(seq_lens[n] for n in range(stage + 1) if rope[n] == rope[stage])
-    of_folder = config.max_position_embeddings  # or the arm's longest, if that is more
-    if run.spec.init is None or of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
+    of_folder = config.max_position_embeddings  # or the path's longest, if that is more
+    if of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
         return own
     return max(own, of_folder)
 

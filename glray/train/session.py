@@ -221,9 +221,10 @@ class RunSession:
         self._count_wall_seconds()
         network, optimizer = self.trainee.model.network, self.trainee.optimizer
         needed = self._needed() if self.ctx.rank == 0 else {}
+        kept = {*needed, *self.run.kept_steps}
         try:
             with working(f"writing the checkpoint of step {state.step:,}"):
-                save_checkpoint(directory, state, network, optimizer, self.ctx, needed)
+                save_checkpoint(directory, state, network, optimizer, self.ctx, kept)
         except OSError as error:
             raise UserError(
                 f"{directory}: the checkpoint of step {state.step:,} cannot be written: "

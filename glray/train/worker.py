@@ -68,8 +68,8 @@ def _train_all(
     flops_per_second = peak.measured * ctx.world_size
     for run in agenda.in_turn():
         release_models()
-        if ctx.rank == 0 and (fork := agenda.fork(run)):
-            announcer.event(f"{run.name}: {fork.sentence}")
+        if ctx.rank == 0 and (origin := agenda.begin(run)):
+            announcer.event(f"{run.name}: {origin.sentence}")
         step = latest_step(run, ctx)
         if ctx.rank == 0:
             changes = record_start(run, machine, executed, step)

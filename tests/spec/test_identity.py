@@ -16,6 +16,7 @@ from glray.spec import (
     CosineSchedule,
     EvaluationSpec,
     Extrapolation,
+    Fork,
     GPTNeoXModel,
     Interpolation,
     JsonlCorpus,
@@ -41,7 +42,7 @@ from glray.spec.identity import differences, fingerprint, tokens_identity, train
 # path: (fingerprint it belongs to, another value). "neither" may change between two calls.
 # Where the text lies and in which kind of file is in neither: its documents are, by their hash. So
 # is the tokenizer: what is declared of it counts through the tokenizer.json that it gives. And the
-# folder that runs start from counts by its content.
+# folder that runs start from counts by its content, a run that they go on from by its own identity.
 FIELDS = {
     "name": ("neither", "other"),
     "corpus.kind": ("neither", None),
@@ -69,6 +70,8 @@ FIELDS = {
     "model.num_kv_heads": ("training", 1),
     "model.tie_embeddings": ("training", True),
     "init": ("neither", "other"),
+    "start.run": ("neither", "other"),
+    "start.at": ("neither", 7),
     "attention": ("training", "document"),
     "arms.0.name": ("neither", "other"),
     "arms.0.stages.0.seq_len": ("training", 64),
@@ -113,6 +116,7 @@ FIELDS = {
     "compute.compile": ("neither", True),
     "compute.micro_batch_tokens": ("neither", 512),
     "compute.checkpoint_every_tokens": ("neither", 5),
+    "compute.keep_checkpoints": ("neither", "all"),
     "compute.log_every_steps": ("neither", 5),
     "compute.wandb_project": ("neither", "other"),
     "compute.wait_seconds": ("neither", 5),
@@ -147,6 +151,7 @@ NESTED: dict[str, type[BaseModel]] = {
     "corpus.sources.0": SourceSpec,
     "arms.0": ArmSpec,
     "arms.0.stages.0": StageSpec,
+    "start": Fork,
     "budget": BudgetSpec,
     "optimizer": OptimizerSpec,
     "evaluation": EvaluationSpec,
@@ -196,9 +201,10 @@ def base(path: str) -> dict[str, Any]:
         if path in ("tokenizer.path", "tokenizer.eos_token")
         else BpeTokenizer(vocab_size=512),
         model=None
-        if path == "init"
+        if path == "init" or path.startswith("start.")
         else model(num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64),
         init="folder" if path == "init" else None,
+        start=Fork(run="parent") if path.startswith("start.") else None,
         arms=(
             ArmSpec(
                 name="arm",
@@ -313,6 +319,15 @@ def test_the_content_of_the_folder_that_runs_start_from_is_part_of_the_training_
     one, other = (training_identity(spec, spec.arms[0], 0, [], init_sha256=sha) for sha in "ab")
     assert fingerprint(one) != fingerprint(other)
     assert differences(one, other) == ['init: "a" → "b"']
+
+
+def test_a_parent_counts_by_its_fingerprint_and_step() -> None:
+    spec = PipelineSpec.model_validate(base("start.run"))
+    parent: dict[str, object] = {"fingerprint": "ab" * 8, "step": 12}
+    identity = training_identity(spec, spec.arms[0], 0, [], parent=parent)
+    assert fingerprint(identity) == "42d3413d520c1354"
+    other = training_identity(spec, spec.arms[0], 0, [], parent=parent | {"step": 13})
+    assert differences(identity, other) == ["parent.step: 12 → 13"]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_overrides_by_path_by_index_and_by_name() -> None:
         ("corpus={kind: parquet}", ("corpus.paths", "required")),
         ("corpus={kind: arrow}", (": corpus.paths", "required")),
         ("corpus={kind: mixture, sources: []}", (": corpus.sources:",)),
-        ("model=null", ("neither model nor init is set", "exactly one")),
+        ("model=null", ("none of model, init, start is set", "exactly one")),
         ("init=folder", ("model and init are both set", "null unsets")),
         ("model.kind=bert", ("model", "'gpt_neox', 'llama'", "bert")),
         ("model.kind=llama", ("model.rotary_fraction: unknown key",)),

@@ -1,5 +1,6 @@
 """What the numbers say, in a few plain sentences: the result, its noise, and what it rests on."""
 
+import json
 import math
 from collections.abc import Sequence
 from statistics import fmean, median_low
@@ -313,7 +314,9 @@ def _predictions(runs: Sequence[Run]) -> str:
 
 def _other_differences(runs: Sequence[Run]) -> list[str]:
     """What besides the stages, the seed and the budget sets the runs apart."""
-    expected = ("stages", "seed", "step_microseconds", "budget", "parent")
+    expected = ["stages", "seed", "step_microseconds", "budget", "parent"]
+    if any(run.manifest.parent for run in runs) and len(set(map(_model, runs))) == 1:
+        expected += ["model", "init"]  # a run that goes on has its parent's
     first = runs[0].manifest.identity
     fields = {
         change.partition(":")[0]
@@ -329,6 +332,12 @@ def _other_differences(runs: Sequence[Run]) -> list[str]:
     if others:
         sentences.append(f"Besides their stages, the runs differ in {', '.join(others)}.")
     return sentences
+
+
+def _model(run: Run) -> str:
+    """A run's architecture, whatever lengths it was trained at."""
+    longest = {"max_position_embeddings": None}
+    return json.dumps(run.manifest.architecture | longest, sort_keys=True)
 
 
 def _peak_rates(arm: Arm) -> str:

@@ -272,6 +272,15 @@ def test_the_whole_path_is_told(
     assert events.rows[0][0] == "27"
 
 
+def test_a_run_and_what_it_goes_on_from_are_the_same_model(
+    children: dict[str, Run], storage: Path
+) -> None:
+    runs = [opened(children["longer"]), Run.open(storage / "parent" / "short-seed0")]
+    said = " ".join(headline(runs))
+    assert "At unequal budgets" in said
+    assert "Besides" not in said
+
+
 def test_the_windows_of_any_step_are_shown(storage: Path, corpus: PreparedCorpus) -> None:
     spec, parent = child_spec(storage), parent_spec(storage)
     for step, whose in ((3, "is one of short-seed0's"), (12, "is read by the pipeline's runs")):
@@ -330,6 +339,24 @@ def test_the_budget_is_of_what_is_added_and_seconds_count_the_path(tmp_path: Pat
     assert plan.own_seconds(15) == pytest.approx(0.02)
     assert [float(plan.progress(step)) for step in (5, 14)] == [0.05, 0.95]
     assert learning_rate(spec.optimizer, plan, 5) == pytest.approx(0.95e-2)
+
+
+def test_a_path_of_two_calibrations_counts_each_part_by_its_own(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    def timed(costs: dict[int, int]) -> dict[str, Any]:
+        seconds = {"budget": {"seconds": 0.012}, "ratios_in": "seconds", "seeds": (0,)}
+        return {**seconds, "calibration": {"step_microseconds": costs}}
+
+    trained(parent_spec(tmp_path, arms=(arm("short", 8),), **timed({8: 1000})), corpus)
+    child = child_spec(tmp_path, arms=(arm("longer", 16, 8),), **timed({8: 1500, 16: 3000}))
+    run = opened(trained(child, corpus)["longer"])
+    assert [stage.num_steps for stage in run.plan.stages] == [12, 2, 4]
+    expected = [*range(1, 13), 15, 18, 19.5, 21, 22.5, 24]
+    assert run.log.calibrated_seconds is not None
+    assert run.log.calibrated_seconds.tolist() == pytest.approx([n / 1000 for n in expected])
+    assert run.plan.budget_seconds == pytest.approx(0.024)
+    assert [scored.calibrated_seconds for scored in run.evaluations] == [0.012, 0.018, 0.024]
 
 
 START = "start: {storage}/parent/short-seed0: "

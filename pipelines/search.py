@@ -28,7 +28,7 @@ def pipeline() -> PipelineSpec:
     """Eight schedules of 128 to 1,024 beside the baselines, 30 calibrated seconds each; the best
     two again under three fresh seeds."""
     return PipelineSpec(
-        name="schedules",
+        name="search",
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=1024),
         model=GPTNeoXModel(num_layers=2, hidden_size=128, num_heads=4, intermediate_size=512),
@@ -47,7 +47,7 @@ def cluster() -> PipelineSpec:
     """Pythia 160M in bfloat16, one GPU a trial, as many at once as there are: 24 schedules of two
     lists of lengths at three rates, chosen by Optuna."""
     return pipeline().derive(
-        name="schedules-160m",
+        name="search-160m",
         corpus=ParquetCorpus(paths=("corpus.parquet",)),
         tokenizer=BpeTokenizer(vocab_size=32_768),
         model=PYTHIA_160M,

@@ -17,6 +17,8 @@ _DEFAULTS = {
     # Ray ends idle processes beyond the number of CPUs, actors counted: each stage's reads would
     # start theirs again, 3 s of a core that training needs.
     "RAY_num_workers_soft_limit": "16",
+    # A warning of Ray's that the actors of worker groups and trials set off on a small machine.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else runs here would slow training first
 }
 if os.environ.get("RAY_ADDRESS", "") in ("", "local"):

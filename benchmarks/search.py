@@ -1,14 +1,15 @@
-"""What the tree and the search save, and whether they change a bit.
+"""What the tree and the search save, and whether any bit changes.
 
     python benchmarks/search.py [--part tree|kills|overhead] [--steps N] [--kills N]
 
 ``tree``: 27 schedules of four lengths, whose boundaries lie at 15, 25 or 35%, at 40, 50 or 60% and
-at 65, 75 or 85% of the tokens: measured training seconds of 27 whole runs (those of each run's
-path) over those that were spent, and three of the runs trained alone, bit for bit.
+at 65, 75 or 85% of the tokens: measured training seconds of the 27 runs' whole paths
+over the seconds that were spent; and three of the runs compared with training them alone, bit for
+bit.
 ``kills``: the same runs, trained by a process that is killed by SIGKILL at random moments and
-started again, against the undisturbed ones. ``overhead``: ``glray tune`` of 16 trials of 60 s on
-two cores without confirmation, from the command to the answer: what of it is not training. Each
-part is kept as soon as it has ended; the last line is one JSON object.
+started again, compared with the undisturbed ones. ``overhead``: ``glray tune`` of 16 trials of 60 s
+on two cores without confirmation, from the command to the answer: the share that is not training.
+Each part is kept as soon as it has ended; the last line is one JSON object.
 """
 
 import argparse

@@ -85,18 +85,19 @@ class StageBoundary(Record):
 
 
 class Plan(Record):
-    """One arm's stages in steps, and when what happens around them. A run that goes on from another
-    one has its path whole: the parent's stages first, as far as it went, then its own."""
+    """One arm's stages in steps, and when what happens around them. The plan of a run that
+    goes on from another one covers the whole path: the parent's stages up to there, then its
+    own."""
 
     stages: tuple[StagePlan, ...] = Field(min_length=1)
     tokens_per_batch: int = Field(ge=1)
-    """The pipeline's. What is trained follows from those of the stages, see ``tokens_after``."""
+    """The pipeline's; stages may have others, see ``tokens_after``."""
     chunk_len: int
     budget_tokens: int | None
     budget_microseconds: int | None
     first_step: int = 0
-    """The first step of its own: the parent's come before, and the budget, the warm-up and the
-    decay are of what comes after. 0 without a parent."""
+    """The first step of its own: the parent's come before it, and the budget, the warm-up and the
+    decay cover what follows. 0 without a parent."""
     log_every_steps: int
     checkpoint_every_tokens: int
     evaluate_every_tokens: int | None
@@ -135,14 +136,14 @@ class Plan(Record):
         return self.tokens_after(self.num_steps)
 
     def tokens_after(self, num_steps: int) -> int:
-        """Tokens that the first ``num_steps`` steps train: the position in the order of the
-        tokens, too."""
+        """Tokens that the first ``num_steps`` steps train, which is also the position in the order
+        of the tokens."""
         return sum(stage.steps_before(num_steps) * stage.tokens_per_batch for stage in self.stages)
 
     @property
     def budget_seconds(self) -> float | None:
-        """The declared seconds after the calibrated ones of the parent's steps; None if the budget
-        is in tokens."""
+        """The declared seconds plus the calibrated seconds of the parent's steps; None if the
+        budget is in tokens."""
         if self.budget_microseconds is None:
             return None
         before = self.calibrated_microseconds(self.first_step) or 0
@@ -216,7 +217,7 @@ class Plan(Record):
         return None if microseconds is None else microseconds / MICROSECONDS
 
     def own_seconds(self, num_steps: int) -> float | None:
-        """Calibrated seconds of those of the first ``num_steps`` that are not the parent's."""
+        """Calibrated seconds of the first ``num_steps`` steps without the parent's."""
         before, after = map(self.calibrated_seconds, (self.first_step, num_steps))
         return None if before is None or after is None else after - before
 
@@ -234,8 +235,8 @@ class Plan(Record):
         return Fraction(before + after - 2 * start, 2 * self.budget_microseconds)
 
     def total_cost(self, step_costs: Mapping[int, float]) -> float:
-        """Of all steps that are not the parent's, by what a step of the pipeline's own batch costs
-        at each length: that of another batch is in proportion to its tokens."""
+        """Cost of all steps without the parent's, given the cost of a step with the pipeline's
+        batch at each length; a step with another batch costs in proportion to its tokens."""
         return sum(
             stage.num_steps
             * stage.tokens_per_batch
@@ -249,8 +250,9 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()
     """The plan of one arm, after the stages ``before`` that its parent has trained; None where
     seconds decide and the spec has no calibration yet.
 
-    Each stage takes the whole steps that fit before its boundary, the cumulated ratios' share of
-    the budget, so that it is off by less than one step and the last stage ends with the budget.
+    Each stage takes the whole steps that fit before its boundary, which lies at the cumulated
+    ratios' share of the budget. So it is off by less than one step, and the last stage ends with
+    the budget.
     Raises UserError for a budget smaller than a batch, a stage left without a step, or a
     calibration that lacks a length.
     """
@@ -311,16 +313,17 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()
 
 
 def _under(usual: tuple[int, ...], stage: StagePlan) -> StagePlan:
-    """A parent's stage, which names all of its weights, in a pipeline that has other ones."""
+    """A parent's stage, which names its weights, in a pipeline whose usual weights may differ."""
     return stage.model_copy(update={"weights": None}) if stage.weights == usual else stage
 
 
 def split(total: int, weights: Sequence[Fraction], sizes: Sequence[int] | None = None) -> list[int]:
-    """``total`` shared out by ``weights`` in whole pieces of each one's size, by default 1.
+    """Number of pieces of each part of ``total``, shared out by ``weights``; a piece of the n-th
+    part has size ``sizes[n]``, by default 1.
 
-    Each takes the pieces that fit before its boundary, the cumulated shares; what is left over
-    there passes to the next. So each is less than a piece of its own, or of the one before, away
-    from its exact share, and pieces of size 1 sum to ``total``.
+    Each part takes the whole pieces that fit before its boundary, which lies at the cumulated
+    shares; what is left over passes to the next part. So each is off by less than a piece of its
+    own or of the part before, and pieces of size 1 sum to ``total``.
     """
     whole = sum(weights)
     pieces, done, cumulated = [], 0, Fraction(0)
@@ -364,7 +367,7 @@ def scheduled_rate(schedule: ScheduleSpec, peak: float, progress: Fraction) -> f
 
 
 def _costs(spec: PipelineSpec, arm: ArmSpec) -> list[int]:
-    """Microseconds of a step of each stage; empty where seconds decide nothing. A step of another
+    """Microseconds of a step of each stage; empty where seconds decide nothing. A step with another
     batch than the calibrated one costs in proportion to its tokens."""
     if spec.calibration is None or not spec.needs_calibration:
         return []

@@ -1,8 +1,8 @@
 """The tree of runs: which steps runs share, so that they are trained once. Pure.
 
-The state of a run after step *s* follows from its seed, its optimizer and its stages up to *s*,
-beside what all runs of a pipeline have in common: the tokens, the model and the budget. Runs that
-agree in those up to *s* share that state bit for bit::
+The state of a run after step *s* follows from its seed, its optimizer, its stages up to *s*, and
+what all runs of a pipeline have in common: the tokens, the model and the budget. Runs whose seed,
+optimizer and stages agree up to *s* share that state bit for bit::
 
     128 ────────┬────────┬─────────────────▶ llm128
                 │        └─ 512 ── 1024 ───▶ 128-512-1024
@@ -10,7 +10,7 @@ agree in those up to *s* share that state bit for bit::
 
 The steps up to *s* are trained by one of them, the trunk, and the others fork from its checkpoint.
 Two runs part where a stage of at least one of them ends, and a stage ends with a checkpoint. So the
-run whose stage ends first is trained first, and no run saves more than its own plan says.
+run whose stage ends first is trained first, and no run writes a checkpoint that its own plan lacks.
 """
 
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Trajectory:
     optimizer: OptimizerSpec
     plan: Plan
     scalings: tuple[StageScaling | None, ...]
-    """RoPE of each stage; None of the parent's, which all runs of the pipeline go on from."""
+    """RoPE of each stage; None for stages of the parent, which all runs of the pipeline have."""
 
     @classmethod
     def of(cls, spec: PipelineSpec, arm: ArmSpec, seed: int, plan: Plan) -> "Trajectory":
-        """That of an arm's run under a seed."""
+        """The trajectory of an arm's run under a seed."""
         seq_lens, parents = [stage.seq_len for stage in plan.stages], len(plan.inherited)
         own = (stage_scaling(arm.positions, seq_lens, n) for n in range(parents, len(seq_lens)))
         return cls(arm.name, seed, spec.optimizer_of(arm), plan, (*[None] * parents, *own))
@@ -47,7 +47,7 @@ class Trajectory:
         return run_name(self.arm, self.seed)
 
     def shared_steps(self, other: "Trajectory") -> int:
-        """How many of their first steps are the same; 0 if those are the parent's alone."""
+        """How many first steps both runs share; 0 if these are all the parent's."""
         mine, its = self.optimizer.rewarm_steps, other.optimizer.rewarm_steps
         alike = self.optimizer == other.optimizer.derive(rewarm_steps=mine)
         if self.seed != other.seed or not alike:
@@ -113,13 +113,13 @@ def tree(trajectories: Sequence[Trajectory]) -> list[Branch]:
 
 
 def run_name(arm: str, seed: int) -> str:
-    """Of the run of an arm under a seed: ``growlength-seed0``."""
+    """Name of the run of an arm under a seed: ``growlength-seed0``."""
     return f"{arm}-seed{seed}"
 
 
 def _place(trajectory: Trajectory, ordered: Sequence[Trajectory]) -> int:
-    """Where a run belongs among others in their order: beside those that share most with it, and
-    before the ones that go on at the length which it leaves."""
+    """Where a run belongs among others in their order: next to those that share most with it, and
+    before those that go on at the length that it leaves."""
     shared = [trajectory.shared_steps(other) for other in ordered]
     most = max(shared, default=0)
     if most == 0:
@@ -131,6 +131,6 @@ def _place(trajectory: Trajectory, ordered: Sequence[Trajectory]) -> int:
 
 
 def _is_alike(one: StagePlan, other: StagePlan) -> bool:
-    """Whether a step of both stages is the same, its share of the budget included."""
+    """Whether a step of both stages is the same, including its share of the budget."""
     place = {"first_step": 0, "num_steps": 0}
     return one.model_copy(update=place) == other.model_copy(update=place)

@@ -3,8 +3,8 @@
     glray tune pipelines/search.py
     glray tune pipelines/search.py:cluster --set corpus.paths='["corpus.parquet"]'
 
-At two cores' scale no model learns to use context beyond 128 tokens, so the answer is about speed
-alone; ``cluster`` is the one to learn from.
+At the scale of two cores no model learns to use context beyond 128 tokens, so the answer is about
+speed alone; ``cluster`` is the search to learn from.
 """
 
 from glray.spec import (

@@ -37,7 +37,7 @@ def plan(
         bool, typer.Option("--events", help="Also list when each arm checkpoints and evaluates.")
     ] = False,
 ) -> None:
-    """Print each arm's stages in steps and tokens, and what runs share. Touches nothing."""
+    """Print each arm's stages in steps and tokens, and which steps runs share. Touches nothing."""
     from glray.report.plan_sheets import event_sheets, plan_sheets, tree_text
     from glray.search.space import candidates, search_pipeline
 
@@ -151,7 +151,7 @@ def data(
     arm: Annotated[
         str | None,
         typer.Option(
-            help="The arm whose step it is, where stages have their own batch or weights. "
+            help="The arm whose step to show, if stages have their own batch or weights. "
             "Default: the first."
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The command that searches a schedule: tune."""
+"""The command that searches for a schedule: tune."""
 
 import time
 
@@ -24,11 +24,11 @@ from glray.spec.training import rate_text
 
 @app.command()
 def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
-    """Search an arm's schedule, confirm the best, write best.yaml. Run again to resume.
+    """Search for an arm's best schedule, confirm it, write best.yaml. Run again to resume.
 
     Tries the schedules that the pipeline's `search=SearchSpec(…)` declares, beside fair baselines,
-    all at the same budget, and ranks them by held-out loss. What they share is trained once. The
-    best train again on fresh seeds. The winner is left as best.yaml, which glray run takes.
+    all at the same budget, and ranks them by held-out loss. Steps that they share are trained once.
+    The best train again on fresh seeds. The winner is written to best.yaml, for glray run.
     """
     from glray.search.confirm import best_pipeline, confirmation
     from glray.search.space import baselines, check_search, fresh_seeds, ranking_seq_len
@@ -64,10 +64,11 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     by_name = {candidate.name: candidate for candidate in tried.candidates}
     ranked = [by_name[trial.name] for trial in Trials.of(runs, seq_len).scored]
     if not ranked:
+        lowest = min(tried.spec.optimizer_of(arm).lr for arm in tried.spec.arms)
         raise UserError(
-            f"{directory}: none of {len(runs)} trials was trained to its end, so none can be "
-            f"chosen; set rates below {rate_text(spec.optimizer.lr)} under another name "
-            "(--set name=…)"
+            f"{directory}: 0 of {len(runs)} trials have a loss (they diverged or were stopped), so "
+            f"there is no best schedule; set peak rates below {rate_text(lowest)}, the lowest "
+            "tried, under another name (--set name=…)"
         )
     best_yaml = pipeline_directory(spec) / "best.yaml"
     write_text(best_yaml, to_yaml(best_pipeline(spec, tried.spec, ranked[0])))

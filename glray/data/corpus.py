@@ -68,8 +68,8 @@ class PreparedCorpus:
         return ChunkOrder(streams, chunk_len, seed)
 
     def order_of(self, plan: Plan, seed: int) -> ChunkOrder:
-        """The order of a plan's chunks: from each stage with other weights than the one before on,
-        under its own."""
+        """The order of a plan's chunks: each stage whose weights differ from the stage before
+        begins a new cycle under its own."""
         own = tuple(source.weight for source in self.sources)
         weights = [own, *(stage.weights or own for stage in plan.stages)]
         mixes = tuple(

@@ -43,9 +43,9 @@ def shown_windows(
 ) -> Iterator[ShownWindow]:
     """The first ``num_rows`` rows of ``step`` of an arm at ``seq_len``, under the first seed.
 
-    Raises UserError for a length that does not divide the chunk, for a damaged block, and where the
-    arm's stages have their own batch or weights, or a parent's before them, and its plan lacks the
-    step.
+    Raises UserError for a length that does not divide the chunk, for a damaged block, and for a
+    step that the arm's plan lacks, where the plan decides what a step reads: if stages have their
+    own batch or weights, or there is a parent.
     """
     chunk_len = spec.chunk_tokens
     if seq_len < 1 or chunk_len % seq_len:
@@ -88,17 +88,17 @@ def _place(
         return order, step * tokens, (step + 1) * tokens
     plan = make_plan(spec, arm, stages_before(spec))
     where = (
-        f"arm {arm.name}: its stages have a batch or weights of their own, or a parent's before "
-        "them, so that its plan says"
+        f"arm {arm.name}: its plan decides what a step reads, as a stage has its own batch or "
+        "weights, or there is a parent"
     )
     if plan is None:
         raise UserError(
-            f"{where} what step {step:,} reads, and it has none before the calibration; start "
+            f"{where}; it has none before the calibration, so step {step:,} cannot be shown; start "
             "glray run first"
         )
     if step >= plan.num_steps:
         raise UserError(
-            f"{where} what a step reads: step {step:,} is not among its {plan.num_steps:,} steps; "
+            f"{where}; step {step:,} is not among its {plan.num_steps:,} steps; "
             f"give 0 to {plan.num_steps - 1:,}"
         )
     order = corpus.order_of(plan, spec.seeds[0])

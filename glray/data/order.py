@@ -3,11 +3,12 @@
 The token stream of a source is cut into chunks of ``chunk_len`` tokens, read as ``chunk_len + 1``,
 so that each token but the stream's first is a target once. Chunks are the unit that is shuffled.
 Place *i* of the endless order belongs to the source that the cycle of weights gives it, and each
-source is gone through epoch after epoch of its own. From a place on the weights may be others: a
-new cycle begins there, and each source goes on where it stands. A step takes the places after those
+source is gone through epoch after epoch of its own. The weights may change at a place: a new
+cycle begins there, and each source goes on where it stands. A step takes the places after those
 of the steps before it, ``tokens_per_batch / chunk_len`` of them, whatever the stage's length; a
-stage only cuts them into rows of ``seq_len``. Everything follows from the tokens trained before,
-and so from the plan and the step: nothing is stored, and no memory grows with the corpus.
+stage only cuts them into rows of ``seq_len``. Everything follows from the number of tokens
+trained before, and so from the plan and the step: nothing is stored, and no memory grows with the
+corpus.
 
 An epoch's order has two levels, so that a reader needs few blocks at a time: the blocks are
 permuted, and then the chunks within each group of ``SHUFFLE_BLOCKS`` consecutive ones. Both
@@ -41,11 +42,11 @@ class SourceStream:
 
 @dataclass(frozen=True)
 class Mix:
-    """Other weights from a place of the order on."""
+    """Weights that apply from a place in the order on."""
 
     first_place: int
     weights: tuple[int, ...]
-    """Of each source; one of 0 is left out."""
+    """Weight of each source; 0 leaves a source out."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ChunkOrder:
     chunk_len: int
     seed: int
     mixes: tuple[Mix, ...] = ()
-    """Where the weights change, in order; up to the first they are the sources' own."""
+    """Where the weights change, in order; before the first, the sources' own apply."""
 
     def num_chunks(self, source: int) -> int:
         """Whole chunks of a source's epoch; each needs one token more than its length."""
@@ -105,8 +106,8 @@ class ChunkOrder:
         rank: int,
         world_size: int,
     ) -> np.ndarray:
-        """Where this rank's windows of steps start in the corpus, before which ``first_token``
-        tokens are trained: int64[num_steps, rows of the rank].
+        """Where this rank's windows of the steps after ``first_token`` trained tokens start in the
+        corpus: int64[num_steps, rows of the rank].
 
         The rows of a step are dealt to the ranks as contiguous runs whose sizes differ by at
         most one; a rank may have none.
@@ -153,8 +154,8 @@ class ChunkOrder:
 
 @dataclass(frozen=True)
 class _Cycle:
-    """Places that are dealt to the sources by the same weights, over and over. A source's slots are
-    spread evenly: its k-th of w lies at (k + 1/2) / w of the cycle."""
+    """Places that are dealt to the sources in repeated cycles of the same weights. A source's slots
+    are spread evenly: its k-th of w lies at (k + 1/2) / w of the cycle."""
 
     first_place: int
     weights: np.ndarray
@@ -162,7 +163,7 @@ class _Cycle:
     taken: np.ndarray
     """int64[sources]: chunks of each source before ``first_place``."""
     source: np.ndarray
-    """int64[slots]: of each slot."""
+    """int64[slots]: source of each slot."""
     nth: np.ndarray
     """int64[slots]: how many of that source's slots come before it."""
 

@@ -77,8 +77,8 @@ def stage_reads(
     rank: int,
     world_size: int,
 ) -> Iterator[StageReads]:
-    """What a rank reads from ``first_step`` to the end of the plan, whose ``order`` it is, a
-    bounded segment at a time.
+    """What a rank reads from ``first_step`` to the end of the plan, a bounded segment at a time.
+    ``order`` is the plan's.
 
     A segment never crosses a stage boundary.
     """

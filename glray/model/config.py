@@ -22,7 +22,7 @@ Start = ModelSpec | PretrainedFolder | Parents
 
 def starting_model(spec: PipelineSpec) -> Start:
     """What the runs of the spec start from: the model that it declares, the folder that it names,
-    or its parents. Raises UserError if that is no folder, or no run, to start from."""
+    or its parents. Raises UserError if the folder or a run cannot be started from."""
     if spec.model is not None:
         return spec.model
     if spec.start is not None:

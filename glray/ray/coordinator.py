@@ -80,7 +80,7 @@ def launch(
     """The groups of a new launch in a pipeline's directory; what an earlier one left is gone.
 
     ``stop`` asks them to stop. ``in_driver``: they run in threads of this process, without an
-    actor. ``is_open``: they wait for arms that are offered, until the launch is closed.
+    actor. ``is_open``: they wait for further arms to be offered, until the launch is closed.
     """
     stop = stop or threading.Event()
     left = [*directory.glob(RAY_TRAIN_STORAGE), *directory.glob("progress-*.json")]

@@ -1,5 +1,5 @@
 """A trial of Ray Tune: it follows one run, which standing worker groups train, and reports what
-the run records. Its process imports no model's code."""
+the run records. Its process imports no model code."""
 
 import time
 from math import isfinite
@@ -17,8 +17,8 @@ CANDIDATE = "candidate"
 
 def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, over: Path) -> None:
     """Report the run's step at each evaluation and, once it is finished, its held-out loss at
-    ``seq_len``: none if it diverged, was stopped, or if ``over`` appears, as nothing is trained any
-    more."""
+    ``seq_len``: None if it diverged, was stopped, or if the file ``over`` appears, which says that
+    training has ended."""
     run, reported = directory / f"{config[CANDIDATE]}-seed{seed}", 0
     while True:
         is_over = over.exists() or any((run / end).exists() for end in (*ENDS, STOPPED))

@@ -130,9 +130,9 @@ class WorkerGroups:
 
     @contextmanager
     def standing(self, stop: threading.Event) -> Iterator[tuple[WorkerGroup, Future[None]]]:
-        """The groups at work beside the block, which may offer them arms: one of them to ask, and
-        what ends when they do. After the block nothing more is offered: they train what is left, if
-        the block has not failed. Raises what was raised first."""
+        """The groups at work beside the block, which may offer them arms: one group to ask, and a
+        future that ends when all groups have ended. After the block nothing more is offered: they
+        train what is left, unless the block has failed. Raises what was raised first."""
         with (
             launch(
                 self.directory, self.count, stop=stop, in_driver=self.in_driver, is_open=True
@@ -160,7 +160,7 @@ class WorkerGroups:
         with ThreadPoolExecutor(len(groups), thread_name_prefix="group") as pool:
             working = {pool.submit(self._run_group, group): group for group in groups}
             for ended in as_completed(working):  # in the order of time
-                working[ended].release()  # others may wait for a run of it
+                working[ended].release()  # others may wait for one of its runs
                 if error := ended.exception():  # the others go on, for hours perhaps
                     errors.append(error)
                     what = " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,9 +1,9 @@
 """The Ray Tune boundary: its searcher says what is tried, its scheduler what is stopped.
 
-All candidates are arms of one pipeline, so the tree shares what they have in common. Worker groups
+All candidates are arms of one pipeline, so steps that they share are trained once. Worker groups
 like those of ``glray run`` stand ready for the whole search and train one run after another; a
-trial of Tune only follows its run's records. What has to outlive a kill is in the storage: runs,
-and what Optuna was told.
+trial of Tune only follows its run's records. What has to outlive a kill is in the storage: the runs
+and Optuna's journal.
 """
 
 import logging
@@ -37,10 +37,10 @@ from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs, validate_pipeline
 
 FOLLOWED = 3
-"""Trials that are followed beyond those that train, so that no worker waits for one."""
+"""Trials that Tune follows beyond those that train, so that no worker waits for the next one."""
 FOLLOWER_RESOURCES = {"CPU": 0, "memory": 1}
-"""What a trial's process asks for: a byte, as Tune rejects an empty request and a share of a CPU
-would be missing when the workers ask for all of them."""
+"""What a trial's process asks for: a byte, as Tune rejects an empty request, and a fraction of a
+CPU would be missing when the workers ask for all CPUs."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tried:
     """With its calibration."""
     candidates: tuple[Candidate, ...]
     runs: tuple[Run, ...]
-    """Of the candidates: finished, diverged or stopped."""
+    """The candidates' runs: finished, diverged or stopped."""
     num_groups: int
     """Worker groups that trained them side by side."""
 
@@ -63,7 +63,7 @@ def search(
     ``halt`` was set before the end. Ray is connected, and ``check_search`` was called.
 
     What is finished is not trained again, so the same call goes on. ``say`` is told how the search
-    stands. Raises UserError, also of what a worker met.
+    stands. Raises UserError, also for one that ended a worker.
     """
     assert spec.search is not None
     known, space, left = candidates(spec), Space.of(spec), 0
@@ -91,14 +91,14 @@ def search(
     if halt.is_set():
         return None
     runs = trials.runs()
-    for run in runs:  # those kept for trials that might have come
+    for run in runs:  # checkpoints were kept for trials that might have come
         prune(run.checkpoints, run.kept_steps)
     return Tried(trials.spec, tuple(trials.candidates), tuple(runs), count)
 
 
 def _calibrated(pipeline: PipelineSpec, training: "Future[None]") -> PipelineSpec | None:
-    """The pipeline with the calibration that its workers make, once they have; None if they end
-    before."""
+    """The pipeline with its calibration, once its workers have made one; None if they end
+    before that."""
     with working("waiting for the worker groups to calibrate"):
         while True:
             known = with_calibration(pipeline)
@@ -135,7 +135,7 @@ class _Trials:
         return self._runs[name]
 
     def runs(self) -> list[Run]:
-        """Those of all candidates, in their order."""
+        """The runs of all candidates, in order."""
         return [self.run(candidate.name) for candidate in self.candidates]
 
     def tree(self) -> RunTree:
@@ -195,14 +195,15 @@ def _run_tune(
 
 
 class _InDriver:
-    """What Tune pickles as its own record of the experiment, from which nothing is restored."""
+    """An object that Tune pickles into its record of the experiment; nothing is restored from
+    it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Chooser(_InDriver, Searcher):
-    """What is tried: the candidates that are known from the start, in the order of their tree, then
+    """Chooses what is tried: the candidates known from the start, in the order of their tree, then
     what Optuna suggests."""
 
     def __init__(
@@ -247,8 +248,8 @@ class _Chooser(_InDriver, Searcher):
 
 
 class _Scheduler(_InDriver, FIFOScheduler):
-    """What is stopped: by default nothing; else a trial that is too far behind another one, unless
-    others are still to fork from it. See ``glray.search.stopping``."""
+    """Stops nothing by default; with ``max_behind``, a trial that is too far behind another one,
+    unless others are still to fork from it. See ``glray.search.stopping``."""
 
     def __init__(self, trials: _Trials, group: WorkerGroup, max_behind: float | None) -> None:
         super().__init__()
@@ -279,7 +280,7 @@ class _Scheduler(_InDriver, FIFOScheduler):
 
 class _Following(_InDriver, ray.tune.Callback):
     """Follows the trials in the driver: says how each ends, which is the best so far, and how far
-    all are by what the workers write."""
+    the search is, by what the workers write."""
 
     def __init__(self, trials: _Trials, num_trials: int, seq_len: int) -> None:
         self._trials, self._num_trials, self._seq_len = trials, num_trials, seq_len
@@ -305,7 +306,8 @@ class _Following(_InDriver, ray.tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """See ray.tune.Callback."""
         self._num_done += 1
-        self._trials.say(f"{trial.config[CANDIDATE]}: its follower failed, it trains on")
+        name = trial.config[CANDIDATE]
+        self._trials.say(f"{name}: Ray Tune's trial that follows it failed; its run trains on")
 
     @property
     def _standing(self) -> str:
@@ -313,7 +315,7 @@ class _Following(_InDriver, ray.tune.Callback):
 
 
 def _trained_share(path: Path) -> float:
-    """How much of the run that a group trains is trained, by its progress file."""
+    """How much of a group's current run is trained, 0 to 1, by the group's progress file."""
     progress = Progress.read(path)
     if progress is None or progress.training is None:
         return 0.0

@@ -52,7 +52,7 @@ def gap_text(gap: Estimate) -> str:
 
 
 def noise(trials: Trials) -> str:
-    """How many cannot be told from the best."""
+    """How many cannot be told apart from the best."""
     others, best = len(trials.scored) - 1, trials.best
     if best is None or best.scored is None or others < 1:
         return ""
@@ -64,14 +64,14 @@ def noise(trials: Trials) -> str:
 
 
 def apart(trials: Trials) -> str:
-    """``5 of the other 17 cannot be told from``: the best."""
+    """``5 of the other 17 cannot be told apart from``, before the best."""
     near, others = len(trials.within_noise), len(trials.scored) - 1
     if near not in (0, others):
-        return f"{near} of the other {others} cannot be told from"
+        return f"{near} of the other {others} cannot be told apart from"
     if others == 1:
-        return "The other one cannot be told from" if near else "The other one is worse than"
+        return f"The other one {'cannot be told apart from' if near else 'is worse than'}"
     if near:
-        return f"None of the other {others} can be told from"
+        return f"None of the other {others} can be told apart from"
     return f"All other {others} are worse than"
 
 
@@ -82,8 +82,8 @@ def rate_at_end(trials: Trials) -> str:
         return ""
     end = "lowest" if trials.best.lr == rates[0] else "highest"
     return (
-        f"Its peak rate, {rate_text(trials.best.lr)}, is the {end} that was tried, so better may "
-        "lie beyond it."
+        f"Its peak rate, {rate_text(trials.best.lr)}, is the {end} that was tried, so a better "
+        "one may lie beyond it."
     )
 
 
@@ -106,7 +106,7 @@ def target(trials: Trials) -> str:
 
 
 def front(trials: Trials) -> str:
-    """Whether short windows' loss and long ones' ask for different schedules."""
+    """Whether the loss in short windows and that in long ones ask for different schedules."""
     if not trials.front:
         return ""
     short, long = f"{trials.short_seq_len:,}", f"{trials.seq_len:,} tokens"
@@ -155,7 +155,7 @@ def cost(spent: Cost) -> str:
         whole = spent.wall_seconds * spent.at_once
         at_once = f" with {spent.at_once} trials at once" if spent.at_once > 1 else ""
         text += (
-            f". All else took {seconds_text(spent.other_seconds)} s, "
+            f". Everything else took {seconds_text(spent.other_seconds)} s, "
             f"{spent.other_seconds / whole:.0%} of the {seconds_text(spent.wall_seconds)} s from "
             f"the command to its answer{at_once}"
         )

@@ -22,7 +22,7 @@ class Confirmed:
     """One schedule under fresh seeds."""
 
     trial: Trial
-    """What the search had seen of it."""
+    """Its trial in the search."""
     score: ArmScore
     against_fixed: Estimate | None
     """Its loss less that of the longest length throughout at its best rate, paired by seed and
@@ -30,7 +30,7 @@ class Confirmed:
 
     @property
     def name(self) -> str:
-        """Its trial's."""
+        """The trial's name."""
         return self.trial.name
 
     @property
@@ -46,7 +46,7 @@ class Confirmation:
     schedules: tuple[Confirmed, ...]
     baselines: frozenset[str]
     without: tuple[str, ...] = ()
-    """Fresh runs that have no loss, each with the reason: their seeds are left out of all arms."""
+    """Fresh runs without a loss, each with the reason; their seeds are left out in all arms."""
 
     @classmethod
     def of(cls, trials: Trials, runs: Sequence[Run]) -> "Confirmation | None":
@@ -85,8 +85,8 @@ class Confirmation:
 
     @property
     def curse(self) -> str:
-        """The winner's curse: what the schedules that the search chose lose on fresh seeds, beside
-        what the baselines do."""
+        """The winner's curse: how much the loss of the chosen schedules rises on fresh seeds,
+        beside that of the baselines."""
         chosen = [each for each in self.schedules if each.name not in self.baselines]
         others = [each for each in self.schedules if each.name in self.baselines]
         if not chosen:
@@ -100,7 +100,7 @@ class Confirmation:
         if others:
             theirs = "baseline is" if len(others) == 1 else f"{len(others)} baselines are"
             lost = _moved(fmean(each.lost for each in others))
-            beside = f"; the {theirs} {lost} {'its' if len(others) == 1 else 'theirs'}"
+            beside = f"; the {theirs} {lost} {'its' if len(others) == 1 else 'their'} own"
         return (
             f"Winner's curse: on {counted(self.num_seeds, 'fresh seed')} {subject} a mean loss of "
             f"{confirmed:.3f}, {_moved(confirmed - searched)} {its} of {searched:.3f}{beside}."
@@ -108,7 +108,7 @@ class Confirmation:
 
     @property
     def sentence(self) -> str:
-        """How the best on fresh seeds stands to the longest length throughout."""
+        """How the best on fresh seeds compares with the longest length throughout."""
         best = self.schedules[0]
         seeds = counted(self.num_seeds, "fresh seed")
         text = f"On {seeds} {best.name} is lowest, {best.score.loss:.3f}"

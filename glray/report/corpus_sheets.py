@@ -64,7 +64,7 @@ def document_lengths(corpus: PreparedCorpus) -> Sheet:
 
 
 def parent_text(parent: ParentRecord, step: int) -> str:
-    """What the pipeline's runs go on from, and who reads what ``step`` does."""
+    """What the pipeline's runs go on from, and which run reads the windows of ``step``."""
     whose = f"is one of {parent.run}'s" if step < parent.step else "is read by the pipeline's runs"
     return f"\nEvery run {parent.sentence}: step {step:,} {whose}."
 

@@ -1,4 +1,4 @@
-"""What of a schedule matters: a response surface for each list of lengths that was searched."""
+"""What matters in a schedule: a response surface for each list of lengths that was searched."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from glray.spec.search import lengths_text
 from glray.spec.training import rate_text
 
 LEAST_TRIALS = 8
-"""Of a list of lengths: with fewer nothing is fitted."""
+"""Trials that a list of lengths needs for a fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,8 @@ class Factor:
     kind: str
     """``boundary``, ``rate`` or ``re-warming``."""
     values: np.ndarray
-    """float64[trials]: of a boundary its place in the budget, 0 to 1; of a rate its logarithm;
-    steps of re-warming."""
+    """float64[trials]: a boundary's place in the budget, 0 to 1, a rate's logarithm, or steps of
+    re-warming."""
 
     def text(self, value: float) -> str:
         """``45%``, ``3e-3``, ``16``."""
@@ -66,7 +66,7 @@ class Effects:
     """The surface of the trials of one list of lengths under one RoPE scaling."""
 
     trials: tuple[Trial, ...]
-    """Best first, those without a loss or with one that is far off left out."""
+    """Best first, without those that have no loss or one that is far off."""
     label: str
     """``128-256-512-1024``."""
     num_far: int = 0
@@ -98,7 +98,7 @@ class Effects:
         return Surface(points, np.array([trial.loss for trial in self.trials]))
 
     def effects(self, index: int) -> tuple[Effect, Effect]:
-        """Of a factor: from its lowest to its highest value, and what its ends cost over the
+        """A factor's effects: from its lowest to its highest value, and its ends over its
         middle."""
         return self.surface.slope(index), self.surface.bend(index)
 
@@ -136,7 +136,7 @@ class Effects:
         return shares.min(axis=0) - 1e-6, shares.max(axis=0) + 1e-6
 
     def shares_at(self, point: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Share of each stage at a point of the surface; a boundary that does not vary is where
+        """Share of each stage at a point of the surface; a boundary that does not vary stays where
         the trials have it."""
         places = dict(zip((factor.name for factor in self.factors), point, strict=True))
         seq_lens, own = self.trials[0].seq_lens, self.trials[0].boundaries
@@ -163,8 +163,8 @@ class Effects:
         fitted = f"{self.label}: a quadratic surface fitted to {num} trials{far}"
         if not surface.explains:
             return (
-                f"{fitted} explains nothing ({found}), so they do not say where the boundaries "
-                "should lie."
+                f"{fitted} explains nothing ({found}), so these trials do not say where the "
+                "boundaries should lie."
             )
         lowest = plus_minus(self.optimum.loss, self.optimum.half)
         beyond = [
@@ -173,7 +173,9 @@ class Effects:
             if (end := factor.end(value))
         ]
         at_end = (
-            f"; that is {' and '.join(beyond)} tried, so better may lie beyond" if beyond else ""
+            f"; that is {' and '.join(beyond)} tried, so a better value may lie beyond"
+            if beyond
+            else ""
         )
         return (
             f"{fitted} explains {surface.explained:.0%} of their losses' variance ({found}). It is "

@@ -271,7 +271,7 @@ def _drift(runs: Sequence[Run]) -> str:
 
 
 def _forks(runs: Sequence[Run]) -> str:
-    """What was trained once for several runs, on the clock that they have."""
+    """What was trained once for several runs, in calibrated seconds if all have them."""
     forks = [run.manifest.fork for run in runs if run.manifest.fork]
     if not forks:
         return ""
@@ -291,11 +291,11 @@ def _parents(runs: Sequence[Run]) -> list[str]:
     going_on: dict[str, list[str]] = {}
     for arm in by_arm(runs):
         if (parent := arm.runs[0].manifest.parent) is not None:
-            others = "; its other seeds likewise" if len(arm.runs) > 1 else ""
+            others = "; each other seed from its own run" if len(arm.runs) > 1 else ""
             going_on.setdefault(f"{parent.sentence}{others}", []).append(arm.label)
     return [
         f"{_listed(arms)} {sentence}. These steps count in every number of a run; the declared "
-        "budget is of what comes after."
+        "budget covers only what comes after."
         for sentence, arms in going_on.items()
     ]
 
@@ -335,7 +335,7 @@ def _other_differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _model(run: Run) -> str:
-    """A run's architecture, whatever lengths it was trained at."""
+    """A run's architecture without the lengths that it was trained at."""
     longest = {"max_position_embeddings": None}
     return json.dumps(run.manifest.architecture | longest, sort_keys=True)
 

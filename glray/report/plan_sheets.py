@@ -17,7 +17,7 @@ from glray.spec.training import OptimizerSpec
 from glray.tree import Trajectory, tree
 
 NOMINAL_STEPS = 10_000
-"""Steps of a budget in seconds whose calibration is missing, to draw it."""
+"""Steps that a budget in seconds is drawn with while its calibration is missing."""
 
 
 def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
@@ -59,8 +59,8 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
 def tree_text(spec: PipelineSpec) -> str | None:
     """Who forks from whom; None where no run shares a step with another one.
 
-    Where a calibration is still to decide the steps, shares of the seconds are known: they are
-    drawn as if every step took 1/10,000 of the budget.
+    While the calibration that decides the steps is missing, shares of the seconds are known: they
+    are drawn as if every step took 1/10,000 of the budget.
     """
     known = spec
     if spec.needs_calibration and spec.calibration is None:
@@ -145,7 +145,7 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
 
 
 def _own(spec: PipelineSpec, arm: ArmSpec) -> list[str]:
-    """What stages have of their own, a line for each that has anything."""
+    """The own settings of stages, a line for each stage that has any."""
     found = ((stage.seq_len, own_settings(spec, stage)) for stage in arm.stages)
     return [f"at {seq_len:,}: {own}" for seq_len, own in found if own]
 

@@ -1,7 +1,7 @@
-"""The plots of a search: every trial at a glance, and what of a schedule its loss depends on.
+"""The plots of a search: every trial at a glance, and what a schedule's loss depends on.
 
-Each has a headline that says what it shows. Losses far above the others would squeeze all else, so
-scales of loss end at a limit, and what lies beyond is drawn there.
+Each has a headline that says what it shows. Losses far above the others would squeeze everything
+else, so scales of loss end at a limit, and what lies beyond is drawn there.
 """
 
 import math
@@ -27,7 +27,7 @@ from glray.spec.training import rate_text
 
 BEST, NEAR, OTHER, BASELINE = "#D55E00", "#0072B2", "#8C8C8C", "#009E73"
 COLOURS = "viridis"
-"""Of losses: dark is low."""
+"""Colour map of losses: dark is low."""
 MOST_NAMED = 6
 """Trials named in a plot whose axes do not name them."""
 
@@ -203,7 +203,7 @@ def _draw_factor(axes: Axes, its: Effects, index: int) -> None:
 @look.styled
 def loss_by_shares(trials: Trials) -> Figure:
     """For each list of three lengths or more: loss over the first and the last stage's share. Of
-    trials that agree in both the lowest is drawn."""
+    trials that agree in both, the lowest is drawn."""
     panels, colours, best = lists_of_three(trials), _scale(trials), _best(trials)
     figure = Figure(figsize=(max(6.2, 1.6 + 4.2 * len(panels)), 4.9))
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -276,7 +276,8 @@ def shares_of_all(trials: Trials) -> Figure:
 
 
 def lists_of_three(trials: Trials) -> list[list[Trial]]:
-    """The trials with a loss of each list of three lengths or more that has several, best first."""
+    """For each list of three lengths or more with several schedules: its trials with a loss, best
+    first."""
     lists: dict[tuple[int, ...], list[Trial]] = {}
     for trial in trials.scored:
         if len(trial.seq_lens) > 2:
@@ -290,7 +291,7 @@ def _best(trials: Trials) -> Trial:
 
 
 def _near(trials: Trials) -> list[Trial]:
-    """The best, and those that cannot be told from it."""
+    """The best, and those that cannot be told apart from it."""
     best = _best(trials)
     return [best, *(trial for trial in trials.scored if trial.name in trials.within_noise)]
 
@@ -305,7 +306,7 @@ def _who(near: Sequence[Trial], trials: Trials) -> str:
 
 
 def _ends(gap: Estimate) -> tuple[float, float]:
-    """Of its interval; the mean alone where nothing is known of its error."""
+    """The ends of its interval; the mean twice if nothing is known of its error."""
     return (gap.low, gap.high) if gap.parts else (gap.mean, gap.mean)
 
 

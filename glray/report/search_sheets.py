@@ -10,7 +10,7 @@ from glray.report.trials import Cost, Trial, Trials
 
 
 def ranking(trials: Trials) -> Sheet:
-    """Trials by loss; in a terminal the first five columns."""
+    """Trials by loss; a terminal shows the first five columns."""
     short = trials.short_seq_len
     columns = ["", "schedule: length x share", "loss", "above the best", "within noise"]
     columns += [f"loss at {short:,}"] if short else []
@@ -22,12 +22,12 @@ def ranking(trials: Trials) -> Sheet:
         documents = documents_text(len(trials.best.run.evaluations[-1].document_tokens))
         notes.append(
             f"loss ± its standard error over {documents}. Above the best: paired by document, ± "
-            "half of its 95% interval. Within noise: cannot be told from the best, adjusted for "
-            "the number of trials (Holm); of other seeds nothing is known."
+            "half of its 95% interval. Within noise: cannot be told apart from the best, adjusted "
+            "for the number of trials (Holm); nothing is known about other seeds."
         )
     if trials.front:
         notes.append("* on the front: no trial is lower at both lengths.")
-    notes.append("Shared: measured seconds that another trial had trained.")
+    notes.append("Shared: measured seconds of steps that another trial trained.")
     notes += [f"{t.name} {d.sentence}." for t in trials.unranked if (d := t.run.divergence)]
     notes += [
         f"{t.name} was stopped: it {s.reason}." for t in trials.unranked if (s := t.run.stopped)
@@ -82,8 +82,8 @@ def confirmed(confirmation: Confirmation) -> Sheet:
         )
     columns = ["schedule", "", "in the search", "confirmed", "over seeds", "change"]
     note = (
-        f"Confirmed: mean of {counted(confirmation.num_seeds, 'fresh seed')}. From fixed: less the "
-        "loss of the longest length throughout, paired by seed and document, ± half of its 95% "
+        f"Confirmed: mean of {counted(confirmation.num_seeds, 'fresh seed')}. From fixed: minus "
+        "the loss of the longest length throughout, paired by seed and document, ± half of its 95% "
         "interval."
     )
     title = "The best, trained again on fresh seeds"
@@ -96,7 +96,7 @@ def effects(found: Sequence[Effects]) -> Sheet:
     for its in found:
         if not its.is_fitted:
             few = f"{its.label} has {counted(len(its.trials), 'trial')}"
-            notes.append(f"{few}: too few to fit, or nothing varies.")
+            notes.append(f"{few}: fewer than {LEAST_TRIALS}, or nothing varies, so not fitted.")
             continue
         explained = f"{max(its.surface.explained, 0):.0%}"
         for index, factor in enumerate(its.factors):
@@ -120,9 +120,9 @@ def effects(found: Sequence[Effects]) -> Sheet:
 
 
 def cost(spent: Cost) -> Sheet:
-    """Seconds trained, shared, and all else."""
+    """Seconds trained, shared, and spent on everything else."""
     whole = None if spent.wall_seconds is None else spent.wall_seconds * spent.at_once
-    parts = [("trained", spent.trained_seconds), ("all else", spent.other_seconds)]
+    parts = [("trained", spent.trained_seconds), ("everything else", spent.other_seconds)]
     rows = [
         [
             what,
@@ -133,7 +133,7 @@ def cost(spent: Cost) -> Sheet:
     ]
     rows.append(["shared, not trained again", seconds_text(spent.shared_seconds), ""])
     note = (
-        "Measured training seconds. All else: start-up, calibration, evaluation, checkpoints and "
-        "waiting, from the command to its answer."
+        "Measured training seconds. Everything else: start-up, calibration, evaluation, "
+        "checkpoints and waiting, from the command to its answer."
     )
     return Sheet("Cost", ["", "seconds", "of the wall clock"], rows, [note])

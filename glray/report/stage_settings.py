@@ -1,4 +1,4 @@
-"""What stages have of their own, in words: their batch, their rate's factor, their weights."""
+"""Stages' own settings in words: batch, factor of the learning rate, weights."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from glray.spec.schedule import StageSpec
 
 
 def own_settings(spec: PipelineSpec, stage: StageSpec) -> str:
-    """``batch 8,192, rate × 0.5, weights web 1, books 3``: what is not as in the rest of the
-    pipeline; empty if all of it is."""
+    """``batch 8,192, rate × 0.5, weights web 1, books 3``: what differs from the pipeline; empty
+    if nothing does."""
     parts = []
     if (tokens := spec.tokens_per_batch_of(stage)) != spec.tokens_per_batch:
         parts.append(f"batch {tokens:,}")
@@ -21,7 +21,7 @@ def own_settings(spec: PipelineSpec, stage: StageSpec) -> str:
 
 
 def own_settings_sentences(arms: Sequence[Arm]) -> list[str]:
-    """What the stages of compared arms have of their own, and whether the arms read other text."""
+    """The own settings of compared arms' stages, and whether the arms read different text."""
     specs = [(arm, run.spec, run.spec.arms[0].stages) for arm in arms for run in arm.runs[:1]]
     parts = [
         f"{arm.label} at {stage.seq_len:,} ({own})"
@@ -39,7 +39,7 @@ def own_settings_sentences(arms: Sequence[Arm]) -> list[str]:
 
 
 def _weights(spec: PipelineSpec, stage: StageSpec | None) -> str:
-    """Of each source in a stage, or where no stage says otherwise."""
+    """Weight of each source in a stage; with None, the sources' own."""
     own = spec.weights_of(stage) if stage else [source.weight for source in spec.sources]
     named = zip(spec.sources, own, strict=True)
     return ", ".join(f"{source.name} {weight}" for source, weight in named)

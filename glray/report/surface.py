@@ -15,9 +15,9 @@ import numpy as np
 from glray.run.statistics import student_t
 
 PENALTIES = np.logspace(-4, 1, 21)
-"""Ridge penalties to choose from: variance of the noise over that of the prior. From least squares
-to a prior of a third of the noise: a narrower one would rule out effects that too few points could
-not show."""
+"""Ridge penalties to choose from: variance of the noise over that of the prior. They range
+from least squares to a prior a third as wide as the noise: a narrower one would rule out effects
+that too few points cannot show."""
 NUM_PERMUTATIONS = 499
 MAX_P = 0.05
 """Largest p value at which a surface counts as explaining something."""
@@ -57,7 +57,7 @@ class Surface:
 
     @cached_property
     def p_value(self) -> float:
-        """How often it explains as much of losses that are dealt out to the points at random."""
+        """How often it explains as much when the losses are dealt out to the points at random."""
         return self._tested[1]
 
     @property
@@ -71,7 +71,7 @@ class Surface:
         return self._predicted(_features(self._coded(points)))
 
     def curve(self, factor: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As ``at``, along one factor: the mean over what the points have of the others."""
+        """As ``at``, along one factor, on average over the points' values of the others."""
         return self._predicted(self._along(factor, self._scaled(factor, values)))
 
     def slope(self, factor: int) -> Effect:
@@ -95,7 +95,8 @@ class Surface:
         return Effect(float(contrast @ self._coefficients), half)
 
     def _along(self, factor: int, coded: np.ndarray) -> np.ndarray:
-        """Features at these coded values of a factor, each the mean over the points' others."""
+        """Features at these coded values of a factor, on average over the points' values of the
+        others."""
         points = np.repeat(self._coded(self.points)[None], len(coded), axis=0)
         points[:, :, factor] = coded[:, None]
         flat = _features(points.reshape(-1, points.shape[-1]))
@@ -142,7 +143,7 @@ class Surface:
 
     @cached_property
     def _t(self) -> float:
-        """Student's, under the degrees of freedom that the coefficients leave."""
+        """Student's t for the degrees of freedom that the coefficients leave."""
         singular = np.linalg.svd(self._features - self._features.mean(axis=0), compute_uv=False)
         used = float((singular**2 / (singular**2 + self._penalty)).sum())
         return student_t(max(1, int(len(self.losses) - 1 - used)))
@@ -179,8 +180,8 @@ def _ridge(features: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _left_out(features: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """R² of each column of ``losses`` in points that are left out of the fit, one at a time: of
-    the variance around the mean of the points that are not."""
+    """R² of each column of ``losses`` in points left out of the fit, one at a time, relative to the
+    variance around the mean of the points that are kept."""
     errors, deviations = np.zeros((2, losses.shape[1]))
     for index in range(len(losses)):
         kept = np.arange(len(losses)) != index

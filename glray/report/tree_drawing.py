@@ -7,14 +7,14 @@ from glray.report.formats import seconds_text
 from glray.tree import Branch
 
 COLUMNS = 79
-"""Of a line."""
+"""Width of a line."""
 WIDEST, NARROWEST = 48, 20
-"""Columns of the budget, as far as the names leave room."""
+"""Columns for the budget, depending on the room that the names leave."""
 
 
 def drawing(branches: Sequence[Branch], num_seeds: int | None) -> str:
     """A line for each arm, in the order of training: its stages from where it forks, on the scale
-    of the budget. Then what is not trained again, under ``num_seeds`` seeds; where the steps are
+    of the budget. Then how much is not trained again, under ``num_seeds`` seeds; if the steps are
     not known yet (None), its share alone."""
     names = [branch.trajectory.arm for branch in branches]
     margin = max(map(len, names))

@@ -1,7 +1,7 @@
 """The trials of a search: schedules as runs of one pipeline, ranked by held-out loss.
 
-A trial is one run of an arm, so all is read from the runs. Trials have one seed: the noise that is
-known of them is that of the held-out documents, and differences are paired by document.
+A trial is one run of an arm, so everything is read from the runs. Trials have one seed: only the
+noise of the held-out documents is known, and differences are paired by document.
 """
 
 import math
@@ -25,8 +25,8 @@ best."""
 
 
 FAR = 4.0
-"""Losses further above the lowest than this many times the median one are far off: a rate that was
-hardly stable, say. Plots end before them, and surfaces are fitted without them."""
+"""Losses more than this many times as far above the lowest as the median is are far off, for
+example under a rate that was hardly stable. Plots end before them, and surfaces leave them out."""
 
 UNRANKED = ("diverged", "stopped", "unfinished")
 """Why a trial may have no loss."""
@@ -111,22 +111,22 @@ class Cost:
     path_seconds: float
     """Measured training seconds of all trials, each over its whole path."""
     shared_seconds: float
-    """Of these, what a trial shares with another one, which had trained it: not spent again."""
+    """Seconds of these that another trial had already trained, so that they were not spent
+    again."""
     wall_seconds: float | None = None
-    """From the command to its answer, all calls together; None if nobody knows."""
+    """From the command to its answer, all calls together; None if not known."""
     at_once: int = 1
     """Trials that were trained at the same time."""
 
     @property
     def trained_seconds(self) -> float:
-        """What was trained."""
+        """Seconds that were really trained."""
         return self.path_seconds - self.shared_seconds
 
     @property
     def other_seconds(self) -> float | None:
-        """All that was not training, of everyone who could have trained: start-up, calibration,
-        evaluation, checkpoints, waiting. None if nobody knows, or the wall clock does not cover
-        all that was trained."""
+        """Seconds of all groups that were not training: start-up, calibration, evaluation,
+        checkpoints, waiting. None if the wall clock is not known or does not cover all training."""
         if self.wall_seconds is None or self.wall_seconds * self.at_once < self.trained_seconds:
             return None
         return self.wall_seconds * self.at_once - self.trained_seconds
@@ -179,8 +179,8 @@ class Trials:
 
     @cached_property
     def within_noise(self) -> frozenset[str]:
-        """Names of those that the noise of the documents does not let tell from the best; it is not
-        among them."""
+        """Names of the trials that the noise of the documents does not tell apart from the best,
+        without the best itself."""
         others = [trial.name for trial in self.scored[1:]]
         p_values = holm([min(1.0, 2 * self.gaps[name].p_above(0.0)) for name in others])
         return frozenset(name for name, p in zip(others, p_values, strict=True) if p > MAX_P)
@@ -206,7 +206,8 @@ class Trials:
 
     @cached_property
     def short_seq_len(self) -> int | None:
-        """The shortest window length at which all are scored; None if it ranks them already."""
+        """The shortest window length at which all are scored; None if none is shorter than the one
+        that ranks them."""
         lengths = [
             length
             for length in eval_seq_lens([trial.run for trial in self.scored])
@@ -234,8 +235,8 @@ class Trials:
 
     @property
     def have_curves(self) -> bool:
-        """Whether all were scored between their stage boundaries: these alone say too little of
-        when a loss was reached."""
+        """Whether all were scored between their stage boundaries: scores at boundaries alone say
+        too little about when a loss was reached."""
         return all(len(t.run.evaluations) > len(t.run.plan.stages) for t in self.scored)
 
     @cached_property
@@ -275,7 +276,7 @@ def _place(trial: Trial) -> tuple[float, str]:
 
 
 def _difference(trial: Trial, other: Trial) -> Estimate:
-    """The loss of one less another's. One run of each says nothing of other seeds."""
+    """The loss of one minus another's. One run of each says nothing about other seeds."""
     assert trial.scored is not None
     assert other.scored is not None
     losses = trial.scored.document_losses - other.scored.document_losses

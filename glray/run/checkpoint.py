@@ -21,8 +21,8 @@ COMMITTED = "COMMITTED"
 TENSORS = "tensors"
 STATE = "state.json"
 KEPT = 2
-"""Checkpoints kept of a run: the latest, and one more should the latest be damaged; beside those
-that another run is to fork from, or that ``compute.keep_checkpoints`` asks for."""
+"""Checkpoints kept of a run: the latest, and one more should the latest be damaged. Those that
+another run is to fork from, or that ``compute.keep_checkpoints`` asks for, are kept as well."""
 
 
 class CommittedFile(Record):

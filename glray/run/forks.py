@@ -1,9 +1,9 @@
-"""Forks: a run begins with the steps that another run has trained, of its own pipeline or, as its
-parent, of another one.
+"""Forks: a run begins with steps that another run has trained: one of its own pipeline or, as its
+parent, one of another pipeline.
 
 What the trunk has recorded up to the fork becomes the run's own, as if it had trained these steps
 itself, and the trunk's checkpoint becomes its first. ``glray.tree`` says who forks from whom within
-a pipeline, ``glray.run.parent`` what its runs go on from.
+a pipeline, and ``glray.run.parent`` what the runs of a pipeline go on from.
 """
 
 import shutil
@@ -30,12 +30,13 @@ from glray.spec.pipeline import PipelineSpec
 from glray.tree import Branch, Trajectory, run_name, tree
 
 OWN = ("stages", "positions", "ratios_in", "step_microseconds", "optimizer")
-"""What of a run's identity its trajectory has; runs that share steps have all else in common."""
+"""Parts of a run's identity that its trajectory covers; runs that share steps have the rest in
+common."""
 
 
 class RunTree:
-    """The runs of a call in the order of training, with the other declared ones of their pipeline:
-    these may be called later, and fork from a run of this call then."""
+    """The runs of a call in the order of training, and the other runs that their pipeline declares:
+    a later call may train these, and they may fork from a run of this call."""
 
     branches: tuple[Branch, ...]
     """Of the runs of the call, in order."""
@@ -48,9 +49,10 @@ class RunTree:
         self.branches = tuple(tree(called))
         self._branch = {branch.trajectory.name: branch for branch in self.branches}
         self.may_grow = False
-        """Whether runs may join that are not declared yet: any end of a stage may be a fork."""
+        """Whether runs may join that are not declared yet, so that any end of a stage may be a
+        fork."""
         self._children: dict[str, dict[str, int]] = {}
-        """Of each trunk: who forks from it, and at which step."""
+        """For each trunk: who forks from it, and at which step."""
         for branch in (*self.branches, *tree(self._declared)):
             if branch.trunk is not None:
                 children = self._children.setdefault(branch.trunk.name, {})
@@ -86,8 +88,8 @@ class RunTree:
 
     def fork(self, run: Run) -> ForkRecord | None:
         """Let a run that has not begun begin with what another run of its pipeline has trained of
-        the same trajectory; None if there is nothing. What nobody else needs is deleted there.
-        Raises UserError for a damaged record."""
+        the same trajectory; None if there is nothing. Checkpoints of the trunk that no
+        other run needs are deleted. Raises UserError for a damaged record."""
         if has_begun(run.directory) or (source := self._source(run)) is None:
             return None
         record = _fork(run, *source)
@@ -103,7 +105,7 @@ class RunTree:
             prune(run.checkpoints, {*self.needed(trunk), *run.kept_steps})
 
     def _source(self, run: Run) -> tuple[Run, int] | None:
-        """Whose checkpoint to fork from, and its step: the latest that there is."""
+        """The run whose checkpoint to fork from, and the step: the latest that is shared."""
         trajectory = _trajectory(run)
         places = []
         for other in self._declared:
@@ -132,7 +134,7 @@ def _not_called(spec: PipelineSpec, runs: Sequence[Run]) -> Iterator[Trajectory]
             continue
         try:
             plan = make_plan(spec, arm, before[seed])
-        except UserError:  # it is said when the arm is called
+        except UserError:  # it is raised when the arm is trained
             continue
         if plan is not None:
             yield Trajectory.of(spec, arm, seed, plan)
@@ -146,7 +148,8 @@ def has_begun(directory: Path, num_steps: int = 1) -> bool:
 
 
 def _root(run: Run) -> dict[str, object]:
-    """What runs that share steps have in common beside their trajectories."""
+    """The part of the identity that runs must have in common, beside their trajectories, to share
+    steps."""
     return {name: value for name, value in run.manifest.identity.items() if name not in OWN}
 
 
@@ -181,7 +184,7 @@ def _fork(run: Run, trunk: Run, step: int) -> ForkRecord:
 
 
 def _measured_seconds(trunk: Run, first_step: int, state: TrainState) -> float:
-    """Those that a state has of the steps that are not the parent's."""
+    """Measured seconds up to a state, without those of the parent's steps."""
     before = trunk.log.measured_seconds[first_step - 1] if first_step else 0.0
     return state.measured_seconds - float(before)
 
@@ -190,7 +193,7 @@ def _take_over(
     run: Run, trunk: Run, step: int, source: Path, fork: ForkRecord | None = None
 ) -> None:
     """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
-    killed is done again. Evaluations of other targets than the run's do not go along."""
+    killed is done again. Evaluations on other targets than the run's are left out."""
     for folder in ("evaluations", "boundaries", "tensorboard"):
         shutil.rmtree(run.directory / folder, ignore_errors=True)
     write_text(run.directory / METRICS, "".join(_lines(run, trunk, step)))
@@ -213,7 +216,7 @@ def _take_over(
 
 
 def _targets(run: Run) -> tuple[int, int]:
-    """What held-out targets of one corpus depend on."""
+    """What the held-out targets depend on, given the corpus."""
     evaluation = run.spec.evaluation
     return max(evaluation.seq_lens), evaluation.num_tokens
 
@@ -233,7 +236,8 @@ def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:
 
 
 def _as_planned(record: BoundaryRecord, plan: Plan) -> BoundaryRecord:
-    """A boundary's record in another run: without what is scored later there."""
+    """A boundary's record for another run, without the later scores if that run plans them at
+    another step."""
     (boundary,) = (its for its in plan.boundaries if its.step == record.step)
     if boundary.rescore_step == record.rescore_step:
         return record

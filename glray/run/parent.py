@@ -24,14 +24,14 @@ from glray.tree import run_name
 
 @dataclass(frozen=True)
 class Parent:
-    """A run, and the step of it after which another one goes on."""
+    """A run, and the number of its steps after which another run goes on."""
 
     run: Run
     step: int
 
     @property
     def record(self) -> ParentRecord:
-        """What its children's ``run.json`` says of it."""
+        """What ``run.json`` of its children says about it."""
         manifest = self.run.manifest
         return ParentRecord(
             pipeline=manifest.pipeline,
@@ -44,7 +44,7 @@ class Parent:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of it decides its children's weights."""
+        """The part of its identity that decides its children's weights."""
         return {"fingerprint": self.run.manifest.fingerprint, "step": self.step}
 
     @property
@@ -69,14 +69,15 @@ class Parent:
 
     @property
     def folder_len(self) -> int:
-        """The length that the folder was trained at which the path began with; 0 if it began with
-        drawn weights, or trained longer itself."""
+        """The length that the folder at the start of the path was trained at; 0 if the path began
+        with drawn weights, or trained at a longer length itself."""
         declared = int(self.run.manifest.architecture["max_position_embeddings"])
         return declared if declared > self.run.longest_seq_len else 0
 
     @property
     def checkpoint(self) -> Path:
-        """Its state. Raises UserError if there is none, or it may go while the run trains on."""
+        """Its state. Raises UserError if there is none, or if it may be deleted while the run
+        trains on."""
         run, where = self.run, f"start: {self.run.directory}"
         steps = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
         keep = 'train the parent with compute.keep_checkpoints="stages" or "all"'
@@ -88,9 +89,9 @@ class Parent:
             )
         if not run.has_ended and self.step not in run.kept_steps:
             raise UserError(
-                f"{where}: its checkpoint of step {self.step:,} goes as it trains on to step "
-                f"{run.plan.num_steps:,}, before every run could go on from it; let it end, or "
-                f"{keep}"
+                f"{where}: its checkpoint of step {self.step:,} is deleted as it trains on to step "
+                f"{run.plan.num_steps:,}, perhaps before every run has gone on from it; let it "
+                f"end, or {keep}"
             )
         return checkpoint_path(run.checkpoints, self.step)
 
@@ -103,8 +104,8 @@ class Parents:
 
     @classmethod
     def of(cls, spec: PipelineSpec) -> "Parents":
-        """Those that the spec's ``start`` names. Raises UserError, also where its runs could not go
-        on from them."""
+        """The parents that the spec's ``start`` names. Raises UserError, also if its runs could not
+        go on from them."""
         assert spec.start is not None
         parents = cls({seed: _parent(spec, spec.start, seed) for seed in spec.seeds})
         for parent in parents.by_seed.values():
@@ -139,7 +140,7 @@ def _parent(spec: PipelineSpec, start: Fork, seed: int) -> Parent:
     if directory.resolve().parent == pipeline_directory(spec):
         raise UserError(
             f"start.run: {start.run} is a run of the pipeline {spec.name} itself: its directory "
-            "would mix runs of two starts; name this pipeline otherwise (--set name=…)"
+            "would mix parents and children; give this pipeline another name (--set name=…)"
         )
     run = Run.open(directory)
     if run.seed != seed:
@@ -186,7 +187,7 @@ def _step(run: Run, start: Fork) -> int:
     if start.at > plan.num_steps:
         raise UserError(
             f"{where}: ends at step {plan.num_steps:,}, start.at is {start.at:,}, which it never "
-            f"comes to; give 1 to {plan.num_steps:,}"
+            f"reaches; give 1 to {plan.num_steps:,}"
         )
     return start.at
 

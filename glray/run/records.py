@@ -350,9 +350,9 @@ class Stopped(Record):
     """``stopped.json``: a search has stopped the run, which is not trained further."""
 
     step: int
-    """Steps trained at the evaluation that it was stopped by."""
+    """Steps trained at the evaluation that stopped it."""
     reason: str
-    """Why, after the run's name."""
+    """Why, as a phrase that follows the run's name."""
 
 
 class TrainState(BaseModel):
@@ -424,8 +424,8 @@ class StartedExecution(Execution):
 
 
 class ForkRecord(Record):
-    """Where a run began: after steps that it shares with another one, which had trained them. All
-    of its records and clocks count these steps as its own."""
+    """Where a run began: after steps that it shares with another run, which trained them. Its
+    records and clocks count these steps as its own."""
 
     run: str
     """Name of that run, the trunk; of the same pipeline."""
@@ -438,30 +438,31 @@ class ForkRecord(Record):
 
     @property
     def sentence(self) -> str:
-        """What was done, after the run's name."""
+        """What was done, as a phrase that follows the run's name."""
         return f"begins with the {self.step:,} steps that it shares with {self.run}"
 
 
 class ParentRecord(Record):
-    """What a run goes on from: a run of another pipeline, whose steps up to one come first in its
-    plan, its records and its clocks."""
+    """What a run goes on from: a run of another pipeline, whose first steps come first in the plan,
+    the records and the clocks of this one."""
 
     pipeline: str
-    """That run's pipeline."""
+    """Name of the parent's pipeline."""
     run: str
-    """Its name."""
+    """The parent's name."""
     fingerprint: str
-    """Of its identity."""
+    """Of the parent's identity."""
     step: int
     """Steps that it had trained."""
     tokens: int
-    """Targets that these trained."""
+    """Targets trained in these steps."""
     parent: "ParentRecord | None" = None
-    """What it went on from itself."""
+    """What the parent itself went on from."""
 
     @property
     def sentence(self) -> str:
-        """What the run does, after its name, back to the first run of the path."""
+        """What the run does, as a phrase that follows its name, back to the first run of the
+        path."""
         before = f", which {self.parent.sentence}" if self.parent else ""
         return (
             f"goes on from {self.run} of {self.pipeline} after {self.step:,} steps "

@@ -27,7 +27,7 @@ def record_start(
     changes = execution.differences(before[-1]) if before else []
     if changes or not before:
         before.append(StartedExecution(first_step=step, **execution.model_dump()))
-    else:  # of a run that it forked from, which may have had other lengths
+    else:  # the execution may be that of the run it forked from, which may have other lengths
         lengths, known = map(str, run.seq_lens), before[-1].micro_batch_tokens
         known = known | execution.micro_batch_tokens
         own = {"micro_batch_tokens": {n: known[n] for n in lengths if n in known}}
@@ -72,7 +72,7 @@ def unapplied_fields(run: Run) -> list[str]:
 
 def _predicted_seconds(run: Run, execution: Execution) -> float | None:
     """Seconds of all steps by a profile of the pipeline, which has one worker; None without one,
-    and where some are a parent's."""
+    and if some steps are a parent's."""
     if execution.num_workers > 1 or run.plan.first_step:
         return None
     try:

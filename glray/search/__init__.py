@@ -1,1 +1,2 @@
-"""Searching for a schedule: what there is to try, what to try first, when to stop a trial. Pure."""
+"""Searching for a schedule: which there are, which to try, when to stop a trial. Pure, except for
+Optuna's journal."""

@@ -17,8 +17,8 @@ def confirmation(
     spec: PipelineSpec, tried: PipelineSpec, ranked: Sequence[Candidate]
 ) -> ComparisonSpec | None:
     """The comparison that confirms the first of ``ranked``, best first: ``spec.search.confirm``
-    of them, beside the best fixed longest length and the best equal shares, with the claim of each
-    that its loss is lower than that of the fixed one. None if nothing is to be confirmed."""
+    of them, beside the best fixed longest length and the best equal shares, with the claim that
+    each has a lower loss than the fixed one. None if nothing is to be confirmed."""
     assert spec.search is not None
     if spec.search.confirm == 0 or not ranked:
         return None

@@ -62,7 +62,7 @@ class Simplex:
         return (*point, self.total - sum(point))
 
     def designed(self, most: int) -> list[Point]:
-        """At most ``most`` points, ascending: all, or else a few levels of each boundary, crossed.
+        """At most ``most`` points, ascending: all, or a few levels of each boundary, crossed.
 
         The levels of the n-th boundary are spread over the n-th of the equal parts of what the
         bounds allow it, so that a level of one boundary goes with each level of the next, and many
@@ -80,8 +80,8 @@ class Simplex:
     def _with_one_more_level(
         self, num_levels: list[int], more_than: int, most: int
     ) -> tuple[list[int], list[Point]] | None:
-        """The levels with one more of the boundary that has the fewest, of the last one of those,
-        and their points; None if no boundary can have another."""
+        """The levels with one more for the boundary that has the fewest (the last of several), and
+        their points; None if no boundary can have another."""
         for index in sorted(range(len(num_levels)), key=lambda n: (num_levels[n], -n)):
             more = list(num_levels)
             more[index] += 1
@@ -106,12 +106,13 @@ class Simplex:
             yield from self._walk(levels, (*before, part))
 
     def _levels(self, boundary: int, num: int) -> list[int]:
-        """``num`` places of a boundary (from 0), in units, in the middles of equal parts."""
+        """``num`` places of a boundary (counted from 0), in units, each in the middle of one of
+        ``num`` equal parts."""
         lows, highs = zip(*self.bounds, strict=True)
         inner, cut = len(self.bounds) - 1, boundary + 1
         low = max(sum(lows[:cut]), self.total - sum(highs[cut:]))
         high = min(sum(highs[:cut]), self.total - sum(lows[cut:]))
-        # The units of its own part of the range, each half a unit wide to both sides.
+        # Its own part of the range, widened by half a unit at both ends.
         start = low + Fraction(high - low, inner) * boundary - Fraction(1, 2)
         width = Fraction(high - low, inner) + 1
         return [
@@ -119,7 +120,7 @@ class Simplex:
         ]
 
     def _num_points_after(self, before: Point) -> int:
-        """How many points begin like that."""
+        """How many points begin with ``before``."""
         return _num_points(self.total - sum(before), self.bounds[len(before) :])
 
 

@@ -38,8 +38,8 @@ class Candidate:
     """Length of each stage in tokens."""
     units: tuple[int, ...]
     """Share of each stage, as whole numbers. However they are given, they are kept as percents, or
-    in lowest terms where a share is no whole percent: so the same schedule has the same name and,
-    as these are its stages' ratios, the same identity on every grid."""
+    in lowest terms where a share is not a whole percent. They are the stages' ratios, so the same
+    schedule has the same name and the same identity on every grid."""
     lr: float | None = None
     rewarm_steps: int | None = None
     positions: PositionsSpec | None = None
@@ -94,13 +94,13 @@ class Family:
     """Shares of the stages, in units of the grid."""
     lrs: tuple[float | None, ...]
     rewarm_steps: tuple[int | None, ...]
-    """Of a single length, which has no stage boundary, only None."""
+    """Only None for a single length, which has no stage boundary."""
     positions: tuple[PositionsSpec | None, ...]
     """Choices that differ at these lengths."""
 
     @classmethod
     def of(cls, search: SearchSpec, seq_lens: tuple[int, ...]) -> "Family":
-        """Of one of the search's lists of lengths, or of another one."""
+        """The family of one of the search's lists of lengths, or of any other list."""
         return cls(
             seq_lens,
             Simplex(search.grid, search.bounds(seq_lens)),
@@ -147,7 +147,7 @@ class Space:
 
     search: SearchSpec
     families: tuple[Family, ...]
-    """One of each list of lengths, as declared."""
+    """One for each list of lengths, as declared."""
 
     @classmethod
     def of(cls, spec: PipelineSpec) -> "Space":
@@ -178,16 +178,17 @@ class Space:
         return family[rng.randrange(family.num_candidates)]
 
     def sample(self, num: int, rng: random.Random) -> list[Candidate]:
-        """``num`` different candidates, or all, as they are drawn: more of them begin with the same
-        ones."""
+        """``num`` different candidates, or all, as they are drawn: a larger sample begins with the
+        same ones."""
         drawn: dict[Candidate, None] = {}
         while len(drawn) < min(num, self.num_candidates):
             drawn[self.draw(rng)] = None
         return list(drawn)
 
     def designed(self, most: int) -> list[Candidate]:
-        """At most ``most``, the design of the ``tree`` method: all, or else as many of each list of
-        lengths, what one lacks being the others', each spread as ``Simplex.designed`` says."""
+        """At most ``most``, the design of the ``tree`` method: all, or equally many of each list of
+        lengths, each spread as ``Simplex.designed`` says. A list that has fewer leaves the rest of
+        its share to the others."""
         designs: dict[int, list[Candidate]] = {}
         smallest_first = sorted(
             range(len(self.families)), key=lambda n: self.families[n].num_candidates
@@ -200,8 +201,8 @@ class Space:
         return [candidate for index in sorted(designs) for candidate in designs[index]]
 
     def suggest(self, trial: SuggestingTrial) -> Candidate:
-        """The candidate that an ``optuna.Trial`` suggests (define by run). Each parameter has a
-        range of its own that depends on no other one, so any sampler will do; boundaries are
+        """The candidate that an ``optuna.Trial`` suggests (define by run). The range
+        of a parameter depends on no other parameter, so any sampler will do; boundaries are
         suggested as quantiles, see ``Simplex.at``."""
         families = {lengths_text(family.seq_lens): family for family in self.families}
         text = next(iter(families))
@@ -235,7 +236,7 @@ def positions_text(positions: PositionsSpec) -> str:
 def baselines(spec: PipelineSpec) -> list[Candidate]:
     """What every search trains, so that its winner has a fair rival: the longest length of all
     throughout, and the paper's equal shares of the searched arm's own lengths, each at every
-    learning rate that is tried for others, and the longest length in each of their RoPE scalings.
+    learning rate of the search, and the longest length under each of its RoPE scalings as well.
     """
     search = _searched(spec)
     own = spec.arm(search.arm).seq_lens
@@ -245,8 +246,8 @@ def baselines(spec: PipelineSpec) -> list[Candidate]:
 
 
 def candidates(spec: PipelineSpec) -> list[Candidate]:
-    """The baselines, and what the search's method tries; without the latter if Optuna chooses it
-    while the search goes on."""
+    """The baselines and the candidates of the search's method; the baselines alone if Optuna
+    chooses the others during the search."""
     search, space = _searched(spec), Space.of(spec)
     tried: list[Candidate] = []
     if search.method == "tree":
@@ -258,7 +259,7 @@ def candidates(spec: PipelineSpec) -> list[Candidate]:
 
 def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineSpec:
     """One pipeline, ``<name>-search``, whose arms are the candidates, under the first seed, so that
-    they share what they have in common. Shares are of the budget in its own unit."""
+    they share steps. Shares divide the budget in its own unit."""
     searched = spec.arm(_searched(spec).arm)
     return spec.derive(
         name=f"{spec.name}-search",
@@ -272,7 +273,7 @@ def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineS
 
 
 def fresh_seeds(spec: PipelineSpec) -> tuple[int, ...]:
-    """Seeds under which the best are confirmed: those from 0 on under which none was searched."""
+    """Seeds under which the best are confirmed: the lowest from 0 on except the search's."""
     num = _searched(spec).confirm_seeds
     return tuple(seed for seed in range(num + 1) if seed != spec.seeds[0])[:num]
 
@@ -304,7 +305,7 @@ def ranking_seq_len(spec: PipelineSpec) -> int:
         raise UserError(
             f"evaluation.seq_lens {spec.evaluation.seq_lens} are all longer than {longest}, the "
             "longest length of the search: trials could not be ranked at a length they train; "
-            "add one"
+            f"add a length of at most {longest}"
         )
     return max(within)
 

@@ -1,6 +1,6 @@
 """When a trial may be stopped before its end. Pure.
 
-Schedulers that stop what has the highest loss so far, such as ASHA, do not suit schedules of
+Schedulers that stop the trials with the highest loss so far, such as ASHA, do not suit schedules of
 lengths. A trial that grows late looks worst at the longest length until it arrives there, and may
 be the best at the end (SkyLadder, arXiv:2503.15450, Figure 13). It also looks worse at any length
 soon after it arrived, and at a high learning rate until that has decayed. So a trial is compared
@@ -32,7 +32,7 @@ class Standing:
     seq_len: int
     """Length of the last step's windows."""
     stage_steps: int
-    """Steps of these trained in that stage."""
+    """How many of these were trained in the current stage."""
     lr: float
     """Learning rate of the last step."""
     document_tokens: np.ndarray
@@ -94,9 +94,9 @@ class Stop:
 
 
 def stop(standing: Standing, others: Iterable[Standing], max_behind: float | None) -> Stop | None:
-    """Why the trial should be stopped: a rival among ``others``, all standings of any trials, that
-    it is more than ``max_behind`` nats per token behind, beyond the noise of the documents. None if
-    there is none, or no ``max_behind``."""
+    """Why the trial should be stopped: it is more than ``max_behind`` nats per token behind a rival
+    among ``others`` (standings of any trials), beyond the noise of the documents. None if it is
+    not, or if ``max_behind`` is None."""
     if max_behind is None:
         return None
     rivals = [other for other in others if standing.has_rival(other)]

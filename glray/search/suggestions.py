@@ -1,4 +1,4 @@
-"""What Optuna suggests, kept in a file, so that a search that was killed goes on where it was."""
+"""What Optuna suggests, kept in a file, so that a killed search goes on where it was."""
 
 import warnings
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ JOURNAL = "optuna.journal"
 
 class Suggestions:
     """An Optuna study over a space (https://optuna.readthedocs.io): a tree-structured Parzen
-    estimator that is told each candidate's loss, and pretends that those that still train are bad,
+    estimator that is told each candidate's loss, and assumes a bad loss for those that still train,
     so that several can train at once."""
 
     def __init__(self, space: Space, directory: Path) -> None:

@@ -261,8 +261,9 @@ class ComparisonSpec(Spec):
 
 
 def pooled(comparisons: Sequence[ComparisonSpec]) -> tuple[PipelineSpec, ...]:
-    """The pipelines of which several comparisons train arms, each once with all of these, so that
-    runs share the steps that they can. One that tries rates first knows its arms only then."""
+    """Pipelines whose arms several comparisons train: each pipeline once, with all of those arms,
+    so that runs share steps. Comparisons that try rates are left out: their arms are not known
+    yet."""
     trained = [
         p for comparison in comparisons if not comparison.rates for p in comparison.pipelines
     ]

@@ -34,8 +34,8 @@ class ComputeSpec(Spec):
     """Tokens between checkpoints; every stage boundary has one too."""
     keep_checkpoints: Literal["stages", "all"] | None = None
     """Checkpoints that stay beside the latest two: those at the ends of stages, or all, so that
-    other pipelines can go on from there (``start``). None: only as long as an arm of the pipeline
-    is to fork from them."""
+    other pipelines can go on from there (``start``). None: an older one stays only as long as an
+    arm of the pipeline is still to fork from it."""
     log_every_steps: Count = 10
     """Steps between metrics, which are then copied from the device and written."""
     wandb_project: str | None = Field(default=None, min_length=1)

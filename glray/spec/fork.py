@@ -12,7 +12,7 @@ class StageEnd(Spec):
     """The end of a stage."""
 
     stage: Annotated[Integer, Field(ge=0)]
-    """Which, from 0."""
+    """Number of the stage, from 0."""
 
 
 class Fork(Spec):
@@ -22,8 +22,8 @@ class Fork(Spec):
     """``<pipeline's directory>/<arm>``, such as ``runs/quickstart/growlength``: a run goes on from
     that arm's run under its own seed."""
     at: Literal["end"] | Count | StageEnd = "end"
-    """Where on its way: the end, so many steps trained, or ``StageEnd(stage=0)``. There it must
-    have a checkpoint: see ``compute.keep_checkpoints``."""
+    """After which of its steps: its end, a number of steps, or ``StageEnd(stage=0)``. It must have
+    a checkpoint there: see ``compute.keep_checkpoints``."""
 
     def model_post_init(self, context: Any) -> None:
         if not PurePath(self.run).name:

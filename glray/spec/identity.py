@@ -61,7 +61,7 @@ def training_identity(
 
     ``tokens`` has the fingerprint and weight of each source, in the order of the cycle;
     ``init_sha256`` stands for the content of the folder that the spec's ``init`` names; ``parent``
-    has the fingerprint and the step of the run that the spec's ``start`` names, wherever it lies.
+    has the fingerprint and the step of the run that the spec's ``start`` names, but not its place.
     Raises ValueError if seconds decide and the spec's calibration lacks a length of the arm.
     """
     identity: dict[str, object] = {
@@ -93,8 +93,8 @@ def training_identity(
 
 
 def _stage_identity(spec: PipelineSpec, stage: StageSpec) -> dict[str, object]:
-    """A stage's length and ratio, and what else of it is not the pipeline's. Weights stand in the
-    order of the sources, whose names do not count."""
+    """A stage's length and ratio, and its other settings where they differ from the pipeline's.
+    Weights are in the order of the sources, whose names do not count."""
     identity: dict[str, object] = {"seq_len": stage.seq_len, "ratio": stage.ratio}
     tokens_per_batch, weights = spec.tokens_per_batch_of(stage), spec.weights_of(stage)
     if tokens_per_batch != spec.tokens_per_batch:

@@ -38,7 +38,8 @@ class PipelineSpec(Spec):
     starts from; on a cluster, one that every node sees under this path."""
     start: Fork | None = None
     """Instead of ``model``: runs of another pipeline that these go on from, with their weights,
-    moments and place in the tokens. Stages, budget and learning rate are of what is added."""
+    moments and place in the tokens. Stages, budget and learning rate apply to what is
+    added."""
     attention: Attention = "window"
     """What a token attends to in training: all earlier tokens of its window, across documents (as
     in the paper), or with ``"document"`` those of its own document, whose positions start at 0."""
@@ -53,7 +54,7 @@ class PipelineSpec(Spec):
     ratios_in: Unit = "tokens"
     """What the stages' ratios divide: the budget's tokens or its calibrated training seconds."""
     tokens_per_batch: Count
-    """Tokens of one optimizer step at every stage that declares no other number; a multiple of
+    """Tokens of one optimizer step, at every stage unless it declares its own; a multiple of
     ``chunk_len``."""
     chunk_len: Count | None = None
     """Tokens of a chunk, the unit that is shuffled: a power of two up to 2^20. None: the longest

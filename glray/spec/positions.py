@@ -69,11 +69,11 @@ SCALINGS: dict[str, PositionsSpec] = {
 
 @dataclass(frozen=True)
 class StageScaling:
-    """RoPE of one stage, as a change of what the model's configuration declares."""
+    """RoPE of one stage, as a change to what the model's configuration declares."""
 
     kind: Literal["interpolation", "ntk", "theta", "yarn"]
     value: float
-    """The base θ of ``theta``, of the others length / reference."""
+    """For ``theta`` the base θ; for the other kinds length / reference."""
     reference: int | None = None
     """The length that positions are scaled to; None for ``theta``."""
 
@@ -84,8 +84,8 @@ def stage_scaling(
     """What ``positions`` do at a stage of a run whose stages have ``seq_lens`` tokens, those of its
     parent first; None where RoPE is as declared: in extrapolation, and up to the reference length.
 
-    Nothing else is known of what was trained before, so that a resumed run cannot scale positions
-    differently, and arms that agree in this agree in their RoPE.
+    It depends on nothing else, so a resumed run cannot scale positions differently, and arms with
+    equal scalings have equal RoPE.
     """
     if isinstance(positions, Extrapolation):
         return None

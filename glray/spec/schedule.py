@@ -29,7 +29,7 @@ class StageSpec(Spec):
     """What the scheduled learning rate is multiplied by in this stage. None: 1."""
     weights: dict[Name, Weight] | None = None
     """Weights of the corpus's sources in this stage, by name; 0 leaves a source out. Sources that
-    are not named keep their own. None: all do."""
+    are not named keep their own weight. None: all keep theirs."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What ``glray tune`` searches: schedules on a grid, within bounds that leave some possible."""
+"""What ``glray tune`` searches: schedules on a grid, within bounds that leave at least one."""
 
 import math
 from collections.abc import Sequence
@@ -20,14 +20,15 @@ Bounds = tuple[float, float]
 class SearchSpec(Spec):
     """A search for an arm's best schedule, every trial at the pipeline's budget.
 
-    A schedule is a list of sequence lengths with a share of the budget for each. Shares are of the
-    budget's own unit, seconds or tokens, whatever ``ratios_in`` says, and multiples of 1/``grid``,
-    so that many trials share how they begin. All bounds hold at once, and those that leave a list
-    no schedule are an error. A list of one length has the whole budget, whatever the bounds.
+    A schedule is a list of sequence lengths with a share of the budget for each. Shares divide the
+    budget in its own unit, seconds or tokens, whatever ``ratios_in`` says, and are multiples of
+    1/``grid``, so that many trials share their first steps. All bounds hold at once; bounds that
+    leave a list without a schedule are an error. A list of one length has the whole budget,
+    whatever the bounds.
     """
 
     arm: Name
-    """The arm that is searched: trials have its positions, rates and lengths unless other ones are
+    """The arm that is searched: trials have its positions, rate and lengths unless others are
     listed here."""
     lengths: tuple[Annotated[tuple[Count, ...], Field(min_length=1)], ...] = ()
     """Lists of sequence lengths to choose from, ``((1024,), (128, 1024), (128, 256, 512, 1024))``.
@@ -50,16 +51,16 @@ class SearchSpec(Spec):
     method: Literal["tree", "random", "optuna"] = "tree"
     """``tree``: a few levels of each boundary, crossed, so that most of the training is shared.
     ``random``: uniform over the schedules of a list, and over the lists. ``optuna``: Optuna chooses
-    by what it has seen."""
+    from the losses so far."""
     num_trials: Count = 8
-    """Number of schedules to try, beside the baselines: at most so many with ``tree``, whose
-    levels cross."""
+    """Number of schedules to try, beside the baselines; with ``tree``, whose levels are
+    crossed, at most this many."""
     seed: Integer = 0
     """Seed of the sampling."""
     max_behind: float | None = Field(default=None, ge=0)
     """Nats per token by which a trial may be behind another one in the same stage at the same step,
-    beyond the noise of the held-out documents. A trial that is further behind is stopped. None: no
-    trial is."""
+    beyond the noise of the held-out documents. A trial that is further behind is stopped. None:
+    no trial is stopped."""
     confirm: Annotated[Integer, Field(ge=0)] = 2
     """How many of the best schedules train again on fresh seeds, beside the baselines."""
     confirm_seeds: Count = 3
@@ -87,12 +88,14 @@ class SearchSpec(Spec):
         return tuple(bounds)
 
     def model_post_init(self, context: Any) -> None:
-        declared = [(f"shares of {length}", bounds) for length, bounds in self.shares.items()]
+        declared = [(f"shares[{length}]", bounds) for length, bounds in self.shares.items()]
         for field, bounds in [*declared, *([("last", self.last)] if self.last else [])]:
             low, high = bounds
             if not 0 <= low <= high <= 1:
                 raise ValueError(
-                    f"search.{field} {low:g} to {high:g} must rise within 0 to 1, the whole budget"
+                    f"search.{field} {low:g} to {high:g} is not a range of shares, so it would "
+                    "bound nothing; give the least and then the most, each from 0 to 1 (the whole "
+                    "budget)"
                 )
             for share in bounds:
                 self._check_on_grid(field, share)
@@ -162,7 +165,7 @@ class SearchSpec(Spec):
             if low > high:
                 raise ValueError(
                     f"{where}: the stage of {seq_len} has a least share of {low / self.grid:g} and "
-                    f"a most of {high / self.grid:g}, so no schedule is possible; change "
+                    f"a greatest of {high / self.grid:g}, so no schedule is possible; change "
                     "search.least, search.shares or search.last"
                 )
         least, most = (sum(units) / self.grid for units in zip(*bounds, strict=True))
@@ -174,8 +177,8 @@ class SearchSpec(Spec):
             )
         if most < 1:
             raise ValueError(
-                f"{where}: the most shares of its stages sum to {most:g}, less than 1, the whole "
-                "budget, so no schedule is possible; raise search.shares or search.last"
+                f"{where}: the greatest shares of its stages sum to {most:g}, less than 1, the "
+                "whole budget, so no schedule is possible; raise search.shares or search.last"
             )
 
 
@@ -190,10 +193,10 @@ def _exact(share: float) -> Fraction:
 
 
 def _check_thetas(positions: BaseFrequencies, seq_lens: Sequence[int]) -> None:
-    given = len(positions.thetas)
-    if given != len(seq_lens):
+    given, num_stages = len(positions.thetas), len(seq_lens)
+    if given != num_stages:
         raise ValueError(
-            f"search: lengths {lengths_text(seq_lens)} are {len(seq_lens)} stages, but "
-            f"positions.thetas has {given} values, so a stage would have none; use another kind "
-            "of positions"
+            f"search: lengths {lengths_text(seq_lens)}: positions.thetas needs a value for each, "
+            f"{num_stages}, but has {given}, so they could not be trained; use another kind of "
+            "positions"
         )

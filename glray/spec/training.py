@@ -77,7 +77,7 @@ class OptimizerSpec(Spec):
     """The learning rate over the budget, in calibrated seconds or tokens as the budget is."""
     rewarm_steps: RewarmSteps = 0
     """Steps after each stage boundary over which the learning rate rises to the schedule again,
-    where an arm has none of its own."""
+    unless an arm has its own."""
 
 
 class EvaluationSpec(Spec):

@@ -23,7 +23,7 @@ seen to go on for some seconds, and two groups would write the same files."""
 POLL_SECONDS = 1.0
 """How often a group that has to wait looks again."""
 WAIT, DONE = -1, -2
-"""Instead of a run's place in the tree: none is ready yet; none is left."""
+"""Instead of a run's place in the tree: no run is ready yet; no run is left."""
 
 
 class Agenda:
@@ -61,8 +61,8 @@ class Agenda:
 
     def in_turn(self) -> Iterator[Run]:
         """The runs that are this group's to train; nobody else writes a run until the next one is
-        asked for. Where what is left forks from runs that other groups train, they are waited for,
-        and where more arms may be offered, these."""
+        asked for. Waits for other groups while they train what the runs left fork from, and while
+        more arms may be offered."""
         ctx = self._ctx
         while (index := from_rank_zero(ctx, self._next() if ctx.rank == 0 else 0)) != DONE:
             if index == WAIT:
@@ -88,16 +88,18 @@ class Agenda:
         return fork
 
     def needed(self, run: Run) -> Mapping[int, Sequence[str]]:
-        """The steps whose checkpoints others are still to fork from, and which."""
+        """The steps whose checkpoints others are still to fork from, and the names of these
+        runs."""
         return self._tree.needed(run.name)
 
     def is_withdrawn(self, run: Run) -> bool:
-        """Whether a run that was stopped was stopped alone, on every rank."""
+        """Whether a stopped run was stopped alone, rather than the whole launch; the same on every
+        rank."""
         ctx = self._ctx
         return bool(from_rank_zero(ctx, int(ctx.rank == 0 and ctx.group.is_withdrawn(run.name))))
 
     def _look(self) -> None:
-        """See what is offered by now, as rank 0 does."""
+        """Take up the arms that are offered by now, as rank 0 sees them."""
         ctx = self._ctx
         offered, is_open = ctx.group.offered()
         count = from_rank_zero(ctx, len(offered))
@@ -126,7 +128,7 @@ class Agenda:
     @contextmanager
     def _held(self, run: Run) -> Iterator[bool]:
         """Whether a run that the group has claimed is to be trained; then nobody else writes it
-        within the block. A group whose driver was killed may still train it: it is waited for."""
+        within the block. A group whose driver was killed may still train it, and is waited for."""
         ctx = self._ctx
         with ExitStack() as held:
             is_ours = False

@@ -74,7 +74,7 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
 
 def trained_len(run: Run, step: int) -> int:
     """The longest length, in tokens, that was trained up to ``step`` with the positions in force
-    there: in the run or, if its path started from one, in the folder."""
+    there: in the run or, if its path started from a folder, in that folder."""
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
     rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
     stage = run.plan.stage_index(step - 1)

@@ -56,7 +56,7 @@ class Coordinator:
             return task in self._held
 
     def release(self, index: int, task: str | None = None) -> None:
-        """The group is through with a task that it has claimed, by default with all."""
+        """The group has ended a task that it has claimed, by default all of them."""
         with self._changed:
             for name in [task] if task is not None else self.claimed(index):
                 self._held.discard(name)
@@ -155,7 +155,7 @@ class WorkerGroup:
         return self._ask("is_held", task)
 
     def release(self, task: str | None = None) -> None:
-        """Say that this group is through with a task, by default with all that it has claimed."""
+        """Say that this group has ended a task, by default all that it has claimed."""
         self._ask("release", task)
 
     def meet(self) -> Repetitions | None:

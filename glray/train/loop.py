@@ -27,8 +27,8 @@ def train(
     """Train a run to its end, from its latest checkpoint, unless something stops it before.
 
     ``peak`` is the FLOP/s of all workers' matrix products, for MFU; ``needed`` says which of its
-    checkpoints others are to fork from. Leaves checkpoints, metrics,
-    evaluations, ``model/`` and ``result.json``; of a run that diverges ``diverged.json``.
+    checkpoints others are to fork from. Leaves checkpoints, metrics, evaluations, ``model/`` and
+    ``result.json``; for a run that diverges, ``diverged.json``.
     """
     with (
         working("training", run=run.name),

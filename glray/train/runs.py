@@ -35,8 +35,8 @@ from glray.spec.schedule import ArmSpec
 def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> None:
     """Raises UserError for a plan that is impossible, a corpus smaller than a batch, a vocabulary
     larger than the model's, held-out documents shorter than a window, a run's directory that holds
-    another identity, RoPE scaling that the model cannot be given, or parents of other tokens or
-    without the state to go on from."""
+    another identity, RoPE scaling that the model cannot be given, or parents that were trained on
+    other tokens or lack the state to go on from."""
     parents = start.by_seed if isinstance(start, Parents) else {}
     for parent in parents.values():
         _check_tokens(parent, corpus)
@@ -94,7 +94,7 @@ def _planned(
 
 def _seen_from(directory: Path, tokens: Path) -> str:
     """Where token blocks lie as seen from a run of the same storage, with which they may be moved;
-    else, as of a search's trials, their absolute place."""
+    their absolute path if they lie outside that storage."""
     storage, place = directory.parents[1], tokens.resolve()
     return os.path.relpath(place, directory) if place.is_relative_to(storage) else str(place)
 
@@ -107,7 +107,7 @@ def _config(seq_lens: Sequence[int], corpus: PreparedCorpus, start: Start) -> Pr
 def _rope_parameters(
     arm: ArmSpec, corpus: PreparedCorpus, start: Start, parent: Parent | None
 ) -> tuple[dict[str, Any], ...]:
-    """Of each stage, the parent's first."""
+    """RoPE of each stage, the parent's stages first."""
     before = parent.stages if parent else ()
     seq_lens = [*(stage.seq_len for stage in before), *arm.seq_lens]
     config = _config(seq_lens, corpus, start)
@@ -127,9 +127,9 @@ def _check_tokens(parent: Parent, corpus: PreparedCorpus) -> None:
     if ours != theirs:
         raise UserError(
             f"start: {parent.run.directory}: was trained on the token blocks {', '.join(theirs)}, "
-            f"this pipeline reads {', '.join(ours)}: what it has read would not be known "
-            "there; declare the parent's corpus, tokenizer and heldout_fraction (stages may weight "
-            "its sources anew)"
+            f"this pipeline reads {', '.join(ours)}: what the parent has read would not be "
+            "known; declare the parent's corpus, tokenizer and heldout_fraction (stages may "
+            "give its sources other weights)"
         )
 
 

@@ -236,7 +236,7 @@ class RunSession:
             size = size_of(checkpoint_path(directory, state.step)) / 2**20
             self.announcer.event(
                 f"{self.run.name}: keeps its checkpoint of step {state.step:,} ({size:,.1f} MiB) "
-                f"until {', '.join(needed[state.step])} forks from it"
+                f"for {', '.join(needed[state.step])} to fork from"
             )
         self.ctx.report({"step": float(state.step)})
         state.checkpoint_seconds += time.perf_counter() - start

@@ -32,7 +32,7 @@ PROBE_SECONDS = 900.0
 
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     """Train the unfinished runs of the pipeline, in the order of their tree, and those of arms that
-    are offered meanwhile; of several worker groups each trains those that it claims.
+    are offered meanwhile; each of several worker groups trains those that it claims.
 
     Returns early if asked to stop; where a run diverges or its guard stops it, the others go on.
     Every rank of a group calls it.

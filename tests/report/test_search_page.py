@@ -77,7 +77,7 @@ def test_the_effects_are_shown_with_their_intervals(report: SearchReport) -> Non
     # Ends over the middle: 3 × 0.1², with an interval.
     bend, half = map(float, sheet.rows[0][5].split(" ± "))
     assert abs(bend - 0.03) <= half < 0.01
-    assert sheet.notes[-1] == "8 has 3 trials: too few to fit, or nothing varies."
+    assert sheet.notes[-1] == "8 has 3 trials: fewer than 8, or nothing varies, so not fitted."
 
 
 def test_a_surface_of_noise_has_no_optimum(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_every_plot_says_what_it_shows(report: SearchReport) -> None:
     near = len(trials.within_noise)
     assert 0 < near < 30
     assert headline(search_plots.trials_by_loss(trials)) == (
-        f"{near} of the other 30 cannot be told from the best, {best}"
+        f"{near} of the other 30 cannot be told apart from the best, {best}"
     )
     assert headline(search_plots.loss_by_factor(trials, report.effects)) == (
         "Loss clearly depends on where 2→4 and 4→8 lie, and on the peak rate"

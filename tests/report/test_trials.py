@@ -82,7 +82,7 @@ def test_differences_are_paired_by_document(toy: Path) -> None:
     assert trials.gaps["8x100"].half == 0
     assert trials.within_noise == {"4x30-8x70"}
     assert noise(trials).startswith(
-        "1 of the other 3 cannot be told from it, judged by 16 held-out documents"
+        "1 of the other 3 cannot be told apart from it, judged by 16 held-out documents"
     )
 
 
@@ -99,7 +99,7 @@ def test_many_comparisons_are_adjusted_for(tmp_path: Path) -> None:
     trials = Trials.of(open_runs([tmp_path / "toy"]), 8)
     assert trials.gaps["4x1-8x99"].low > 0
     assert len(trials.within_noise) == 10
-    assert noise(trials).startswith("None of the other 10 can be told from it, judged by")
+    assert noise(trials).startswith("None of the other 10 can be told apart from it, judged by")
 
 
 def test_the_front_has_what_nothing_beats_at_both_lengths(toy: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_fixed_length_is_the_one_at_its_best_rate(tmp_path: Path) -> None:
     trials = Trials.of(open_runs([directory]), 8)
     assert "; fixed 8 at its best rate, 3e-3, has 4.500, 0.100 (95%" in answer(trials)
     assert rate_at_end(trials) == (
-        "Its peak rate, 1e-2, is the highest that was tried, so better may lie beyond it."
+        "Its peak rate, 1e-2, is the highest that was tried, so a better one may lie beyond it."
     )
 
 
@@ -179,7 +179,8 @@ def test_the_cost_counts_what_was_shared_once(toy: Path) -> None:
 def test_the_cost_is_said() -> None:
     assert cost(Cost(110.0, 30.0, 100.0)) == (
         "Training took 80.0 s: the trials' 110.0 s less the 30.0 s that they share, which were not "
-        "trained again. All else took 20.0 s, 20% of the 100.0 s from the command to its answer."
+        "trained again. Everything else took 20.0 s, 20% of the 100.0 s from the command to its "
+        "answer."
     )
     assert cost(Cost(80.0, 0.0)) == "Training took 80.0 s."
     assert "20.0 s, 20% of the 50.0 s" in cost(Cost(80.0, 0.0, 50.0, at_once=2))
@@ -238,7 +239,7 @@ def test_the_winners_curse_is_said(toy: Path, fresh: Path) -> None:
     ]
     assert confirmation.curse == (
         "Winner's curse: on 3 fresh seeds the chosen schedule has a mean loss of 4.430, 0.020 "
-        "above its search score of 4.410; the baseline is 0.010 above its."
+        "above its search score of 4.410; the baseline is 0.010 above its own."
     )
     assert confirmation.sentence == (
         "On 3 fresh seeds 4x30-8x70 is lowest, 4.430: -0.080 (95% -0.080 to -0.080) from the "

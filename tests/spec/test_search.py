@@ -40,7 +40,7 @@ def test_a_single_length_has_the_whole_budget_whatever_the_bounds() -> None:
     [
         (
             {"shares": {8: (0.15, 0.33)}},
-            "search.shares of 8 0.33 is not a multiple of 1/20, the grid: no schedule could have "
+            "search.shares[8] 0.33 is not a multiple of 1/20, the grid: no schedule could have "
             "that share; use 0.3 or 0.35, or another search.grid",
         ),
         (
@@ -50,9 +50,10 @@ def test_a_single_length_has_the_whole_budget_whatever_the_bounds() -> None:
         ),
         (
             {"last": (0.7, 0.3)},
-            "search.last 0.7 to 0.3 must rise within 0 to 1, the whole budget",
+            "search.last 0.7 to 0.3 is not a range of shares, so it would bound nothing; give the "
+            "least and then the most, each from 0 to 1 (the whole budget)",
         ),
-        ({"last": (0.5, 1.5)}, "search.last 0.5 to 1.5 must rise within 0 to 1, the whole budget"),
+        ({"last": (0.5, 1.5)}, "search.last 0.5 to 1.5 is not a range of shares"),
         (
             {"shares": {8: (0.6, 1)}, "last": (0.4, 1)},
             "search: lengths 8-16-32: the least shares of its stages sum to 1.05, more than 1, "
@@ -61,13 +62,13 @@ def test_a_single_length_has_the_whole_budget_whatever_the_bounds() -> None:
         ),
         (
             {"lengths": ((8, 16, 32), (8, 32)), "shares": {8: (0, 0.3)}, "last": (0, 0.6)},
-            "search: lengths 8-32: the most shares of its stages sum to 0.9, less than 1, the "
+            "search: lengths 8-32: the greatest shares of its stages sum to 0.9, less than 1, the "
             "whole budget, so no schedule is possible; raise search.shares or search.last",
         ),
         (
             {"shares": {32: (0, 0.2)}, "last": (0.3, 1)},
-            "search: lengths 8-16-32: the stage of 32 has a least share of 0.3 and a most of 0.2, "
-            "so no schedule is possible; change search.least, search.shares or search.last",
+            "search: lengths 8-16-32: the stage of 32 has a least share of 0.3 and a greatest of "
+            "0.2, so no schedule is possible; change search.least, search.shares or search.last",
         ),
         (
             {"grid": 2},
@@ -89,8 +90,8 @@ def test_a_single_length_has_the_whole_budget_whatever_the_bounds() -> None:
         ),
         (
             {"positions": (BaseFrequencies(thetas=(1e4, 1e5)),)},
-            "search: lengths 8-16-32 are 3 stages, but positions.thetas has 2 values, so a stage "
-            "would have none; use another kind of positions",
+            "search: lengths 8-16-32: positions.thetas needs a value for each, 3, but has 2, so "
+            "they could not be trained; use another kind of positions",
         ),
         (
             {"lrs": (1e-2, 1e-3)},
@@ -117,7 +118,7 @@ def test_the_arms_own_base_frequencies_fit_only_lists_of_as_many_lengths() -> No
     spec = tiny_spec(Path("runs"), arms=(grow,))
     spec.derive(search={"arm": "grow", "lengths": ((16, 32),)})
     spec.derive(search={"arm": "grow", "lengths": ((8, 16, 32),), "positions": (Yarn(),)})
-    with pytest.raises(ValidationError, match=r"lengths 32 are 1 stages, but .* has 2 values"):
+    with pytest.raises(ValidationError, match=r"lengths 32: .* a value for each, 1, but has 2"):
         spec.derive(search={"arm": "grow", "lengths": ((32,),)})
 
 

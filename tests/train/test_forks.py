@@ -28,7 +28,7 @@ ARMS = (
     arm("scaled", 8, 16, 32, positions=Interpolation()),
     arm("half", 8, 32),
 )
-"""In the order of the tree: grow; scaled from its step 32; half likewise; fixed8 from half's 48."""
+"""In the order of the tree: grow; scaled from its step 32; half as well; fixed8 from half's 48."""
 CLOCKS = (
     *("measured_seconds", "wall_seconds", "eval_seconds", "checkpoint_seconds"),
     *("warm_up_seconds", "data_wait_seconds", "tokens_per_second", "mfu", "memory_bytes"),
@@ -105,7 +105,7 @@ def test_what_was_shared_is_said(forked: dict[str, Run]) -> None:
     events = (forked["grow"].directory.parent / "events.log").read_text()
     assert "half-seed0: begins with the 32 steps that it shares with grow-seed0" in events
     assert "grow-seed0: keeps its checkpoint of step 32 (" in events
-    assert "until scaled-seed0, half-seed0 forks from it" in events
+    assert "for scaled-seed0, half-seed0 to fork from" in events
 
 
 def test_checkpoints_live_as_long_as_a_child_needs_them(

@@ -319,7 +319,7 @@ def test_a_path_that_began_with_a_folder_keeps_the_folders_length(
     assert read_json(run.directory / "model" / "config.json")["max_position_embeddings"] == 16
 
 
-def test_the_budget_is_of_what_is_added_and_seconds_count_the_path(tmp_path: Path) -> None:
+def test_the_budget_covers_what_is_added_and_seconds_count_the_path(tmp_path: Path) -> None:
     spec = tiny_spec(
         tmp_path,
         arms=(arm("longer", 16),),
@@ -375,7 +375,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "itself": (
         {"name": "parent"},
         "start.run: {storage}/parent/short is a run of the pipeline parent itself: its directory "
-        "would mix runs of two starts; name this pipeline otherwise (--set name=…)",
+        "would mix parents and children; give this pipeline another name (--set name=…)",
     ),
     "no checkpoint": (
         {"start": {"run": "{storage}/parent/short", "at": 7}, "name": "other"},
@@ -385,7 +385,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "beyond": (
         {"start": {"run": "{storage}/parent/short", "at": 13}},
-        START + "ends at step 12, start.at is 13, which it never comes to; give 1 to 12",
+        START + "ends at step 12, start.at is 13, which it never reaches; give 1 to 12",
     ),
     "no stage": (
         {"start": {"run": "{storage}/parent/short", "at": {"stage": 3}}},
@@ -445,7 +445,7 @@ def test_a_parent_that_still_trains_must_keep_the_state(
     begun = Run.open(tmp_path / "parent" / "short-seed0")
     latest = step_of(committed_checkpoints(begun.checkpoints)[-1])
     start = Fork(run=str(tmp_path / "parent" / "short"), at=latest)
-    with pytest.raises(UserError, match=f"its checkpoint of step {latest} goes as it trains on"):
+    with pytest.raises(UserError, match=f"checkpoint of step {latest} is deleted as it trains on"):
         validated(child_spec(tmp_path, start), corpus)
     with pytest.raises(UserError, match="so it has no end to go on from"):
         validated(child_spec(tmp_path), corpus)

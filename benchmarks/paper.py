@@ -42,6 +42,8 @@ TABLES_UNDER = {
     ],
 }
 TABLES_UNDER["tiny"] = TABLES_UNDER["mini"]
+PLOTS_OF_A_FIGURE = ("long_documents", "heldout_over_time", "loss_over_time")
+"""The first that there is: without a fixed length there is no held-out loss to compare with it."""
 WATCH_SECONDS = 2.0
 
 
@@ -75,8 +77,8 @@ def keep_results(scale: str, names: list[str], storage: Path, since: float, tabl
             continue
         record = read_json(left / "comparison.json")
         keep(f"paper-{scale}-{name}", _without_folders(record, storage))
-        plot = "long_documents.png" if record["long_documents"] else "heldout_over_time.png"
-        shutil.copy(left / plot, PLOTS / f"paper-{scale}-{name}.png")
+        plots = [left / f"{plot}.png" for plot in PLOTS_OF_A_FIGURE]
+        shutil.copy(next(filter(Path.exists, plots)), PLOTS / f"paper-{scale}-{name}.png")
 
 
 def _written(path: Path, since: float) -> bool:

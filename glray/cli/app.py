@@ -86,8 +86,10 @@ def _storage_around(pipeline: Path) -> list[Path]:
     folder = pipeline.resolve().parent
     if pipeline.name == "spec.yaml" and (folder / "run.json").exists():
         return [folder.parents[1]]
-    left = {"spec.yaml": "*/run.json", "best.yaml": "tune"}.get(pipeline.name)
-    return [folder.parent] if left and any(folder.glob(left)) else []
+    if pipeline.name == "best.yaml":
+        return [folder.parent] if folder.with_name(f"{folder.name}-search").is_dir() else []
+    is_pipeline = pipeline.name == "spec.yaml" and any(folder.glob("*/run.json"))
+    return [folder.parent] if is_pipeline else []
 
 
 def absolute(value: Any, field: str = "") -> Any:

@@ -15,6 +15,7 @@ run whose stage ends first is trained first, and no run writes a checkpoint that
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from glray.plan import Plan, StagePlan
 from glray.spec.pipeline import PipelineSpec
@@ -48,22 +49,30 @@ class Trajectory:
 
     def shared_steps(self, other: "Trajectory") -> int:
         """How many first steps both runs share; 0 if these are all the parent's."""
-        mine, its = self.optimizer.rewarm_steps, other.optimizer.rewarm_steps
-        alike = self.optimizer == other.optimizer.derive(rewarm_steps=mine)
-        if self.seed != other.seed or not alike:
+        if self._common != other._common:
             return 0
+        same_rewarming = self.optimizer.rewarm_steps == other.optimizer.rewarm_steps
         shared = 0
-        for (one, scaling), (two, its_scaling) in zip(self._stages, other._stages, strict=False):
-            if not _is_alike(one, two) or scaling != its_scaling:
+        stages, its = (zip(t._kinds, t.plan.stages, strict=True) for t in (self, other))
+        for (kind, one), (its_kind, two) in zip(stages, its, strict=False):
+            if kind != its_kind:
                 break
             shared += min(one.num_steps, two.num_steps)
-            if one.num_steps != two.num_steps or mine != its:
+            if one.num_steps != two.num_steps or not same_rewarming:
                 break
         return shared if shared > self.plan.first_step else 0
 
-    @property
-    def _stages(self) -> list[tuple[StagePlan, StageScaling | None]]:
-        return list(zip(self.plan.stages, self.scalings, strict=True))
+    @cached_property
+    def _common(self) -> tuple[int, OptimizerSpec]:
+        """What runs that share a step agree in throughout; re-warming begins at a boundary."""
+        return self.seed, self.optimizer.derive(rewarm_steps=0)
+
+    @cached_property
+    def _kinds(self) -> list[tuple[StagePlan, StageScaling | None]]:
+        """What a step of each stage is, including its share of the budget, wherever it lies."""
+        place = {"first_step": 0, "num_steps": 0}
+        stages = [stage.model_copy(update=place) for stage in self.plan.stages]
+        return list(zip(stages, self.scalings, strict=True))
 
     def leaves_at(self, step: int) -> bool:
         """Whether one of its stages ends there."""
@@ -128,9 +137,3 @@ def _place(trajectory: Trajectory, ordered: Sequence[Trajectory]) -> int:
     staying = [index for index in beside if not ordered[index].leaves_at(most)]
     leaves = trajectory.leaves_at(most)
     return staying[0] if staying and leaves else beside[-1] + 1
-
-
-def _is_alike(one: StagePlan, other: StagePlan) -> bool:
-    """Whether a step of both stages is the same, including its share of the budget."""
-    place = {"first_step": 0, "num_steps": 0}
-    return one.model_copy(update=place) == other.model_copy(update=place)

@@ -44,8 +44,8 @@ class RunTree:
     def __init__(self, spec: PipelineSpec, runs: Sequence[Run]) -> None:
         self._directory = pipeline_directory(spec)
         self._runs = {run.name: run for run in runs}
-        called = [_trajectory(run) for run in runs]
-        self._declared = [*called, *_not_called(spec, runs)]
+        called, others = [_trajectory(run) for run in runs], list(_not_called(spec, runs))
+        self._declared = [*called, *others]
         self.branches = tuple(tree(called))
         self._branch = {branch.trajectory.name: branch for branch in self.branches}
         self.may_grow = False
@@ -53,7 +53,7 @@ class RunTree:
         fork."""
         self._children: dict[str, dict[str, int]] = {}
         """For each trunk: who forks from it, and at which step."""
-        for branch in (*self.branches, *tree(self._declared)):
+        for branch in (*self.branches, *(tree(self._declared) if others else ())):
             if branch.trunk is not None:
                 children = self._children.setdefault(branch.trunk.name, {})
                 children[branch.trajectory.name] = branch.fork_step
@@ -106,8 +106,7 @@ class RunTree:
 
     def _source(self, run: Run) -> tuple[Run, int] | None:
         """The run whose checkpoint to fork from, and the step: the latest that is shared."""
-        trajectory = _trajectory(run)
-        places = []
+        trajectory, places = self._branch[run.name].trajectory, []
         for other in self._declared:
             if other.name != run.name and (shared := trajectory.shared_steps(other)):
                 committed = committed_checkpoints(self._directory / other.name / "checkpoints")

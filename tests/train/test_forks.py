@@ -4,6 +4,7 @@ them, whatever happens on the way."""
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> d
 def forked(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> dict[str, Run]:
     """All arms in one pipeline."""
     return trained(forking_spec(tmp_path_factory.mktemp("forked")), corpus)
+
+
+def killed_at_the_fork(train: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a run's records are copied, and its checkpoint is not."""
+
+    def killed(source: Path, path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("glray.run.forks.adopt", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train()
 
 
 def without_clocks(value: Any) -> Any:
@@ -127,14 +140,7 @@ def test_a_run_whose_fork_was_killed_forks_again(
     tmp_path: Path, corpus: PreparedCorpus, alone: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = forking_spec(tmp_path)
-
-    def killed(source: Path, path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("glray.run.forks.adopt", killed)
-        with pytest.raises(KeyboardInterrupt):
-            trained(spec, corpus)
+    killed_at_the_fork(lambda: trained(spec, corpus), monkeypatch)
     for name, run in trained(spec, corpus).items():
         assert records(run) == records(alone[name]), name
 

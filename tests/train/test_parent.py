@@ -36,7 +36,7 @@ from tests.planned import planned, validated
 
 from ..tiny import arm, tiny_spec
 from ..weights import same_weights
-from .test_forks import fork_of, records, trained
+from .test_forks import fork_of, killed_at_the_fork, records, trained
 from .test_loop import metrics
 from .test_stages import checksum_of, mixture  # noqa: F401 (a fixture)
 from .test_start import MODELS, save_model
@@ -181,14 +181,7 @@ def test_a_run_killed_while_it_takes_over_or_later_goes_on(
     copied: Path, corpus: PreparedCorpus, children: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = child_spec(copied)
-
-    def killed(source: Path, path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("glray.run.forks.adopt", killed)
-        with pytest.raises(KeyboardInterrupt):
-            trained(spec, corpus)
+    killed_at_the_fork(lambda: trained(spec, corpus), monkeypatch)
     stops = iter([False] * 2 + [True] * 100)
     train_all(spec, corpus, WorkerContext(stop=lambda: next(stops)))
     begun = Run.open(copied / "child" / "back-seed0")

@@ -87,7 +87,9 @@ def _storage_around(pipeline: Path) -> list[Path]:
     if pipeline.name == "spec.yaml" and (folder / "run.json").exists():
         return [folder.parents[1]]
     if pipeline.name == "best.yaml":
-        return [folder.parent] if folder.with_name(f"{folder.name}-search").is_dir() else []
+        from glray.search.space import search_name
+
+        return [folder.parent] if folder.with_name(search_name(folder.name)).is_dir() else []
     is_pipeline = pipeline.name == "spec.yaml" and any(folder.glob("*/run.json"))
     return [folder.parent] if is_pipeline else []
 

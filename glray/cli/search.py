@@ -31,7 +31,13 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     The best train again on fresh seeds. The winner is written to best.yaml, for glray run.
     """
     from glray.search.confirm import best_pipeline, confirmation
-    from glray.search.space import baselines, check_search, fresh_seeds, ranking_seq_len
+    from glray.search.space import (
+        baselines,
+        check_search,
+        fresh_seeds,
+        ranking_seq_len,
+        search_name,
+    )
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
@@ -50,7 +56,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     if spec.start is not None and spec.search is not None and spec.search.confirm:
         starting_model(spec.derive(seeds=fresh_seeds(spec)))  # they need parents of their own
     corpus = prepared_corpus(spec)
-    directory = pipeline_directory(spec).with_name(f"{spec.name}-search")
+    directory = pipeline_directory(spec).with_name(search_name(spec.name))
     is_resumed = any(directory.glob("*/run.json"))
     with sole_writer(directory):
         connect(spec.compute, console.print)

@@ -9,6 +9,7 @@ import ray.tune
 
 from glray.run.records import Evaluation
 from glray.run.run import ENDS, RESULT, STOPPED
+from glray.tree import run_name
 
 POLL_SECONDS = 0.5
 CANDIDATE = "candidate"
@@ -19,7 +20,7 @@ def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, ove
     """Report the run's step at each evaluation and, once it is finished, its held-out loss at
     ``seq_len``: None if it diverged, was stopped, or if the file ``over`` appears, which says that
     training has ended."""
-    run, reported = directory / f"{config[CANDIDATE]}-seed{seed}", 0
+    run, reported = directory / run_name(config[CANDIDATE], seed), 0
     while True:
         is_over = over.exists() or any((run / end).exists() for end in (*ENDS, STOPPED))
         evaluations = sorted(run.glob("evaluations/step-*.json"))

@@ -28,10 +28,18 @@ from glray.run.checkpoint import prune
 from glray.run.forks import RunTree
 from glray.run.records import Progress, Stopped
 from glray.run.run import STOPPED, Run, pipeline_directory, with_calibration
-from glray.search.space import Candidate, Space, candidates, ranking_seq_len, search_pipeline
+from glray.search.space import (
+    Candidate,
+    Space,
+    candidates,
+    ranking_seq_len,
+    search_name,
+    search_pipeline,
+)
 from glray.search.stopping import Standing, stop
 from glray.search.suggestions import Suggestions
 from glray.spec.pipeline import PipelineSpec
+from glray.spec.schedule import ArmSpec
 from glray.spec.search import lengths_text
 from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs, validate_pipeline
@@ -66,10 +74,10 @@ def search(
     stands. Raises UserError, also for one that ended a worker.
     """
     assert spec.search is not None
-    known, space, left = candidates(spec), Space.of(spec), 0
-    directory = pipeline_directory(search_pipeline(spec, known))
-    suggestions = Suggestions(space, directory) if spec.search.method == "optuna" else None
-    if suggestions is not None:
+    known, space, left, suggestions = candidates(spec), Space.of(spec), 0, None
+    if spec.search.method == "optuna":
+        directory = pipeline_directory(spec).with_name(search_name(spec.name))
+        suggestions = Suggestions(space, directory)
         left = max(0, spec.search.num_trials - len(suggestions.ended))
         known = list(dict.fromkeys([*known, *suggestions.ended]))
     pipeline, start = search_pipeline(spec, known), starting_model(spec)
@@ -119,11 +127,10 @@ class _Trials:
     say: Say
     _runs: dict[str, Run] = field(default_factory=dict)
 
-    def add(self, candidate: Candidate, searched: PipelineSpec) -> None:
-        """One more candidate."""
+    def add(self, candidate: Candidate, arm: ArmSpec) -> None:
+        """One more candidate, and the arm that trains it."""
         if candidate not in self.candidates:
             self.candidates.append(candidate)
-            (arm,) = search_pipeline(searched, [candidate]).arms
             self.spec = self.spec.derive(arms=[*self.spec.arms, arm])
 
     def run(self, name: str) -> Run:
@@ -154,6 +161,7 @@ def _run_tune(
 ) -> None:
     """Let Tune follow the trials until all have ended, or the workers have."""
     assert searched.search is not None
+    template = searched.arm(searched.search.arm)
     directory = pipeline_directory(trials.spec)
     over = directory / ".ray-tune" / "over"
     over.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +169,9 @@ def _run_tune(
     training.add_done_callback(lambda _: over.touch())
 
     def offer(candidate: Candidate) -> None:
-        trials.add(candidate, searched)
-        group.offer(candidate.arm(searched.arm(searched.search.arm)))  # type: ignore[union-attr]
+        arm = candidate.arm(template)
+        trials.add(candidate, arm)
+        group.offer(arm)
 
     order = [branch.trajectory.arm for branch in trials.tree().branches]
     chooser = _Chooser(order, suggestions, num_suggested, offer, training)

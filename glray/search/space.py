@@ -258,11 +258,11 @@ def candidates(spec: PipelineSpec) -> list[Candidate]:
 
 
 def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineSpec:
-    """One pipeline, ``<name>-search``, whose arms are the candidates, under the first seed, so that
-    they share steps. Shares divide the budget in its own unit."""
+    """One pipeline of all candidates as arms, named by ``search_name``, under the first seed, so
+    that they share steps. Shares divide the budget in its own unit."""
     searched = spec.arm(_searched(spec).arm)
     return spec.derive(
-        name=f"{spec.name}-search",
+        name=search_name(spec.name),
         arms=[candidate.arm(searched) for candidate in tried],
         only=None,
         seeds=spec.seeds[:1],
@@ -270,6 +270,11 @@ def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineS
         ratios_in="tokens" if spec.budget.seconds is None else "seconds",
         search=None,
     )
+
+
+def search_name(pipeline: str) -> str:
+    """Name of the pipeline that trains the trials of a pipeline's search."""
+    return f"{pipeline}-search"
 
 
 def fresh_seeds(spec: PipelineSpec) -> tuple[int, ...]:

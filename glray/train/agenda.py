@@ -40,16 +40,6 @@ class Agenda:
         self._look()
 
     @property
-    def spec(self) -> PipelineSpec:
-        """The pipeline with all arms so far."""
-        if not self._offered:
-            return self._spec
-        names = {arm.name for arm in self._spec.arms}
-        further = [arm for arm in self._offered if arm.name not in names]
-        called = [*(arm.name for arm in self._spec.trained_arms), *(arm.name for arm in further)]
-        return self._spec.derive(arms=[*self._spec.arms, *further], only=called)
-
-    @property
     def runs(self) -> list[Run]:
         """All runs so far, in order."""
         return self._tree.runs
@@ -106,9 +96,10 @@ class Agenda:
         self._is_open = bool(from_rank_zero(ctx, int(is_open)))
         if self._offered is None or count > len(self._offered):
             self._offered = offered[:count]
-            runs = plan_runs(self.spec, self._corpus, self._start)
+            spec = _with_arms(self._spec, self._offered)
+            runs = plan_runs(spec, self._corpus, self._start)
             assert runs is not None, "the spec has its calibration"
-            self._tree = RunTree(self.spec, runs)
+            self._tree = RunTree(spec, runs)
         self._tree.may_grow = self._is_open
 
     def _next(self) -> int:
@@ -137,6 +128,16 @@ class Agenda:
                 held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
                 is_ours = not _has_ended(run)
             yield bool(from_rank_zero(ctx, int(is_ours)))
+
+
+def _with_arms(spec: PipelineSpec, offered: Sequence[ArmSpec]) -> PipelineSpec:
+    """The pipeline with the arms that were offered, which are trained too."""
+    names = {arm.name for arm in spec.arms}
+    further = [arm for arm in offered if arm.name not in names]
+    if not further:
+        return spec
+    called = [arm.name for arm in (*spec.trained_arms, *further)]
+    return spec.derive(arms=[*spec.arms, *further], only=called)
 
 
 def _has_ended(run: Run) -> bool:

@@ -10,7 +10,7 @@ glray's loop does all that a run does: the checksum, metrics, the learning rate,
 (The Trainer needs ``accelerate``, from the extra ``dev``.)
 
 Then what surrounds the steps, on Ray: the seconds from the command to the first step of a resumed
-run and what of it is Ray's, and what a checkpoint costs at one every five minutes.
+run and what of it is Ray's. What a checkpoint costs is measured by ``checkpoint.py``.
 """
 
 import argparse
@@ -40,16 +40,12 @@ from glray.model.config import config_of
 from glray.model.decoder import build_model
 from glray.ray.cluster import connect
 from glray.ray.train import RayContext, WorkerGroups
-from glray.run.checkpoint import checkpoint_path
-from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.run.start import record_start
-from glray.spec import PYTHIA_70M, GPTNeoXModel, PipelineSpec, to_yaml
-from glray.train.checkpoint import save_checkpoint
+from glray.spec import GPTNeoXModel, PipelineSpec, to_yaml
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
 from glray.train.loop import train
-from glray.train.optimizer import build_optimizer
 from tests.planned import planned
 from tests.tiny import tiny_spec
 from tests.tokens import periodic_corpus
@@ -228,28 +224,6 @@ def compared(corpus: PreparedCorpus, work: Path, num_steps: int) -> dict[str, An
 # ---- what surrounds the steps
 
 
-def checkpoint_seconds(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
-    """Seconds of one checkpoint of a Pythia-70M with its optimizer, and its gigabytes."""
-    model = PYTHIA_70M.derive(vocab_size=50_304)
-    spec = pipeline(work, 128, 4).derive(model=model)
-    (run,) = planned(spec, corpus)
-    network = build_model(config_of(run.manifest.architecture, run.name), 0, torch.device("cpu"))
-    optimizer = build_optimizer(network, spec.optimizer)
-    seconds = []
-    for step in (1, 2, 3):
-        start = time.perf_counter()
-        state = TrainState(step=step)
-        save_checkpoint(run.checkpoints, state, network, optimizer, WorkerContext())
-        seconds.append(time.perf_counter() - start)
-    path = checkpoint_path(run.checkpoints, step)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return {
-        "seconds": round(median(seconds), 2),
-        "gigabytes": round(size / 1e9, 2),
-        "share_at_one_every_5_minutes": round(median(seconds) / 300, 4),
-    }
-
-
 def _timed(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext, path: Path) -> None:
     """Ray Train's worker with a clock around whatever the loop asks of Ray while it counts."""
     from glray.train.worker import train_all
@@ -346,7 +320,6 @@ def main() -> None:
         corpus = periodic_corpus(work / "tokens")
         figures: dict[str, Any] = {"threads": 1, "tokens_per_batch": TOKENS_PER_BATCH}
         figures["loops"] = compared(corpus, work / "loops", arguments.steps)
-        figures["checkpoint_of_pythia_70m"] = checkpoint_seconds(corpus, work / "checkpoint")
         figures["restart"] = restart_seconds(work)
         connect(pipeline(work, 128, 1).compute, print)
         figures["ray"] = rays_share(corpus, work / "ray")

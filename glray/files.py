@@ -22,8 +22,9 @@ REMEDY = "restore it, or delete it if it is an evaluation, else the folder that 
 
 
 @contextmanager
-def committed(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that replaces ``path`` at once when the block ends without an error.
+def committed(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that replaces ``path`` at once when the block ends without an error; without
+    ``sync``, after a failure of the machine it may be empty.
 
     An OSError that names no file, as on a full disk, gets this one's name.
     """
@@ -34,15 +35,17 @@ def committed(path: Path) -> Iterator[BinaryIO]:
             with partial.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text at once; readers see the old or the new, never a part."""
-    with committed(path) as file:
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace a file's text at once; readers see the old or the new, never a part. See
+    ``committed`` for ``sync``."""
+    with committed(path, sync=sync) as file:
         file.write(text.encode())
 
 

@@ -99,7 +99,7 @@ class Plan(Record):
     """The first step of its own: the parent's come before it, and the budget, the warm-up and the
     decay cover what follows. 0 without a parent."""
     log_every_steps: int
-    checkpoint_every_tokens: int
+    checkpoint_every_tokens: int | None
     evaluate_every_tokens: int | None
 
     def model_post_init(self, context: Any) -> None:

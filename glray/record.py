@@ -33,9 +33,9 @@ class Record(BaseModel):
     remedy: ClassVar[str] = REMEDY
     """What to do about a file that cannot be read."""
 
-    def write(self, path: Path) -> None:
-        """Replace the file at once."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
+    def write(self, path: Path, *, sync: bool = True) -> None:
+        """Replace the file at once; see ``glray.files.committed`` for ``sync``."""
+        write_text(path, self.model_dump_json(indent=1) + "\n", sync=sync)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

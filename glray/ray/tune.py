@@ -325,7 +325,7 @@ class _Following(_InDriver, ray.tune.Callback):
 
 def _trained_share(path: Path) -> float:
     """How much of a group's current run is trained, 0 to 1, by the group's progress file."""
-    progress = Progress.read(path)
+    progress = Progress.read(path) if path.stat().st_size else None  # the machine had failed
     if progress is None or progress.training is None:
         return 0.0
     done, left = progress.training.last_step.measured_seconds, progress.training.seconds_left

@@ -307,7 +307,7 @@ class Result(Record):
     eval_seconds: float = measure("s", "evaluation")
     """Of all evaluations."""
     checkpoint_seconds: float = measure("s", "checkpoint")
-    """Of all checkpoints."""
+    """Of all checkpoints: what training waited for them."""
     wall_seconds: float = measure("s", "wall")
     """Of all starts."""
     checksum: str = measure("hexadecimal")

@@ -30,8 +30,11 @@ class ComputeSpec(Spec):
     micro_batch_tokens: Count | Literal["auto"] = 16_384
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
-    checkpoint_every_tokens: Count = 50_000_000
-    """Tokens between checkpoints; every stage boundary has one too."""
+    checkpoint_every_seconds: float = Field(default=300, gt=0)
+    """Wall seconds after a checkpoint until the next, at a logging boundary; every stage ends with
+    one too."""
+    checkpoint_every_tokens: Count | None = None
+    """Tokens between further checkpoints, at the same steps whenever the run is trained."""
     keep_checkpoints: Literal["stages", "all"] | None = None
     """Checkpoints that stay beside the latest two: those at the ends of stages, or all, so that
     other pipelines can go on from there (``start``). None: an older one stays only as long as an

@@ -46,7 +46,7 @@ class Announcer:
         if self._silent or recent:
             return
         self._last_progress, self._last_phase = now, phase
-        progress.write(self._progress)
+        progress.write(self._progress, sync=False)  # the disk would keep steps waiting
 
 
 def write_event(directory: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """The training loop of one worker: stage by stage, batch by batch, event by event.
 
-It knows a run and a WorkerContext, not Ray, and no clock decides anything: the plan says which
-stage a step belongs to, what the learning rate is and what is done after the step.
+It knows a run and a WorkerContext, not Ray, and no clock decides what is computed: the plan says
+which stage a step belongs to, what the learning rate is and what is done after the step. Further
+checkpoints come by the clock (``RunSession.ending``).
 """
 
 from contextlib import closing
@@ -54,6 +55,9 @@ def attend(session: RunSession, event: Event) -> None:
     """Do what the plan asks for after the state's step. Of this only logging is training time."""
     if event is Event.LOG:
         session.flush()
+        return
+    session.catch_up_with_device()
+    if session.has_diverged:
         return
     with session.watch.paused():
         if event is Event.RESCORE:

@@ -1,11 +1,13 @@
 """What is written while a run trains: one JSON line a step.
 
-Values stay on the device until the logging interval, when all ranks sum them in one collective.
-``docs/metrics.md`` defines every name.
+Values stay on the device until the logging interval, when all ranks sum them in one collective; on
+a GPU they are read an interval later, so that the device never waits for the host. What ranks must
+agree on, such as whether to stop, travels with them. ``docs/metrics.md`` defines every name.
 """
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,29 @@ class PendingStep:
     """The fields of ``Step`` that do not wait for the device."""
 
 
+@dataclass(frozen=True)
+class Signals:
+    """What ranks tell each other at a logging boundary."""
+
+    stop: bool = False
+    """Rank 0 is asked to stop."""
+    is_due: bool = False
+    """By rank 0's clock it is time for a checkpoint."""
+    num_written: int = 0
+    """Ranks that have written their share of the checkpoint in flight; from one rank, 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What has come from one logging boundary, the same on every rank but for seconds, rates and
+    bytes."""
+
+    steps: list[Step]
+    """At least one. One whose loss or gradient is not finite is the last: what was trained after it
+    is dropped, whenever its boundary came."""
+    signals: Signals
+
+
 class Stopwatch:
     """Measured training seconds: they count steps and the waits for their batches."""
 
@@ -54,7 +79,7 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """``metrics.jsonl`` of a run and its trackers, written by rank 0 at every flush.
+    """``metrics.jsonl`` of a run and its trackers, written by rank 0 after every logging boundary.
 
     ``peak`` is what all workers together can do, in FLOP/s: the denominator of MFU.
     """
@@ -72,7 +97,14 @@ class MetricsLog:
         self._trackers = trackers
         self._peak = peak
         self._pending: list[PendingStep] = []
+        self._sent: deque[_Sent] = deque()
         self._flushed_seconds = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a boundary is received at the next one: where the device computes while the host
+        goes on."""
+        return self._ctx.device.type == "cuda"
 
     def rewind(self, step: int, measured_seconds: float) -> None:
         """Drop the lines after ``step``: the run goes on from there, ``measured_seconds`` in."""
@@ -90,24 +122,37 @@ class MetricsLog:
             write_text(self._path, "".join(kept))
 
     def add(self, pending: PendingStep) -> None:
-        """Keep one step's values until the next flush."""
+        """Keep one step's values until the next logging boundary."""
         self._pending.append(pending)
 
-    def flush(self, watch: Stopwatch) -> list[Step]:
-        """Sum the pending steps (at least one) over ranks and write them. They are returned, the
-        same on every rank but for seconds, rates and bytes.
+    @property
+    def has_sent(self) -> bool:
+        """Whether values of a boundary are still to be received."""
+        return bool(self._sent)
 
-        This is where the host waits for the device. A step whose loss or gradient is not finite is
-        the last: what was trained after it is dropped, whenever the flush came.
-        """
+    def send(self, signals: Signals) -> None:
+        """Sum the pending steps (at least one) and the signals over ranks, and have them brought
+        to the host, which does not wait for the device."""
         pending, self._pending = self._pending, []
-        losses = self._summed([step.sums.loss for step in pending])
-        checksums = self._summed([step.sums.checksum for step in pending])
-        norms: list[dict[str, Any]] = [
-            {name: float(norm) for name, norm in step.norms.items()} for step in pending
-        ]
+        ctx, is_first = self._ctx, self._ctx.rank == 0
+        norms = [norm.double() for step in pending for norm in step.norms.values()]
+        if not is_first:  # they are the same on every rank
+            norms = [torch.zeros_like(norm) for norm in norms]
+        losses = [step.sums.loss for step in pending]
+        told = (is_first and signals.stop, is_first and signals.is_due, signals.num_written)
+        flags = torch.tensor(told, dtype=torch.int64).to(ctx.device, non_blocking=True)
+        checksums = torch.stack([step.sums.checksum for step in pending])
+        numbers = (torch.stack(losses + norms), torch.cat([checksums, flags]))
+        self._sent.append(_Sent(pending, *(sum_over_ranks(ctx, each) for each in numbers)))
+
+    def receive(self, watch: Stopwatch) -> Arrival:
+        """Write the steps of the earliest boundary that was sent. This is where the host waits for
+        the device."""
+        sent = self._sent.popleft()
+        losses, norms, checksums, signals = sent.received()
 
         # ---- now the device has done all of these steps
+        pending = sent.pending
         seconds = watch.seconds - self._flushed_seconds
         self._flushed_seconds += seconds
         last = pending[-1].known["step"]
@@ -127,10 +172,7 @@ class MetricsLog:
         steps = steps[: bad[0] + 1] if bad else steps
         if self._ctx.rank == 0:
             self._write(steps)
-        return steps
-
-    def _summed(self, scalars: list[torch.Tensor]) -> list[Any]:
-        return sum_over_ranks(self._ctx, torch.stack(scalars)).tolist()
+        return Arrival(steps, signals)
 
     def _write(self, steps: list[Step]) -> None:
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -140,6 +182,40 @@ class MetricsLog:
                 numbers = {n: v for n, v in step if n != "step" and isinstance(v, int | float)}
                 tracker.write(step.step, {f"train/{name}": v for name, v in numbers.items()})
             tracker.flush()
+
+
+class _Sent:
+    """The numbers of one logging boundary on their way to the host."""
+
+    def __init__(
+        self, pending: list[PendingStep], floats: torch.Tensor, integers: torch.Tensor
+    ) -> None:
+        """``floats`` has the losses and then all norms, ``integers`` the checksums and then the
+        signals."""
+        self.pending = pending
+        self._event: torch.cuda.Event | None = None
+        self._numbers = [floats, integers]
+        if floats.device.type == "cuda":
+            self._numbers = [
+                torch.empty_like(number, device="cpu", pin_memory=True).copy_(
+                    number, non_blocking=True
+                )
+                for number in self._numbers
+            ]
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def received(self) -> tuple[list[float], list[dict[str, float]], list[int], Signals]:
+        """Loss, norms and checksum of each step, and the signals; waits for the device."""
+        if self._event is not None:
+            self._event.synchronize()
+        floats, integers = (number.tolist() for number in self._numbers)
+        num_steps = len(self.pending)
+        values = iter(floats[num_steps:])
+        norms = [{name: next(values) for name in step.norms} for step in self.pending]
+        stop, is_due, num_written = integers[num_steps:]
+        signals = Signals(bool(stop), bool(is_due), num_written)
+        return floats[:num_steps], norms, integers[:num_steps], signals
 
 
 def _memory_bytes(device: torch.device) -> int | None:

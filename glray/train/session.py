@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from itertools import groupby
 from math import isfinite
@@ -30,11 +31,11 @@ from glray.run.records import (
 )
 from glray.run.run import DIVERGED, METRICS, RESULT, Run, StepLog
 from glray.train.announcer import Announcer
-from glray.train.checkpoint import load_checkpoint, save_checkpoint
+from glray.train.checkpoint import Saver, load_checkpoint
 from glray.train.context import WorkerContext, from_rank_zero
 from glray.train.evaluation import Scored, Windows, score
 from glray.train.export import export_model
-from glray.train.metrics import MetricsLog, PendingStep, Stopwatch
+from glray.train.metrics import Arrival, MetricsLog, PendingStep, Signals, Stopwatch
 from glray.train.optimizer import update_norm
 from glray.train.parallel import are_weights_finite, whole_weights
 from glray.train.trackers import open_trackers
@@ -80,9 +81,10 @@ class RunSession:
         self._resumed_at = time.perf_counter()
         self.watch = Stopwatch(state.measured_seconds)
         self._waited_seconds = 0.0
-        self._saved_step = state.step
+        self._saver = Saver(run.checkpoints, ctx)
+        self._saved_step, self._saved_at = state.step, self._resumed_at
         self._stage: int | None = None
-        self._stop = self._guarded = self._preempted = self._must_save = False
+        self._stop = self._guarded = self._preempted = self._must_save = self._is_due = False
         self.has_diverged = False
 
     # ---- stages and steps
@@ -146,15 +148,22 @@ class RunSession:
         self._log.add(PendingStep(sums, norms, known))
 
     def ending(self) -> Ending | None:
-        """Why the run goes no further for now, with a checkpoint of its state, unless it diverged;
-        None if it does."""
+        """Why the run goes no further for now, with a committed checkpoint of its state, unless it
+        diverged; None if it does. If time has passed, a checkpoint is begun."""
+        is_asked = self._stop or self._guarded or self._must_save
+        if is_asked or self._is_due:
+            self.catch_up_with_device()
+            with self.watch.paused():
+                is_saved = self._saved_step == self.state.step
+                # If weights are not finite, the plan's next event says so.
+                if not self.has_diverged and not is_saved and self.are_weights_finite():
+                    self.save()
+                if is_asked:
+                    self.settle()
+            self._must_save = self._is_due = False
         if self.has_diverged:
             return Ending.DIVERGED
         ending = Ending.GUARDED if self._guarded else Ending.STOPPED if self._stop else None
-        if (ending or self._must_save) and self._saved_step != self.state.step:
-            with self.watch.paused():
-                if self.are_weights_finite():  # else the plan's next event says so
-                    self.save()
         if ending is Ending.STOPPED:
             self.announcer.event(f"{self.run.name}: stopped at step {self.state.step:,}")
         return ending
@@ -184,7 +193,8 @@ class RunSession:
         return Ending.FINISHED
 
     def close(self) -> None:
-        """Close the trackers."""
+        """Close the trackers. A checkpoint still in flight, as after an error, does not count."""
+        self._saver.close()
         for tracker in self.trackers:
             tracker.close()
 
@@ -196,8 +206,9 @@ class RunSession:
 
     def diverge(self, what: NotFinite, step: int | None = None) -> None:
         """End the run at a step, by default the state's, where ``what`` is not finite; all ranks
-        call it."""
+        call it. A checkpoint in flight was finite, and is kept."""
         self.has_diverged = True
+        self.settle()
         if self.ctx.rank == 0:
             run, index = self.run, (step or self.state.step) - 1
             log = StepLog.read(run.directory / METRICS)
@@ -212,34 +223,46 @@ class RunSession:
             self.announcer.event(f"{run.name}: {divergence.sentence}")
 
     def save(self) -> None:
-        """Commit a checkpoint and report it to the controller; all ranks call it.
+        """Begin a checkpoint of the state, which is written beside training; at the run's last step
+        it is committed at once. All ranks call it.
 
         Raises UserError if the storage is full: the checkpoint before it stays the latest.
         """
+        self.settle()
         start = time.perf_counter()
-        state, directory = self.state, self.run.checkpoints
+        state, trainee = self.state, self.trainee
         self._count_wall_seconds()
-        network, optimizer = self.trainee.model.network, self.trainee.optimizer
+        with (
+            working(f"copying the checkpoint of step {state.step:,}"),
+            self._keeping_the_one_before(state.step),
+        ):
+            self._saver.begin(state, trainee.model.network, trainee.optimizer)
+        self._saved_step, self._saved_at = state.step, time.perf_counter()
+        state.checkpoint_seconds += self._saved_at - start
+        if state.step == self.run.plan.num_steps:
+            self.settle()
+
+    def settle(self) -> None:
+        """Commit the checkpoint in flight, if there is one, and report it to the controller; all
+        ranks call it. Raises UserError if it could not be written."""
+        step = self._saver.in_flight
+        if step is None:
+            return
+        start = time.perf_counter()
         needed = self._needed() if self.ctx.rank == 0 else {}
-        kept = {*needed, *self.run.kept_steps}
-        try:
-            with working(f"writing the checkpoint of step {state.step:,}"):
-                save_checkpoint(directory, state, network, optimizer, self.ctx, kept)
-        except OSError as error:
-            raise UserError(
-                f"{directory}: the checkpoint of step {state.step:,} cannot be written: "
-                f"{error.strerror or error}; the one before it stays, make room there and the same "
-                "command goes on from it"
-            ) from None
-        self._saved_step, self._must_save = state.step, False
-        if state.step in needed:
-            size = size_of(checkpoint_path(directory, state.step)) / 2**20
+        with (
+            working(f"writing the checkpoint of step {step:,}"),
+            self._keeping_the_one_before(step),
+        ):
+            self._saver.commit({*needed, *self.run.kept_steps})
+        if step in needed:
+            size = size_of(checkpoint_path(self.run.checkpoints, step)) / 2**20
             self.announcer.event(
-                f"{self.run.name}: keeps its checkpoint of step {state.step:,} ({size:,.1f} MiB) "
-                f"for {', '.join(needed[state.step])} to fork from"
+                f"{self.run.name}: keeps its checkpoint of step {step:,} ({size:,.1f} MiB) "
+                f"for {', '.join(needed[step])} to fork from"
             )
-        self.ctx.report({"step": float(state.step)})
-        state.checkpoint_seconds += time.perf_counter() - start
+        self.ctx.report({"step": float(step)})
+        self.state.checkpoint_seconds += time.perf_counter() - start
 
     def score(self, seq_len: int) -> Scored:
         """The held-out targets with the RoPE in force; see ``evaluation.score``."""
@@ -264,19 +287,44 @@ class RunSession:
             tracker.flush()
 
     def flush(self) -> None:
-        """Write the metrics, for which the host waits for the device; see whether they are finite,
-        and who asks to stop."""
-        state = self.state
-        steps = self._log.flush(self.watch)
-        state.checksum = sum((int(step.checksum, 16) for step in steps), state.checksum) % 2**64
-        state.measured_seconds = self.watch.seconds
-        self._stop = bool(from_rank_zero(self.ctx, int(self.ctx.stop_requested())))
-        if not from_rank_zero(self.ctx, int(steps[-1].is_finite)):
-            self.diverge("gradient" if isfinite(steps[-1].loss) else "loss", steps[-1].step)
+        """Have the metrics of the steps since the last call summed and written, and agree with the
+        other ranks on what is to be done. On a GPU this is about the call before, so that the
+        device has the next interval to compute meanwhile."""
+        if self._log.is_late:
+            self.catch_up_with_device()
+        if self.has_diverged:
+            return
+        self._log.send(
+            Signals(
+                stop=self.ctx.stop_requested(),
+                is_due=self._is_checkpoint_due(),
+                num_written=int(self._saver.is_written),
+            )
+        )
+        if not self._log.is_late:
+            self.catch_up_with_device()
         if not self._preempted and self.ctx.preempted():
             # Ray ends the group when the node is gone and starts it again without.
             self._preempted = self._must_save = True
             self.announcer.event(f"{self.run.name}: a node is about to be taken away, saving")
+
+    def catch_up_with_device(self) -> None:
+        """Receive what was sent so far; before anything that needs the state whole. See whether
+        all is finite, who asks to stop, and whether the checkpoint in flight is written."""
+        while self._log.has_sent and not self.has_diverged:
+            self._attend(self._log.receive(self.watch))
+
+    def _attend(self, arrival: Arrival) -> None:
+        state, steps, signals = self.state, arrival.steps, arrival.signals
+        state.checksum = sum((int(step.checksum, 16) for step in steps), state.checksum) % 2**64
+        state.measured_seconds = self.watch.seconds
+        self._stop |= signals.stop
+        self._is_due |= signals.is_due
+        if not steps[-1].is_finite:
+            self.diverge("gradient" if isfinite(steps[-1].loss) else "loss", steps[-1].step)
+        elif signals.num_written == self.ctx.world_size:
+            with self.watch.paused():
+                self.settle()
         advance(
             detail=TrainingProgress(
                 last_step=steps[-1],
@@ -285,6 +333,24 @@ class RunSession:
                 seconds_left=state.measured_seconds * self._left_over_done(),
             )
         )
+
+    def _is_checkpoint_due(self) -> bool:
+        """Whether the latest checkpoint is old, by this rank's clock."""
+        seconds = time.perf_counter() - self._saved_at
+        is_old = seconds >= self.run.spec.compute.checkpoint_every_seconds
+        return is_old and self._saver.in_flight is None
+
+    @contextmanager
+    def _keeping_the_one_before(self, step: int) -> Iterator[None]:
+        """An error of the storage within the block, as a person's."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.run.checkpoints}: the checkpoint of step {step:,} cannot be written: "
+                f"{error.strerror or error}; the one before it stays, make room there and the same "
+                "command goes on from it"
+            ) from None
 
     def look_at_guard(self) -> None:
         """See whether the records allow the run to go on."""

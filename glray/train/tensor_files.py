@@ -1,46 +1,99 @@
-"""Tensors of all ranks in one folder: a safetensors file of each rank, hashed as it is written.
+"""Tensors of all ranks in one folder: a safetensors file of each rank, written beside training.
 
 Who saves what and who loads what of it is planned by ``torch.distributed.checkpoint``, and the
 files are of the form that its ``HuggingFaceStorageReader`` reads
 (https://docs.pytorch.org/docs/stable/distributed.checkpoint.html). They are written here because
-its own writer first makes one ``bytes`` of all tensors, copied twice, and hashes nothing: a
-checkpoint takes twice the seconds.
+its own writer first makes one ``bytes`` of all tensors, copied twice, and hashes nothing.
 """
 
+import hashlib
 import json
 import os
+import threading
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from glray.files import naming, sha256_of
+from glray.files import naming
 from glray.run.checkpoint import CommittedFile
 
+DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
+"""The tensors of a checkpoint (weights and moments; random states), in safetensors' words."""
+CHUNK_BYTES = 8 * 2**20
+"""Written and hashed at once."""
 
-def write_tensors(
-    directory: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool
-) -> dict[str, CommittedFile]:
-    """Write ``tensors`` to a new folder; every rank calls it with its own, whole or shards.
 
-    The files are returned by name, on rank 0 alone. Raises OSError where the storage is full.
+class HostMemory:
+    """Where the tensors of this rank's checkpoints are copied to: as many bytes as the largest has,
+    allocated once; pinned if they come from a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, num_bytes: int) -> torch.Tensor:
+        """uint8[num_bytes], overwritten by the next call."""
+        if len(self._bytes) < num_bytes:
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # freed first
+            pinned = self.device.type == "cuda"
+            self._bytes = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        return self._bytes[:num_bytes]
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """The file of one rank in memory, apart from the tensors, which may change."""
+
+    path: Path
+    content: torch.Tensor
+    """uint8[bytes of the file]."""
+
+    def write(self, is_dropped: threading.Event) -> CommittedFile:
+        """Write, hash and sync it. Raises OSError where the storage is full; returns early if it is
+        dropped."""
+        digest = hashlib.sha256()
+        with naming(self.path), self.path.open("wb") as file:
+            for chunk in self.content.split(CHUNK_BYTES):
+                if is_dropped.is_set():
+                    break
+                data = memoryview(chunk.numpy())
+                file.write(data)
+                digest.update(data)
+            else:
+                file.flush()
+                os.fsync(file.fileno())
+        return CommittedFile(bytes=len(self.content), sha256=digest.hexdigest())
+
+
+def copy_tensors(
+    directory: Path, tensors: dict[str, torch.Tensor], memory: HostMemory, *, no_dist: bool
+) -> RankFile | None:
+    """Copy this rank's share of ``tensors`` to ``memory``; returns the file to write in
+    ``directory``, which is made, or None if others have all of it.
+
+    Every rank calls it with its own tensors, whole or shards, and may change them afterwards.
+    Raises OSError where the storage is full.
     """
-    writer = _RankFiles(directory)
+    copier = _Copier(directory, memory)
     with _own_errors():
-        dcp.save(tensors, storage_writer=writer, no_dist=no_dist)
-    return writer.files
+        dcp.save(tensors, storage_writer=copier, no_dist=no_dist)
+    return copier.file
+
+
+def file_name(rank: int) -> str:
+    """The name of a rank's file."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def read_tensors(directory: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool) -> None:
@@ -54,12 +107,12 @@ def written_names(directory: Path) -> set[str]:
     return set(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
 
 
-class _RankFiles(StorageWriter):
-    """One file a rank; its hash travels to rank 0 with what the rank has written."""
+class _Copier(StorageWriter):
+    """Takes what ``torch.distributed.checkpoint`` deals to this rank, and writes nothing yet."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.files: dict[str, CommittedFile] = {}
+    def __init__(self, directory: Path, memory: HostMemory) -> None:
+        self.directory, self.memory = directory, memory
+        self.file: RankFile | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """See StorageWriter: nothing is kept from one save to another."""
@@ -74,41 +127,27 @@ class _RankFiles(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """See StorageWriter: each rank's file by its number."""
-        return [
-            replace(plan, storage_data=f"rank-{rank:05d}.safetensors")
-            for rank, plan in enumerate(plans)
-        ]
+        return [replace(plan, storage_data=file_name(rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """See StorageWriter: this rank's file, hashed while it goes to the disk."""
-        results = []
-        if plan.items:
-            tensors, offsets = {}, {}
-            for item in plan.items:
-                tensor = planner.resolve_data(item)
-                assert isinstance(tensor, torch.Tensor)
-                assert item.tensor_data is not None
-                tensors[item.index.fqn] = tensor.cpu()
-                offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
-            file = self.directory / plan.storage_data
+        """See StorageWriter: this rank's tensors, copied."""
+        tensors, offsets = {}, {}
+        for item in plan.items:
+            tensor = planner.resolve_data(item)
+            assert isinstance(tensor, torch.Tensor)
+            assert item.tensor_data is not None
+            tensors[item.index.fqn] = tensor.detach()
+            offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+        if tensors:
             metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "format": "pt"}
-            with naming(file):
-                save_file({n: t.contiguous() for n, t in tensors.items()}, file, metadata)
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                synced = pool.submit(_sync, file)
-                written = CommittedFile(bytes=file.stat().st_size, sha256=sha256_of(file))
-                synced.result()
-            results = [
-                WriteResult(item.index, tensors[item.index.fqn].nbytes, (file.name, written))
-                for item in plan.items
-            ]
+            content = _laid_out(tensors, metadata, self.memory)
+            self.file = RankFile(self.directory / plan.storage_data, content)
         done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
+        done.set_result([WriteResult(item.index, 0, plan.storage_data) for item in plan.items])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """See StorageWriter: rank 0 learns of all files."""
-        self.files = dict(of_rank[0].storage_data for of_rank in results if of_rank)
+        """See StorageWriter: what is written is known later."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -116,9 +155,34 @@ class _RankFiles(StorageWriter):
         return True
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _laid_out(
+    tensors: Mapping[str, torch.Tensor], metadata: dict[str, str], memory: HostMemory
+) -> torch.Tensor:
+    """The safetensors file of ``tensors``, uint8[bytes]: the length of the header in 8 bytes, the
+    header, the tensors without gaps, those of wider numbers first so that all are aligned
+    (https://huggingface.co/docs/safetensors, "Format")."""
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in ordered:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        dtype, shape = DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    content = memory.reserve(start + end)
+    head = len(text).to_bytes(8, "little") + text
+    content[:start] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+    for name in ordered:
+        tensor = tensors[name]
+        begin, stop = header[name]["data_offsets"]
+        place = content[start + begin : start + stop].view(tensor.dtype).view(tensor.shape)
+        place.copy_(tensor, non_blocking=True)
+    if memory.device.type == "cuda":
+        torch.cuda.synchronize(memory.device)
+    return content
 
 
 @contextmanager

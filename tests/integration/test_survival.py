@@ -102,6 +102,10 @@ class GlrayRun:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return any(self.run.glob("checkpoints/*/COMMITTED"))
+
     def resumptions(self) -> int:
         """How often a worker group has gone on from a checkpoint."""
         events = self.run.parent / "events.log"
@@ -137,7 +141,8 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
         time.sleep(rng.uniform(0, 1))
 
     run = GlrayRun(folder)
-    later(run, 50)  # past the first checkpoint
+    run.wait_until(run.has_checkpoint)
+    later(run, 50)
     before = run.step()
     os.kill(rng.choice(processes_of(folder, "RayTrainWorker")), signal.SIGKILL)
     run.wait_until(lambda: run.resumptions() > 0)  # goes on by itself
@@ -168,7 +173,7 @@ def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(
 ) -> None:
     write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=1)
     run = GlrayRun(folder)
-    run.wait_until(lambda: run.step() > 50)  # past the first checkpoint
+    run.wait_until(run.has_checkpoint)
     assert processes_of(folder, "RayTrainWorker") == []
     run.kill()
     assert run.status(60) == -signal.SIGKILL

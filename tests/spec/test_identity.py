@@ -115,6 +115,7 @@ FIELDS = {
     "compute.activation_checkpointing": ("neither", True),
     "compute.compile": ("neither", True),
     "compute.micro_batch_tokens": ("neither", 512),
+    "compute.checkpoint_every_seconds": ("neither", 5),
     "compute.checkpoint_every_tokens": ("neither", 5),
     "compute.keep_checkpoints": ("neither", "all"),
     "compute.log_every_steps": ("neither", 5),

@@ -19,7 +19,7 @@ from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.spec import OptimizerSpec, PipelineSpec
-from glray.train.checkpoint import load_checkpoint, save_checkpoint
+from glray.train.checkpoint import Saver, load_checkpoint
 from glray.train.context import WorkerContext
 from glray.train.optimizer import build_optimizer
 from glray.train.probe import micro_batches
@@ -174,8 +174,10 @@ def test_the_random_state_and_the_moments_come_back(plain: Run, tmp_path: Path) 
     network, optimizer = network_and_optimizer()
     network(torch.ones(4, 3)).square().sum().backward()
     optimizer.step()
-    save_checkpoint(tmp_path, TrainState(step=1), network, optimizer, WorkerContext())
+    saver = Saver(tmp_path, WorkerContext())
+    saver.begin(TrainState(step=1), network, optimizer)
     drawn = torch.rand(5)
+    saver.commit()
 
     fresh, other = network_and_optimizer()
     (path,) = committed_checkpoints(tmp_path)

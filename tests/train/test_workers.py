@@ -1,6 +1,8 @@
 """Several workers train as one does: same tokens, same gradient, also where rows do not divide."""
 
 import json
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,17 +15,21 @@ from torch.distributed.tensor import DTensor
 
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import local_batches, stage_reads
+from glray.errors import UserError
 from glray.files import read_json
 from glray.model.config import model_config
 from glray.plan import make_plan
+from glray.run.checkpoint import CommittedFile, committed_checkpoints, step_of
 from glray.run.run import Run
-from glray.spec import PipelineSpec
+from glray.spec import PipelineSpec, fixed
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
+from glray.train.tensor_files import RankFile
 from glray.train.trainee import Trainee
 from glray.train.worker import train_all
 from tests.planned import planned
 
+from ..disk import files_of_a_kilobyte
 from ..group import Work, join_group, start_group, train
 from ..tiny import tiny_spec
 from ..tokens import write_tokens
@@ -189,3 +195,68 @@ def test_workers_that_come_and_go_go_on_at_the_cursor(
     assert [entry["num_workers"] for entry in executions] == [2, 3, 1, 4, 3]
     events = (tmp_path / "elastic" / "tiny" / "events.log").read_text()
     assert "bit-identity ends at step 3: num_workers 2 → 3; parallelism ddp → fsdp" in events
+
+
+def train_beside_a_slow_writer(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, out: str
+) -> None:
+    """Rank 1 writes nothing before the fourth logging boundary; rank 0 notes at each what counts
+    as a checkpoint."""
+    asked, released, seen = count(1), threading.Event(), []
+    write = RankFile.write
+
+    def slowly(file: RankFile, is_dropped: threading.Event) -> CommittedFile:
+        assert ctx.rank == 0 or released.wait(60)
+        return write(file, is_dropped)
+
+    def stop() -> bool:
+        seen.append([step_of(path) for path in committed_checkpoints(run.checkpoints)])
+        if next(asked) == 4:
+            released.set()
+        return False
+
+    (run,) = planned(spec, corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankFile, "write", slowly)
+        train_all(spec, corpus, replace(ctx, stop=stop))
+    if ctx.rank == 0:
+        Path(out).write_text(json.dumps(seen))
+
+
+def test_a_checkpoint_counts_once_the_slowest_rank_has_written(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    spec = tiny_spec(tmp_path, arms=(fixed(32),))  # checkpoints at 3, 6, 9; boundaries 2, 3, 4, 6
+    out = tmp_path / "seen.json"
+    in_a_group(train_beside_a_slow_writer, 2, spec, corpus, str(out))
+    seen = json.loads(out.read_text())
+    assert seen[:4] == [[]] * 4
+    assert 3 in seen[4]  # the next one waited for it
+    (run,) = planned(spec, corpus)
+    assert run.is_finished
+    shares = committed_checkpoints(run.checkpoints)[-1] / "tensors"
+    assert len(list(shares.iterdir())) == 2
+
+
+def train_with_one_full_disk(
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, out: str
+) -> None:
+    """No file of rank 1 can grow beyond a kilobyte; each rank notes what it says."""
+    disk = files_of_a_kilobyte() if ctx.rank == 1 else nullcontext()
+    with disk, pytest.raises(UserError) as error:
+        train_all(spec, corpus, ctx)
+    (Path(out) / f"rank-{ctx.rank}").write_text(str(error.value))
+
+
+def test_a_disk_that_is_full_for_one_rank_ends_all_with_the_same_line(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    spec = tiny_spec(tmp_path)
+    in_a_group(train_with_one_full_disk, 2, spec, corpus, str(tmp_path))
+    checkpoints = planned(spec, corpus)[0].checkpoints
+    said = {(tmp_path / f"rank-{rank}").read_text() for rank in range(2)}
+    assert said == {
+        f"{checkpoints}: the checkpoint of step 3 cannot be written: File too large; the one "
+        "before it stays, make room there and the same command goes on from it"
+    }
+    assert list(checkpoints.iterdir()) == []

@@ -384,6 +384,9 @@ class Execution(Record):
     compile: bool
     device: str
     """Name of the GPU, else of the CPU: rank 0's."""
+    deterministic: bool = True
+    """Whether the device's kernels give the same bits each time; older records are of CPUs, whose
+    do."""
     torch: str
     transformers: str
     micro_batch_tokens: dict[str, int]

@@ -27,6 +27,9 @@ class ComputeSpec(Spec):
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """Compile the decoder blocks with ``torch.compile``, for every length before step 0."""
+    deterministic: bool = False
+    """On a GPU, run only kernels that give the same bits each time, which are slower; a CPU's do
+    anyway."""
     micro_batch_tokens: Count | Literal["auto"] = 16_384
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""

@@ -7,6 +7,7 @@ undisturbed one; where it is not, the run says so. The environment is the machin
 seconds belong to.
 """
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -17,11 +18,36 @@ import torch
 import glray
 from glray.machine import usable_cpus, usable_memory_bytes
 from glray.run.records import Execution
+from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext
 
 CPU_MOST_TOKENS = 16_384
 """On a CPU more tokens at once make nothing faster."""
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+FIXED_WORKSPACES = (":4096:8", ":16:8")
+"""With one of these cuBLAS sums in the same order each time
+(https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html)."""
+
+
+def choose_kernels(compute: ComputeSpec, ctx: WorkerContext) -> None:
+    """Have PyTorch run deterministic kernels alone in this process, if the spec asks for them on a
+    GPU; before the first product there."""
+    if not compute.deterministic or ctx.device.type != "cuda":
+        return
+    os.environ.setdefault(CUBLAS_WORKSPACE, FIXED_WORKSPACES[0])
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if compute.compile:
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = True  # picks no kernel by its time
+
+
+def is_deterministic(device: torch.device) -> bool:
+    """Whether the same work gives the same bits each time: on a CPU it does."""
+    fixed = os.environ.get(CUBLAS_WORKSPACE) in FIXED_WORKSPACES
+    return device.type == "cpu" or (torch.are_deterministic_algorithms_enabled() and fixed)
 
 
 def execution(
@@ -36,6 +62,7 @@ def execution(
         activation_checkpointing=compute.activation_checkpointing,
         compile=compute.compile,
         device=device_name(ctx),
+        deterministic=is_deterministic(ctx.device),
         torch=torch.__version__,
         transformers=version("transformers"),
         micro_batch_tokens=micro_batch_tokens or declared_micro_batches(spec),

@@ -406,6 +406,12 @@ def open_session(
             state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
     if step:
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
+        if not execution.deterministic:
+            announcer.event(
+                f"{run.name}: bits are not promised from step {step:,} on: this GPU's kernels may "
+                "sum in another order each time; compute.deterministic=true asks for those that "
+                "do not"
+            )
     else:
         stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")

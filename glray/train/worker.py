@@ -18,7 +18,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.train.agenda import Agenda
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext, from_rank_zero
-from glray.train.execution import environment, execution
+from glray.train.execution import choose_kernels, environment, execution
 from glray.train.loop import train
 from glray.train.parallel import release_models
 from glray.train.probe.calibration import REPETITIONS, calibrate
@@ -48,6 +48,7 @@ def _train_all(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, announcer: Announcer
 ) -> None:
     directory = pipeline_directory(spec)
+    choose_kernels(spec.compute, ctx)
     executed = _execution(spec, corpus, ctx)
     start = starting_model(spec)
     known = with_calibration(spec)

@@ -114,6 +114,7 @@ FIELDS = {
     "compute.parallelism": ("neither", "fsdp"),
     "compute.activation_checkpointing": ("neither", True),
     "compute.compile": ("neither", True),
+    "compute.deterministic": ("neither", True),
     "compute.micro_batch_tokens": ("neither", 512),
     "compute.checkpoint_every_seconds": ("neither", 5),
     "compute.checkpoint_every_tokens": ("neither", 5),

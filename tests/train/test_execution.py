@@ -18,9 +18,10 @@ from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import TrainState
 from glray.run.run import Run
-from glray.spec import OptimizerSpec, PipelineSpec
+from glray.spec import ComputeSpec, OptimizerSpec, PipelineSpec
 from glray.train.checkpoint import Saver, load_checkpoint
 from glray.train.context import WorkerContext
+from glray.train.execution import choose_kernels, is_deterministic
 from glray.train.optimizer import build_optimizer
 from glray.train.probe import micro_batches
 from glray.train.trainee import Trainee
@@ -131,6 +132,42 @@ def test_a_resume_that_cannot_keep_the_bits_says_so(tmp_path: Path, corpus: Prep
     assert events.count("bit-identity") == 1
     executions = read_json(tmp_path / "tiny" / "grow-seed0" / "run.json")["executions"]
     assert [entry["first_step"] for entry in executions] == [0, step]
+
+
+def test_bits_are_promised_where_kernels_are_deterministic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu, cpu = WorkerContext(device=torch.device("cuda")), WorkerContext()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert is_deterministic(cpu.device)
+    assert not is_deterministic(gpu.device)
+    asked = ComputeSpec(deterministic=True)
+    for compute, ctx in ((ComputeSpec(), gpu), (asked, cpu)):  # nothing to choose
+        choose_kernels(compute, ctx)
+        assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        choose_kernels(asked, gpu)
+        assert is_deterministic(gpu.device)
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+        assert not is_deterministic(gpu.device)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_a_resume_without_deterministic_kernels_says_that_bits_are_not_promised(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glray.train.execution.is_deterministic", lambda device: False)  # a GPU's
+    spec = spec_with(tmp_path).derive(only=["fixed32"])
+    asked = iter([False, True])
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
+    train_all(spec, corpus, WorkerContext())
+    events = (tmp_path / "tiny" / "events.log").read_text()
+    assert events.count("bits are not promised") == 1
+    assert "fixed32-seed0: bits are not promised from step 3 on: this GPU's kernels may" in events
+    (executed,) = read_json(tmp_path / "tiny" / "fixed32-seed0" / "run.json")["executions"]
+    assert executed["deterministic"] is False
 
 
 def fill_the_disk(spec: PipelineSpec, corpus: PreparedCorpus, answer: SimpleQueue[str]) -> None:

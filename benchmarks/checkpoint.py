@@ -64,7 +64,7 @@ def measured(work: Path, num_rounds: int) -> dict[str, Any]:
         quiet = [trainee.step_seconds(batch) for _ in range(QUIET_STEPS)]
         copies.append(seconds_of(lambda number=number: begin(number)))  # type: ignore[misc]
         start, beside = time.perf_counter(), []
-        while not saver.is_written:
+        while not beside or not saver.is_written:
             beside.append(trainee.step_seconds(batch))
         writings.append(time.perf_counter() - start)
         commits.append(seconds_of(saver.commit))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -57,19 +58,24 @@ def measured(work: Path, num_rounds: int) -> dict[str, Any]:
     def begin(number: int) -> None:
         saver.begin(TrainState(step=number), network, optimizer)
 
+    def save_at_once(number: int) -> None:
+        begin(number)
+        saver.commit()
+
     for _ in range(QUIET_STEPS):
         trainee.step_seconds(batch)
-    copies, writings, commits, slowdowns, counts = [], [], [], [], []
+    copies, writings, commits, slowdowns, num_beside = [], [], [], [], 0
     for number in range(1, num_rounds + 1):
         quiet = [trainee.step_seconds(batch) for _ in range(QUIET_STEPS)]
-        copies.append(seconds_of(lambda number=number: begin(number)))  # type: ignore[misc]
-        start, beside = time.perf_counter(), []
+        copies.append(seconds_of(partial(begin, number)))
+        start = time.perf_counter()
+        beside: list[float] = []
         while not beside or not saver.is_written:
             beside.append(trainee.step_seconds(batch))
         writings.append(time.perf_counter() - start)
         commits.append(seconds_of(saver.commit))
         slowdowns.append(median(beside) / median(quiet))
-        counts.append(len(beside))
+        num_beside += len(beside)
         print(
             f"copied in {copies[-1]:.2f} s, written beside {len(beside)} steps in "
             f"{writings[-1]:.1f} s, committed in {commits[-1]:.3f} s; a step {median(quiet):.3f} s "
@@ -77,7 +83,7 @@ def measured(work: Path, num_rounds: int) -> dict[str, Any]:
             flush=True,
         )
     at_once = [
-        seconds_of(lambda number=number: (begin(number), saver.commit()))  # type: ignore[misc]
+        seconds_of(partial(save_at_once, number))
         for number in range(num_rounds + 1, num_rounds + 4)
     ]
     saver.close()
@@ -92,7 +98,7 @@ def measured(work: Path, num_rounds: int) -> dict[str, Any]:
             "median_of_the_others": round(median(blocked[1:]), 3),
         },
         "written_beside_steps_seconds": round(median(writings), 1),
-        "steps_beside": sum(counts),
+        "steps_beside": num_beside,
         "step_beside_over_alone": {
             "median": round(middle, 3),
             "quartiles": [round(first, 3), round(third, 3)],

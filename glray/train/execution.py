@@ -37,7 +37,7 @@ def choose_kernels(compute: ComputeSpec, ctx: WorkerContext) -> None:
         return
     os.environ.setdefault(CUBLAS_WORKSPACE, FIXED_WORKSPACES[0])
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.compile:
         import torch._inductor.config as inductor
 

@@ -205,14 +205,16 @@ class _Sent:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def received(self) -> tuple[list[float], list[dict[str, float]], list[int], Signals]:
+    def received(self) -> tuple[list[float], list[dict[str, Any]], list[int], Signals]:
         """Loss, norms and checksum of each step, and the signals; waits for the device."""
         if self._event is not None:
             self._event.synchronize()
         floats, integers = (number.tolist() for number in self._numbers)
         num_steps = len(self.pending)
         values = iter(floats[num_steps:])
-        norms = [{name: next(values) for name in step.norms} for step in self.pending]
+        norms: list[dict[str, Any]] = [
+            {name: next(values) for name in step.norms} for step in self.pending
+        ]
         stop, is_due, num_written = integers[num_steps:]
         signals = Signals(bool(stop), bool(is_due), num_written)
         return floats[:num_steps], norms, integers[:num_steps], signals

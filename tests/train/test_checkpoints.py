@@ -173,8 +173,8 @@ def test_checkpoints_by_time_change_no_bit(
     with pytest.raises(KeyboardInterrupt):
         train_all(spec, corpus, WorkerContext(stop=die))
     assert committed_steps(planned(spec, corpus)[0]) == []
-    asked = iter([False] * 2 + [True])
-    train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
+    stops = iter([False] * 2 + [True])
+    train_all(spec, corpus, WorkerContext(stop=lambda: next(stops)))
     grow = planned(spec, corpus)[0]
     assert {2, 4, 6} <= {*committed_steps(grow)}
     train_all(spec, corpus, WorkerContext())

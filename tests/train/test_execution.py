@@ -152,7 +152,7 @@ def test_bits_are_promised_where_kernels_are_deterministic(
         assert not is_deterministic(gpu.device)
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def test_a_resume_without_deterministic_kernels_says_that_bits_are_not_promised(

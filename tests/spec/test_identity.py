@@ -117,6 +117,7 @@ FIELDS = {
     "compute.micro_batch_tokens": ("neither", 512),
     "compute.checkpoint_every_tokens": ("neither", 5),
     "compute.keep_checkpoints": ("neither", "all"),
+    "compute.calibrate": ("neither", True),
     "compute.log_every_steps": ("neither", 5),
     "compute.wandb_project": ("neither", "other"),
     "compute.wait_seconds": ("neither", 5),

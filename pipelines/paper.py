@@ -39,7 +39,8 @@ class Paper(Spec):
     def equal_tokens(self) -> PipelineSpec:
         """Fixed 128, fixed 1024 and growing, on as many tokens."""
         budget = {"tokens": self.tokens, "seconds": None}
-        return self._pipeline("equal-tokens", budget=budget, ratios_in="tokens", compute=self.alone)
+        compute = {"calibrate": True, **self.alone}
+        return self._pipeline("equal-tokens", budget=budget, ratios_in="tokens", compute=compute)
 
     def size(self, name: str) -> PipelineSpec:
         """Fixed 1024 and growing, with a model of another size."""

@@ -13,7 +13,14 @@ from glray.machine import usable_cpus
 from glray.progress import working
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.profile import Profile, profile_path
-from glray.run.run import ENDS, Run, pipeline_directory, run_directory, with_calibration
+from glray.run.run import (
+    ENDS,
+    Run,
+    is_calibration_missing,
+    pipeline_directory,
+    run_directory,
+    with_calibration,
+)
 from glray.run.start import unapplied_fields
 from glray.spec import PipelineSpec
 from glray.spec.training import rate_text
@@ -51,11 +58,16 @@ def trained_runs(spec: PipelineSpec) -> list[Run]:
             f"{source.blocks.num_tokens:,} tokens are never targets"
         )
     _say_unapplied([run for run in runs or [] if run.has_ended])
-    if runs is not None and all(run.has_ended for run in runs):
+    to_calibrate = is_calibration_missing(spec)
+    if not to_calibrate and runs is not None and all(run.has_ended for run in runs):
         finished = all(run.is_finished for run in runs)
         ended = "is finished" if finished else "is finished or has diverged"
         console.print(f"every run {ended}, nothing to train")
-    elif runs is None or not all(run.has_ended or excessive_rise(run) for run in runs):
+    elif (
+        to_calibrate
+        or runs is None
+        or not all(run.has_ended or excessive_rise(run) for run in runs)
+    ):
         exit_status = _train(spec, corpus)
         runs = plan_runs(with_calibration(spec), corpus, start)
         if exit_status or runs is None:

@@ -99,6 +99,8 @@ class Judgement:
     """The arm's less the other's, in nats per token; None where a run lacks it, and of seconds."""
     shares: tuple[float, ...] = ()
     """Of seconds: each repetition's difference as a share of the other's."""
+    clock: str = "measured"
+    """Which seconds those are."""
     remark: str = ""
     """What the numbers leave out."""
     long_context: LongContext | None = None
@@ -119,7 +121,7 @@ class Judgement:
             ours, theirs = (f"{seconds_text(seconds)} s" for seconds in self.means)
             spread = f"{min(self.shares):+.1%} to {max(self.shares):+.1%}"
             return (
-                f"{claim.arm} {ours}, {claim.against} {theirs} measured: "
+                f"{claim.arm} {ours}, {claim.against} {theirs} {self.clock}: "
                 f"{fmean(self.shares):+.1%} ({spread} in {len(self.shares)} repetitions)."
             )
         if self.estimate is None:
@@ -254,13 +256,30 @@ def _judged_by_clock(claim: ClaimSpec, compared: tuple[Arm, Arm], reason: str) -
     unfinished = [arm.unfinished for arm in compared if arm.unfinished]
     if unfinished:
         return Judgement(claim, inconclusive("; ".join(unfinished)), len(ours.runs))
-    pairs = zip(ours.runs, theirs.runs, strict=True)
-    shares = tuple(own.measured_seconds / other.measured_seconds - 1 for own, other in pairs)
+    seconds, clock = _clocks(ours, theirs)
+    shares = tuple(own / other - 1 for own, other in seconds)
     outcome = inconclusive(reason) if reason else judge_seconds(shares, claim.within)
     if not claim.primary:
         outcome = Outcome(Verdict.DESCRIPTIVE)
-    means = (ours.measured_seconds, theirs.measured_seconds)
-    return Judgement(claim, outcome, len(ours.runs), means, shares=shares)
+    own, other = zip(*seconds, strict=True)
+    means = (fmean(own), fmean(other))
+    return Judgement(claim, outcome, len(ours.runs), means, shares=shares, clock=clock)
+
+
+def _clocks(ours: Arm, theirs: Arm) -> tuple[list[tuple[float, float]], str]:
+    """Both arms' seconds in each repetition, and which seconds they are. Calibrated ones where one
+    calibration timed both, step beside step, and did not decide the steps itself; else those
+    that were measured, run after run."""
+    runs = (ours.runs[0], theirs.runs[0])
+    alone = len({run.directory.parent for run in runs}) == 1
+    decides = any(run.calibrated_seconds is not None for run in runs)
+    repetitions = runs[0].calibration.repetitions if runs[0].calibration else ()
+    if alone and not decides and repetitions:
+        plans = [run.plan for run in runs]
+        first, second = ([p.total_cost(costs) / 1e6 for costs in repetitions] for p in plans)
+        return list(zip(first, second, strict=True)), "calibrated"
+    pairs = zip(ours.runs, theirs.runs, strict=True)
+    return [(own.measured_seconds, other.measured_seconds) for own, other in pairs], "measured"
 
 
 # ---- long context

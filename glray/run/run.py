@@ -40,6 +40,7 @@ from glray.tree import run_name
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 METRICS = "metrics.jsonl"
+CALIBRATION = "calibration.json"
 ENDS = (RESULT, DIVERGED) = ("result.json", "diverged.json")
 """What is written last: of a run that is finished, and of one that diverged."""
 STOPPED = "stopped.json"
@@ -214,7 +215,7 @@ class Run:
     @cached_property
     def calibration(self) -> Calibration | None:
         """What gave its stages their steps; None where nothing was calibrated."""
-        return Calibration.read(self.directory.parent / "calibration.json")
+        return Calibration.read(self.directory.parent / CALIBRATION)
 
     @cached_property
     def stages(self) -> "tuple[RunStage, ...]":
@@ -378,6 +379,14 @@ def run_directory(spec: PipelineSpec, arm: str, seed: int) -> Path:
     return pipeline_directory(spec) / run_name(arm, seed)
 
 
+def is_calibration_missing(spec: PipelineSpec) -> bool:
+    """Whether a calibration is still to be measured, one that decides the steps or one on
+    request."""
+    if spec.needs_calibration:
+        return with_calibration(spec).calibration is None
+    return spec.compute.calibrate and not (pipeline_directory(spec) / CALIBRATION).is_file()
+
+
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     """The spec with the calibration of its pipeline's directory, if it needs one and has none.
 
@@ -386,7 +395,7 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     directory = pipeline_directory(spec)
     if not spec.needs_calibration or spec.calibration is not None:
         return spec
-    recorded = Calibration.read(directory / "calibration.json")
+    recorded = Calibration.read(directory / CALIBRATION)
     if recorded is None or not any(directory.glob("*/run.json")):
         return spec
     return spec.derive(calibration={"step_microseconds": recorded.step_microseconds})

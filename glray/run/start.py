@@ -63,11 +63,11 @@ def recorded_manifest(run: Run) -> Manifest | None:
 
 def unapplied_fields(run: Run) -> list[str]:
     """The fields of the spec that differ from those a finished run was trained with: nothing of it
-    is done again, so they are not applied. Its place does not count."""
+    is done again, so they are not applied. Its place does not count, nor what is only measured."""
     recorded = load_pipeline(run.directory / "spec.yaml").model_dump(mode="json")
     changes = differences(recorded, run.spec.model_dump(mode="json"))
     fields = [change.partition(":")[0] for change in changes]
-    return [field for field in fields if field != "compute.storage"]
+    return [field for field in fields if field not in ("compute.storage", "compute.calibrate")]
 
 
 def _predicted_seconds(run: Run, execution: Execution) -> float | None:

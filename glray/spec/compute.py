@@ -42,6 +42,9 @@ class ComputeSpec(Spec):
     """Checkpoints that stay beside the latest two: those at the ends of stages, or all, so that
     other pipelines can go on from there (``start``). None: an older one stays only as long as an
     arm of the pipeline is still to fork from it."""
+    calibrate: bool = False
+    """Measure what a step costs at each length even where nothing is declared in seconds: then
+    claims about seconds are judged by that."""
     log_every_steps: Count = 10
     """Steps between metrics, which are then copied from the device and written."""
     wandb_project: str | None = Field(default=None, min_length=1)

@@ -105,6 +105,12 @@ class PipelineSpec(Spec):
         """Whether seconds decide anything: the budget's end or the stages' boundaries."""
         return self.budget.seconds is not None or self.ratios_in == "seconds"
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a step's cost is measured before step 0: where it decides anything, or on
+        request."""
+        return self.needs_calibration or self.compute.calibrate
+
     def arm(self, name: str) -> ArmSpec:
         """The arm of that name. Raises ValueError."""
         for arm in self.arms:

@@ -11,7 +11,12 @@ from glray.files import sole_writer, write_text
 from glray.model.config import starting_model
 from glray.progress import heard_by, working
 from glray.run.records import Calibration, Execution, Progress, mean_costs
-from glray.run.run import pipeline_directory, with_calibration
+from glray.run.run import (
+    CALIBRATION,
+    is_calibration_missing,
+    pipeline_directory,
+    with_calibration,
+)
 from glray.run.start import record_start
 from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
@@ -52,7 +57,7 @@ def _train_all(
     executed = _execution(spec, corpus, ctx)
     start = starting_model(spec)
     known = with_calibration(spec)
-    is_missing = spec.needs_calibration and known.calibration is None
+    is_missing = is_calibration_missing(spec)
     # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
     if from_rank_zero(ctx, int(is_missing)):
         known = _calibrated(spec, corpus, ctx, executed)
@@ -129,10 +134,12 @@ def _calibrated(
     if means is not None:
         costs = mean_costs(means)
         Calibration(step_microseconds=costs, repetitions=means, environment=environment(ctx)).write(
-            directory / "calibration.json"
+            directory / CALIBRATION
         )
         if ctx.group.claims("calibration"):
             shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
             Announcer(directory, ctx).event(f"calibration: a step takes {shown}")
+    if not spec.needs_calibration:  # it was measured on request, and decides nothing
+        return spec
     costs = {n: from_rank_zero(ctx, costs[n]) for n in spec.all_seq_lens}
     return spec.derive(calibration={"step_microseconds": costs})

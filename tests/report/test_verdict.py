@@ -374,6 +374,26 @@ def test_seconds_have_a_range_and_no_interval(tmp_path: Path) -> None:
     assert judgement.sentence.endswith(numbers)
 
 
+def test_seconds_are_those_of_steps_timed_side_by_side_if_they_were(tmp_path: Path) -> None:
+    # 10 steps of 4 and 5 of 8 against 10 of 8, at 1 : 2, 1 : 3 and 1 : 1.5 seconds. The first run
+    # was slow, which does not count.
+    options: dict[str, Any] = {"budget_seconds": None, "calibrated": False}
+    arms = {
+        name: arm(tmp_path, name, stages, (5.0, 5.0, 5.0), slowdown=slowdown, **options)
+        for name, stages, slowdown in [
+            ("grow", [(4, 10), (8, 5)], 9.0),
+            ("fixed8", [(8, 10)], 1.0),
+        ]
+    }
+    repetitions = [{4: 1_000_000, 8: cost} for cost in (2_000_000, 3_000_000, 1_500_000)]
+    recorded = Calibration(step_microseconds=repetitions[0], repetitions=repetitions)
+    recorded.write(tmp_path / "calibration.json")
+    judgement = judged(LOWER.derive(measure="seconds", at=None), arms)
+    assert judgement.shares == pytest.approx((20 / 20 - 1, 25 / 30 - 1, 17.5 / 15 - 1))
+    assert judgement.outcome.verdict is Verdict.WITHIN_NOISE
+    assert "grow 20.8 s, fixed8 21.7 s calibrated" in judgement.sentence
+
+
 def test_what_is_not_primary_has_no_verdict_on_seconds_either(tmp_path: Path) -> None:
     arms = two_arms(tmp_path, (4.8, 4.8, 4.8), (5.0, 5.0, 5.0), slowdown=1.25)
     judgement = judged(LOWER.derive(measure="seconds", at=None, primary=False), arms)

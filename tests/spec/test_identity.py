@@ -119,6 +119,7 @@ FIELDS = {
     "compute.checkpoint_every_seconds": ("neither", 5),
     "compute.checkpoint_every_tokens": ("neither", 5),
     "compute.keep_checkpoints": ("neither", "all"),
+    "compute.calibrate": ("neither", True),
     "compute.log_every_steps": ("neither", 5),
     "compute.wandb_project": ("neither", "other"),
     "compute.wait_seconds": ("neither", 5),

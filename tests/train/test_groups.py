@@ -1,5 +1,6 @@
 """Worker groups side by side: each run is one group's, and they calibrate together."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from glray.files import sole_writer, write_text
 from glray.ray import train as ray_train
 from glray.ray.coordinator import launch
 from glray.run.records import Calibration
+from glray.run.run import Run
 from glray.spec import PipelineSpec
 from glray.train import agenda, worker
 from glray.train import group as group_module
@@ -25,7 +27,7 @@ from tests.planned import planned
 
 from ..group import join_group, start_group, train
 from ..killing import same_run
-from ..tiny import tiny_spec
+from ..tiny import arm, tiny_spec
 
 
 def test_a_run_is_the_first_groups_that_asks_and_stays_its_own(tmp_path: Path) -> None:
@@ -174,6 +176,23 @@ def test_groups_train_with_the_mean_of_what_they_measured_at_once(
     assert recorded is not None
     assert recorded.step_microseconds == mean
     assert [costs[8] for costs in recorded.repetitions] == [2000, 2150]
+
+
+def test_a_calibration_on_request_decides_nothing(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(tmp_path, budget={"tokens": 256}, arms=(arm("fixed8", 8),))
+    train_all(spec, corpus, WorkerContext())
+    recorded = tmp_path / "tiny" / "calibration.json"
+    assert not recorded.exists()
+    timed = spec.derive(compute={"calibrate": True})
+    monkeypatch.setattr(worker, "calibrate", lambda *_: [{8: 1000}, {8: 1200}])
+    train_all(timed, corpus, WorkerContext())  # also of runs that have ended
+    assert json.loads(recorded.read_text())["step_microseconds"] == {"8": 1100}
+    monkeypatch.setattr(worker, "calibrate", lambda *_: pytest.fail("measured again"))
+    train_all(timed, corpus, WorkerContext())
+    (run,) = planned(timed, corpus)
+    assert Run.open(run.directory).calibrated_seconds is None
 
 
 def test_a_group_that_does_not_come_is_not_waited_for_for_ever(

@@ -57,7 +57,8 @@ def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Within the block a forward pass computes in ``precision``; weights stay float32."""
+    """Within the block a forward pass computes in ``precision``; weights stay float32. TF32 is off
+    on purpose (``PipelineSpec.precision``)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

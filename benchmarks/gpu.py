@@ -40,6 +40,7 @@ def measure_part(part: str, out: Path, seconds: float) -> None:
     """Take the measures of a part in this process. Exits with 1 if one of them is missing."""
     gpu = torch.cuda.is_available()
     ctx = WorkerContext(device=torch.device("cuda" if gpu else "cpu"))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(math.ceil(seconds))  # ends this process, also out of a wait for the device
     measures = Measures(f"gpu-{part}" if gpu else f"gpu-toy-{part}", out, ctx, seconds)
     with tempfile.TemporaryDirectory() as work:

@@ -24,17 +24,64 @@ def measures(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())["measures"] if path.exists() else {}
 
 
-@pytest.fixture
-def python_without_ray(tmp_path: Path) -> Path:
-    """An environment with all that this one has, Ray apart."""
-    venv.create(tmp_path / "venv", symlinks=True)
-    (packages,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+def link_packages_without_ray(folder: Path) -> None:
+    """All packages that this environment has, Ray apart."""
     for entry in Path(pytest.__file__).parents[1].iterdir():
         if entry.name != "ray" and not entry.name.startswith("ray-"):
-            (packages / entry.name).symlink_to(entry)
+            (folder / entry.name).symlink_to(entry)
+
+
+def main_without_ray(packages: Path, arguments: list[str]) -> None:
+    """``gpu.main`` in this process, which finds no package but those of a folder, and no Ray."""
+    sys.modules["ray"] = None  # type: ignore[assignment]
+    sys.path = [str(packages) if Path(path).name == "site-packages" else path for path in sys.path]
+    gpu.main(arguments)
+
+
+def test_what_was_measured_before_a_kill_is_kept_and_the_rest_needs_no_ray(tmp_path: Path) -> None:
+    packages, out = tmp_path / "packages", tmp_path / "out"
+    packages.mkdir()
+    link_packages_without_ray(packages)
+    context = multiprocessing.get_context("fork")
+
+    def start(*parts: str) -> multiprocessing.process.BaseProcess:
+        arguments = [*(f"--part={part}" for part in parts), "--out", str(out)]
+        process = context.Process(target=main_without_ray, args=(packages, arguments))
+        process.start()
+        return process
+
+    killed = start("loss")
+    while not measures(out / "gpu-toy-loss.json"):
+        assert killed.is_alive()
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    before = measures(out / "gpu-toy-loss.json")
+    assert "kernels of a step" not in before
+    again = start("loss", "steps")
+    again.join()
+    assert again.exitcode == 0
+    after = measures(out / "gpu-toy-loss.json")
+    assert before.items() <= after.items()  # not measured again
+    assert set(after) >= {"loss, eager", "matrix products", "a block at 64", "kernels of a step"}
+    steps = measures(out / "gpu-toy-steps.json")
+    assert set(steps) >= {"256 tokens at 64", "256 tokens at 128", "loop, flushed every 10 steps"}
+    assert steps["256 tokens at 64"]["seconds"] > 0
+    machine = json.loads((out / "gpu-toy-steps.json").read_text())["environment"]
+    assert (machine["ray"], machine["gpu"]) == (None, None)
+
+
+@pytest.fixture
+def python_without_ray(tmp_path: Path) -> Path:
+    """An environment without Ray."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+    link_packages_without_ray(packages)
     return tmp_path / "venv" / "bin" / "python"
 
 
+@pytest.mark.soak
 def test_every_part_measures_without_ray_but_the_run(
     tmp_path: Path, python_without_ray: Path
 ) -> None:
@@ -61,29 +108,6 @@ def test_every_part_measures_without_ray_but_the_run(
     assert done.returncode == 1
     machine = json.loads((out / "gpu-toy-loss.json").read_text())["environment"]
     assert (machine["ray"], machine["gpu"]) == (None, None)
-
-
-def test_what_was_measured_before_a_kill_is_kept_and_not_measured_again(tmp_path: Path) -> None:
-    path = tmp_path / "gpu-toy-loss.json"
-    context = multiprocessing.get_context("fork")
-    arguments = ["--part", "loss", "--out", str(tmp_path)]
-    killed = context.Process(target=gpu.main, args=(arguments,))
-    killed.start()
-    while not measures(path):
-        assert killed.is_alive()
-        time.sleep(0.005)
-    killed.kill()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    before = measures(path)
-    assert "kernels of a step" not in before
-    again = context.Process(target=gpu.main, args=(arguments,))
-    again.start()
-    again.join()
-    assert again.exitcode == 0
-    after = measures(path)
-    assert before.items() <= after.items()
-    assert "kernels of a step" in after
 
 
 def test_a_part_is_ended_when_its_time_is_over_and_the_next_one_begins(

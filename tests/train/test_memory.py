@@ -1,14 +1,23 @@
 """What does not fit a GPU is known as such, whoever says so, and at the same byte on every rank."""
 
+import gc
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.train.context import WorkerContext
+from glray.train.execution import execution
+from glray.train.probe import calibration
 from glray.train.probe.memory import gpu_peak_bytes, is_out_of_memory
 from glray.train.trainee import Trainee
+
+from ..tiny import tiny_spec
 
 GPU = torch.device("cuda", 0)
 OUT_OF_MEMORY = [
@@ -85,3 +94,29 @@ def test_a_length_that_does_not_fit_is_one_line_before_step_0(
     batch = SimpleNamespace(seq_len=32, tokens_per_batch=64)
     with pytest.raises(UserError, match=r"64 tokens at seq_len 32 do not fit .*ALLOC_FAILED"):
         trainee.warm_up([batch])  # type: ignore[list-item]
+
+
+def test_no_repetition_of_the_calibration_holds_the_model_of_another(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the collector frees a model that refers to itself, as a compiled one does."""
+    made: list[weakref.ref[Trainee]] = []
+    scratch = Trainee.scratch
+
+    def refers_to_itself(*arguments: Any) -> Trainee:
+        assert not any(each() for each in made)
+        trainee = scratch(*arguments)
+        trainee.itself = trainee  # type: ignore[attr-defined]
+        made.append(weakref.ref(trainee))
+        return trainee
+
+    monkeypatch.setattr(Trainee, "scratch", refers_to_itself)
+    monkeypatch.setattr(calibration, "ENOUGH_SECONDS", 0.0)
+    spec, ctx = tiny_spec(tmp_path), WorkerContext()
+    gc.disable()  # it might come by itself
+    try:
+        repetitions = calibration.calibrate(spec, corpus, ctx, execution(spec, ctx))
+    finally:
+        gc.enable()
+    assert len(made) == len(repetitions) == calibration.REPETITIONS
+    assert not any(each() for each in made)

@@ -10,7 +10,8 @@ On a GPU that takes longer than the products, so there ``compile_losses`` fuses 
 then only ever in memory in the precision of the products, and chunks can be larger.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, compiled: bool
     ) -> torch.Tensor:
-        losses_of = _compiled_losses if compiled else _losses
+        losses_of = _compiled(_losses) if compiled else _losses
         with torch.autocast(hidden.device.type, enabled=False):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             hidden_grad = torch.empty_like(hidden)
@@ -114,7 +115,7 @@ def _each_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, compiled: bool
 ) -> torch.Tensor:
     """Loss of each target, float32[n]."""
-    losses_of = _compiled_losses_by_logits if compiled else _losses_by_logits
+    losses_of = _compiled(_losses_by_logits) if compiled else _losses_by_logits
     losses = [
         losses_of(_product(hidden[chunk], weight.T), targets[chunk])
         for chunk in _chunks(len(targets), compiled)
@@ -142,10 +143,12 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total += left @ right
 
 
-_compiled_losses = torch.compile(_losses, dynamic=False)
-_compiled_losses_by_logits = torch.compile(_losses_by_logits, dynamic=False)
-# Each number of targets has its own graph, as each size of a micro-batch has its own of a block: a
-# shorter last chunk is not padded.
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled, the same one for every model; on first use, as the compiler takes
+    seconds to import. Each number of targets has its own graph, as each size of a micro-batch has
+    its own of a block: a shorter last chunk is not padded."""
+    return torch.compile(function, dynamic=False)
 
 
 def _chunks(num_targets: int, compiled: bool) -> Iterator[slice]:

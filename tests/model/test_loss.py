@@ -119,8 +119,7 @@ def test_compiled_losses_and_their_gradients_are_those_of_the_plain_loss(
     monkeypatch.setattr(loss, "COMPILED_CHUNK_TARGETS", 8)
     monkeypatch.setattr(loss, "_add_product", add_product)
     monkeypatch.setattr(loss, "_product", product)
-    for name in ("losses", "losses_by_logits"):
-        monkeypatch.setattr(loss, f"_compiled_{name}", traced(getattr(loss, f"_{name}")))
+    monkeypatch.setattr(loss, "_compiled", traced)
     hidden, weight, targets = loss_inputs(21, 128, dtype)
     summed = loss._SummedLoss.apply(hidden, weight, targets, True)  # type: ignore[no-untyped-call]
     found = torch.autograd.grad(summed, (hidden, weight))
@@ -169,7 +168,7 @@ def test_the_compiler_has_only_the_logits_and_their_gradient_in_memory() -> None
         torch.no_grad(),
         pytest.raises(InductorError, match="Seen"),
     ):
-        loss._compiled_losses(hidden, weight, targets)
+        loss._compiled(loss._losses)(hidden, weight, targets)
     allocated = re.findall(r"= empty_strided_cpu\((\(.*?\)), \(.*?\), torch\.(\w+)\)", code)
     large = [dtype for shape, dtype in allocated if "1000" in shape]
     assert large == ["bfloat16", "bfloat16"], allocated

@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 MARK = "GLRAY_BENCHMARK"
 """A variable that all of them inherit."""
 
 
-def start_glray_run(spec_path: Path, work: Path) -> subprocess.Popen[bytes]:
-    """``glray run``, marked with its folder."""
+def start_glray_run(
+    spec_path: Path, work: Path, log: IO[str] | None = None
+) -> subprocess.Popen[bytes]:
+    """``glray run``, marked with its folder; what it says goes to ``log``, or errors alone to the
+    terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "glray", "run", str(spec_path)],
-        stdout=subprocess.DEVNULL,
+        stdout=log or subprocess.DEVNULL,
+        stderr=log,
         env=os.environ | {MARK: str(work)},
     )
 

@@ -12,20 +12,31 @@ from glray.train.execution import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def keep(name: str, figures: dict[str, Any]) -> None:
-    """Write ``results/NAME.json`` with command, commit, hardware and versions."""
-    machine = environment(WorkerContext())
-    for of_a_run in ("num_workers", "threads_per_worker"):
-        del machine[of_a_run]
+def keep(
+    name: str,
+    figures: dict[str, Any],
+    ctx: WorkerContext | None = None,
+    folder: Path = RESULTS,
+) -> None:
+    """Write ``NAME.json`` at once, with command, commit, versions and the hardware of ``ctx``, by
+    default this machine's CPU."""
     result = {
         "benchmark": name,
         "command": " ".join(["python", *map(_without_folder, sys.argv)]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "environment": machine,
+        "environment": machine(ctx or WorkerContext()),
         **figures,
     }
-    write_json(RESULTS / f"{name}.json", result)
-    print(f"kept: {RESULTS.name}/{name}.json")
+    write_json(folder / f"{name}.json", result)
+    print(f"kept: {folder.name}/{name}.json", flush=True)
+
+
+def machine(ctx: WorkerContext) -> dict[str, Any]:
+    """Commit, versions and hardware: what a run's environment has that is not of the run."""
+    found = environment(ctx)
+    for of_a_run in ("num_workers", "threads_per_worker"):
+        del found[of_a_run]
+    return found
 
 
 def _without_folder(argument: str) -> str:

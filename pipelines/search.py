@@ -56,7 +56,14 @@ def cluster() -> PipelineSpec:
         optimizer={"lr": 6e-4},
         precision="bfloat16",
         evaluation={"num_tokens": 262_144, "every_tokens": 30_000_000},
-        compute=ComputeSpec(cpus_per_worker=8, use_gpu=True, compile=True),
+        compute=ComputeSpec(
+            cpus_per_worker=8,
+            use_gpu=True,
+            compile=True,
+            micro_batch_tokens="auto",
+            checkpoint_every_tokens=200_000_000,
+            log_every_steps=50,
+        ),
         search={
             "lengths": ((128, 1024), (128, 256, 512, 1024)),
             "lrs": log_rates(3e-4, 1.2e-3, num=3),

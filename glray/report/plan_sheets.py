@@ -40,6 +40,8 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
         f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
         f"chunks × {spec.chunk_tokens:,} tokens",
     ]
+    if remark := gpu_remark(spec):
+        parts.append(remark)
     if spec.start is not None:
         own = "" if len(spec.seeds) == 1 else "; each other seed from its own run"
         parts.append(f"every run {Parents.of(spec).first.record.sentence}{own}")
@@ -54,6 +56,18 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
     if drawn := tree_text(spec):
         parts.append(f"\n{drawn}")
     return parts if profile is None else [*parts, _origin(profile, costs is not None, by_prices)]
+
+
+def gpu_remark(spec: PipelineSpec) -> str | None:
+    """One line on what makes training on a GPU slow for no need; None if nothing does."""
+    slow = []
+    if spec.precision == "float32":
+        slow.append("in float32 (--set precision=bfloat16)")
+    if not spec.compute.compile:
+        slow.append("not compiled (--set compute.compile=true)")
+    if not spec.compute.use_gpu or not slow:
+        return None
+    return f"on a GPU, but {' and '.join(slow)}: most of its speed is left unused"
 
 
 def tree_text(spec: PipelineSpec) -> str | None:

@@ -538,8 +538,23 @@ class Calibration(Record):
     environment: dict[str, Any] = Field(default_factory=dict)
 
 
-class MicroBatches(Record):
-    """``micro_batches.json``: what fits in memory at once, under which conditions."""
+class ProbedMicroBatches(Record):
+    """What fits in memory at once under some conditions."""
 
     conditions: dict[str, Any]
     micro_batch_tokens: dict[str, int]
+    """By length."""
+
+
+class MicroBatches(Record):
+    """``micro_batches.json``: what was probed, once under each conditions (a group that grows and
+    shrinks comes back to those of before)."""
+
+    remedy = "delete it: what fits in memory is probed again"
+
+    probed: tuple[ProbedMicroBatches, ...] = ()
+
+    def under(self, conditions: dict[str, Any]) -> dict[str, int] | None:
+        """Tokens of a micro-batch by length; None if these conditions were not probed."""
+        found = (each.micro_batch_tokens for each in self.probed if each.conditions == conditions)
+        return next(found, None)

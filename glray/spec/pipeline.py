@@ -62,7 +62,9 @@ class PipelineSpec(Spec):
     optimizer: OptimizerSpec
     """Optimizer and learning rate."""
     precision: Precision = "float32"
-    """Precision of the forward and backward pass; weights and optimizer stay in float32."""
+    """Precision of the forward and backward pass; weights and optimizer stay in float32. On a GPU
+    float32 is never TF32: its 11 significant bits do not hold positions beyond 2,048, and some
+    versions of ``transformers`` compute rotary angles by a matrix product."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Every arm runs once for each seed, which draws the order of the tokens and, of a declared
     model, the initial weights."""

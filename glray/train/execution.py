@@ -9,8 +9,9 @@ seconds belong to.
 
 import os
 import platform
+import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -77,18 +78,19 @@ def declared_micro_batches(spec: PipelineSpec) -> dict[str, int]:
 
 
 def environment(ctx: WorkerContext) -> dict[str, object]:
-    """Versions, commit and hardware, as plain values for ``run.json``."""
+    """Versions, commit and hardware, as plain values for ``run.json``; of a GPU its memory, and
+    CUDA's, cuDNN's and the driver's version too. Ray's is None where Ray is not installed."""
     return {
         "glray": glray.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "ray": version("ray"),
+        "ray": _version("ray"),
         "transformers": version("transformers"),
         "processor": _processor(),
         "num_cpus": usable_cpus(),
         "memory_gib": round(usable_memory_bytes() / 2**30, 1),
-        "gpu": device_name(ctx) if ctx.device.type == "cuda" else None,
+        **(_gpu(ctx.device) if ctx.device.type == "cuda" else {"gpu": None}),
         "num_workers": ctx.world_size,
         "threads_per_worker": torch.get_num_threads(),
     }
@@ -97,6 +99,33 @@ def environment(ctx: WorkerContext) -> dict[str, object]:
 def device_name(ctx: WorkerContext) -> str:
     """The name of this worker's GPU, else of its CPU."""
     return torch.cuda.get_device_name(ctx.device) if ctx.device.type == "cuda" else _processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu(device: torch.device) -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": driver_version(),
+    }
+
+
+def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The NVIDIA driver's, as the kernel tells it; None if it does not."""
+    try:
+        found = re.search(r"\b\d{3,}(\.\d+)+\b", path.read_text())
+    except OSError:
+        return None
+    return found[0] if found else None
 
 
 def _commit() -> str | None:

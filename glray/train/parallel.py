@@ -33,6 +33,7 @@ def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in blocks:
             block.compile(dynamic=False)
+        model.compile_losses = True  # it decides by the device
     if compute.parallelism == "fsdp" and ctx.world_size > 1:
         mesh = init_device_mesh(ctx.device.type, (ctx.world_size,))
         for block in blocks:
@@ -56,7 +57,8 @@ def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Within the block a forward pass computes in ``precision``; weights stay float32."""
+    """Within the block a forward pass computes in ``precision``; weights stay float32. TF32 is off
+    on purpose (``PipelineSpec.precision``)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

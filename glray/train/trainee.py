@@ -24,6 +24,7 @@ from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, device_clock
 from glray.train.optimizer import build_optimizer
 from glray.train.parallel import autocast, prepare_model, replicated, summing_over_ranks, whole
+from glray.train.probe.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,9 @@ class Trainee:
         for batch in sorted(batches, key=size, reverse=True):  # what needs most memory first
             try:
                 self.gradients(batch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 seq_len = batch.seq_len
                 tokens = self.execution.rows_at_once(seq_len) * seq_len
                 raise UserError(

@@ -96,6 +96,25 @@ def test_a_plan_has_each_arms_own_rate(tmp_path: Path) -> None:
     assert rows_of(text, "32")[0][-1] == "2.0e-1→1.7e-2"
 
 
+@pytest.mark.parametrize(
+    ("precision", "compiled", "remark"),
+    [
+        ("float32", False, "in float32 (--set precision=bfloat16) and not compiled ("),
+        ("float32", True, "on a GPU, but in float32 (--set precision=bfloat16): most of"),
+        ("bfloat16", False, "on a GPU, but not compiled (--set compute.compile=true): most of"),
+        ("bfloat16", True, None),
+    ],
+)
+def test_what_leaves_a_gpu_unused_is_remarked_on(
+    tmp_path: Path, precision: str, compiled: bool, remark: str | None
+) -> None:
+    spec = tiny_spec(tmp_path, precision=precision).derive(compute={"compile": compiled})
+    assert "on a GPU" not in rendered(plan_sheets(spec))
+    text = rendered(plan_sheets(spec.derive(compute={"use_gpu": True})))
+    assert ("on a GPU" in text) is (remark is not None)
+    assert remark is None or remark in text
+
+
 def test_a_plan_shows_and_prices_what_stages_have_of_their_own(tmp_path: Path) -> None:
     own = {"seq_len": 16, "tokens_per_batch": 128, "lr_factor": 0.5, "weights": {"stdlib": 2}}
     arms = ({"name": "own", "stages": [8, own, 32]}, fixed(32))

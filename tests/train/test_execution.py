@@ -95,7 +95,8 @@ def test_micro_batches_are_probed_once_and_then_reused(
 ) -> None:
     run = trained(tmp_path, corpus, micro_batch_tokens="auto")
     path = tmp_path / "tiny" / "micro_batches.json"
-    probed = read_json(path)["micro_batch_tokens"]
+    (found,) = read_json(path)["probed"]
+    probed = found["micro_batch_tokens"]
     assert probed == {"8": 64, "16": 64, "32": 64}  # a whole batch fits
     (executed,) = read_json(run.directory / "run.json")["executions"]
     assert executed["micro_batch_tokens"] == probed
@@ -103,6 +104,28 @@ def test_micro_batches_are_probed_once_and_then_reused(
     more = spec_with(tmp_path, micro_batch_tokens="auto").derive(seeds=(0, 1))
     train_all(more, corpus, WorkerContext())
     assert path.stat().st_mtime_ns == written
+
+
+def test_micro_batches_are_known_again_when_their_conditions_come_back(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an elastic group of 2, 3 and again 2 workers; here the batch changes instead."""
+    probed = []
+
+    def probe(work: object, most_rows: dict[int, int], ctx: WorkerContext) -> dict[int, int]:
+        probed.append(most_rows)
+        return most_rows
+
+    monkeypatch.setattr(micro_batches, "_rows_on_cpu", probe)
+    path = tmp_path / "micro_batches.json"
+    small = spec_with(tmp_path, micro_batch_tokens="auto")
+    large = small.derive(tokens_per_batch=128)
+    found = [
+        micro_batches.micro_batches(spec, corpus, WorkerContext(), path)
+        for spec in (small, large, small, large)
+    ]
+    assert found == [dict.fromkeys(("8", "16", "32"), n) for n in (64, 128, 64, 128)]
+    assert len(probed) == 2
 
 
 def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

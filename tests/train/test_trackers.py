@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from glray.spec import ComputeSpec, PipelineSpec
 from glray.spec.loading import to_yaml
 from glray.train import trackers
 from glray.train.context import WorkerContext
+from glray.train.probe import peak
 from glray.train.probe.peak import matmul_peak, measured_peak, nominal_peak
 from glray.train.trackers import TensorBoard
 from glray.train.worker import train_all
@@ -160,6 +162,26 @@ def test_the_measured_peak_is_one_that_training_cannot_reach(killed_and_resumed:
     assert all(line["mfu"] < 1 for line in metrics(killed_and_resumed))
     assert measured_peak(CPU, torch.float32) > 1e8
     assert matmul_peak(WorkerContext(), "float32").nominal is None
+
+
+def test_a_gpu_is_warm_before_its_peak_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card whose first product takes a second, whose clock is low for 0.15 s of work after it,
+    and of which the fastest product then counts: 1e14 FLOP/s instead of 2e13."""
+    clock, worked = [0.0], [0.0]
+
+    def product_seconds(size: int) -> float:
+        is_first, is_warm = worked[0] == 0, worked[0] > 0.15
+        seconds = 1.0 if is_first else 2 * size**3 / (1e14 if is_warm else 2e13)
+        worked[0] += seconds if not is_first else 1e-9
+        clock[0] += seconds
+        return seconds
+
+    monkeypatch.setattr(peak, "ENOUGH_SECONDS", 0.02)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(peak, "_operands", lambda size, device, dtype: [size])
+    monkeypatch.setattr(peak, "_product_seconds", product_seconds)
+    assert measured_peak(torch.device("cuda"), torch.bfloat16) == pytest.approx(1e14)
+    assert worked[0] > 0.2
 
 
 def test_the_nominal_peak_is_known_by_the_whole_name() -> None:

@@ -12,6 +12,7 @@ are belongs to every comparison at equal time. (How much starts of a command dif
 show.)
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from glray.progress import advance
 from glray.run.records import Execution, Repetitions
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, most_over_ranks
+from glray.train.parallel import release_models
 from glray.train.trainee import Trainee
 
 BURST = 3
@@ -38,8 +40,15 @@ def calibrate(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, execution: Execution
 ) -> Repetitions:
     """Microseconds of one optimizer step by sequence length, the same on every rank; of each
-    repetition."""
-    return [_costs(spec, corpus, ctx, execution) for _ in range(REPETITIONS)]
+    repetition. What models before it hold of memory is given back first, and what its own hold
+    afterwards."""
+    release_models()
+    repetitions = []
+    for _ in range(REPETITIONS):
+        repetitions.append(_costs(spec, corpus, ctx, execution))
+        gc.collect()  # its model, which refers to itself; the next one uses its graphs again
+    release_models()
+    return repetitions
 
 
 def _costs(

@@ -25,6 +25,23 @@ GPU_SHARE = 0.92
 MAX_TEMPORARY_BYTES = 70
 """Of the path of temporary files: 31 more make that of a socket, which has at most 103 on macOS."""
 
+_OUT_OF_MEMORY = ("out of memory", "_status_alloc_failed", "can't allocate memory")
+"""In lower case, what errors say that are not PyTorch's own: of CUDA and Triton, of NCCL (a
+``DistBackendError`` with CUDA's text), of cuBLAS and cuDNN (a handle or a workspace), of a CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, whichever library found out.
+
+    Near a full GPU it is not always the allocator of PyTorch: cuBLAS makes its workspace, Triton
+    loads a kernel and NCCL its buffers outside of it. (Triton's "out of resource" is of a block's
+    shared memory, which no smaller batch changes.)
+    """
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(said in text for said in _OUT_OF_MEMORY)
+    )
+
 
 def gpu_budget_bytes(device: torch.device) -> int:
     """What of a GPU's memory may be reserved."""
@@ -32,16 +49,25 @@ def gpu_budget_bytes(device: torch.device) -> int:
 
 
 def gpu_peak_bytes(work: Callable[[], None], device: torch.device, budget: int) -> int | None:
-    """What is allocated at the peak of ``work``; None if it reserves more than ``budget`` or the
-    GPU has not enough."""
+    """What is allocated at the peak of ``work``; None if it needs more than ``budget`` or the GPU
+    has not enough.
+
+    During the work this process gets no more than the budget, so that all ranks with the same
+    budget fail at the same byte, and with room left for what libraries allocate by themselves.
+    """
     release_models()  # of the try before
     torch.cuda.reset_peak_memory_stats(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), device)
     try:
         work()
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         return None
-    fits = torch.cuda.max_memory_reserved(device) <= budget
-    return torch.cuda.max_memory_allocated(device) if fits else None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def halved_until_it_fits(rows: int, peak: Callable[[int], int | None]) -> tuple[int, int | None]:
@@ -78,10 +104,10 @@ def peak_bytes_in_a_process(work: Callable[[], None], budget: int) -> int | None
     with ProcessPoolExecutor(1, context) as pool:
         try:
             peak = pool.submit(_peak_bytes_within, budget, work).result()
-        except (MemoryError, BrokenProcessPool):
+        except BrokenProcessPool:
             return None
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
                 return None
             raise
     return peak if peak is None or peak <= budget else None

@@ -18,10 +18,11 @@ from glray.errors import UserError
 from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
 from glray.progress import advance
-from glray.run.records import MicroBatches
+from glray.run.records import MicroBatches, ProbedMicroBatches
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
 from glray.train.execution import CPU_MOST_TOKENS, declared_micro_batches, execution
+from glray.train.parallel import release_models
 from glray.train.probe.memory import (
     gpu_budget_bytes,
     gpu_peak_bytes,
@@ -40,7 +41,7 @@ def micro_batches(
     spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
 ) -> dict[str, int]:
     """Tokens of a micro-batch by length: declared, or what ``path`` records of an earlier probe
-    under the same conditions, or probed now and left there. The same on every rank.
+    under the same conditions, or probed now and added there. The same on every rank.
 
     Raises UserError if not even one window of a length fits.
     """
@@ -49,17 +50,19 @@ def micro_batches(
     ids = corpus.vocabulary
     config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     conditions = _conditions(spec, config, ctx)
-    recorded = MicroBatches.read(path)
-    known = recorded is not None and recorded.conditions == conditions
-    if from_rank_zero(ctx, int(known)):
-        assert recorded is not None, "every node sees the storage"
-        return recorded.micro_batch_tokens
+    recorded = MicroBatches.read(path) or MicroBatches()
+    known = recorded.under(conditions)
+    if from_rank_zero(ctx, int(known is not None)):
+        known = known or {}  # rank 0's count: a network file system may show others an older file
+        return {str(n): from_rank_zero(ctx, known.get(str(n), 0)) for n in spec.all_seq_lens}
     most_rows = {n: -(-(spec.tokens_per_batch // n) // ctx.world_size) for n in spec.all_seq_lens}
     probe = _rows_on_gpu if ctx.device.type == "cuda" else _rows_on_cpu
     rows = probe(partial(_two_micro_batches, config, spec, ctx), most_rows, ctx)
+    release_models()  # of the last try
     found = {str(n): rows[n] * n for n in rows}
     if ctx.rank == 0:
-        MicroBatches(conditions=conditions, micro_batch_tokens=found).write(path)
+        probed = ProbedMicroBatches(conditions=conditions, micro_batch_tokens=found)
+        MicroBatches(probed=(*recorded.probed, probed)).write(path)
     return found
 
 
@@ -79,7 +82,12 @@ def _two_micro_batches(
 ) -> None:
     """Two micro-batches of a scratch model with what training holds beside them: moments, gradients
     (under FSDP2 whole until the step's last micro-batch) and DDP's buffers. Nothing is summed over
-    ranks, as one may run out of memory where others do not."""
+    ranks, as one may run out of memory where others do not.
+
+    Under FSDP2 the blocks are still gathered, and DDP compares and broadcasts the weights when it
+    is made. There all ranks have to fail alike, or those that do not would wait for the others in a
+    collective until its time-out. That is why they have the same limit (``_rows_on_gpu``); what it
+    cannot see is memory that another process takes on one rank's GPU."""
     trainee = Trainee.scratch(config, spec, ctx, execution(spec, ctx))
     tokens = torch.zeros((rows, seq_len), dtype=torch.int64, device=ctx.device)
     for _ in range(2):
@@ -89,9 +97,9 @@ def _two_micro_batches(
 def _rows_on_gpu(
     work: Callable[[int, int], None], most_rows: dict[int, int], ctx: WorkerContext
 ) -> dict[int, int]:
-    """Rows at once by length: from a worker's whole batch downwards, the first that fits.
-    ``work`` takes a length and a number of rows."""
-    budget = gpu_budget_bytes(ctx.device)
+    """Rows at once by length: from a worker's whole batch downwards, the first that fits within the
+    smallest budget of all ranks. ``work`` takes a length and a number of rows."""
+    budget = least_over_ranks(ctx, gpu_budget_bytes(ctx.device))
     found = {}
     for seq_len, most in sorted(most_rows.items(), reverse=True):
 

@@ -13,6 +13,9 @@ SMALLEST, LARGEST = 1024, 8192
 other processes on the same two cores, as its threads wait for each other; 8192 are 400 MB."""
 ENOUGH_SECONDS, MIN_PRODUCTS = 0.3, 5
 """For how long products are tried, and how many at least."""
+WARM_SECONDS = 0.2
+"""For how long a GPU computes products that do not count: idle, its clock is a fraction of what it
+is under load, and the first product of all creates the device's context and cuBLAS's handle."""
 
 # FLOP/s of dense matrix products, by PyTorch's name of the device, whole (a MIG slice is less and
 # has another name). NVIDIA's data sheets; where they give bfloat16 with sparsity, half of it:
@@ -57,10 +60,13 @@ def matmul_peak(ctx: WorkerContext, precision: str) -> MatmulPeak:
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of several square matrix products in ``dtype``, threads as they are.
 
-    The size doubles while the next one can be repeated within ``ENOUGH_SECONDS``. What else the
-    machine does slows some of the products, hence the fastest; on one that is busy all the while
-    the peak is too low, and MFU against it too high.
+    The size doubles while the next one can be repeated within ``ENOUGH_SECONDS``, once a GPU is
+    warm. What else the machine does slows some of the products, hence the fastest; on one that is
+    busy all the while the peak is too low, and MFU against it too high. A GPU that lowers its clock
+    in a long training does not do so here: then MFU is too low, which flatters nobody.
     """
+    if device.type == "cuda":
+        _warm_up(device, dtype)
     start, best, size = time.perf_counter(), 0.0, SMALLEST
     operands = _operands(size, device, dtype)
     products = 0
@@ -73,6 +79,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
             operands = _operands(size, device, dtype)
             _product_seconds(*operands)  # the first one chooses a kernel
     return best
+
+
+def _warm_up(device: torch.device, dtype: torch.dtype) -> None:
+    operands = _operands(LARGEST, device, dtype)
+    _product_seconds(*operands)
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM_SECONDS:
+        _product_seconds(*operands)
 
 
 def nominal_peak(device_name: str, precision: str) -> float | None:

@@ -60,6 +60,8 @@ def drawn_by_transformers(config: PreTrainedConfig, seed: int) -> PreTrainedMode
 def peak_bytes(recorded: profile) -> int:
     """The most that was allocated at once, beyond what had been before."""
     held = most = 0
+    assert recorded.profiler is not None
+    assert recorded.profiler.kineto_results is not None
     events = recorded.profiler.kineto_results.events()
     for event in sorted(events, key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
@@ -146,7 +148,7 @@ def check_graphs_and_precision_of_a_rank(
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend=counting)  # type: ignore[method-assign, assignment]
-    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 1
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 1  # type: ignore[attr-defined]
     sizes: dict[bool, list[int]] = {False: [], True: []}
     for parallelism in ("ddp", "fsdp"):
         plain = trainee_of(spec, ctx, parallelism=parallelism)
@@ -154,9 +156,15 @@ def check_graphs_and_precision_of_a_rank(
         for recompute in (False, True):
             torch._dynamo.reset()
             graphs.clear()
-            compute = {"compile": True, "activation_checkpointing": recompute}
-            compiled = trainee_of(spec, ctx, parallelism=parallelism, **compute)
-            compiled.replicas.bucket_bytes_cap = 4_096  # a block is larger, as one of 160M's is
+            compiled = trainee_of(
+                spec,
+                ctx,
+                parallelism=parallelism,
+                compile=True,
+                activation_checkpointing=recompute,
+            )
+            if isinstance(compiled.replicas, DistributedDataParallel):
+                compiled.replicas.bucket_bytes_cap = 4_096  # less than a block, as at 160M
             found, gradients = gradients_of(compiled)
             assert len(graphs) == 1, (parallelism, recompute, graphs)  # of 4 blocks
             sizes[recompute].append(graphs[0])
@@ -168,7 +176,7 @@ def check_graphs_and_precision_of_a_rank(
     # In bfloat16 a sharded model gathers bfloat16, and sums gradients in float32.
     rounded = trainee_of(spec, ctx, "bfloat16", parallelism="fsdp")
     assert rounded.execution.parallelism == "fsdp, bfloat16 throughout"
-    dtypes = set()
+    dtypes: set[torch.dtype] = set()
     for module in rounded.model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.register_forward_pre_hook(

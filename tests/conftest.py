@@ -29,6 +29,7 @@ TOGETHER = {
     "test_ray.py": "ray_local",
     "test_groups.py": "ray_local",
     "test_profile.py": "start_group",
+    "test_sharded.py": "start_group",
     "test_survival.py": "ray_local",
     "test_waiting.py": "ray_local",
     "test_workers.py": "start_group",

@@ -1,4 +1,5 @@
-"""Where and how it runs. Nothing here changes what is computed, except the order of float sums."""
+"""Where and how it runs. Nothing here changes what is computed, except the order of float sums and,
+under FSDP2, what bfloat16 rounds."""
 
 from typing import Any, Literal
 

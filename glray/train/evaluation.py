@@ -15,7 +15,7 @@ from glray.run.records import FarContext, FarLoss, LengthLoss
 from glray.run.statistics import standard_error
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, sum_over_ranks
-from glray.train.parallel import autocast, evaluating
+from glray.train.parallel import computing_in, evaluating
 
 FAR_TOKENS = 512
 """Tokens of its own document that a far target has before it, or half of a sequence if that is
@@ -51,7 +51,7 @@ def score(
     padding = mine.new_zeros((1, seq_len))
     by_sequence = torch.zeros(num_sequences, dtype=torch.float64)
     by_place = torch.zeros(targets.longest, dtype=torch.float64)
-    with evaluating(model), torch.no_grad(), autocast(ctx.device, precision):
+    with evaluating(model), torch.no_grad(), computing_in(precision, model, ctx.device):
         for start in range(0, -(-num_sequences // ctx.world_size) * per_sequence, rows):
             if start >= num_windows:
                 model(padding.to(ctx.device), padding.to(ctx.device))

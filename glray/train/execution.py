@@ -59,7 +59,7 @@ def execution(
     return Execution(
         num_workers=ctx.world_size,
         threads_per_worker=torch.get_num_threads(),
-        parallelism=compute.parallelism if ctx.world_size > 1 else "one worker",
+        parallelism=_parallelism(spec) if ctx.world_size > 1 else "one worker",
         activation_checkpointing=compute.activation_checkpointing,
         compile=compute.compile,
         device=device_name(ctx),
@@ -68,6 +68,12 @@ def execution(
         transformers=version("transformers"),
         micro_batch_tokens=micro_batch_tokens or declared_micro_batches(spec),
     )
+
+
+def _parallelism(spec: PipelineSpec) -> str:
+    """FSDP2 in bfloat16 rounds more than DDP: see ``glray.train.parallel.computing_in``."""
+    kind = spec.compute.parallelism
+    return "fsdp, bfloat16 throughout" if (kind, spec.precision) == ("fsdp", "bfloat16") else kind
 
 
 def declared_micro_batches(spec: PipelineSpec) -> dict[str, int]:

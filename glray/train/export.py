@@ -14,7 +14,7 @@ from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.errors import UserError
 from glray.files import new_directory
 from glray.model.config import config_of
-from glray.model.decoder import build_model, place_positions
+from glray.model.decoder import allocate, meta_model, place_positions
 from glray.model.loss import NextTokenLoss
 from glray.model.portable import portable_config
 from glray.progress import working
@@ -65,7 +65,8 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
             "restore the file"
         )
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
-    model = NextTokenLoss(build_model(config, run.seed, device))
+    model = NextTokenLoss(meta_model(config))
+    allocate(model, device)
     load_weights(committed[-1], model.network)
     stage = run.plan.stage_index(step - 1)
     place_positions(model.network, run.manifest.rope_parameters[stage])

@@ -36,17 +36,22 @@ def update_norm(optimizer: torch.optim.AdamW, lr: float) -> torch.Tensor:
     """
     squares = []
     for group in optimizer.param_groups:
-        first_decay, second_decay = group["betas"]
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            mean, square = (_own_shard(state[name]) for name in ("exp_avg", "exp_avg_sq"))
-            root = (square / (1 - second_decay ** state["step"])).sqrt_().add_(group["eps"])
-            step = (mean / (1 - first_decay ** state["step"])).div_(root)
-            squares.append(torch.linalg.vector_norm(step).square())
+        states = [optimizer.state[parameter] for parameter in group["params"]]
+        means, variances = (
+            [_own_shard(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq")
+        )
+        first_bias, second_bias = (1 - decay ** states[0]["step"] for decay in group["betas"])
+        updates = torch._foreach_div(variances, second_bias)  # where the gradients have been
+        torch._foreach_sqrt_(updates)
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, means)
+        norms = torch._foreach_norm(updates, dtype=torch.float64)  # a CPU sums float32 badly
+        squares.append((torch.stack(norms) / first_bias).square().sum())
     total = torch.stack(squares).sum()
-    if isinstance(parameter, DTensor):
+    if isinstance(states[0]["exp_avg"], DTensor):
         torch.distributed.all_reduce(total)
-    return total.sqrt() * lr
+    return (total.sqrt() * lr).float()
 
 
 def _own_shard(tensor: torch.Tensor) -> torch.Tensor:

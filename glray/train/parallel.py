@@ -7,20 +7,24 @@ from collections.abc import Iterator
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from glray.model.decoder import allocate
 from glray.model.loss import NextTokenLoss
 from glray.spec.compute import ComputeSpec
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, least_over_ranks
 
 
-def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext) -> None:
-    """Compile, recompute and shard ``model`` as the spec says, in place, before its optimizer.
+def prepare_model(
+    model: NextTokenLoss, compute: ComputeSpec, precision: Precision, ctx: WorkerContext
+) -> None:
+    """Compile, recompute and shard ``model`` as the spec says, in place, and give it memory, of
+    which it has none yet (``meta_model``): no rank ever holds the whole of a sharded model.
 
     Decoder blocks are compiled and sharded one by one: all are alike, so one of them is compiled
     and each is gathered only while it computes.
@@ -28,17 +32,25 @@ def prepare_model(model: NextTokenLoss, compute: ComputeSpec, ctx: WorkerContext
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if compute.activation_checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
+    # A graph a length, and one more where a rank's last micro-batch is shorter; flex attention
+    # compiles its own, and beyond the limit would have all scores in memory.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # Else each block would be cut where DDP's buckets end, into graphs with other bits. Blocks
+    # overlap with DDP's sums as they are.
+    torch._dynamo.config.optimize_ddp = False
     if compute.compile:
-        # One graph a length, and one more where a rank's last micro-batch is shorter.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for block in blocks:
             block.compile(dynamic=False)
         model.compile_losses = True  # it decides by the device
     if compute.parallelism == "fsdp" and ctx.world_size > 1:
         mesh = init_device_mesh(ctx.device.type, (ctx.world_size,))
+        policy = MixedPrecisionPolicy()
+        if precision == "bfloat16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32)
         for block in blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    allocate(model, ctx.device)
 
 
 def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
@@ -53,13 +65,25 @@ def replicated(model: NextTokenLoss, ctx: WorkerContext) -> torch.nn.Module:
     with warnings.catch_warnings():
         # Its new name does not exist in PyTorch 2.11. There is nothing to broadcast.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return DistributedDataParallel(
+            model,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,  # no copy of the gradients, and none of their memory
+        )
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Within the block a forward pass computes in ``precision``; weights stay float32. TF32 is off
-    on purpose (``PipelineSpec.precision``)."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def computing_in(
+    precision: Precision, model: torch.nn.Module, device: torch.device
+) -> torch.autocast:
+    """Within the block a forward pass computes in ``precision``; weights stay float32. TF32
+    is off on purpose (``PipelineSpec.precision``).
+
+    FSDP2 sees to that itself: in bfloat16 it gathers weights as bfloat16, and activations are
+    bfloat16 from the embedding on, where autocast keeps those between the blocks in float32.
+    """
+    enabled = precision == "bfloat16" and not isinstance(model, FSDPModule)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def summing_over_ranks(

@@ -15,8 +15,9 @@ from glray.data.targets import heldout_targets
 from glray.data.windows import Batch, stage_reads
 from glray.errors import UserError
 from glray.model.config import config_of
-from glray.model.decoder import build_model, load_pretrained, place_positions
+from glray.model.decoder import meta_model, place_positions, pretrained_meta_model
 from glray.model.pretrained import check_unchanged, read_pretrained
+from glray.model.weights import Weights, drawn, from_folder
 from glray.plan import learning_rate
 from glray.progress import advance, working
 from glray.run.checkpoint import checkpoint_path, committed_checkpoints, size_of, step_of
@@ -400,7 +401,12 @@ def open_session(
     step = latest_step(run, ctx)
     state = TrainState()
     with working(f"loading the checkpoint of step {step:,}" if step else "making the model"):
-        trainee = Trainee(_network_at(step, run, ctx), run.spec, ctx, execution)
+        trainee = Trainee(*_start(run, step), run.spec, ctx, execution)
+        if not step and run.spec.init and not are_weights_finite(trainee.model.network, ctx):
+            raise UserError(
+                f"{run.spec.init}: has weights that are not finite, so the first loss would not be "
+                "either; give the folder of a model that has not diverged"
+            )
         if step:
             path = checkpoint_path(run.checkpoints, step)
             state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
@@ -424,18 +430,14 @@ def latest_step(run: Run, ctx: WorkerContext) -> int:
     return from_rank_zero(ctx, step_of(committed[-1]) if committed else 0)
 
 
-def _network_at(step: int, run: Run, ctx: WorkerContext) -> PreTrainedModel:
-    """At step 0 what the run starts from, later what its checkpoint is loaded into."""
+def _start(run: Run, step: int) -> tuple[PreTrainedModel, Weights | None]:
+    """The run's model, on ``meta``, and its weights at step 0; later a checkpoint's are loaded."""
     config = config_of(run.manifest.architecture, f"{run.directory / 'run.json'}")
+    if step:
+        return meta_model(config), None
     init_sha256 = run.manifest.identity["init"]
-    if step == 0 and run.spec.init and init_sha256:
+    if run.spec.init and init_sha256:
         folder = read_pretrained(run.spec.init)
         check_unchanged(folder, init_sha256)
-        network = load_pretrained(folder, config, ctx.device)
-        if not are_weights_finite(network, ctx):
-            raise UserError(
-                f"{folder.path}: has weights that are not finite, so the first loss would not be "
-                "either; give the folder of a model that has not diverged"
-            )
-        return network
-    return build_model(config, run.seed, ctx.device)
+        return pretrained_meta_model(folder, config), from_folder(folder)
+    return meta_model(config), drawn(run.seed)

@@ -16,14 +16,15 @@ from glray.data.checksum import token_checksum
 from glray.data.order import row_range
 from glray.data.windows import Batch
 from glray.errors import UserError
-from glray.model.decoder import build_model
+from glray.model.decoder import meta_model
 from glray.model.loss import NextTokenLoss
+from glray.model.weights import Weights, drawn
 from glray.progress import advance
 from glray.run.records import Execution
 from glray.spec.pipeline import PipelineSpec
 from glray.train.context import WorkerContext, device_clock
 from glray.train.optimizer import build_optimizer
-from glray.train.parallel import autocast, prepare_model, replicated, summing_over_ranks, whole
+from glray.train.parallel import computing_in, prepare_model, replicated, summing_over_ranks, whole
 from glray.train.probe.memory import is_out_of_memory
 
 
@@ -52,13 +53,18 @@ class Trainee:
     def __init__(
         self,
         network: PreTrainedModel,
+        weights: Weights | None,
         spec: PipelineSpec,
         ctx: WorkerContext,
         execution: Execution,
     ) -> None:
+        """Of a ``network`` on ``meta``, as ``meta_model`` makes it; without ``weights``, a
+        checkpoint's are to be loaded into it."""
         self.spec, self.ctx, self.execution = spec, ctx, execution
         self.model = NextTokenLoss(network, spec.attention)
-        prepare_model(self.model, spec.compute, ctx)
+        prepare_model(self.model, spec.compute, spec.precision, ctx)
+        if weights is not None:
+            weights(network)
         self.optimizer = build_optimizer(network, spec.optimizer)
         self.replicas = replicated(self.model, ctx)
 
@@ -67,7 +73,7 @@ class Trainee:
         cls, config: PreTrainedConfig, spec: PipelineSpec, ctx: WorkerContext, execution: Execution
     ) -> "Trainee":
         """One with fresh weights that is trained for nothing, to see what that takes."""
-        return cls(build_model(config, seed=0, device=ctx.device), spec, ctx, execution)
+        return cls(meta_model(config), drawn(seed=0), spec, ctx, execution)
 
     def step(self, batch: Batch, lr: float) -> StepSums:
         """One optimizer step on this rank's windows of a batch."""
@@ -117,7 +123,7 @@ class Trainee:
 
     def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The targets' summed loss, float32, in the spec's precision."""
-        with autocast(self.ctx.device, self.spec.precision):
+        with computing_in(self.spec.precision, self.model, self.ctx.device):
             return self.replicas(inputs, targets)
 
     def update(self, lr: float) -> torch.Tensor:

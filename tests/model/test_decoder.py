@@ -7,7 +7,7 @@ from transformers import GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 from glray import spec as specs
 from glray.errors import UserError
 from glray.model.config import embedding_rows, model_config
-from glray.model.decoder import build_model
+from glray.model.decoder import build_model, meta_model
 from glray.model.loss import NextTokenLoss
 from glray.spec import GPTNeoXModel
 from glray.spec.model import ModelSpec
@@ -62,8 +62,7 @@ def test_a_llama_has_the_published_number_of_parameters(
         dict(zip((*names, "tie_embeddings"), shape, strict=True))
     )
     config = model_config(model, vocab_size=vocab_size, eos_id=0, max_seq_len=2048)
-    with torch.device("meta"):
-        decoder = build_model(config, 0, torch.device("meta"))
+    decoder = meta_model(config)
     assert sum(parameter.numel() for parameter in decoder.parameters()) == total
 
 

@@ -18,7 +18,8 @@ from glray.data.windows import Batch
 from glray.errors import UserError
 from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
-from glray.model.decoder import build_model
+from glray.model.decoder import meta_model
+from glray.model.weights import drawn
 from glray.progress import advance, working
 from glray.run.profile import Kernel, LengthCost, Profile, Setting, SettingCosts
 from glray.spec.corpus import BpeTokenizer
@@ -94,10 +95,11 @@ class ProfiledModel:
         """A scratch model with its optimizer; on a CPU this process computes with its threads."""
         if not self.spec.compute.use_gpu:
             torch.set_num_threads(self.spec.compute.cpus_per_worker)
-        network = build_model(self.config, 0, self.ctx.device)
+        network = meta_model(self.config)
         if self.kernel == "eager":
             network.set_attn_implementation("eager")
-        return Trainee(network, self.spec, self.ctx, execution(self.spec, self.ctx))
+        executed = execution(self.spec, self.ctx)
+        return Trainee(network, drawn(seed=0), self.spec, self.ctx, executed)
 
     def take_steps(self, seq_len: int) -> None:
         """Two optimizer steps: in the second the gradients' memory is there again."""

@@ -49,13 +49,15 @@ class Parent:
 
     @property
     def stages(self) -> tuple[StagePlan, ...]:
-        """Its stages up to the step, with all of their weights."""
+        """Its stages up to the step, with all of their weights. The end of the last is marked, as
+        that of any run."""
         usual = tuple(source.weight for source in self.run.spec.sources)
         return tuple(
             stage.model_copy(
                 update={
                     "num_steps": stage.steps_before(self.step),
                     "weights": stage.weights or usual,
+                    "mark_end": stage.mark_end or stage.end_step >= self.step,
                 }
             )
             for stage in self.run.plan.stages
@@ -80,7 +82,10 @@ class Parent:
         trains on."""
         run, where = self.run, f"start: {self.run.directory}"
         steps = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
-        keep = 'train the parent with compute.keep_checkpoints="stages" or "all"'
+        keep = (
+            'train the parent with compute.keep_checkpoints="stages" (of a stage that declares '
+            'mark_end=False there is none) or "all"'
+        )
         if self.step not in steps or not (run.directory / METRICS).is_file():
             there = f"only of {', '.join(f'{step:,}' for step in steps)}" if steps else "of no step"
             raise UserError(

@@ -12,7 +12,7 @@ from glray.train.execution import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def keep(name: str, figures: dict[str, Any]) -> None:
+def keep(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> None:
     """Write ``results/NAME.json`` with command, commit, hardware and versions."""
     machine = environment(WorkerContext())
     for of_a_run in ("num_workers", "threads_per_worker"):
@@ -24,8 +24,8 @@ def keep(name: str, figures: dict[str, Any]) -> None:
         "environment": machine,
         **figures,
     }
-    write_json(RESULTS / f"{name}.json", result)
-    print(f"kept: {RESULTS.name}/{name}.json")
+    write_json(folder / f"{name}.json", result)
+    print(f"kept: {folder.name}/{name}.json")
 
 
 def _without_folder(argument: str) -> str:

@@ -38,7 +38,7 @@ def drawing(branches: Sequence[Branch], num_seeds: int | None) -> str:
 
 def _row(branch: Branch, width: int) -> str:
     """Blank up to the fork, then each stage's length on its line; stages without a marked end
-    between them, as one."""
+    between them, as one. A length that there is no room for is left out."""
     plan, row = branch.trajectory.plan, ""
     start = _column(plan, branch.fork_step, width)
     for span in spans(plan.stages):
@@ -51,7 +51,8 @@ def _row(branch: Branch, width: int) -> str:
         label = f"{'└' if begins == start and branch.trunk else '─'}{what}"
         if begins == start and branch.trunk and first_step < branch.fork_step:
             label = "└"  # it goes on at the trunk's length
-        row += f"{label:─<{max(end - begins, 1)}}"[: max(end - begins, 1)]
+        room = max(end - begins, 1)
+        row += f"{label if len(label) <= room else label[0]:─<{room}}"
     return f"{' ' * start}{row}".ljust(width + 1)
 
 

@@ -1,4 +1,4 @@
-"""Lists of stages: literal ones to check by eye, and that an order changes nothing but the order."""
+"""Lists of stages: literal ones to check by eye; an order changes nothing but the order."""
 
 from collections import Counter
 

@@ -1,5 +1,4 @@
-"""The study's analysis: printed tables, examples worked by hand, and studies without a difference.
-"""
+"""The study's analysis: printed tables, examples worked by hand, studies without a difference."""
 
 import math
 

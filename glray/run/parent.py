@@ -82,10 +82,7 @@ class Parent:
         trains on."""
         run, where = self.run, f"start: {self.run.directory}"
         steps = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
-        keep = (
-            'train the parent with compute.keep_checkpoints="stages" (of a stage that declares '
-            'mark_end=False there is none) or "all"'
-        )
+        keep = 'train the parent with compute.keep_checkpoints="stages" or "all"'
         if self.step not in steps or not (run.directory / METRICS).is_file():
             there = f"only of {', '.join(f'{step:,}' for step in steps)}" if steps else "of no step"
             raise UserError(
@@ -188,7 +185,14 @@ def _step(run: Run, start: Fork) -> int:
                 f"{where}: has {len(plan.stages)} stages, start.at names stage {start.at.stage}, "
                 f"which it never trains; give 0 to {len(plan.stages) - 1}"
             )
-        return plan.stage_ends[start.at.stage]
+        end = plan.stage_ends[start.at.stage]
+        if end not in plan.marked_ends:
+            raise UserError(
+                f"{where}: its stage {start.at.stage} is declared with mark_end=False, so it has "
+                f"no checkpoint of its end, step {end:,}: there is no state to go on from; set "
+                "start.at to a number of steps that it keeps, or train the parent without that"
+            )
+        return end
     if start.at > plan.num_steps:
         raise UserError(
             f"{where}: ends at step {plan.num_steps:,}, start.at is {start.at:,}, which it never "

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
 from glray.files import read_json
 from glray.report import sheets
 from glray.run.checkpoint import committed_checkpoints, step_of
+from glray.run.parent import Parents
 from glray.run.run import Run
-from glray.spec import PipelineSpec, shuffle
+from glray.spec import Fork, PipelineSpec, StageEnd, shuffle
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 from tests.planned import planned
@@ -97,6 +99,20 @@ def test_a_run_without_marks_forks_from_one_that_has_them(
     assert unmarked.log.update_norm.tolist() == pytest.approx(
         alone[0].log.update_norm.tolist(), nan_ok=True
     )
+
+
+def test_a_child_goes_on_where_there_is_a_checkpoint(alone: list[Run], tmp_path: Path) -> None:
+    """Inside an unmarked stage as well: the end of what it inherits is a boundary like any."""
+    parent = str(alone[0].directory)
+
+    def parents(at: int | StageEnd) -> Parents:
+        start = Fork(run=parent, at=at)
+        return Parents.of(spec_of(tmp_path).derive(name="child", model=None, start=start))
+
+    stages = parents(10).first.stages
+    assert [stage.mark_end for stage in stages] == [False] * (len(stages) - 1) + [True]
+    with pytest.raises(UserError, match="its stage 1 is declared with mark_end=False"):
+        parents(StageEnd(stage=1))
 
 
 def test_the_report_shows_stages_of_a_length_in_one_row(alone: list[Run]) -> None:

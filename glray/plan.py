@@ -306,7 +306,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()
                 step_microseconds=cost,
                 lr_factor=stage.lr_factor or 1.0,
                 weights=None if weights == usual else weights,
-                mark_end=stage.mark_end,
+                mark_end=stage.mark_end is not False,
             )
         )
     return Plan(

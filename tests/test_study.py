@@ -207,6 +207,7 @@ def test_a_study_that_is_killed_goes_on(work: Work, tmp_path: Path) -> None:
     metrics = tmp_path / "runs" / "toy" / "growlength-seed0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size) and killed.poll() is None:
         time.sleep(0.05)
+    assert killed.poll() is None, "it ended by itself"
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     for process in processes_of(tmp_path):  # Ray's

@@ -8,7 +8,7 @@ class _Stage(Protocol):
     @property
     def seq_len(self) -> int: ...
     @property
-    def mark_end(self) -> bool: ...
+    def mark_end(self) -> bool | None: ...
 
 
 Stage = TypeVar("Stage", bound=_Stage)
@@ -19,7 +19,7 @@ def spans(stages: Sequence[Stage]) -> list[list[Stage]]:
     found: list[list[Stage]] = [[]]
     for stage in stages:
         found[-1].append(stage)
-        if stage.mark_end:
+        if stage.mark_end is not False:
             found.append([])
     return [span for span in found if span]
 

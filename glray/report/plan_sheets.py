@@ -150,7 +150,7 @@ def _own(spec: PipelineSpec, arm: ArmSpec) -> list[str]:
     """The own settings of stages, a line for each stage that has any; how many are not marked."""
     found = ((stage.seq_len, own_settings(spec, stage)) for stage in arm.stages)
     lines = [f"at {seq_len:,}: {own}" for seq_len, own in found if own]
-    unmarked = sum(not stage.mark_end for stage in arm.stages[:-1])
+    unmarked = sum(stage.mark_end is False for stage in arm.stages[:-1])
     if unmarked:
         what = f"{unmarked} of {len(arm.stages)} stages end" if unmarked > 1 else "one stage ends"
         lines.append(f"{what} without a checkpoint and an evaluation")

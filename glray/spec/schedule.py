@@ -34,10 +34,10 @@ class StageSpec(Spec):
     weights: dict[Name, Weight] | None = None
     """Weights of the corpus's sources in this stage, by name; 0 leaves a source out. Sources that
     are not named keep their own weight. None: all keep theirs."""
-    mark_end: bool = True
+    mark_end: bool | None = None
     """Whether the stage ends with a checkpoint and an evaluation, the boundary behind it is scored,
     and update norms are logged around it. Many short stages without cost no more than a few long
-    ones, but runs cannot fork there. The end of the last stage is always marked."""
+    ones, but runs cannot fork there. None: it does, as does the end of the last stage always."""
 
     @model_validator(mode="before")
     @classmethod

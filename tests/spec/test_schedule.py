@@ -52,7 +52,7 @@ def test_an_arm_shuffled() -> None:
     assert shuffled.name == "own-shuffled"
     assert ratios(shuffled) == [(16, 1), (32, 2), (16, 1), (32, 1), (8, 1), (32, 1), (8, 1)]
     assert [stage.lr_factor for stage in shuffled.stages] == [None, 0.5, None, 0.5, None, 0.5, None]
-    assert not any(stage.mark_end for stage in shuffled.stages)
+    assert all(stage.mark_end is False for stage in shuffled.stages)
     assert shuffle(own, segments=8, seed=1) != shuffled == shuffle(own, segments=8)
 
 

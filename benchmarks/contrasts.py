@@ -17,6 +17,8 @@ import numpy as np
 from glray.report.outcome import SIGNIFICANT, Outcome, Verdict, adjusted, judge_difference
 from glray.run.statistics import Estimate, Part, crossed
 
+Points = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -145,7 +147,7 @@ class BudgetCurve:
         return math.exp(self._line(piece, self.losses, np.log(self.tokens), loss))
 
     @staticmethod
-    def _line(piece: int, xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    def _line(piece: int, xs: Points, ys: Points, x: float) -> float:
         """On the straight line through the points before and at ``piece``."""
         left, right = xs[piece - 1], xs[piece]
         return float(ys[piece - 1] + (ys[piece] - ys[piece - 1]) * (x - left) / (right - left))

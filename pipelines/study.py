@@ -22,6 +22,7 @@ from glray.spec import (
     PipelineSpec,
     Spec,
     StageEnd,
+    StageSpec,
     Yarn,
     fixed,
     grow,
@@ -109,8 +110,11 @@ class Study(Spec):
         (short, *_, long), inner = lengths, lengths[:-1]
         by_share = [
             ArmSpec(
-                name=f"full-{share:.0%}".rstrip("%"),
-                stages={**dict.fromkeys(inner, (1 - share) / len(inner)), long: share},
+                name=f"full-{100 * share:.0f}",
+                stages=(
+                    *(StageSpec(seq_len=n, ratio=(1 - share) / len(inner)) for n in inner),
+                    StageSpec(seq_len=long, ratio=share),
+                ),
                 lr=rate,
             )
             for share in FULL_SHARES
@@ -253,8 +257,10 @@ class Study(Spec):
 
     def _again(self, name: str, **changes: object) -> ComparisonSpec:
         """The first contrast in another pipeline, with the rates of this one."""
-        arms = (grow(*self.lengths, lr=self.rates[self.growing]),)
-        arms += (fixed(self.lengths[-1], lr=self.rates[self.long]),)
+        arms = (
+            grow(*self.lengths, lr=self.rates[self.growing]),
+            fixed(self.lengths[-1], lr=self.rates[self.long]),
+        )
         pipeline = self.base.derive(name=f"{self.base.name}-{name}", arms=arms, **changes)
         title = (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
         claims = [lower(self.growing, self.long)]

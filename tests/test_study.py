@@ -195,7 +195,14 @@ def test_a_study_that_is_killed_goes_on(work: Work, tmp_path: Path) -> None:
     """Three seeds of the toy study, the first killed while it trains; the page is made of their
     records alone."""
     write_plan(work)
-    own = ("--study", "toy", "--results", work.results, "--page", tmp_path / "study.md")
+    own: tuple[object, ...] = (
+        "--study",
+        "toy",
+        "--results",
+        work.results,
+        "--page",
+        tmp_path / "study.md",
+    )
     own += ("--storage", work.storage, "--only", "core")
     script = [sys.executable, str(SCRIPT), *map(str, own)]
 

@@ -31,7 +31,7 @@ class ComputeSpec(Spec):
     """Tokens of a worker's batch that go through the model at once (at least one row). ``auto``:
     the most that fits in memory, found for each length before step 0."""
     checkpoint_every_tokens: Count = 50_000_000
-    """Tokens between checkpoints; every stage ends with one too, unless its end is not marked."""
+    """Tokens between checkpoints; every stage boundary has one too."""
     keep_checkpoints: Literal["stages", "all"] | None = None
     """Checkpoints that stay beside the latest two: those at the ends of stages, or all, so that
     other pipelines can go on from there (``start``). None: an older one stays only as long as an

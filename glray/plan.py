@@ -57,6 +57,8 @@ class StagePlan(Record):
     """What the scheduled learning rate is multiplied by."""
     weights: tuple[int, ...] | None = None
     """Weights of the sources, in their order; None: the pipeline's."""
+    mark_end: bool = True
+    """Whether it ends with a checkpoint, an evaluation and a boundary that is scored."""
 
     @property
     def tokens_per_batch(self) -> int:
@@ -155,8 +157,14 @@ class Plan(Record):
         return tuple(stage.end_step for stage in self.stages)
 
     @cached_property
+    def marked_ends(self) -> tuple[int, ...]:
+        """Those that a checkpoint and an evaluation mark; the last always is."""
+        inner = (stage.end_step for stage in self.stages[:-1] if stage.mark_end)
+        return (*inner, self.num_steps)
+
+    @cached_property
     def boundaries(self) -> tuple[StageBoundary, ...]:
-        """The boundaries between the stages."""
+        """The boundaries between the stages, where the end of the first of two is marked."""
         return tuple(
             StageBoundary(
                 step=after.first_step,
@@ -165,12 +173,13 @@ class Plan(Record):
                 rescore_step=after.first_step + min(RESCORE_STEPS, after.num_steps),
             )
             for before, after in pairwise(self.stages)
+            if before.mark_end
         )
 
     def events_after(self, num_steps: int) -> list[Event]:
-        """What is done when so many steps are trained, in this order. A stage ends with a
-        checkpoint and an evaluation, and whatever is done, the metrics are written first."""
-        ends = num_steps in self.stage_ends
+        """What is done when so many steps are trained, in this order. A marked stage ends with
+        a checkpoint and an evaluation, and whatever is done, the metrics are written first."""
+        ends = num_steps in self.marked_ends
         due = {
             Event.RESCORE: any(num_steps == b.rescore_step for b in self.boundaries),
             Event.CHECKPOINT: ends or self._is_due(num_steps, self.checkpoint_every_tokens),
@@ -297,6 +306,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()
                 step_microseconds=cost,
                 lr_factor=stage.lr_factor or 1.0,
                 weights=None if weights == usual else weights,
+                mark_end=stage.mark_end is not False,
             )
         )
     return Plan(

@@ -9,8 +9,9 @@ optimizer and stages agree up to *s* share that state bit for bit::
                 └─ 256 ── 512 ── 1024 ─────▶ growlength
 
 The steps up to *s* are trained by one of them, the trunk, and the others fork from its checkpoint.
-Two runs part where a stage of at least one of them ends, and a stage ends with a checkpoint. So the
-run whose stage ends first is trained first, and no run writes a checkpoint that its own plan lacks.
+Two runs part where a stage of at least one of them ends, and a stage ends with a checkpoint, unless
+it is declared without. So the run whose stage ends first is trained first, and no run writes a
+checkpoint, or does without an evaluation, that its own plan has otherwise.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,21 @@ class Trajectory:
         """The run's name."""
         return run_name(self.arm, self.seed)
 
-    def shared_steps(self, other: "Trajectory") -> int:
+    def shared_steps(self, trunk: "Trajectory") -> int:
+        """How many first steps of this run ``trunk`` can train for it: up to the last end of a
+        stage that the trunk marks with a checkpoint; 0 if there is none."""
+        most, first = self.usable_steps(trunk), self.plan.first_step
+        return max((end for end in trunk.plan.marked_ends if first < end <= most), default=0)
+
+    def usable_steps(self, trunk: "Trajectory") -> int:
+        """The most steps of ``trunk`` after which this run could go on: both share them, and what
+        this run is to record of them, the trunk records."""
+        marked = trunk.plan.marked_ends
+        missed = next((end for end in self.plan.marked_ends if end not in marked), None)
+        common = self.common_steps(trunk)
+        return common if missed is None else min(common, missed)
+
+    def common_steps(self, other: "Trajectory") -> int:
         """How many first steps both runs share; 0 if these are all the parent's."""
         if self._common != other._common:
             return 0
@@ -69,14 +84,11 @@ class Trajectory:
 
     @cached_property
     def _kinds(self) -> list[tuple[StagePlan, StageScaling | None]]:
-        """What a step of each stage is, including its share of the budget, wherever it lies."""
-        place = {"first_step": 0, "num_steps": 0}
+        """What a step of each stage is, including its share of the budget, wherever it lies and
+        whatever is done at its end."""
+        place = {"first_step": 0, "num_steps": 0, "mark_end": True}
         stages = [stage.model_copy(update=place) for stage in self.plan.stages]
         return list(zip(stages, self.scalings, strict=True))
-
-    def leaves_at(self, step: int) -> bool:
-        """Whether one of its stages ends there."""
-        return step in self.plan.stage_ends
 
 
 @dataclass(frozen=True)
@@ -128,12 +140,14 @@ def run_name(arm: str, seed: int) -> str:
 
 def _place(trajectory: Trajectory, ordered: Sequence[Trajectory]) -> int:
     """Where a run belongs among others in their order: next to those that share most with it, and
-    before those that go on at the length that it leaves."""
-    shared = [trajectory.shared_steps(other) for other in ordered]
-    most = max(shared, default=0)
+    before those that can fork from it and not it from them: they go on at the length that it
+    leaves, or mark fewer ends."""
+    taken = [trajectory.shared_steps(other) for other in ordered]
+    given = [other.shared_steps(trajectory) for other in ordered]
+    most = max([*taken, *given], default=0)
     if most == 0:
         return len(ordered)
-    beside = [index for index, steps in enumerate(shared) if steps == most]
-    staying = [index for index in beside if not ordered[index].leaves_at(most)]
-    leaves = trajectory.leaves_at(most)
-    return staying[0] if staying and leaves else beside[-1] + 1
+    both = list(zip(taken, given, strict=True))
+    beside = [index for index, shared in enumerate(both) if most in shared]
+    staying = [index for index in beside if taken[index] < most]
+    return staying[0] if staying else beside[-1] + 1

@@ -7,18 +7,23 @@ from typing import Any
 
 import pytest
 
+from benchmarks.study_records import PARTS
 from glray.plan import make_plan
 from glray.spec import ComparisonSpec, PipelineSpec, load_comparison, load_pipeline, to_yaml
+from glray.tree import Trajectory, tree
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
 SCALES = {"mini": "paper.py", "tiny": "paper_tiny.py", "full": "paper.py"}
+SEVERAL = (*SCALES.values(), "study.py")
+"""Files of several pipelines."""
 PIPELINES = {
-    path.stem: str(path) for path in sorted(FOLDER.glob("*.py")) if path.name not in SCALES.values()
+    path.stem: str(path) for path in sorted(FOLDER.glob("*.py")) if path.name not in SEVERAL
 } | {
     f"{scale}-{name.replace('_', '-')}": f"{FOLDER / file}:{scale}.{name}"
     for scale, file in SCALES.items()
     for name in ("equal_time", "equal_tokens")
 }
+PIPELINES["study"] = f"{FOLDER / 'study.py'}:small.equal_tokens"
 FIGURES = ("figure1", "figure2", "figure3", "figure4", "figure5", "long4096", "long8192")
 
 
@@ -57,6 +62,25 @@ def test_figures_share_their_runs() -> None:
             pipeline = compared.pipeline.resolved()
             assert by_name.setdefault(pipeline.name, pipeline) == pipeline
     assert len(by_name) == 6
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_study_loads(part: str) -> None:
+    spec = load_comparison(f"{FOLDER / 'study.py'}:small.{part.replace('-', '_')}", num_seeds=3)
+    assert spec.name == f"study-{part}"
+    assert spec.claims
+
+
+def test_the_studys_arms_share_their_prefixes() -> None:
+    """The shortest length is trained once up to 90% of the budget, but for the shuffled arm."""
+    spec = load_pipeline(PIPELINES["study"])
+    plans = [(arm, make_plan(spec, arm)) for arm in spec.trained_arms]
+    branches = tree([Trajectory.of(spec, arm, 0, plan) for arm, plan in plans if plan])
+    forks = {b.trajectory.arm: (b.trunk.arm, b.fork_step) for b in branches if b.trunk}
+    assert forks["two-phase-64"] == ("growlength", 183)
+    assert forks["two-phase-90"] == ("two-phase-64", 468)
+    assert forks["llm128"] == ("two-phase-90", 658)
+    assert not {"growlength", "growlength-shuffled"} & forks.keys()
 
 
 # ---- the paper's pipelines and comparisons are those of glray 0.1

@@ -17,14 +17,14 @@ def test_its_plots_are_there() -> None:
 
 
 def test_no_result_names_a_folder_of_the_machine_that_made_it() -> None:
-    for path in RESULTS.glob("*.json"):
+    for path in RESULTS.rglob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r'"/(home|root|tmp|work|Users|mnt)/', text), path
         assert not re.search(r"[ =](/home|/root|/tmp|/work|/Users)/", text), path
 
 
 def test_each_result_says_where_it_comes_from() -> None:
-    for path in RESULTS.glob("*.json"):
+    for path in RESULTS.rglob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
         assert result["command"].startswith("python benchmarks/")
         assert {"commit", "processor", "torch"} <= set(result["environment"])

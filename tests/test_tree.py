@@ -160,6 +160,37 @@ def test_stages_part_where_their_batch_rate_or_weights_differ() -> None:
     ]
 
 
+def unmarked(its: ArmSpec, name: str, *stages: int) -> ArmSpec:
+    """The same arm without a mark at the end of these stages."""
+    own = [n.derive(mark_end=False) if i in stages else n for i, n in enumerate(its.stages)]
+    return its.derive(name=name, stages=own)
+
+
+def test_the_run_that_marks_an_end_is_trained_first() -> None:
+    """``silent`` has no checkpoint where it leaves 8 and 16, ``fixed8`` none before its end."""
+    grow = arm("grow", 8, 16, 32)
+    silent = unmarked(grow, "silent", 0, 1)
+    assert drawn(pipeline(silent, arm("fixed8", 8), grow)) == [
+        ("grow-seed0", None, 0),
+        ("silent-seed0", "grow-seed0", 120),
+        ("fixed8-seed0", "grow-seed0", 40),
+    ]
+    assert drawn(pipeline(silent, arm("fixed8", 8))) == [
+        ("silent-seed0", None, 0),
+        ("fixed8-seed0", None, 0),
+    ]
+
+
+def test_no_fork_skips_an_end_that_only_the_run_itself_marks() -> None:
+    """``late`` marks 80 alone, ``early`` 40 alone: what one would fork past, it has to score."""
+    grow = arm("grow", 8, 16, 32)
+    late, early = unmarked(grow, "late", 0), unmarked(grow, "early", 1)
+    assert drawn(pipeline(late, early)) == [
+        ("early-seed0", None, 0),
+        ("late-seed0", "early-seed0", 40),
+    ]
+
+
 def test_the_same_schedule_twice_trains_once() -> None:
     assert drawn(pipeline(arm("a", 8, 16), shares("b", {8: 2, 16: 2}))) == [
         ("a-seed0", None, 0),
@@ -176,7 +207,7 @@ def test_seconds_that_are_saved() -> None:
 
 
 @st.composite
-def several_arms(draw: st.DrawFn) -> tuple[ArmSpec, ...]:
+def several_arms(draw: st.DrawFn, all_marked: bool = True) -> tuple[ArmSpec, ...]:
     """Up to eight, of one to three lengths each; some have a rate of their own."""
     arms = []
     for n in range(draw(st.integers(1, 8))):
@@ -187,6 +218,7 @@ def several_arms(draw: st.DrawFn) -> tuple[ArmSpec, ...]:
                 ratio=draw(st.integers(1, 5)),
                 tokens_per_batch=draw(st.sampled_from([None, None, 128])),
                 lr_factor=draw(st.sampled_from([None, 1.0, 0.5])),
+                mark_end=all_marked or draw(st.booleans()),
             )
             for length in lengths
         ]
@@ -208,10 +240,11 @@ def steps(trajectory: Trajectory, num_steps: int) -> list[tuple[int, int, float]
     ]
 
 
-@given(several_arms(), st.integers(0, 3))
+@given(several_arms(all_marked=False), st.integers(0, 3))
 def test_a_prefix_is_exact(arms: tuple[ArmSpec, ...], rewarm_steps: int) -> None:
     """Up to the fork a run and its trunk have the same length and the same rate at every step; the
-    trunk trains these steps, comes before, and saves a checkpoint there."""
+    trunk trains these steps, comes before, saves a checkpoint there, and has marked every end
+    before that the run marks."""
     optimizer = OptimizerSpec(lr=1e-2, rewarm_steps=rewarm_steps)
     branches = tree(trajectories(pipeline(*arms, optimizer=optimizer)))
     place = {branch.trajectory.name: index for index, branch in enumerate(branches)}
@@ -222,7 +255,10 @@ def test_a_prefix_is_exact(arms: tuple[ArmSpec, ...], rewarm_steps: int) -> None
             continue
         assert place[branch.trunk.name] < index
         assert branches[place[branch.trunk.name]].fork_step < branch.fork_step
-        assert branch.fork_step in branch.trunk.plan.stage_ends
+        marked = branch.trunk.plan.marked_ends
+        assert branch.fork_step in marked
+        own = branch.trajectory.plan.marked_ends
+        assert {step for step in own if step < branch.fork_step} <= {*marked}
         assert steps(branch.trunk, branch.fork_step) == steps(branch.trajectory, branch.fork_step)
 
 

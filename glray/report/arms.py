@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -18,8 +19,9 @@ class Arm:
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
-        """The lengths of its stages, in their order."""
-        return self.runs[0].seq_lens
+        """The lengths of its stages, in their order; once where stages of one length follow one
+        another."""
+        return tuple(seq_len for seq_len, _ in groupby(self.runs[0].seq_lens))
 
     @property
     def tokens(self) -> float:

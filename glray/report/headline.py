@@ -187,7 +187,7 @@ def _times_to_loss(scores: Sequence[ArmScore], base: ArmScore) -> list[str]:
         _time_to_loss(score, base)
         for score in scores
         if score is not base
-        and all(len(run.evaluations) > len(run.plan.stages) for run in score.runs)
+        and all(len(run.evaluations) > len(run.plan.marked_ends) for run in score.runs)
     ]
 
 

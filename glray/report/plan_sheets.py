@@ -1,9 +1,10 @@
 """The plan as a person reads it: every product with its factors."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
+from glray.report.folding import folded, length_text
 from glray.report.formats import counted
 from glray.report.profile_sheets import GIB, saved_share
 from glray.report.sheets import Sheet
@@ -12,7 +13,7 @@ from glray.report.tree_drawing import drawing
 from glray.run.parent import Parents, stages_before
 from glray.run.profile import Profile, SettingCosts, prices_of
 from glray.spec.pipeline import PipelineSpec
-from glray.spec.schedule import ArmSpec
+from glray.spec.schedule import ArmSpec, StageSpec
 from glray.spec.training import OptimizerSpec
 from glray.tree import Trajectory, tree
 
@@ -127,12 +128,12 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
     whole = sum(stage.ratio for stage in arm.stages)
     rows = [
         [
-            f"{stage.seq_len:,}",
-            f"{spec.tokens_per_batch_of(stage) // stage.seq_len:,}",
-            f"{stage.ratio / whole:.1%} of {spec.ratios_in}",
+            length_text(stages),
+            f"{spec.tokens_per_batch_of(stages[0]) // stages[0].seq_len:,}",
+            f"{sum(stage.ratio for stage in stages) / whole:.1%} of {spec.ratios_in}",
             "after calibration",
         ]
-        for stage in arm.stages
+        for stages in folded(arm.stages, _declared_kind)
     ]
     columns = ("seq_len", "windows", "share", "steps")
     return Sheet(_title(arm), columns, rows, _own(spec, arm), left=())
@@ -140,18 +141,19 @@ def _unplanned(spec: PipelineSpec, arm: ArmSpec) -> Sheet:
 
 def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts | None) -> Sheet:
     rows, own_tokens = [], plan.num_tokens - plan.tokens_after(plan.first_step)
-    for stage in plan.own_stages:
-        cost = stage.step_microseconds
+    for stages in folded(plan.own_stages, _planned_kind):
+        cost, num_steps = stages[0].step_microseconds, sum(stage.num_steps for stage in stages)
+        tokens = num_steps * stages[0].tokens_per_batch
         row = [
-            f"{stage.seq_len:,}",
-            f"{stage.windows_per_batch:,}",
-            f"{stage.num_steps:,}",
-            f"{stage.num_steps * stage.tokens_per_batch:,}",
-            f"{stage.num_steps * stage.tokens_per_batch / own_tokens:.1%}",
+            length_text(stages),
+            f"{stages[0].windows_per_batch:,}",
+            f"{num_steps:,}",
+            f"{tokens:,}",
+            f"{tokens / own_tokens:.1%}",
         ]
         if cost is not None:
-            row += [f"{cost / 1000:,.0f}", f"{stage.num_steps * cost / MICROSECONDS:,.1f}"]
-        rows.append([*row, _rates(spec.optimizer_of(arm), plan, stage)])
+            row += [f"{cost / 1000:,.0f}", f"{num_steps * cost / MICROSECONDS:,.1f}"]
+        rows.append([*row, _rates(spec.optimizer_of(arm), plan, stages)])
     timed = [] if plan.own_stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]
     notes = [*_own(spec, arm), *_totals(plan), *(_price(spec, arm, plan, costs) if costs else [])]
@@ -159,9 +161,24 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
 
 
 def _own(spec: PipelineSpec, arm: ArmSpec) -> list[str]:
-    """The own settings of stages, a line for each stage that has any."""
+    """The own settings of stages, a line for each stage that has any; how many are not marked."""
     found = ((stage.seq_len, own_settings(spec, stage)) for stage in arm.stages)
-    return [f"at {seq_len:,}: {own}" for seq_len, own in found if own]
+    lines = [f"at {seq_len:,}: {own}" for seq_len, own in found if own]
+    unmarked = sum(stage.mark_end is False for stage in arm.stages[:-1])
+    if unmarked:
+        what = f"{unmarked} of {len(arm.stages)} stages end" if unmarked > 1 else "one stage ends"
+        lines.append(f"{what} without a checkpoint and an evaluation")
+    return list(dict.fromkeys(lines))
+
+
+def _planned_kind(stage: StagePlan) -> Hashable:
+    """What stages in one row have in common."""
+    return stage.seq_len, stage.windows_per_batch, stage.lr_factor, stage.weights
+
+
+def _declared_kind(stage: StageSpec) -> Hashable:
+    weights = stage.weights and tuple(stage.weights.items())
+    return stage.seq_len, stage.tokens_per_batch, stage.lr_factor, weights
 
 
 def _title(arm: ArmSpec) -> str:
@@ -172,9 +189,9 @@ def _title(arm: ArmSpec) -> str:
     return f"{arm.name}, positions: {arm.positions.kind} ({said})"
 
 
-def _rates(optimizer: OptimizerSpec, plan: Plan, stage: StagePlan) -> str:
-    """``1.0e-2→8.4e-3``: of the stage's first and last step."""
-    ends = (stage.first_step, stage.end_step - 1)
+def _rates(optimizer: OptimizerSpec, plan: Plan, stages: Sequence[StagePlan]) -> str:
+    """``1.0e-2→8.4e-3``: of the first and the last step of the stages in a row."""
+    ends = (stages[0].first_step, stages[-1].end_step - 1)
     rates = (learning_rate(optimizer, plan, step) for step in ends)
     parts = (f"{rate:.1e}".split("e") for rate in rates)
     return "→".join(f"{mantissa}e{int(exponent)}" for mantissa, exponent in parts)

@@ -1,10 +1,11 @@
 """The tables of a report as plain cells. ``render`` shows them in a terminal, HTML or Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from glray.plan import RESCORE_STEPS, WATCHED_STEPS
+from glray.plan import RESCORE_STEPS, WATCHED_STEPS, StagePlan
 from glray.report.arms import by_environment, eval_seq_lens, labelled, longest_trained
+from glray.report.folding import folded, length_text
 from glray.report.formats import number, plus_minus, seconds_text, tokens_text
 from glray.run.records import BoundaryRecord, Jump
 from glray.run.run import Run
@@ -120,20 +121,22 @@ def stages(runs: Sequence[Run]) -> Sheet:
     """What each stage trained, and what its steps cost."""
     rows = []
     for label, run in labelled(runs):
-        for stage in run.stages:
-            planned, measured = stage.planned, stage.measured_seconds
-            cost, steps = planned.step_microseconds, f"{stage.steps_trained:,}"
-            is_done = stage.steps_trained == planned.num_steps
+        for row in folded(run.plan.stages, _kind):
+            together = [run.stages[run.plan.stage_index(stage.first_step)] for stage in row]
+            cost, trained = row[0].step_microseconds, sum(n.steps_trained for n in together)
+            seconds = [stage.calibrated_seconds for stage in together]
+            num_steps = sum(stage.num_steps for stage in row)
+            measured = together[0].measured_seconds if len(row) == 1 else None
             rows.append(
                 [
                     label,
-                    f"{stage.seq_len:,}",
-                    f"{planned.windows_per_batch:,}",
-                    steps if is_done else f"{steps}/{planned.num_steps:,}",
-                    tokens_text(stage.tokens_trained),
-                    seconds_text(stage.calibrated_seconds),
+                    length_text(row),
+                    f"{row[0].windows_per_batch:,}",
+                    f"{trained:,}" if trained == num_steps else f"{trained:,}/{num_steps:,}",
+                    tokens_text(sum(stage.tokens_trained for stage in together)),
+                    seconds_text(None if cost is None else sum(n or 0 for n in seconds)),
                     number(cost and cost / 1e3, ",.1f"),
-                    number(measured and 1e3 * measured / planned.num_steps, ",.1f"),
+                    number(measured and 1e3 * measured / num_steps, ",.1f"),
                 ]
             )
     columns = ["run", "length", "windows", "steps", "tokens", "calibrated s"]
@@ -143,6 +146,11 @@ def stages(runs: Sequence[Run]) -> Sheet:
     note = f"A step trains {tokens} tokens{always}: windows × length."
     columns += ["calibrated ms a step", "measured ms a step"]
     return Sheet("Stages", columns, rows, [note])
+
+
+def _kind(stage: StagePlan) -> Hashable:
+    """What the stages of a row have in common."""
+    return stage.seq_len, stage.windows_per_batch, stage.step_microseconds
 
 
 def boundaries(runs: Sequence[Run]) -> Sheet:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from glray.plan import WATCHED_STEPS
 from glray.report import look
 from glray.report.arms import Arm, eval_seq_lens, longest_trained
+from glray.report.folding import spans
 from glray.run.run import Run
 
 PANELS = {
@@ -64,7 +65,8 @@ def around_boundaries(runs: Sequence[Run]) -> Figure:
             for index, boundary in enumerate(run.boundaries):
                 name = f"{arm.label} {boundary.from_seq_len:,}→{boundary.to_seq_len:,}"
                 lines[name] = replace(style, line=look.LINES[index % len(look.LINES)], marker="")
-                sides.setdefault(name, []).append((run, ends[index : index + 3]))
+                place = ends.index(boundary.step)
+                sides.setdefault(name, []).append((run, ends[place - 1 : place + 2]))
     figure = Figure(figsize=(8, 6.6))
     offsets = np.arange(-WATCHED_STEPS, WATCHED_STEPS)
     panels = zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True)
@@ -141,8 +143,9 @@ def _draw_evaluations(
 
 
 def _mark_stages(axes: Axes, arms: list[tuple[Arm, look.Style]], column: str, scale: float) -> None:
-    """A dotted line where a stage of the arm's first run starts, its length above the axes; arms
-    whose stages start together share their labels."""
+    """A dotted line where a stage of the arm's first run starts, its length above the axes; of
+    stages without a marked end between them, the first alone. Arms whose stages start together
+    share their labels."""
     row, right = 0, axes.get_xlim()[1]
     labelled: set[tuple[int, ...]] = set()
     for arm, style in arms:
@@ -151,7 +154,7 @@ def _mark_stages(axes: Axes, arms: list[tuple[Arm, look.Style]], column: str, sc
             continue
         is_new = arm.seq_lens not in labelled or column == "tokens"
         labelled.add(arm.seq_lens)
-        for stage in run.plan.stages:
+        for stage, *others in spans(run.plan.stages):
             # The stage starts where the step before its first one ends.
             place = int(np.searchsorted(run.log.step, stage.first_step))
             if place >= len(run.log.step):
@@ -162,7 +165,8 @@ def _mark_stages(axes: Axes, arms: list[tuple[Arm, look.Style]], column: str, sc
             if x - last < 0.05 * right or not is_new:
                 continue  # no room for its label, or it stands there
             last = x
-            length = f"{stage.seq_len:,}" if stage.first_step else f"{stage.seq_len:,} tokens"
+            length = f"{len(others) + 1} stages" if others else f"{stage.seq_len:,}"
+            length += "" if others or stage.first_step else " tokens"
             look.above(axes, x + 0.004 * right, length, row, color=colour)
         row += is_new
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from glray.plan import Plan
+from glray.report.folding import spans
 from glray.report.formats import seconds_text
 from glray.tree import Branch
 
@@ -36,18 +37,22 @@ def drawing(branches: Sequence[Branch], num_seeds: int | None) -> str:
 
 
 def _row(branch: Branch, width: int) -> str:
-    """Blank up to the fork, then each stage's length on its line."""
+    """Blank up to the fork, then each stage's length on its line; stages without a marked end
+    between them, as one. A length that there is no room for is left out."""
     plan, row = branch.trajectory.plan, ""
     start = _column(plan, branch.fork_step, width)
-    for stage in plan.stages:
-        end = _column(plan, stage.end_step, width)
-        if stage.end_step <= branch.fork_step:
+    for span in spans(plan.stages):
+        first_step, end_step = span[0].first_step, span[-1].end_step
+        end = _column(plan, end_step, width)
+        if end_step <= branch.fork_step:
             continue
-        begins = max(_column(plan, stage.first_step, width), start)
-        label = f"{'└' if begins == start and branch.trunk else '─'}{stage.seq_len}"
-        if begins == start and branch.trunk and stage.first_step < branch.fork_step:
+        begins = max(_column(plan, first_step, width), start)
+        what = str(span[0].seq_len) if len(span) == 1 else f"({len(span)} stages)"
+        label = f"{'└' if begins == start and branch.trunk else '─'}{what}"
+        if begins == start and branch.trunk and first_step < branch.fork_step:
             label = "└"  # it goes on at the trunk's length
-        row += f"{label:─<{max(end - begins, 1)}}"[: max(end - begins, 1)]
+        room = max(end - begins, 1)
+        row += f"{label if len(label) <= room else label[0]:─<{room}}"
     return f"{' ' * start}{row}".ljust(width + 1)
 
 

@@ -80,7 +80,7 @@ class RunTree:
         which."""
         steps: dict[int, list[str]] = {}
         if self.may_grow and name in self._runs:
-            steps = {step: ["a later trial"] for step in self._runs[name].plan.stage_ends[:-1]}
+            steps = {step: ["a later trial"] for step in self._runs[name].plan.marked_ends[:-1]}
         for child, step in self._children.get(name, {}).items():
             if not has_begun(self._directory / child):
                 steps.setdefault(step, []).append(child)
@@ -108,7 +108,7 @@ class RunTree:
         """The run whose checkpoint to fork from, and the step: the latest that is shared."""
         trajectory, places = self._branch[run.name].trajectory, []
         for other in self._declared:
-            if other.name != run.name and (shared := trajectory.shared_steps(other)):
+            if other.name != run.name and (shared := trajectory.usable_steps(other)):
                 committed = committed_checkpoints(self._directory / other.name / "checkpoints")
                 steps = map(step_of, committed)
                 places += [(n, other) for n in steps if run.plan.first_step < n <= shared]
@@ -203,7 +203,7 @@ def _take_over(
             own = {"calibrated_seconds": run.plan.calibrated_seconds(evaluation.step)}
             evaluation.model_copy(update=own).write(run.evaluation_path(evaluation.step))
     for boundary in trunk.boundaries if is_same else ():
-        if boundary.step < step:
+        if boundary.step < step and boundary.step in run.plan.marked_ends:
             _as_planned(boundary, run.plan).write(run.boundary_path(boundary.step))
     if (trunk.directory / "tensorboard").is_dir():
         shutil.copytree(trunk.directory / "tensorboard", run.directory / "tensorboard")

@@ -49,13 +49,15 @@ class Parent:
 
     @property
     def stages(self) -> tuple[StagePlan, ...]:
-        """Its stages up to the step, with all of their weights."""
+        """Its stages up to the step, with all of their weights. The end of the last is marked, as
+        that of any run."""
         usual = tuple(source.weight for source in self.run.spec.sources)
         return tuple(
             stage.model_copy(
                 update={
                     "num_steps": stage.steps_before(self.step),
                     "weights": stage.weights or usual,
+                    "mark_end": stage.mark_end or stage.end_step >= self.step,
                 }
             )
             for stage in self.run.plan.stages
@@ -183,7 +185,14 @@ def _step(run: Run, start: Fork) -> int:
                 f"{where}: has {len(plan.stages)} stages, start.at names stage {start.at.stage}, "
                 f"which it never trains; give 0 to {len(plan.stages) - 1}"
             )
-        return plan.stage_ends[start.at.stage]
+        end = plan.stage_ends[start.at.stage]
+        if end not in plan.marked_ends:
+            raise UserError(
+                f"{where}: its stage {start.at.stage} is declared with mark_end=False, so it has "
+                f"no checkpoint of its end, step {end:,}: there is no state to go on from; set "
+                "start.at to a number of steps that it keeps, or train the parent without that"
+            )
+        return end
     if start.at > plan.num_steps:
         raise UserError(
             f"{where}: ends at step {plan.num_steps:,}, start.at is {start.at:,}, which it never "

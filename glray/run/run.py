@@ -145,7 +145,7 @@ class Run:
             case None:
                 return ()
             case "stages":
-                return self.plan.stage_ends
+                return self.plan.marked_ends
             case "all":
                 return [step_of(path) for path in committed_checkpoints(self.checkpoints)]
 

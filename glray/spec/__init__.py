@@ -37,7 +37,17 @@ from glray.spec.positions import (
     Yarn,
 )
 from glray.spec.rates import RateGrid, log_rates
-from glray.spec.schedule import ArmSpec, BudgetSpec, CalibrationSpec, StageSpec, fixed, grow
+from glray.spec.schedule import (
+    ArmSpec,
+    BudgetSpec,
+    CalibrationSpec,
+    StageSpec,
+    fixed,
+    grow,
+    reverse,
+    shuffle,
+    two_phase,
+)
 from glray.spec.search import SearchSpec
 from glray.spec.training import (
     CosineSchedule,
@@ -99,6 +109,9 @@ __all__ = [
     "load_pipeline",
     "log_rates",
     "lower",
+    "reverse",
     "same",
+    "shuffle",
     "to_yaml",
+    "two_phase",
 ]

@@ -122,8 +122,9 @@ class SearchSpec(Spec):
             stage != StageSpec(seq_len=stage.seq_len, ratio=stage.ratio) for stage in arm.stages
         ):
             raise ValueError(
-                f"search.arm {arm.name!r} has stages with their own tokens_per_batch, lr_factor or "
-                "weights, which the stages of a trial would not have; search an arm without them"
+                f"search.arm {arm.name!r} has stages with their own tokens_per_batch, lr_factor, "
+                "weights or mark_end, which the stages of a trial would not have; search an "
+                "arm without them"
             )
         lists = self.lists(arm)
         known = {seq_len for seq_lens in lists for seq_len in seq_lens}

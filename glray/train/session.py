@@ -45,6 +45,8 @@ from glray.train.trainee import Trainee
 SEGMENT_TOKENS = 64 * 2**20
 """A worker reads a stage in segments of at most this many tokens over all ranks."""
 
+MOST_SHOWN = 8
+"""Stages that are listed where a run starts."""
 
 NeededSteps = Callable[[], Mapping[int, Sequence[str]]]
 """Steps whose checkpoints other runs are still to fork from, and the names of these."""
@@ -419,7 +421,8 @@ def open_session(
                 "do not"
             )
     else:
-        stages = " + ".join(f"{s.num_steps:,} at {s.seq_len}" for s in run.plan.stages)
+        steps = [f"{stage.num_steps:,} at {stage.seq_len}" for stage in run.plan.stages]
+        stages = " + ".join(steps) if len(steps) <= MOST_SHOWN else f"{len(steps)} stages"
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     return RunSession(run, corpus, ctx, trainee, state, peak, needed)
 

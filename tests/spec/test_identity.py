@@ -79,6 +79,7 @@ FIELDS = {
     "arms.0.stages.0.tokens_per_batch": ("training", 2048),
     "arms.0.stages.0.lr_factor": ("training", 0.5),
     "arms.0.stages.0.weights": ("training", {"one": 2}),
+    "arms.0.stages.0.mark_end": ("neither", False),
     "arms.0.positions.kind": ("training", None),
     "arms.0.positions.relative_to": ("training", "previous"),
     "arms.0.positions.thetas": ("training", (500.0, 600.0)),

@@ -20,7 +20,7 @@ from glray.model.config import longest_config
 from glray.progress import advance
 from glray.run.records import MicroBatches
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
+from glray.train.context import WorkerContext, as_rank_zero_sees, least_over_ranks
 from glray.train.execution import CPU_MOST_TOKENS, declared_micro_batches, execution
 from glray.train.probe.memory import (
     gpu_budget_bytes,
@@ -49,11 +49,9 @@ def micro_batches(
     ids = corpus.vocabulary
     config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     conditions = _conditions(spec, config, ctx)
-    recorded = MicroBatches.read(path)
-    known = recorded is not None and recorded.conditions == conditions
-    if from_rank_zero(ctx, int(known)):
-        assert recorded is not None, "every node sees the storage"
-        return recorded.micro_batch_tokens
+    known: dict[str, int] | None = as_rank_zero_sees(ctx, lambda: _recorded(path, conditions))
+    if known is not None:
+        return known
     most_rows = {n: -(-(spec.tokens_per_batch // n) // ctx.world_size) for n in spec.all_seq_lens}
     probe = _rows_on_gpu if ctx.device.type == "cuda" else _rows_on_cpu
     rows = probe(partial(_two_micro_batches, config, spec, ctx), most_rows, ctx)
@@ -61,6 +59,13 @@ def micro_batches(
     if ctx.rank == 0:
         MicroBatches(conditions=conditions, micro_batch_tokens=found).write(path)
     return found
+
+
+def _recorded(path: Path, conditions: dict[str, Any]) -> dict[str, int] | None:
+    """What an earlier probe under these conditions has found."""
+    recorded = MicroBatches.read(path)
+    same = recorded is not None and recorded.conditions == conditions
+    return recorded.micro_batch_tokens if recorded is not None and same else None
 
 
 def _conditions(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext) -> dict[str, Any]:

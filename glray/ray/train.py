@@ -201,9 +201,8 @@ class WorkerGroups:
                         failures = 0 if is_progress else failures + 1
                     if failures > WORKER_FAILURES:
                         raise
-                    lost = _lost(failure)
-                if not stop.is_set():
-                    self._await_room(group, lost, stop)
+                    write_event(directory, f"worker group {group.index} {_lost(failure)}")
+                self._await_room(group, stop)
                 if stop.is_set():
                     return
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
@@ -212,12 +211,11 @@ class WorkerGroups:
                 "training has stopped; the same command goes on from the latest checkpoint"
             ) from None
 
-    def _await_room(self, group: WorkerGroup, lost: str, stop: threading.Event) -> None:
-        """Return once there is room to start the group again, and say so; or once ``stop`` is
-        set."""
+    def _await_room(self, group: WorkerGroup, stop: threading.Event) -> None:
+        """Return once there is room to start a group again, or once ``stop`` is set; say so where
+        its workers have said how they stand."""
         compute = self.spec.compute
         announcer = Announcer(self.directory, WorkerContext(group=group))
-        announcer.event(f"worker group {group.index} {lost}: it is started again")
         announcer.progress(Progress(phase="waiting for room to start the workers again"))
         wait_for_free_workers(compute, self.count, announcer.event, stop)
         announcer.progress(Progress(phase=starting_workers(compute)))
@@ -258,7 +256,7 @@ def _lost(failure: ray.train.WorkerGroupError | ray.train.PreemptionError) -> st
         return "has lost a node"
     errors = {rank: type(error).__name__ for rank, error in failure.worker_failures.items()}
     shown = ", ".join(f"{name} on rank {rank}" for rank, name in sorted(errors.items()))
-    return f"has ended ({shown})"
+    return f"has died ({shown})"
 
 
 def train_runs(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:

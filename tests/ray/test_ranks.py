@@ -31,7 +31,7 @@ def error_of(work: Work, spec: PipelineSpec, corpus: PreparedCorpus) -> str:
         WorkerGroups(work, spec, corpus).run()
     directory = pipeline_directory(spec)
     events = directory / "events.log"
-    assert not events.exists() or "started again" not in events.read_text()
+    assert not events.exists() or "worker group" not in events.read_text()
     assert not list(directory.glob(".seen-*"))
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_on_one_rank(
     ray_local: None, corpus: PreparedCorpus, tmp_path: Path
 ) -> None:
     def no_space(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and "/checkpoints/" in str(arguments[0]) and arguments[1] == "wb":
+        if event == "open" and "/checkpoints/" in str(arguments[0]) and arguments[1] == "w":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
 
     def train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:

@@ -3,8 +3,10 @@
 import mmap
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from glray.errors import UserError
@@ -15,6 +17,11 @@ from glray.spec.compute import ComputeSpec
 # ray._private.runtime_env.constants so that this module needs no Ray.
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
+MARK = ".seen-"
+"""How the names of marks begin."""
+SEEN_SECONDS = 10.0
+"""How long to look for a mark: over NFS a folder that another node has just made may come late."""
+
 
 def storage_path(compute: ComputeSpec) -> Path:
     """The absolute path of ``compute.storage``, ``~`` expanded. Touches nothing.
@@ -23,8 +30,9 @@ def storage_path(compute: ComputeSpec) -> Path:
     """
     if "://" in compute.storage:
         raise UserError(
-            f"compute.storage {compute.storage!r} is a URL, but glray writes to a folder: mount "
-            "the bucket on every node and give the mount, --set compute.storage=/mnt/bucket"
+            f"compute.storage {compute.storage!r} is a URL, but glray locks, renames and appends, "
+            "which buckets cannot, mounted or not: give a folder that every node sees (NFS 4, EFS, "
+            "Lustre), --set compute.storage=/mnt/shared"
         )
     path = Path(os.path.expanduser(compute.storage))
     if not path.is_absolute() and _SUBMITTED_JOB_VARIABLE in os.environ:
@@ -65,6 +73,26 @@ def validate_storage(storage: Path) -> None:
                 ) from None
     finally:
         shutil.rmtree(probe, ignore_errors=True)
+
+
+@contextmanager
+def marked(directory: Path) -> Iterator[str]:
+    """Within the block a file of a new name, which is returned, lies in ``directory``: who finds it
+    there sees this very folder, and not another one under the same path."""
+    name = f"{MARK}{uuid.uuid4().hex[:8]}"
+    write_text(directory / name, "")
+    try:
+        yield name
+    finally:
+        (directory / name).unlink(missing_ok=True)
+
+
+def is_seen(mark: Path, wait_seconds: float = SEEN_SECONDS) -> bool:
+    """Whether this process sees a mark that another one has made."""
+    end = time.monotonic() + wait_seconds
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return seen
 
 
 def _write(probe: Path) -> None:

@@ -26,6 +26,7 @@ TOGETHER = {
     "test_mixture.py": "ray_local",
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",
+    "test_ranks.py": "ray_local",
     "test_ray.py": "ray_local",
     "test_groups.py": "ray_local",
     "test_profile.py": "start_group",

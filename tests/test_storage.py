@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from glray.cli import app
 from glray.errors import UserError
 from glray.spec import ComputeSpec
 from glray.spec.loading import to_yaml
-from glray.storage import storage_path, validate_storage
+from glray.storage import is_seen, marked, storage_path, validate_storage
 
 from .tiny import tiny_spec
 
@@ -55,6 +56,20 @@ def test_a_bucket_is_refused() -> None:
 def test_a_storage_that_does_everything_is_left_as_it_was(tmp_path: Path) -> None:
     validate_storage(tmp_path / "new" / "runs")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["new", "new/runs"]
+
+
+def test_a_mark_is_seen_where_it_was_made_and_nowhere_else(tmp_path: Path) -> None:
+    driver, elsewhere = tmp_path / "driver", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with marked(driver) as name:
+        assert is_seen(driver / name)
+        assert not is_seen(elsewhere / name, wait_seconds=0.1)
+        late = threading.Timer(0.3, lambda: (elsewhere / name).touch())  # as over NFS
+        late.start()
+        assert is_seen(elsewhere / name)
+        assert not is_seen(tmp_path / "missing" / name, wait_seconds=0.1)
+    assert list(driver.iterdir()) == []
+    assert not (tmp_path / "missing").exists()
 
 
 def fail_for(

@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import chdir
@@ -36,6 +37,11 @@ OBJECT_STORE_BYTES = 2**30
 
 LEAST_STORE_BYTES = 100 * 2**20
 """Ray starts with no less than 75 MiB."""
+
+FREED_SECONDS = 5.0
+"""How long what a group of workers has left may take to be free again."""
+SAY_AGAIN_SECONDS = 600.0
+"""How often a wait that has no limit is said."""
 
 START_TIMEOUT = "timed out during startup"
 """What Ray's error says when a node was too slow to start."""
@@ -134,8 +140,7 @@ def starting_workers(compute: ComputeSpec) -> str:
     if joined_address() is None:
         return "starting the workers"
     workers = counted(compute.least_workers, "worker")
-    each = f"{workers} of {counted(compute.cpus_per_worker, 'CPU')}"
-    return f"starting {each}{' and a GPU' if compute.use_gpu else ''}: {free_cpus()}"
+    return f"starting {workers} of {_each(compute)}: {free_cpus()}"
 
 
 def worker_resources(compute: ComputeSpec) -> dict[str, float]:
@@ -150,6 +155,33 @@ def workers_with_room(bundle: dict[str, float], nodes: list[dict[str, float]]) -
         min(math.floor(node.get(name, 0) / amount) for name, amount in bundle.items())
         for node in nodes
     )
+
+
+def wait_for_free_workers(
+    compute: ComputeSpec, num_groups: int, say: Say, stop: threading.Event
+) -> None:
+    """Return once the fewest workers of one group fit into what is free, as after a node was lost,
+    or once ``stop`` is set; however long that takes, which is said. The cluster is asked to grow to
+    ``num_groups`` groups."""
+    bundle, asked = worker_resources(compute), compute.least_workers
+
+    def room() -> int:
+        free = list(available_resources_per_node().values())
+        return asked if stop.is_set() else workers_with_room(bundle, free)
+
+    # What a group has just left is free after a moment.
+    if wait_for_room(asked, room, lambda _: None, wait_seconds=FREED_SECONDS) >= asked:
+        return
+    request_resources(bundles=[bundle] * asked * num_groups)
+    try:
+        wait_for_room(
+            asked,
+            room,
+            lambda text: say(f"{text}; each takes {_each(compute)}"),
+            say_seconds=SAY_AGAIN_SECONDS,
+        )
+    finally:
+        request_resources(bundles=[])
 
 
 def groups_with_room(compute: ComputeSpec) -> int:
@@ -183,11 +215,12 @@ def wait_for_room(
     say: Say,
     *,
     what: str = "worker",
-    wait_seconds: float,
+    wait_seconds: float = math.inf,
     say_seconds: float = 30,
     poll_seconds: float = 1,
 ) -> int:
-    """The room found once it suffices, or when ``wait_seconds`` are over.
+    """The room found once it suffices, or when ``wait_seconds`` are over; without them it waits as
+    long as it takes.
 
     Says both numbers at once and then every ``say_seconds``.
     """
@@ -195,9 +228,10 @@ def wait_for_room(
     next_say = 0.0
     while (room := room_now()) < asked and (waited := time.monotonic() - start) < wait_seconds:
         if waited >= next_say:
+            limit = f" of {wait_seconds:.0f}" if math.isfinite(wait_seconds) else ""
             say(
                 f"waiting for {counted(asked, what)}, the cluster has room for {room} "
-                f"({waited:.0f} of {wait_seconds:.0f} s)"
+                f"({waited:.0f}{limit} s)"
             )
             next_say += say_seconds
         time.sleep(poll_seconds)
@@ -264,6 +298,11 @@ def _check_answers(address: str) -> None:
             f"RAY_ADDRESS {address}: no cluster answers there ({error}); correct it, or unset it "
             "to run on this machine"
         ) from None
+
+
+def _each(compute: ComputeSpec) -> str:
+    """What a worker takes, in words."""
+    return f"{counted(compute.cpus_per_worker, 'CPU')}{' and a GPU' if compute.use_gpu else ''}"
 
 
 def _nodes() -> list[dict[str, float]]:

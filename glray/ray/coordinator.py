@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glray.spec.schedule import ArmSpec
+from glray.storage import MARK
 from glray.train.group import Coordinator, WorkerGroup
 
 POLL_SECONDS = 0.1
@@ -83,8 +85,8 @@ def launch(
     actor. ``is_open``: they wait for further arms to be offered, until the launch is closed.
     """
     stop = stop or threading.Event()
-    left = [*directory.glob(RAY_TRAIN_STORAGE), *directory.glob("progress-*.json")]
-    for path in left:  # the latter of groups that this launch may not have
+    left = [f"{MARK}*", RAY_TRAIN_STORAGE, "progress-*.json"]
+    for path in chain.from_iterable(map(directory.glob, left)):  # also of groups not of this launch
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     if in_driver:
         coordinator = Coordinator(count, stop, is_open=is_open)

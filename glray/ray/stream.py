@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glray.data.corpus import BlockRefs, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
@@ -54,7 +55,7 @@ def start_reader() -> None:
 
     That lasts some 4 s of a core; meanwhile the caller goes on, to import the model's code.
     """
-    ray.remote(num_cpus=0)(_ready).remote()
+    ray.remote(num_cpus=0, scheduling_strategy=_here())(_ready).remote()
 
 
 def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
@@ -70,6 +71,7 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
+        scheduling_strategy=_here(),
         compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(plan))),
     )
     context = dataset.context
@@ -116,6 +118,13 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Ta
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause).partition("\n")[0]) from None  # Ray adds lines
         raise
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On the worker's own node, whose reader has imported what reading takes: Ray would spread read
+    tasks over all nodes, the head too, and send the tokens back."""
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node, soft=True)
 
 
 def _ready() -> None:

@@ -24,21 +24,29 @@ from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
 from glray.model.config import starting_model
-from glray.ray.cluster import groups_with_room, is_own_cluster, worker_resources
+from glray.ray.cluster import (
+    groups_with_room,
+    is_own_cluster,
+    starting_workers,
+    wait_for_free_workers,
+    worker_resources,
+)
 from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
 from glray.ray.stream import ray_batches, start_reader
+from glray.run.records import Progress
 from glray.run.run import ENDS, pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
-from glray.train.announcer import write_event
-from glray.train.context import WorkerContext, from_rank_zero
+from glray.storage import is_seen, marked
+from glray.train.announcer import Announcer, write_event
+from glray.train.context import WorkerContext
 from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs
 
 WORKER_FAILURES = 3
-"""Times that one ``fit`` starts a worker group again after a worker died. If a checkpoint was
-committed meanwhile another ``fit`` follows: a run of weeks may lose any number of workers, one that
-dies at the same step each time ends."""
+"""Times in a row that a worker group is started again after a worker died and no checkpoint was
+committed meanwhile: a run of weeks may lose any number of workers, one that dies at the same step
+each time ends."""
 RESIZE_SECONDS = 60.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
@@ -122,11 +130,12 @@ class WorkerGroups:
     def run(self, stop: threading.Event | None = None) -> None:
         """Have the groups work until the last has ended; ``stop`` asks them to. Raises what was
         raised first."""
+        stop = stop or threading.Event()
         with launch(self.directory, self.count, stop=stop, in_driver=self.in_driver) as groups:
             if self.count == 1:  # in the caller's thread
-                self._run_group(groups[0])
+                self._run_group(groups[0], stop)
             else:
-                self._run_all(groups)
+                self._run_all(groups, stop)
 
     @contextmanager
     def standing(self, stop: threading.Event) -> Iterator[tuple[WorkerGroup, Future[None]]]:
@@ -139,7 +148,7 @@ class WorkerGroups:
             ) as groups,
             ThreadPoolExecutor(1, thread_name_prefix="groups") as pool,
         ):
-            working = pool.submit(self._run_all, groups)
+            working = pool.submit(self._run_all, groups, stop)
             try:
                 yield groups[0], working
             except BaseException:
@@ -154,11 +163,11 @@ class WorkerGroups:
         """The pipeline's."""
         return pipeline_directory(self.spec)
 
-    def _run_all(self, groups: list[WorkerGroup]) -> None:
+    def _run_all(self, groups: list[WorkerGroup], stop: threading.Event) -> None:
         """Run all groups; raises what was raised first once all have ended."""
         errors: list[BaseException] = []
         with ThreadPoolExecutor(len(groups), thread_name_prefix="group") as pool:
-            working = {pool.submit(self._run_group, group): group for group in groups}
+            working = {pool.submit(self._run_group, group, stop): group for group in groups}
             for ended in as_completed(working):  # in the order of time
                 working[ended].release()  # others may wait for one of its runs
                 if error := ended.exception():  # the others go on, for hours perhaps
@@ -169,35 +178,53 @@ class WorkerGroups:
         if errors:
             raise errors[0]
 
-    def _run_group(self, group: WorkerGroup) -> None:
-        """Fit, and again as long as there is progress between the deaths of workers."""
-        directory = self.directory
+    def _run_group(self, group: WorkerGroup, stop: threading.Event) -> None:
+        """Fit, and again as long as there is progress between the deaths of workers; not after what
+        a person can fix, whichever rank has met it.
+
+        Ray Train itself starts no group again: it does not know why one has ended, and says nothing
+        while it waits for a node.
+        """
+        directory, failures = self.directory, 0
         try:
             while True:
                 before = _committed(directory, group)
-                failure = None
                 try:
-                    self._trainer(group).fit()
-                except ray.train.WorkerGroupError as error:
-                    failure = error
-                said = group.error()
-                if said is not None:
-                    raise UserError(said)
-                if failure is None:
+                    with marked(directory) as mark:
+                        self._trainer(group, mark).fit()
                     return
-                if _committed(directory, group) == before:
-                    raise failure
+                except (ray.train.WorkerGroupError, ray.train.PreemptionError) as failure:
+                    if said := group.error():
+                        raise UserError(said) from None
+                    is_progress = _committed(directory, group) != before
+                    if not isinstance(failure, ray.train.PreemptionError):
+                        failures = 0 if is_progress else failures + 1
+                    if failures > WORKER_FAILURES:
+                        raise
+                    write_event(directory, f"worker group {group.index} {_lost(failure)}")
+                self._await_room(group, stop)
+                if stop.is_set():
+                    return
         except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
             raise UserError(
                 f"{directory}: Ray lost the node that led the run ({type(error).__name__}): "
                 "training has stopped; the same command goes on from the latest checkpoint"
             ) from None
 
-    def _trainer(self, group: WorkerGroup) -> ray.train.torch.TorchTrainer:
+    def _await_room(self, group: WorkerGroup, stop: threading.Event) -> None:
+        """Return once there is room to start a group again, or once ``stop`` is set; say so where
+        its workers have said how they stand."""
+        compute = self.spec.compute
+        announcer = Announcer(self.directory, WorkerContext(group=group))
+        announcer.progress(Progress(phase="waiting for room to start the workers again"))
+        wait_for_free_workers(compute, self.count, announcer.event, stop)
+        announcer.progress(Progress(phase=starting_workers(compute)))
+
+    def _trainer(self, group: WorkerGroup, mark: str) -> ray.train.torch.TorchTrainer:
         work, spec, corpus, compute = self.work, self.spec, self.corpus, self.spec.compute
 
         def start_worker() -> None:
-            with _joined(compute, group) as ctx:
+            with _joined(spec, group, mark) as ctx:
                 work(spec, corpus, ctx)
 
         return ray.train.torch.TorchTrainer(
@@ -211,7 +238,7 @@ class WorkerGroups:
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex[:8],
                 storage_path=str(pipeline_directory(spec) / RAY_TRAIN_STORAGE),
-                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+                failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
 
@@ -223,6 +250,15 @@ def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
     return {path for run in runs for pattern in patterns for path in run.glob(pattern)}
 
 
+def _lost(failure: ray.train.WorkerGroupError | ray.train.PreemptionError) -> str:
+    """Why a group has ended."""
+    if isinstance(failure, ray.train.PreemptionError):
+        return "has lost a node"
+    errors = {rank: type(error).__name__ for rank, error in failure.worker_failures.items()}
+    shown = ", ".join(f"{name} on rank {rank}" for rank, name in sorted(errors.items()))
+    return f"has died ({shown})"
+
+
 def train_runs(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:
     """What each worker of a group does: train run after run."""
     start_reader()
@@ -232,25 +268,35 @@ def train_runs(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> N
 
 
 @contextmanager
-def _joined(compute: ComputeSpec, group: WorkerGroup) -> Iterator[RayContext]:
+def _joined(spec: PipelineSpec, group: WorkerGroup, mark: str) -> Iterator[RayContext]:
     """What each worker of a group starts from.
 
-    A person's error is left for the driver. A lone worker then returns, so that Ray does not start
-    it again to fail the same way; with others it raises, or they would wait for it forever.
+    An error of a person's, on whichever rank, is left for the driver and ends the group: Ray Train
+    ends the other ranks, which wait for this one in a collective.
     """
-    torch.set_num_threads(compute.cpus_per_worker)
+    torch.set_num_threads(spec.compute.cpus_per_worker)
     ctx = RayContext(group)
     try:
-        if ctx.rank == 0:
-            group.set_error(None)  # of an attempt before this one
-        from_rank_zero(ctx, 0)
+        _check_storage(spec, mark)
         yield ctx
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
+    except UserError as error:
+        group.set_error(str(error))
+        raise
+    except OSError as error:
+        if error.filename is None:
             raise
-        said = str(error)
-        if isinstance(error, OSError):
-            said = f"{error.filename}: {error.strerror}; the same command goes on when it is fixed"
+        said = f"{error.filename}: {error.strerror}; the same command goes on when it is fixed"
         group.set_error(said)
-        if ctx.world_size > 1:
-            raise
+        raise UserError(said) from error
+
+
+def _check_storage(spec: PipelineSpec, mark: str) -> None:
+    """Raises UserError unless this worker's node sees what the driver has written."""
+    directory = pipeline_directory(spec)
+    if not is_seen(directory / mark):
+        raise UserError(
+            f"node {ray.util.get_node_ip_address()} does not see what the command writes to "
+            f"{directory}: its worker would find no token blocks there, or write where nobody "
+            "looks; mount the storage on every node under this path, or give a folder that all "
+            "see, --set compute.storage=FOLDER"
+        )

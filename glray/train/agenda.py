@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
@@ -14,7 +15,7 @@ from glray.run.records import ForkRecord, ParentRecord
 from glray.run.run import Run
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
-from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.context import WorkerContext, as_rank_zero_sees, from_rank_zero
 from glray.train.runs import plan_runs
 
 ORPHAN_SECONDS = 120.0
@@ -35,7 +36,7 @@ class Agenda:
     ) -> None:
         """``spec`` has its calibration, if it needs one."""
         self._spec, self._corpus, self._start, self._ctx = spec, corpus, start, ctx
-        self._offered: list[ArmSpec] | None = None
+        self._num_offered: int | None = None
         self._tried: set[str] = set()
         self._look()
 
@@ -54,7 +55,7 @@ class Agenda:
         asked for. Waits for other groups while they train what the runs left fork from, and while
         more arms may be offered."""
         ctx = self._ctx
-        while (index := from_rank_zero(ctx, self._next() if ctx.rank == 0 else 0)) != DONE:
+        while (index := as_rank_zero_sees(ctx, self._next)) != DONE:
             if index == WAIT:
                 if from_rank_zero(ctx, int(ctx.stop_requested())):
                     return
@@ -85,22 +86,24 @@ class Agenda:
     def is_withdrawn(self, run: Run) -> bool:
         """Whether a stopped run was stopped alone, rather than the whole launch; the same on every
         rank."""
-        ctx = self._ctx
-        return bool(from_rank_zero(ctx, int(ctx.rank == 0 and ctx.group.is_withdrawn(run.name))))
+        group = self._ctx.group
+        return bool(as_rank_zero_sees(self._ctx, lambda: group.is_withdrawn(run.name)))
 
     def _look(self) -> None:
-        """Take up the arms that are offered by now, as rank 0 sees them."""
-        ctx = self._ctx
-        offered, is_open = ctx.group.offered()
-        count = from_rank_zero(ctx, len(offered))
-        self._is_open = bool(from_rank_zero(ctx, int(is_open)))
-        if self._offered is None or count > len(self._offered):
-            self._offered = offered[:count]
-            spec = _with_arms(self._spec, self._offered)
+        """Take up the arms that are offered by now, as rank 0 is told."""
+        offered, self._is_open = as_rank_zero_sees(self._ctx, self._ask_for_arms)
+        if self._num_offered is None or len(offered) > self._num_offered:
+            self._num_offered = len(offered)
+            spec = _with_arms(self._spec, [ArmSpec.model_validate(arm) for arm in offered])
             runs = plan_runs(spec, self._corpus, self._start)
             assert runs is not None, "the spec has its calibration"
             self._tree = RunTree(spec, runs)
         self._tree.may_grow = self._is_open
+
+    def _ask_for_arms(self) -> tuple[list[dict[str, Any]], bool]:
+        """The arms that are offered, as JSON, and whether there may be more; on rank 0."""
+        arms, is_open = self._ctx.group.offered()
+        return [arm.model_dump(mode="json") for arm in arms], is_open
 
     def _next(self) -> int:
         """Which run of the tree this group has claimed, ``WAIT`` or ``DONE``; on rank 0."""

@@ -14,7 +14,7 @@ import numpy as np
 from glray.plan import StageBoundary
 from glray.progress import working
 from glray.run.records import BoundaryLoss, BoundaryRecord, Evaluation, Jump
-from glray.train.context import from_rank_zero
+from glray.train.context import as_rank_zero_sees, from_rank_zero
 from glray.train.evaluation import Scored, Windows, far_windows, score_far
 from glray.train.session import RunSession
 
@@ -25,7 +25,7 @@ def evaluate(session: RunSession) -> None:
     run, plan, step = session.run, session.run.plan, session.state.step
     boundary = next((boundary for boundary in plan.boundaries if boundary.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.boundary_path(step)] if boundary else [])
-    if from_rank_zero(session.ctx, int(all(path.exists() for path in paths))):
+    if as_rank_zero_sees(session.ctx, lambda: all(path.exists() for path in paths)):
         return
     stage = plan.stage_index(step - 1)
     session.enter(stage)

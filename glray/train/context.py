@@ -1,8 +1,10 @@
 """What the loop knows of where it runs: a small context, which ``glray.ray.train`` extends."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -58,6 +60,21 @@ def from_rank_zero(ctx: WorkerContext, value: int) -> int:
     tensor = torch.tensor([value], dtype=torch.int64, device=ctx.device)
     torch.distributed.broadcast(tensor, src=0)
     return int(tensor.item())
+
+
+def as_rank_zero_sees(ctx: WorkerContext, look: Callable[[], Any]) -> Any:
+    """What ``look`` returns on rank 0, a JSON value, on every rank.
+
+    Rank 0 alone looks: over NFS a node may for a minute see an older state of the storage than
+    another, and ranks that decide differently wait for each other forever.
+    """
+    if ctx.world_size == 1:
+        return look()
+    text = json.dumps(look()).encode() if ctx.rank == 0 else b""
+    size = from_rank_zero(ctx, len(text))
+    content = torch.frombuffer(bytearray(text or size), dtype=torch.uint8).to(ctx.device)
+    torch.distributed.broadcast(content, src=0)
+    return json.loads(content.cpu().numpy().tobytes())
 
 
 def most_over_ranks(ctx: WorkerContext, value: int) -> int:

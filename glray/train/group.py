@@ -115,12 +115,10 @@ class Coordinator:
         with self._changed:
             return run in self._withdrawn
 
-    def set_error(self, index: int, error: str | None) -> None:
-        """Keep what ended the group for a person to fix; None as it starts (again)."""
+    def set_error(self, index: int, error: str) -> None:
+        """Keep what ended the group for a person to fix: what one of its ranks has said first."""
         with self._changed:
-            self._errors.pop(index, None)
-            if error is not None:
-                self._errors[index] = error
+            self._errors.setdefault(index, error)
 
     def error(self, index: int) -> str | None:
         """What ended the group, if a person can fix it."""
@@ -134,7 +132,8 @@ class Coordinator:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """One of the groups of a launch, the only one unless told otherwise. Rank 0 alone asks."""
+    """One of the groups of a launch, the only one unless told otherwise. Rank 0 alone asks, and
+    tells the others what it was told."""
 
     index: int = 0
     count: int = 1
@@ -191,8 +190,8 @@ class WorkerGroup:
         """Whether a run is not to be trained further."""
         return self._ask("is_withdrawn", run)
 
-    def set_error(self, error: str | None) -> None:
-        """Leave for the driver what has ended this group."""
+    def set_error(self, error: str) -> None:
+        """Leave for the driver what ends this group; any rank may."""
         self._ask("set_error", error)
 
     def error(self) -> str | None:

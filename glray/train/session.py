@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from itertools import groupby
 from math import isfinite
 
@@ -33,7 +34,7 @@ from glray.run.records import (
 from glray.run.run import DIVERGED, METRICS, RESULT, Run, StepLog
 from glray.train.announcer import Announcer
 from glray.train.checkpoint import Saver, load_checkpoint
-from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.context import WorkerContext, as_rank_zero_sees, from_rank_zero
 from glray.train.evaluation import Scored, Windows, score
 from glray.train.export import export_model
 from glray.train.metrics import Arrival, MetricsLog, PendingStep, Signals, Stopwatch
@@ -43,7 +44,7 @@ from glray.train.trackers import open_trackers
 from glray.train.trainee import Trainee
 
 SEGMENT_TOKENS = 64 * 2**20
-"""A worker reads a stage in segments of at most this many tokens over all ranks."""
+"""A worker reads a stage in segments of about this many tokens of its own."""
 
 MOST_SHOWN = 8
 """Stages that are listed where a run starts."""
@@ -78,6 +79,13 @@ class RunSession:
         self.run, self.corpus, self.ctx = run, corpus, ctx
         self.trainee, self.state = trainee, state
         self.targets = heldout_targets(corpus, run.spec.evaluation)
+        scored = as_rank_zero_sees(ctx, lambda: self.targets.sha256)
+        if self.targets.sha256 != scored:
+            raise UserError(
+                f"{corpus.check_path}: rank {ctx.rank} sees held-out targets "
+                f"{self.targets.sha256[:12]}…, rank 0 {scored[:12]}…: their losses could not be "
+                "summed; repeat the command when every node sees the same file"
+            )
         self.announcer = Announcer(run.directory.parent, ctx)
         self.trackers = open_trackers(run, ctx, state.step)
         self._log = MetricsLog(run, ctx, self.trackers, peak)
@@ -111,7 +119,7 @@ class RunSession:
             self.corpus.order_of(plan, run.seed),
             plan,
             first_step=state.step,
-            steps_per_segment=max(1, SEGMENT_TOKENS // largest_batch),
+            steps_per_segment=max(1, SEGMENT_TOKENS * self.ctx.world_size // largest_batch),
             rank=self.ctx.rank,
             world_size=self.ctx.world_size,
         )
@@ -429,8 +437,8 @@ def open_session(
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:
     """The step of the run's latest committed checkpoint, as rank 0 sees it; 0 without one."""
-    committed = committed_checkpoints(run.checkpoints)
-    return from_rank_zero(ctx, step_of(committed[-1]) if committed else 0)
+    committed = partial(committed_checkpoints, run.checkpoints)
+    return int(as_rank_zero_sees(ctx, lambda: max(map(step_of, committed()), default=0)))
 
 
 def _start(run: Run, step: int) -> tuple[PreTrainedModel, Weights | None]:

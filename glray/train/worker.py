@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
@@ -22,7 +23,7 @@ from glray.spec.loading import load_pipeline, to_yaml
 from glray.spec.pipeline import PipelineSpec
 from glray.train.agenda import Agenda
 from glray.train.announcer import Announcer
-from glray.train.context import WorkerContext, from_rank_zero
+from glray.train.context import WorkerContext, as_rank_zero_sees, from_rank_zero
 from glray.train.execution import choose_kernels, environment, execution
 from glray.train.loop import train
 from glray.train.parallel import release_models
@@ -31,8 +32,9 @@ from glray.train.probe.micro_batches import micro_batches
 from glray.train.probe.peak import matmul_peak
 from glray.train.session import Ending, latest_step
 
-PROBE_SECONDS = 900.0
-"""How long a group waits for another that probes what fits in memory."""
+LOCK_SECONDS = 60.0
+"""How long rank 0 waits at once for a group that probes what fits in memory; then the others, which
+wait for rank 0 in a collective, are told to wait on: a collective has a time-out."""
 
 
 def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
@@ -42,9 +44,7 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     Returns early if asked to stop; where a run diverges or its guard stops it, the others go on.
     Every rank of a group calls it.
     """
-    directory = pipeline_directory(spec)
-    directory.mkdir(parents=True, exist_ok=True)
-    announcer = Announcer(directory, ctx)
+    announcer = Announcer(pipeline_directory(spec), ctx)
     with heard_by(announcer.hear), working("looking at what is to be trained"):
         _train_all(spec, corpus, ctx, announcer)
 
@@ -56,17 +56,16 @@ def _train_all(
     choose_kernels(spec.compute, ctx)
     executed = _execution(spec, corpus, ctx)
     start = starting_model(spec)
-    known = with_calibration(spec)
-    is_missing = is_calibration_missing(spec)
-    # As other groups start and finish runs meanwhile, rank 0 says for all what the storage holds.
-    if from_rank_zero(ctx, int(is_missing)):
+    known = spec
+    if as_rank_zero_sees(ctx, lambda: is_calibration_missing(spec)):
         known = _calibrated(spec, corpus, ctx, executed)
-    elif is_missing:
-        known = with_calibration(spec)
+    elif spec.needs_calibration and spec.calibration is None:
+        recorded = as_rank_zero_sees(ctx, lambda: _recorded_calibration(spec))
+        known = spec.derive(calibration=recorded)
     agenda = Agenda(known, corpus, start, ctx)
     if ctx.rank == 0 and ctx.group.claims("spec.yaml"):
         _write_spec(known, directory / "spec.yaml")
-    if from_rank_zero(ctx, int(agenda.is_over)):
+    if as_rank_zero_sees(ctx, lambda: agenda.is_over):
         return
     with working("measuring the peak of matrix products"):
         peak = matmul_peak(ctx, spec.precision)
@@ -100,6 +99,12 @@ def _write_spec(spec: PipelineSpec, path: Path) -> None:
     write_text(path, to_yaml(spec.derive(only=None, seeds=tuple(dict.fromkeys(seeds)))))
 
 
+def _recorded_calibration(spec: PipelineSpec) -> dict[str, Any] | None:
+    """The calibration in the pipeline's directory, as JSON; None if none counts."""
+    calibration = with_calibration(spec).calibration
+    return None if calibration is None else calibration.model_dump(mode="json")
+
+
 def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> Execution:
     """How this group executes the spec; where it must be probed, as the first group found it."""
     directory = pipeline_directory(spec)
@@ -108,12 +113,21 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
             held.enter_context(
                 working("probing what fits in memory at once", len(spec.all_seq_lens))
             )
-            if ctx.rank == 0:
-                probing = sole_writer(directory, lock=".probing", wait_seconds=PROBE_SECONDS)
-                held.enter_context(probing)
-            from_rank_zero(ctx, 0)  # what another group has probed is there for every rank
+            while not as_rank_zero_sees(ctx, lambda: _has_lock(directory, held)):
+                pass
         probed = micro_batches(spec, corpus, ctx, directory / "micro_batches.json")
     return execution(spec, ctx, probed)
+
+
+def _has_lock(directory: Path, held: ExitStack) -> bool:
+    """Whether this group is now the one that probes, until ``held`` ends; after ``LOCK_SECONDS``
+    another one still is."""
+    try:
+        lock = sole_writer(directory, lock=".probing", wait_seconds=LOCK_SECONDS)
+        held.enter_context(lock)
+    except UserError:
+        return False
+    return True
 
 
 def _calibrated(

@@ -146,6 +146,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
     before = run.step()
     os.kill(rng.choice(processes_of(folder, "RayTrainWorker")), signal.SIGKILL)
     run.wait_until(lambda: run.resumptions() > 0)  # goes on by itself
+    assert "worker group 0 has died (" in events(folder)
     later(run, before)
     resumptions = run.resumptions()
     run.kill()

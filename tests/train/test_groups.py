@@ -228,7 +228,7 @@ def test_what_a_group_raised_first_is_raised_when_all_have_ended(
 ) -> None:
     failed, ended = threading.Event(), []
 
-    def run_group(groups: object, group: WorkerGroup) -> None:
+    def run_group(groups: object, group: WorkerGroup, stop: object) -> None:
         if group.index == 2:
             failed.set()
             raise UserError("the disk is full")

@@ -1,6 +1,7 @@
 """Several workers train as one does: same tokens, same gradient, also where rows do not divide."""
 
 import json
+import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +21,7 @@ from glray.files import read_json
 from glray.model.config import model_config
 from glray.plan import make_plan
 from glray.run.checkpoint import CommittedFile, committed_checkpoints, step_of
-from glray.run.run import Run
+from glray.run.run import Run, pipeline_directory, with_calibration
 from glray.spec import PipelineSpec, fixed
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
@@ -47,6 +48,21 @@ def train_until(
     """Train, and stop when the ``stop_after``-th time is asked."""
     asked = count(1)
     train_all(spec, corpus, replace(ctx, stop=lambda: next(asked) >= stop_after))
+
+
+def train_twice_blind(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
+    """Train, stop, and train to the end; ranks other than 0 fail if they look into the pipeline's
+    directory for anything but the files of a checkpoint, which rank 0 has named."""
+    directory, looks = f"{pipeline_directory(spec)}/", {"open", "os.listdir", "os.scandir"}
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in looks and str(arguments[0]).startswith(directory):
+            assert "/checkpoints/" in str(arguments[0]), f"rank {ctx.rank} looks at {arguments[0]}"
+
+    if ctx.rank:
+        sys.addaudithook(refuse)
+    train_until(spec, corpus, ctx, 3)
+    train_all(spec, corpus, ctx)
 
 
 def train_with(
@@ -94,6 +110,18 @@ def test_workers_together_are_one_worker(
         ):
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
             np.testing.assert_allclose(a["loss_by_position"], b["loss_by_position"], rtol=1e-3)
+
+
+def test_what_the_storage_says_rank_zero_alone_decides(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    spec = tiny_spec(tmp_path, budget={"seconds": 0.3}, ratios_in="seconds")
+    spec = spec.derive(compute={"micro_batch_tokens": "auto"})
+    in_a_group(train_twice_blind, 2, spec, corpus)
+    events = (tmp_path / "tiny" / "events.log").read_text()
+    assert "resumed at step" in events
+    assert events.count("calibration:") == 1
+    assert all(run.is_finished for run in planned(with_calibration(spec), corpus))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from glray.model.config import longest_config
 from glray.progress import advance
 from glray.run.records import MicroBatches, ProbedMicroBatches
 from glray.spec.pipeline import PipelineSpec
-from glray.train.context import WorkerContext, from_rank_zero, least_over_ranks
+from glray.train.context import WorkerContext, as_rank_zero_sees, least_over_ranks
 from glray.train.execution import CPU_MOST_TOKENS, declared_micro_batches, execution
 from glray.train.parallel import release_models
 from glray.train.probe.memory import (
@@ -50,11 +50,9 @@ def micro_batches(
     ids = corpus.vocabulary
     config = longest_config(spec, vocab_size=ids.vocab_size, eos_id=ids.eos_id)
     conditions = _conditions(spec, config, ctx)
-    recorded = MicroBatches.read(path) or MicroBatches()
-    known = recorded.under(conditions)
-    if from_rank_zero(ctx, int(known is not None)):
-        known = known or {}  # rank 0's count: a network file system may show others an older file
-        return {str(n): from_rank_zero(ctx, known.get(str(n), 0)) for n in spec.all_seq_lens}
+    known: dict[str, int] | None = as_rank_zero_sees(ctx, lambda: _recorded(path).under(conditions))
+    if known is not None:
+        return known
     most_rows = {n: -(-(spec.tokens_per_batch // n) // ctx.world_size) for n in spec.all_seq_lens}
     probe = _rows_on_gpu if ctx.device.type == "cuda" else _rows_on_cpu
     rows = probe(partial(_two_micro_batches, config, spec, ctx), most_rows, ctx)
@@ -62,8 +60,13 @@ def micro_batches(
     found = {str(n): rows[n] * n for n in rows}
     if ctx.rank == 0:
         probed = ProbedMicroBatches(conditions=conditions, micro_batch_tokens=found)
-        MicroBatches(probed=(*recorded.probed, probed)).write(path)
+        MicroBatches(probed=(*_recorded(path).probed, probed)).write(path)
     return found
+
+
+def _recorded(path: Path) -> MicroBatches:
+    """What earlier probes have found."""
+    return MicroBatches.read(path) or MicroBatches()
 
 
 def _conditions(spec: PipelineSpec, config: PreTrainedConfig, ctx: WorkerContext) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from glray.run.profile import Setting
 from glray.run.run import Run
 from glray.spec import PYTHIA_160M, GPTNeoXModel, PipelineSpec, fixed, to_yaml
 from glray.train.context import WorkerContext, device_clock
-from glray.train.parallel import autocast, release_models
+from glray.train.parallel import computing_in, release_models
 from glray.train.probe.memory import gpu_budget_bytes
 from glray.train.probe.peak import matmul_peak
 from glray.train.probe.profile import ProfiledModel
@@ -178,7 +178,7 @@ def _block(ctx: WorkerContext, scale: Scale, seq_len: int) -> dict[str, Any]:
     )
 
     def work() -> None:
-        with autocast(ctx.device, "bfloat16"):
+        with computing_in("bfloat16", network, ctx.device):
             hidden = network.base_model(inputs, use_cache=False).last_hidden_state
         hidden.sum().backward()
         network.zero_grad()

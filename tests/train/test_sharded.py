@@ -65,7 +65,7 @@ def peak_bytes(recorded: profile) -> int:
     events = recorded.profiler.kineto_results.events()
     for event in sorted(events, key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
-            held += event.nbytes()
+            held += event.nbytes()  # type: ignore[attr-defined]
             most = max(most, held)
     return most
 

@@ -39,8 +39,6 @@ def pipeline():
         compute=ComputeSpec(num_workers={num_workers}, checkpoint_every_tokens={every_steps} * 128),
     )
 """
-NUM_STEPS = 500
-
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
@@ -128,7 +126,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
     folder: Path, ends_on_ray: bool
 ) -> None:
     """The raylet only where the run ends on Ray."""
-    write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=2)
+    write_pipeline(folder, **size(ends_on_ray), num_workers=2)
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill times from seed {seed}")
     rng = random.Random(seed)
@@ -136,7 +134,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
     def later(run: GlrayRun, step: int) -> None:
         """Some moment after steps went on from ``step``."""
         run.wait_until(lambda: run.step() > step)
-        time.sleep(rng.uniform(0, 1))
+        time.sleep(rng.uniform(0, 1 if ends_on_ray else 0.5))
 
     run = GlrayRun(folder)
     later(run, 50)  # past the first checkpoint
@@ -170,7 +168,7 @@ def test_a_run_that_loses_worker_driver_and_raylet_ends_bit_identical(
 def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(
     folder: Path, ends_on_ray: bool
 ) -> None:
-    write_pipeline(folder, num_steps=NUM_STEPS, every_steps=50, num_workers=1)
+    write_pipeline(folder, **size(ends_on_ray), num_workers=1)
     run = GlrayRun(folder)
     run.wait_until(lambda: run.step() > 50)  # past the first checkpoint
     assert processes_of(folder, "RayTrainWorker") == []
@@ -188,6 +186,11 @@ def test_a_killed_command_that_trains_in_its_own_process_goes_on_bit_identical(
 
     end(folder, 1, ends_on_ray)
     assert events_of_the_same_bits(folder, num_workers=1).count("resumed at step") == 2
+
+
+def size(ends_on_ray: bool) -> dict[str, int]:
+    """Of a run that is long enough to be killed so often."""
+    return {"num_steps": 500 if ends_on_ray else 300, "every_steps": 40}
 
 
 def end(folder: Path, num_workers: int, on_ray: bool) -> None:
@@ -209,7 +212,7 @@ def events_of_the_same_bits(folder: Path, num_workers: int) -> str:
     assert same_weights(killed, undisturbed)
     results = [read_json(r.directory / "result.json") for r in (killed, undisturbed)]
     assert results[0]["checksum"] == results[1]["checksum"]
-    assert steps(killed) == list(range(1, NUM_STEPS + 1))
+    assert steps(killed) == list(range(1, killed.plan.num_steps + 1))
     assert "bit-identity" not in events(folder)
     return events(folder)
 

@@ -18,7 +18,12 @@ import pytest
 import glray.cli
 import glray.ray
 
-IMPORTED = ["glray.train.worker", "glray.cli", "glray.ray.prepare", "glray.ray.train"]
+from .measuring import measure_briefly
+
+IMPORTED = [
+    *("glray.train.worker", "glray.cli", "glray.ray.prepare", "glray.ray.train"),
+    *("tensorboardX", "transformers.models.gpt_neox.modeling_gpt_neox"),  # as training starts
+]
 
 
 def fork_server() -> ForkServerContext:
@@ -70,6 +75,7 @@ def _work(
     os.environ.clear()
     os.environ.update(environment)
     importlib.reload(glray.ray)  # sets its variables
+    measure_briefly()
     with log.open("a") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -76,6 +77,18 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are made but not drawn, which is most of the time that a page takes: for tests of what
+    a page says."""
+
+    def save(figure: object, path: Path) -> Path:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+        return path
+
+    monkeypatch.setattr("glray.report.look.save", save)
 
 
 @pytest.fixture(scope="session")

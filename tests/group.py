@@ -21,6 +21,7 @@ from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 
 from .command import fork_server
+from .measuring import measure_briefly
 
 Work = Callable[..., None]
 """``work(spec, corpus, ctx, *arguments)``: what each worker of a group does."""
@@ -86,6 +87,7 @@ def _worker(
 ) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what was imported is no garbage, and takes 0.2 s to go through
+    measure_briefly()
     if world_size > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size

@@ -29,7 +29,7 @@ def one_source(num_tokens: int, chunk_len: int, seed: int = 0) -> ChunkOrder:
 @given(st.integers(1, 3000), st.text(max_size=5))
 def test_permute_is_a_permutation(size: int, key: str) -> None:
     permuted = permute(np.arange(size), size, _words(key))
-    assert sorted(permuted.tolist()) == list(range(size))
+    assert np.array_equal(np.sort(permuted), np.arange(size))
 
 
 @given(
@@ -90,22 +90,22 @@ def chi_square(observed: np.ndarray) -> float:
     return float((((observed - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees))
 
 
-@pytest.mark.parametrize("num_chunks", [4096, 4000])  # whole blocks, and a short last one
+@pytest.mark.parametrize("num_chunks", [2048, 2000])  # whole groups, and a short last one
 def test_any_chunk_may_come_at_any_place(num_chunks: int) -> None:
-    # 256 blocks of 16 chunks in groups of 32 blocks: an eighth of an epoch is one group. Over 400
+    # 128 blocks of 16 chunks in groups of 32 blocks: a quarter of an epoch is one group. Over 200
     # seeds, the place of a chunk and where its neighbour goes must be spread evenly.
     sizes = {"num_chunks": num_chunks, "chunks_per_block": 16, "blocks_per_group": 32}
-    eighths = np.zeros((8, 8))
+    quarters = np.zeros((4, 4))
     steps = np.zeros(16)
-    for seed in range(400):
+    for seed in range(200):
         order = shuffle(np.arange(num_chunks), key=f"{seed}", **sizes)
         place = np.empty(num_chunks, dtype=np.int64)
         place[order] = np.arange(num_chunks)
         for chunk in (0, num_chunks // 3, num_chunks - 1):
-            eighths[chunk * 8 // num_chunks, place[chunk] * 8 // num_chunks] += 1
+            quarters[chunk * 4 // num_chunks, place[chunk] * 4 // num_chunks] += 1
         inside = order[: 32 * 16 - 16]  # the first group
         steps += np.bincount(np.diff(inside) % 16, minlength=16)
-    for counts in eighths[eighths.any(axis=1)]:
+    for counts in quarters[quarters.any(axis=1)]:
         assert abs(chi_square(counts)) < 4
     assert abs(chi_square(steps)) < 4
 
@@ -113,7 +113,7 @@ def test_any_chunk_may_come_at_any_place(num_chunks: int) -> None:
 def test_that_test_can_fail() -> None:
     # The same statistic on an order that only rotates within a block.
     steps = np.zeros(16)
-    for seed in range(400):
+    for seed in range(200):
         rotated: np.ndarray = np.roll(np.arange(496), seed)
         steps += np.bincount(np.diff(rotated) % 16, minlength=16)
     assert chi_square(steps) > 100

@@ -217,6 +217,7 @@ def test_a_submitted_run_trains_there_and_resumes(
     assert len(workers) == 1 + is_stopped
 
 
+@pytest.mark.soak  # tests/test_storage.py refuses it under the variable that Ray sets in a job
 def test_a_relative_storage_is_refused(head: Head, working_dir: Path) -> None:
     submission = ["job", "submit", "--address", head.url, "--working-dir", str(working_dir), "--"]
     done = head.ray(*submission, sys.executable, "-m", "glray", "run", "tiny.py")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ..command import start_glray, status_of
 from .test_cli import PIPELINE, persons_environment
 from .test_job import end_processes_of, wait_until
 
@@ -81,17 +82,11 @@ def test_prepare_says_that_the_cluster_has_no_cpu_and_goes_on_when_it_has(
     for document in range(60):
         (tmp_path / "text" / f"{document:02d}.txt").write_text(f"document {document} " * 99)
     log = tmp_path / "log"
-    with log.open("w") as output:
-        prepare = subprocess.Popen(
-            [sys.executable, "-m", "glray", "prepare", "tiny.py"],
-            cwd=tmp_path,
-            env=head.environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    log.touch()
+    prepare = start_glray(tmp_path, log, head.environment, "prepare", "tiny.py")
     said = "waiting for 1 CPU, the cluster has room for 0 (0 of 600 s)"
-    wait_until(lambda: said in log.read_text() or prepare.poll() is not None, 120, log)
+    wait_until(lambda: said in log.read_text() or prepare.exitcode is not None, 120, log)
     assert said in log.read_text()
     head.add_node()
-    assert prepare.wait(120) == 0, log.read_text()
+    assert status_of(prepare, log, 120) == 0, log.read_text()
     assert "training tokens in 1 block" in log.read_text()

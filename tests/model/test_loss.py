@@ -68,9 +68,9 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(
 
 def test_no_more_than_a_chunk_of_a_large_vocabularys_logits_is_in_memory() -> None:
     hidden = torch.randn(3072, 8, requires_grad=True)
-    weight = torch.randn(50_304, 8, requires_grad=True)
-    targets = torch.randint(50_304, (3072,))
-    logits_bytes = 3072 * 50_304 * 4  # 618 MB
+    weight = torch.randn(16_384, 8, requires_grad=True)
+    targets = torch.randint(16_384, (3072,))
+    logits_bytes = 3072 * 16_384 * 4  # 201 MB
 
     def plain() -> None:
         F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()

@@ -13,7 +13,7 @@ from benchmarks.smollm2 import smollm2_folder
 from glray.spec import TextCorpus
 from glray.train.scoring import ScoringProtocol, score_model
 
-pytestmark = pytest.mark.download
+pytestmark = [pytest.mark.download, pytest.mark.soak]
 
 ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
 PLACED = {  # beyond 128 tokens in windows of 256

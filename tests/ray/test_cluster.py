@@ -155,15 +155,39 @@ def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch: pytest.MonkeyP
     )
 
 
+BELOW_UV = """
+import os, subprocess, sys
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
+done = subprocess.run([sys.argv[1], "-c", sys.argv[2]], timeout=120)
+sys.exit(done.returncode)
+"""
+"""A script named run, for a Python named uv: to Ray its child looks like one of ``uv run``."""
+
 OWN_CLUSTER = """
-import json, os, socket
+import json, os, socket, sys
+sys.path.remove("")  # as in the glray command: what lies in the current folder is no module
 from glray.ray.cluster import connect, is_own_cluster
 from glray.spec import ComputeSpec
 import ray, ray.data
 
-connect(ComputeSpec(), print)
-connect(ComputeSpec(), print)  # the second call does nothing
+said = []
+connect(ComputeSpec(), said.append)
+connect(ComputeSpec(), said.append)  # the second call does nothing
 ray.data.range(10).materialize()
+
+
+@ray.remote
+def seen():
+    import glray, wave
+
+    poll = os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+    return poll, (glray.__file__, wave.__file__, sys.executable)
+
+
+(poll, paths), here = ray.get(seen.remote()), os.getcwd()
+import glray, wave
+
 host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     probe.connect(("203.0.113.1", 9))  # sends nothing; asks which of our addresses would be used
@@ -177,21 +201,38 @@ print(json.dumps({
     "own": is_own_cluster(),
     "nodes": [node["NodeManagerAddress"] for node in ray.nodes()],
     "outward": outward, "outside": outside, "inside": inside,
-    "poll": ray.get(ray.remote(lambda: os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]).remote()),
+    "poll": poll,
+    "same": paths == (glray.__file__, wave.__file__, sys.executable),
+    "here": here,
+    "cpus": ray.cluster_resources()["CPU"],
+    "said": said,
 }))
 """
 
 
 @pytest.mark.ray
-def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without masks")
+def test_a_cluster_of_its_own_is_quiet_on_loopback_and_has_what_this_process_has(
+    tmp_path: Path,
+) -> None:
+    """Started below ``uv run`` with one CPU and a long TMPDIR, in a folder with modules that have
+    the names of others."""
+    (tmp_path / "uv").symlink_to(sys.executable)
+    (tmp_path / "run").write_text(BELOW_UV)
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    (tmp_path / "wave.py").write_text("raise ImportError('not the standard library')")
+    (tmp_path / "glray").mkdir()
+    (tmp_path / "glray" / "__init__.py").write_text("raise ImportError('another glray')")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+    environment |= {"TMPDIR": str(tmp_path / ("long" * 20)), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", OWN_CLUSTER],
-        cwd=REPOSITORY,
+        [tmp_path / "uv", "run", sys.executable, OWN_CLUSTER],
+        cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)  # and so nothing else was printed
@@ -206,70 +247,6 @@ def test_a_cluster_of_its_own_is_quiet_and_on_loopback(tmp_path: Path) -> None:
         assert seen["outside"] != 0
     assert seen["poll"] == "0.25"  # the person's own value, where Ray Train reads it
     assert not (tmp_path / ".ray").exists()  # no token left behind
-
-
-BELOW_UV = """
-import os, subprocess, sys
-
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as taskset does
-done = subprocess.run([sys.argv[1], "-c", sys.argv[2]], timeout=120)
-sys.exit(done.returncode)
-"""
-"""A script named run, for a Python named uv: to Ray its child looks like one of ``uv run``."""
-
-SHARED_MACHINE = """
-import json, os, sys
-sys.path.remove("")  # as in the glray command: what lies in the current folder is no module
-from glray.ray.cluster import connect
-from glray.spec import ComputeSpec
-import ray
-
-said = []
-connect(ComputeSpec(), said.append)
-
-
-@ray.remote
-def seen():
-    import glray, wave
-
-    return glray.__file__, wave.__file__, sys.executable
-
-
-paths, here = ray.get(seen.remote()), os.getcwd()
-import glray, wave
-
-print(json.dumps({
-    "same": paths == (glray.__file__, wave.__file__, sys.executable),
-    "here": here,
-    "cpus": ray.cluster_resources()["CPU"],
-    "said": said,
-}))
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a system without masks")
-def test_a_cluster_of_its_own_has_what_this_process_has(tmp_path: Path) -> None:
-    """Started below ``uv run`` with one CPU and a long TMPDIR, in a folder with modules that have
-    the names of others."""
-    (tmp_path / "uv").symlink_to(sys.executable)
-    (tmp_path / "run").write_text(BELOW_UV)
-    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
-    (tmp_path / "wave.py").write_text("raise ImportError('not the standard library')")
-    (tmp_path / "glray").mkdir()
-    (tmp_path / "glray" / "__init__.py").write_text("raise ImportError('another glray')")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"TMPDIR": str(tmp_path / ("long" * 20)), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [tmp_path / "uv", "run", sys.executable, SHARED_MACHINE],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
     assert seen["same"], "workers import what the current folder has, see connect"
     assert seen["here"] == str(tmp_path)
     assert seen["cpus"] == 1

@@ -95,7 +95,7 @@ def test_a_slow_first_task_does_not_change_the_order(
     encode_whole = encode_shard
 
     def slow_first(shard: Shard, **fields: Any) -> tuple[int, int]:
-        time.sleep(2 if shard.index == 0 else 0)
+        time.sleep(1 if shard.index == 0 else 0)
         return encode_whole(shard, **fields)
 
     whole = prepared(texts_pipeline(corpus))

@@ -87,7 +87,7 @@ def write_words(path: Path, num_documents: int, words_each: int) -> None:
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path, num_kills: int
 ) -> None:
-    write_words(tmp_path / "a.jsonl", 2000, 800)  # 5 MB: 27 shards
+    write_words(tmp_path / "a.jsonl", 1000, 800)  # 2.5 MB: 27 shards
     source = JsonlCorpus(paths=(str(tmp_path / "a.jsonl"),))
     declared = {"corpus": source, "heldout_fraction": 0.01}
     whole = files_of(prepared(pipeline(tmp_path / "whole", **declared)))
@@ -97,7 +97,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     print(f"kill times from seed {seed}")
     rng = random.Random(seed)
     for number in range(num_kills):
-        process = start_prepare(spec, tmp_path / f"log{number}", min_shard_bytes=200_000)
+        process = start_prepare(spec, tmp_path / f"log{number}", min_shard_bytes=100_000)
         committed = set(work.glob("*/*/**/*.arrow"))
         # From start-up alone to long after the first new file: the first kill comes early.
         while number and process.is_alive() and committed >= set(work.glob("*/*/**/*.arrow")):
@@ -106,7 +106,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
         process.kill()
         process.join()
     log = tmp_path / "last"
-    assert status_of(start_prepare(spec, log, min_shard_bytes=200_000), log, 120) == 0
+    assert status_of(start_prepare(spec, log, min_shard_bytes=100_000), log, 120) == 0
     print(log.read_text())
     blocks = found(spec)
     assert blocks is not None

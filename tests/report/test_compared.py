@@ -129,6 +129,7 @@ def test_the_record_has_every_figure_and_the_page_its_verdict(
     assert (tmp_path / "out" / "long_documents.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_diverged_run_is_null_in_the_record(
     spec: ComparisonSpec, comparison: Report, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_verdict_is_made_again_from_comparison_json_alone(tmp_path: Path) -> N
     assert claim["verdict"] == "supported"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_long_documents_there_is_no_plot_of_them(
     spec: ComparisonSpec, comparison: Report, tmp_path: Path
 ) -> None:

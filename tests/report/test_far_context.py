@@ -79,6 +79,7 @@ def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path: Path) -> None:
     assert far_sheet([*scored, lacks_it]).rows == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_shows_every_length(tmp_path: Path) -> None:
     runs = [*arm_of(tmp_path, "fixed8", USES), *arm_of(tmp_path, "fixed2", {2: [2.5] * 4})]
     (sheet,) = [s for s in Report(runs).sheets() if s.title.startswith("Far context")]

@@ -45,6 +45,7 @@ def test_each_arm_has_a_curve_and_an_end(toy: Path) -> None:
     assert high > 7.0  # after a quarter of its time
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_without_curves_have_no_such_plot(toy: Path, tmp_path: Path) -> None:
     assert has_curves(open_runs([toy]))
     drawn = [path.name for path in Report(open_runs([toy])).draw(tmp_path / "out")]

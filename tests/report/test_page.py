@@ -52,6 +52,7 @@ def test_the_page_is_one_file_that_loads_nothing(pipeline: Path, tmp_path: Path)
     assert not [attrs for _, attrs in page.seen if "href" in attrs]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_holds_the_figures_of_each_run(pipeline: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "out", [pipeline])
 
@@ -64,6 +65,7 @@ def test_the_page_holds_the_figures_of_each_run(pipeline: Path, tmp_path: Path) 
     assert "A Processor" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_text_from_records_cannot_become_markup(tmp_path: Path) -> None:
     name = "<script>alert(1)</script>&"
     run = write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5})
@@ -88,6 +90,7 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path: Path) -> None:
     assert "unfinished" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("step", [1, 12])  # before and after the first evaluation
 def test_a_run_that_diverged_is_shown_as_such_alone_and_beside_others(
     tmp_path: Path, step: int
@@ -114,6 +117,7 @@ def test_a_run_without_a_step_still_makes_a_page(tmp_path: Path) -> None:
     assert not [tag for tag, _ in page.seen if tag == "img"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_writing_again_replaces_the_page_and_leaves_no_partial_file(
     pipeline: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +133,7 @@ def test_no_runs_are_refused(tmp_path: Path) -> None:
         Report([]).write(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_each_boundary_did(pipeline: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "out", [pipeline])
 
@@ -138,6 +143,7 @@ def test_the_page_says_what_each_boundary_did(pipeline: Path, tmp_path: Path) ->
     assert ["grow", "4→8", "10", "-0.500", "+0.000", "-0.750", "+0.250"] in page.rows
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_without_a_boundary_does_not_speak_of_them(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "fixed8", [(8, 10)], {8: 4.69})
 

@@ -151,6 +151,13 @@ def test_a_diverged_run_is_drawn_beside_the_others(pipeline: Path, tmp_path: Pat
     assert len(Report(open_runs([pipeline])).draw(tmp_path / "out")) == 5
 
 
+def test_a_run_that_diverged_at_its_first_step_is_drawn_alone(tmp_path: Path) -> None:
+    stages = [(4, 10), (8, 5)]
+    wild = write_run(tmp_path / "toy", "grow", stages, {8: 4.6}, steps_done=1, diverged=True)
+
+    assert Report(open_runs([wild])).draw(tmp_path / "out") != []
+
+
 def test_seeds_are_one_line_of_means_with_the_range_around_it(tmp_path: Path) -> None:
     for seed, loss in enumerate((4.0, 5.0)):
         write_run(tmp_path / "toy", "a", [(4, 10)], {4: loss}, seed=seed)

@@ -85,6 +85,7 @@ def test_the_record_keeps_every_loss(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_has_the_lines_and_no_doubt_about_the_rates(
     tmp_path: Path, pipeline: Path
 ) -> None:

@@ -11,8 +11,8 @@ import torch
 from glray.data.corpus import PreparedCorpus
 from glray.run.run import Run
 from glray.train.context import WorkerContext
-from glray.train.probe import peak
 from glray.train.worker import train_all
+from tests.measuring import measure_briefly
 from tests.planned import planned
 
 from ..tiny import tiny_spec
@@ -33,10 +33,10 @@ def imports_are_no_garbage() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def short_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's peak is measured for each call: not as long as for a run that counts."""
-    monkeypatch.setattr(peak, "ENOUGH_SECONDS", 0.02)
+@pytest.fixture(autouse=True, scope="session")
+def measured_briefly() -> None:
+    """Each call measures the machine's peak, and some a calibration."""
+    measure_briefly()
 
 
 @pytest.fixture(scope="session")

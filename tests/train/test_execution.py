@@ -34,14 +34,16 @@ from .test_loop import metrics
 
 
 def spec_with(storage: Path, **compute: object) -> PipelineSpec:
-    spec = tiny_spec(storage)
+    """Of the growing arm alone."""
+    spec = tiny_spec(storage, only=("grow",))
     return spec.derive(compute=compute)
 
 
 def trained(storage: Path, corpus: PreparedCorpus, **compute: object) -> Run:
     spec = spec_with(storage, **compute)
     train_all(spec, corpus, WorkerContext())
-    return planned(spec, corpus)[0]
+    (run,) = planned(spec, corpus)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,7 @@ def test_the_random_state_and_the_moments_come_back(plain: Run, tmp_path: Path) 
 
 
 def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(
-    tmp_path: Path, corpus: PreparedCorpus
+    plain: Run, tmp_path: Path, corpus: PreparedCorpus
 ) -> None:
     alone = tiny_spec(tmp_path, only=("fixed32",))
     train_all(alone, corpus, WorkerContext())
@@ -262,9 +264,8 @@ def test_an_arm_that_joins_later_ends_as_if_it_had_been_there(
 
     train_all(tiny_spec(tmp_path), corpus, WorkerContext())
     assert (directory / "fixed32-seed0" / "result.json").read_bytes() == fixed
-    train_all(tiny_spec(tmp_path / "b"), corpus, WorkerContext())
     joined, together = (
-        read_json(storage / "tiny" / "grow-seed0" / "run.json")["fingerprint"]
-        for storage in (tmp_path, tmp_path / "b")
+        read_json(grow / "run.json")["fingerprint"]
+        for grow in (directory / "grow-seed0", plain.directory)
     )
     assert joined == together

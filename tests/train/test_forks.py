@@ -4,12 +4,13 @@ them, whatever happens on the way."""
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glray import plan
 from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
 from glray.run.checkpoint import committed_checkpoints, step_of
@@ -29,19 +30,29 @@ ARMS = (
     arm("scaled", 8, 16, 32, positions=Interpolation()),
     arm("half", 8, 32),
 )
-"""In the order of the tree: grow; scaled from its step 32; half as well; fixed8 from half's 48."""
+"""In the order of the tree: grow; scaled from its step 8; half as well; fixed8 from half's 12."""
 CLOCKS = (
     *("measured_seconds", "wall_seconds", "eval_seconds", "checkpoint_seconds"),
     *("warm_up_seconds", "data_wait_seconds", "tokens_per_second", "mfu", "memory_bytes"),
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_are_watched() -> Iterator[None]:
+    """8 steps before and after a stage boundary, which is scored again 4 steps later: a quarter of
+    what a run that counts does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "WATCHED_STEPS", 8)
+        patch.setattr(plan, "RESCORE_STEPS", 4)
+        yield
+
+
 def forking_spec(storage: Path, *arms: ArmSpec, **fields: object) -> PipelineSpec:
-    """96 steps, a third of them 32: as many as are watched around a stage boundary."""
-    evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 64, "every_tokens": 30 * 64}
-    declared = {"arms": arms or ARMS, "budget": {"tokens": 96 * 64}, "evaluation": evaluation}
+    """24 steps, a third of them 8: as many as are watched around a stage boundary."""
+    evaluation = {"seq_lens": (8, 32, 64), "num_tokens": 64, "every_tokens": 10 * 64}
+    declared = {"arms": arms or ARMS, "budget": {"tokens": 24 * 64}, "evaluation": evaluation}
     spec = tiny_spec(storage, **(declared | fields))
-    return spec.derive(compute={"checkpoint_every_tokens": 15 * 64})
+    return spec.derive(compute={"checkpoint_every_tokens": 5 * 64})
 
 
 def trained(spec: PipelineSpec, corpus: PreparedCorpus) -> dict[str, Run]:
@@ -106,9 +117,9 @@ def test_forked_runs_are_bit_identical_to_unforked_ones(
         assert same_weights(run, alone[name]), name
     assert {name: fork_of(run) for name, run in forked.items()} == {
         "grow": None,
-        "scaled": ("grow-seed0", 32),
-        "half": ("grow-seed0", 32),
-        "fixed8": ("half-seed0", 48),
+        "scaled": ("grow-seed0", 8),
+        "half": ("grow-seed0", 8),
+        "fixed8": ("half-seed0", 12),
     }
     (execution,) = read_json(forked["half"].directory / "run.json")["executions"]
     assert (execution["first_step"], execution["micro_batch_tokens"]) == (0, {"8": 32, "32": 32})
@@ -116,8 +127,8 @@ def test_forked_runs_are_bit_identical_to_unforked_ones(
 
 def test_what_was_shared_is_said(forked: dict[str, Run]) -> None:
     events = (forked["grow"].directory.parent / "events.log").read_text()
-    assert "half-seed0: begins with the 32 steps that it shares with grow-seed0" in events
-    assert "grow-seed0: keeps its checkpoint of step 32 (" in events
+    assert "half-seed0: begins with the 8 steps that it shares with grow-seed0" in events
+    assert "grow-seed0: keeps its checkpoint of step 8 (" in events
     assert "for scaled-seed0, half-seed0 to fork from" in events
 
 
@@ -131,9 +142,9 @@ def test_checkpoints_live_as_long_as_a_child_needs_them(
     def kept(run: Run) -> list[int]:
         return [step_of(path) for path in committed_checkpoints(run.checkpoints)]
 
-    assert kept(grow) == [32, 90, 96]
+    assert kept(grow) == [8, 20, 24]
     trained(spec, corpus)
-    assert kept(grow) == [90, 96]
+    assert kept(grow) == [20, 24]
 
 
 def test_a_run_whose_fork_was_killed_forks_again(
@@ -149,10 +160,10 @@ def test_a_run_that_has_begun_does_not_fork(
     tmp_path: Path, corpus: PreparedCorpus, alone: dict[str, Run]
 ) -> None:
     spec = forking_spec(tmp_path)
-    stops = iter([False] * 8 + [True] * 100)
+    stops = iter([False] * 2 + [True] * 100)
     train_all(spec.derive(only=["half"]), corpus, WorkerContext(stop=lambda: next(stops)))
     half = next(run for run in planned(spec, corpus) if run.arm == "half")
-    assert 0 < step_of(committed_checkpoints(half.checkpoints)[-1]) < 32
+    assert 0 < step_of(committed_checkpoints(half.checkpoints)[-1]) < 8
     runs = trained(spec, corpus)
     assert fork_of(runs["half"]) is None
     for name, run in runs.items():
@@ -164,7 +175,7 @@ def test_without_the_trunks_checkpoint_all_is_trained(
 ) -> None:
     spec = forking_spec(tmp_path)
     grow = trained(spec.derive(only=["grow"]), corpus)["grow"]
-    shutil.rmtree(grow.checkpoints / "step-00000032")
+    shutil.rmtree(grow.checkpoints / "step-00000008")
     half = trained(spec.derive(only=["half"]), corpus)["half"]
     assert fork_of(half) is None
     assert records(half) == records(alone["half"])
@@ -184,6 +195,6 @@ def test_groups_wait_for_what_they_fork_from(
         thread.join()
     runs = open_runs([tmp_path / "tiny"])
     forks_of = {run.arm: run.manifest.fork and run.manifest.fork.step for run in runs}
-    assert forks_of == {"grow": None, "scaled": 32, "half": 32, "fixed8": 48}
+    assert forks_of == {"grow": None, "scaled": 8, "half": 8, "fixed8": 12}
     for run in runs:
         assert records(run) == records(alone[run.arm]), run.name

@@ -37,12 +37,12 @@ def glossary() -> dict[str, list[str]]:
 def logged(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> dict[str, set[str]]:
     """{heading of the glossary: the names of that file}, after a tiny pipeline."""
     progress: list[Progress] = []
-    spec = tiny_spec(tmp_path_factory.mktemp("logged"))
+    spec = tiny_spec(tmp_path_factory.mktemp("logged"), only=("grow",))
     with pytest.MonkeyPatch.context() as patch:
         # What is written, for the file keeps the last and not all reach it.
         patch.setattr(Announcer, "progress", lambda self, value: progress.append(value))
         train_all(spec, corpus, WorkerContext())
-    run = planned(spec, corpus)[0]
+    (run,) = planned(spec, corpus)
     diverged = Divergence(step=1, seq_len=8, what="loss", loss=math.nan, grad_norm=math.nan)
     lines = [
         json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()

@@ -34,6 +34,7 @@ def stop_early(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_moved_storage_is_resumed_scored_exported_and_reported(
     finished: list[Run], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,27 @@ def trained(
     return planned(spec, corpus)[0]
 
 
+@pytest.fixture(scope="module")
+def trained_under(
+    tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus
+) -> Callable[[str], Run]:
+    """A run of each kind, trained once without a break where a test first asks for it."""
+
+    @cache
+    def trained_once(kind: str) -> Run:
+        return trained(spec_of(tmp_path_factory.mktemp("undisturbed"), kind), corpus)
+
+    return trained_once
+
+
 @pytest.fixture(params=KINDS, scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus, kind: str) -> Run:
-    return trained(spec_of(tmp_path_factory.mktemp("undisturbed"), kind), corpus)
+def undisturbed(trained_under: Callable[[str], Run], kind: str) -> Run:
+    return trained_under(kind)
 
 
 def test_a_run_that_stops_before_on_and_after_a_boundary_ends_with_the_same_bits(
@@ -132,9 +146,9 @@ def assert_ends_as(expected: Run, run: Run) -> None:
 
 
 def test_every_choice_trains_other_weights_but_on_the_same_tokens(
-    tmp_path: Path, corpus: PreparedCorpus
+    trained_under: Callable[[str], Run],
 ) -> None:
-    runs = [trained(spec_of(tmp_path / name, name), corpus) for name in KINDS]
+    runs = [trained_under(kind) for kind in KINDS]
     for index, run in enumerate(runs):
         assert not any(same_weights(run, other) for other in runs[:index])
     checksums = {read_json(run.directory / "result.json")["checksum"] for run in runs}
@@ -160,8 +174,8 @@ def test_the_exported_model_scores_as_the_run_does(undisturbed: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def extrapolated(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> Run:
-    return trained(spec_of(tmp_path_factory.mktemp("extrapolated"), "extrapolation"), corpus)
+def extrapolated(trained_under: Callable[[str], Run]) -> Run:
+    return trained_under("extrapolation")
 
 
 def losses(scores: Scores, positions: str = "as trained") -> dict[int, float]:
@@ -190,8 +204,8 @@ def test_a_choice_that_does_not_exist_is_refused(extrapolated: Run, name: str) -
         score_model(extrapolated.directory, ScoringProtocol(seq_lens=(8, 64), positions=(name,)))
 
 
-def test_a_scaling_upon_another_is_refused(tmp_path: Path, corpus: PreparedCorpus) -> None:
-    run = trained(spec_of(tmp_path, "yarn"), corpus)
+def test_a_scaling_upon_another_is_refused(trained_under: Callable[[str], Run]) -> None:
+    run = trained_under("yarn")
     with pytest.raises(UserError, match="trained with positions scaled by yarn"):
         score_model(run.directory, ScoringProtocol(seq_lens=(8, 64), positions=("interpolation",)))
 

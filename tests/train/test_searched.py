@@ -16,6 +16,7 @@ from glray.train.worker import train_all
 from ..tiny import tiny_spec
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trials_are_the_candidates(tmp_path: Path, corpus: PreparedCorpus) -> None:
     search = SearchSpec(
         arm="grow",

@@ -133,7 +133,11 @@ def paper_comparison(name: str) -> ComparisonSpec:
 def test_a_pipeline_of_the_paper_is_that_of_0_1(name: str) -> None:
     expected = OF_0_1["pipelines"][name]
     spec = paper_pipeline(name).resolved()
-    assert leaves(spec.model_dump(mode="json")) == leaves(expected["spec"])
+    found, recorded = spec.model_dump(mode="json"), expected["spec"]
+    compute = recorded["compute"].keys() - {"checkpoint_every_tokens"}  # which follow a clock today
+    for fields in (found, recorded):
+        fields["compute"] = {field: fields["compute"][field] for field in compute}
+    assert leaves(found) == leaves(recorded)
     assert list(expected["plans"]) == [arm.name for arm in spec.arms]
     calibrated = spec.derive(calibration={"step_microseconds": OF_0_1["calibration"]})
     for arm in calibrated.arms:

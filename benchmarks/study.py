@@ -225,8 +225,18 @@ def _figures(work: Work, part: str, seed: int, registered: dict[str, str]) -> di
 
 
 def _arm(run: Run) -> dict[str, Any]:
-    """One run: the losses of the analysis, to 5 decimals, and what they come from."""
+    """One run: the losses of the analysis, to 5 decimals, and what they come from. Raises UserError
+    if it went on from a run of another storage."""
     result, divergence = run.result, run.divergence
+    if parent := run.manifest.parent:
+        directory = run.directory.parent.parent / parent.pipeline / parent.run
+        own = _opened(directory)
+        if own is None or own.manifest.fingerprint != parent.fingerprint:
+            raise UserError(
+                f"{run.directory}: went on from a run of fingerprint {parent.fingerprint}, which "
+                f"{directory} is not: the curve would mix two trainings; delete it, and call this "
+                "where no other runs/ lies"
+            )
     last = None if divergence else run.evaluations[-1]
     return {
         "lr": run.optimizer.lr,

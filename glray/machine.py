@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def yield_to_other_threads() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread) + NICENESS
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
+        with suppress(OSError):  # a sandbox may not allow it
+            os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
 
 
 # ---- control groups

@@ -17,10 +17,10 @@ from glray.spec.compute import ComputeSpec
 # ray._private.runtime_env.constants so that this module needs no Ray.
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
-MARK = ".seen-"
-"""How the names of marks begin."""
+NONCE = ".seen-"
+"""How the names of nonces begin."""
 SEEN_SECONDS = 10.0
-"""How long to look for a mark: over NFS a folder that another node has just made may come late."""
+"""How long to look for a nonce: over NFS a folder that another node has just made may come late."""
 
 
 def storage_path(compute: ComputeSpec) -> Path:
@@ -76,10 +76,10 @@ def validate_storage(storage: Path) -> None:
 
 
 @contextmanager
-def marked(directory: Path) -> Iterator[str]:
+def nonce_file(directory: Path) -> Iterator[str]:
     """Within the block a file of a new name, which is returned, lies in ``directory``: who finds it
     there sees this very folder, and not another one under the same path."""
-    name = f"{MARK}{uuid.uuid4().hex[:8]}"
+    name = f"{NONCE}{uuid.uuid4().hex[:8]}"
     write_text(directory / name, "")
     try:
         yield name
@@ -87,10 +87,10 @@ def marked(directory: Path) -> Iterator[str]:
         (directory / name).unlink(missing_ok=True)
 
 
-def is_seen(mark: Path, wait_seconds: float = SEEN_SECONDS) -> bool:
-    """Whether this process sees a mark that another one has made."""
+def is_seen(nonce: Path, wait_seconds: float = SEEN_SECONDS) -> bool:
+    """Whether this process sees a nonce that another one has made."""
     end = time.monotonic() + wait_seconds
-    while not (seen := mark.exists()) and time.monotonic() < end:
+    while not (seen := nonce.exists()) and time.monotonic() < end:
         time.sleep(0.2)
     return seen
 

@@ -13,7 +13,7 @@ from glray.cli import app
 from glray.errors import UserError
 from glray.spec import ComputeSpec
 from glray.spec.loading import to_yaml
-from glray.storage import is_seen, marked, storage_path, validate_storage
+from glray.storage import is_seen, nonce_file, storage_path, validate_storage
 
 from .tiny import tiny_spec
 
@@ -61,7 +61,7 @@ def test_a_storage_that_does_everything_is_left_as_it_was(tmp_path: Path) -> Non
 def test_a_mark_is_seen_where_it_was_made_and_nowhere_else(tmp_path: Path) -> None:
     driver, elsewhere = tmp_path / "driver", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with marked(driver) as name:
+    with nonce_file(driver) as name:
         assert is_seen(driver / name)
         assert not is_seen(elsewhere / name, wait_seconds=0.1)
         late = threading.Timer(0.3, lambda: (elsewhere / name).touch())  # as over NFS

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -157,22 +158,27 @@ def workers_with_room(bundle: dict[str, float], nodes: list[dict[str, float]]) -
     )
 
 
+def has_free_workers(compute: ComputeSpec, stop: threading.Event) -> bool:
+    """Whether the fewest workers of one group fit into what is free, or ``stop`` is set; what a
+    group has just left is free after a moment, which is waited for."""
+    asked = compute.least_workers
+    wait = partial(wait_for_room, asked, lambda: _free_workers(compute, stop), lambda _: None)
+    return wait(wait_seconds=FREED_SECONDS) >= asked
+
+
 def wait_for_free_workers(
     compute: ComputeSpec, num_groups: int, say: Say, stop: threading.Event
 ) -> None:
-    """Return once the fewest workers of one group fit into what is free, as after a node was lost,
-    or once ``stop`` is set; however long that takes, which is said. The cluster is asked to grow to
-    ``num_groups`` groups."""
+    """Return once there is room for a group, as after a node was lost, or once ``stop`` is set;
+    however long that takes, which is said. The cluster is asked to grow to ``num_groups`` groups.
+    """
     bundle, asked = worker_resources(compute), compute.least_workers
 
     def room() -> int:
-        free = list(available_resources_per_node().values())
-        return asked if stop.is_set() else workers_with_room(bundle, free)
+        # Again each time: another group that no longer waits has withdrawn it.
+        request_resources(bundles=[bundle] * asked * num_groups)
+        return _free_workers(compute, stop)
 
-    # What a group has just left is free after a moment.
-    if wait_for_room(asked, room, lambda _: None, wait_seconds=FREED_SECONDS) >= asked:
-        return
-    request_resources(bundles=[bundle] * asked * num_groups)
     try:
         wait_for_room(
             asked,
@@ -182,6 +188,14 @@ def wait_for_free_workers(
         )
     finally:
         request_resources(bundles=[])
+
+
+def _free_workers(compute: ComputeSpec, stop: threading.Event) -> int:
+    """For how many workers there is free room; enough for a group if ``stop`` is set."""
+    if stop.is_set():
+        return compute.least_workers
+    free = list(available_resources_per_node().values())
+    return workers_with_room(worker_resources(compute), free)
 
 
 def groups_with_room(compute: ComputeSpec) -> int:

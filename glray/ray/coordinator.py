@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glray.spec.schedule import ArmSpec
-from glray.storage import MARK
+from glray.storage import NONCE
 from glray.train.group import Coordinator, WorkerGroup
 
 POLL_SECONDS = 0.1
@@ -85,7 +85,7 @@ def launch(
     actor. ``is_open``: they wait for further arms to be offered, until the launch is closed.
     """
     stop = stop or threading.Event()
-    left = [f"{MARK}*", RAY_TRAIN_STORAGE, "progress-*.json"]
+    left = [f"{NONCE}*", RAY_TRAIN_STORAGE, "progress-*.json"]
     for path in chain.from_iterable(map(directory.glob, left)):  # also of groups not of this launch
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     if in_driver:

@@ -20,14 +20,15 @@ def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, ove
     """Report the run's step at each evaluation and, once it is finished, its held-out loss at
     ``seq_len``: None if it diverged, was stopped, or if the file ``over`` appears, which says that
     training has ended."""
-    run, reported = directory / run_name(config[CANDIDATE], seed), 0
+    run, reported = directory / run_name(config[CANDIDATE], seed), set[str]()
     while True:
         is_over = over.exists() or any((run / end).exists() for end in (*ENDS, STOPPED))
         evaluations = sorted(run.glob("evaluations/step-*.json"))
-        for path in evaluations[reported:]:
-            if (evaluation := Evaluation.read(path)) is not None:
-                ray.tune.report({"step": evaluation.step, "loss": None})
-        reported = len(evaluations)
+        for path in evaluations:
+            if path.name in reported or (evaluation := Evaluation.read(path)) is None:
+                continue  # a run that was resumed scores again
+            ray.tune.report({"step": evaluation.step, "loss": None})
+            reported.add(path.name)
         if is_over:
             break
         time.sleep(POLL_SECONDS)
@@ -36,4 +37,4 @@ def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, ove
         last = Evaluation.read(evaluations[-1])
         score = last.at(seq_len) if last else None
         loss = score.loss if score and isfinite(score.loss) else None
-    ray.tune.report({"step": reported, "loss": loss})  # JSON has no NaN
+    ray.tune.report({"step": len(reported), "loss": loss})  # JSON has no NaN

@@ -26,6 +26,7 @@ from glray.errors import UserError
 from glray.model.config import starting_model
 from glray.ray.cluster import (
     groups_with_room,
+    has_free_workers,
     is_own_cluster,
     starting_workers,
     wait_for_free_workers,
@@ -37,7 +38,7 @@ from glray.run.records import Progress
 from glray.run.run import ENDS, pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
-from glray.storage import is_seen, marked
+from glray.storage import is_seen, nonce_file
 from glray.train.announcer import Announcer, write_event
 from glray.train.context import WorkerContext
 from glray.train.group import WorkerGroup
@@ -190,15 +191,17 @@ class WorkerGroups:
             while True:
                 before = _committed(directory, group)
                 try:
-                    with marked(directory) as mark:
-                        self._trainer(group, mark).fit()
+                    with nonce_file(directory) as nonce:
+                        self._trainer(group, nonce).fit()
                     return
                 except (ray.train.WorkerGroupError, ray.train.PreemptionError) as failure:
                     if said := group.error():
                         raise UserError(said) from None
                     is_progress = _committed(directory, group) != before
-                    if not isinstance(failure, ray.train.PreemptionError):
-                        failures = 0 if is_progress else failures + 1
+                    if is_progress:
+                        failures = 0
+                    elif not isinstance(failure, ray.train.PreemptionError):
+                        failures += 1
                     if failures > WORKER_FAILURES:
                         raise
                     write_event(directory, f"worker group {group.index} {_lost(failure)}")
@@ -213,18 +216,23 @@ class WorkerGroups:
 
     def _await_room(self, group: WorkerGroup, stop: threading.Event) -> None:
         """Return once there is room to start a group again, or once ``stop`` is set; say so where
-        its workers have said how they stand."""
+        its workers have said how they stand. A group that has to wait for long leaves its runs to
+        the others, which may wait for one of them and hold the room meanwhile."""
         compute = self.spec.compute
+        if has_free_workers(compute, stop):
+            return
+        group.release()
         announcer = Announcer(self.directory, WorkerContext(group=group))
         announcer.progress(Progress(phase="waiting for room to start the workers again"))
         wait_for_free_workers(compute, self.count, announcer.event, stop)
-        announcer.progress(Progress(phase=starting_workers(compute)))
+        if not stop.is_set():
+            announcer.progress(Progress(phase=starting_workers(compute)))
 
-    def _trainer(self, group: WorkerGroup, mark: str) -> ray.train.torch.TorchTrainer:
+    def _trainer(self, group: WorkerGroup, nonce: str) -> ray.train.torch.TorchTrainer:
         work, spec, corpus, compute = self.work, self.spec, self.corpus, self.spec.compute
 
         def start_worker() -> None:
-            with _joined(spec, group, mark) as ctx:
+            with _joined(spec, group, nonce) as ctx:
                 work(spec, corpus, ctx)
 
         return ray.train.torch.TorchTrainer(
@@ -268,7 +276,7 @@ def train_runs(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> N
 
 
 @contextmanager
-def _joined(spec: PipelineSpec, group: WorkerGroup, mark: str) -> Iterator[RayContext]:
+def _joined(spec: PipelineSpec, group: WorkerGroup, nonce: str) -> Iterator[RayContext]:
     """What each worker of a group starts from.
 
     An error of a person's, on whichever rank, is left for the driver and ends the group: Ray Train
@@ -277,7 +285,7 @@ def _joined(spec: PipelineSpec, group: WorkerGroup, mark: str) -> Iterator[RayCo
     torch.set_num_threads(spec.compute.cpus_per_worker)
     ctx = RayContext(group)
     try:
-        _check_storage(spec, mark)
+        _check_storage(spec, nonce)
         yield ctx
     except UserError as error:
         group.set_error(str(error))
@@ -290,10 +298,10 @@ def _joined(spec: PipelineSpec, group: WorkerGroup, mark: str) -> Iterator[RayCo
         raise UserError(said) from error
 
 
-def _check_storage(spec: PipelineSpec, mark: str) -> None:
+def _check_storage(spec: PipelineSpec, nonce: str) -> None:
     """Raises UserError unless this worker's node sees what the driver has written."""
     directory = pipeline_directory(spec)
-    if not is_seen(directory / mark):
+    if not is_seen(directory / nonce):
         raise UserError(
             f"node {ray.util.get_node_ip_address()} does not see what the command writes to "
             f"{directory}: its worker would find no token blocks there, or write where nobody "

@@ -274,7 +274,9 @@ def _clocks(ours: Arm, theirs: Arm) -> tuple[list[tuple[float, float]], str]:
     alone = len({run.directory.parent for run in runs}) == 1
     decides = any(run.calibrated_seconds is not None for run in runs)
     repetitions = runs[0].calibration.repetitions if runs[0].calibration else ()
-    if alone and not decides and repetitions:
+    lengths = {stage.seq_len for run in runs for stage in run.plan.own_stages}
+    has_all = bool(repetitions) and all(costs.keys() >= lengths for costs in repetitions)
+    if alone and not decides and has_all:
         plans = [run.plan for run in runs]
         first, second = ([p.total_cost(costs) / 1e6 for costs in repetitions] for p in plans)
         return list(zip(first, second, strict=True)), "calibrated"

@@ -90,13 +90,22 @@ class RunTree:
         """Let a run that has not begun begin with what another run of its pipeline has trained of
         the same trajectory; None if there is nothing. Checkpoints of the trunk that no
         other run needs are deleted. Raises UserError for a damaged record."""
-        if has_begun(run.directory) or (source := self._source(run)) is None:
+        if has_begun(run.directory) or (record := self._forked(run)) is None:
             return None
-        record = _fork(run, *source)
         for trunk, children in self._children.items():
             if run.name in children:
                 self._prune(trunk)
         return record
+
+    def _forked(self, run: Run) -> ForkRecord | None:
+        while (source := self._source(run)) is not None:
+            try:
+                return _fork(run, *source)
+            except FileNotFoundError:
+                trunk, step = source  # which may train on, and then delete older checkpoints
+                if checkpoint_path(trunk.checkpoints, step).exists():
+                    raise
+        return None
 
     def _prune(self, trunk: str) -> None:
         directory = self._directory / trunk

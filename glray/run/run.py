@@ -212,6 +212,19 @@ class Run:
         """The stage boundaries that were reached, ascending in ``step``."""
         return _all_in(self.directory / "boundaries", BoundaryRecord)
 
+    def forget_after(self, step: int) -> None:
+        """Remove what was scored after ``step``, from which the run goes on: those weights are
+        lost, and on a GPU others take their place."""
+        for folder in ("evaluations", "boundaries"):
+            for path in (self.directory / folder).glob("step-*.json"):
+                if int(path.stem.removeprefix("step-")) > step:
+                    path.unlink()
+        for boundary in self.plan.boundaries:
+            if boundary.step <= step < boundary.rescore_step:
+                path = self.boundary_path(boundary.step)
+                if (record := BoundaryRecord.read(path)) and record.after:
+                    record.model_copy(update={"after": {}}).write(path)
+
     @cached_property
     def calibration(self) -> Calibration | None:
         """What gave its stages their steps; None where nothing was calibrated."""
@@ -384,7 +397,9 @@ def is_calibration_missing(spec: PipelineSpec) -> bool:
     request."""
     if spec.needs_calibration:
         return with_calibration(spec).calibration is None
-    return spec.compute.calibrate and not (pipeline_directory(spec) / CALIBRATION).is_file()
+    recorded = Calibration.read(pipeline_directory(spec) / CALIBRATION)
+    known = recorded.step_microseconds if recorded else {}
+    return spec.compute.calibrate and not known.keys() >= set(spec.all_seq_lens)
 
 
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:

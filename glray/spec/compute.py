@@ -68,3 +68,9 @@ class ComputeSpec(Spec):
             raise ValueError(
                 f"compute.num_workers {self.num_workers} is (fewest, most): put the smaller first"
             )
+        if self.calibrate and self.least_workers != self.most_workers:
+            raise ValueError(
+                f"compute.calibrate measures what a step costs one number of workers, but "
+                f"compute.num_workers is {self.num_workers}, and any of them may train: set one "
+                "number, or calibrate=false"
+            )

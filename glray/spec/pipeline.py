@@ -107,12 +107,6 @@ class PipelineSpec(Spec):
         """Whether seconds decide anything: the budget's end or the stages' boundaries."""
         return self.budget.seconds is not None or self.ratios_in == "seconds"
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether a step's cost is measured before step 0: where it decides anything, or on
-        request."""
-        return self.needs_calibration or self.compute.calibrate
-
     def arm(self, name: str) -> ArmSpec:
         """The arm of that name. Raises ValueError."""
         for arm in self.arms:
@@ -212,8 +206,9 @@ class PipelineSpec(Spec):
     def _check_guard(self) -> None:
         longest = max(self.evaluation.seq_lens)
         for arm in self.arms if self.evaluation.max_rise is not None else ():
-            for seq_len in arm.seq_lens[:-1]:
-                if longest % seq_len:
+            for stage in arm.stages[:-1]:
+                seq_len = stage.seq_len
+                if stage.mark_end is not False and longest % seq_len:
                     raise ValueError(
                         f"evaluation.max_rise needs the loss at {seq_len}, of {arm.name!r}, "
                         f"which does not divide the longest of evaluation.seq_lens, {longest}: it "

@@ -37,7 +37,8 @@ class StageSpec(Spec):
     mark_end: bool | None = None
     """Whether the stage ends with a checkpoint and an evaluation, the boundary behind it is scored,
     and update norms are logged around it. Many short stages without cost no more than a few long
-    ones, but runs cannot fork there. None: it does, as does the end of the last stage always."""
+    ones, but runs cannot fork there, and ``evaluation.max_rise`` does not look there. None: it
+    does, as does the end of the last stage always."""
 
     @model_validator(mode="before")
     @classmethod

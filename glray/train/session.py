@@ -170,7 +170,7 @@ class RunSession:
                 if not self.has_diverged and not is_saved and self.are_weights_finite():
                     self.save()
                 if is_asked:
-                    self.settle()
+                    self.commit()
             self._must_save = self._is_due = False
         if self.has_diverged:
             return Ending.DIVERGED
@@ -219,7 +219,7 @@ class RunSession:
         """End the run at a step, by default the state's, where ``what`` is not finite; all ranks
         call it. A checkpoint in flight was finite, and is kept."""
         self.has_diverged = True
-        self.settle()
+        self.commit()
         if self.ctx.rank == 0:
             run, index = self.run, (step or self.state.step) - 1
             log = StepLog.read(run.directory / METRICS)
@@ -239,7 +239,7 @@ class RunSession:
 
         Raises UserError if the storage is full: the checkpoint before it stays the latest.
         """
-        self.settle()
+        self.commit()
         start = time.perf_counter()
         state, trainee = self.state, self.trainee
         self._count_wall_seconds()
@@ -251,9 +251,9 @@ class RunSession:
         self._saved_step, self._saved_at = state.step, time.perf_counter()
         state.checkpoint_seconds += self._saved_at - start
         if state.step == self.run.plan.num_steps:
-            self.settle()
+            self.commit()
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Commit the checkpoint in flight, if there is one, and report it to the controller; all
         ranks call it. Raises UserError if it could not be written."""
         step = self._saver.in_flight
@@ -323,9 +323,9 @@ class RunSession:
         """Receive what was sent so far; before anything that needs the state whole. See whether
         all is finite, who asks to stop, and whether the checkpoint in flight is written."""
         while self._log.has_sent and not self.has_diverged:
-            self._attend(self._log.receive(self.watch))
+            self._take_in(self._log.receive(self.watch))
 
-    def _attend(self, arrival: Arrival) -> None:
+    def _take_in(self, arrival: Arrival) -> None:
         state, steps, signals = self.state, arrival.steps, arrival.signals
         state.checksum = sum((int(step.checksum, 16) for step in steps), state.checksum) % 2**64
         state.measured_seconds = self.watch.seconds
@@ -335,7 +335,7 @@ class RunSession:
             self.diverge("gradient" if isfinite(steps[-1].loss) else "loss", steps[-1].step)
         elif signals.num_written == self.ctx.world_size:
             with self.watch.paused():
-                self.settle()
+                self.commit()
         advance(
             detail=TrainingProgress(
                 last_step=steps[-1],
@@ -420,6 +420,8 @@ def open_session(
         if step:
             path = checkpoint_path(run.checkpoints, step)
             state = load_checkpoint(path, trainee.model.network, trainee.optimizer, ctx)
+    if ctx.rank == 0:
+        run.forget_after(step)
     if step:
         announcer.event(f"{run.name}: resumed at step {step:,} of {run.plan.num_steps:,}")
         if not execution.deterministic:

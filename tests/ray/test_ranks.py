@@ -15,7 +15,6 @@ import ray
 from glray.data.blocks.token_blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.errors import UserError
-from glray.ray import cluster
 from glray.ray.cluster import wait_for_free_workers
 from glray.ray.train import RayContext, Work, WorkerGroups
 from glray.run.run import pipeline_directory
@@ -95,10 +94,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(
     assert not elsewhere.exists()
 
 
-def test_a_group_that_has_no_room_any_more_says_what_it_waits_for(
-    ray_local: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "FREED_SECONDS", 0.1)
+def test_a_group_that_has_no_room_any_more_says_what_it_waits_for(ray_local: None) -> None:
     compute, said = ComputeSpec(num_workers=2), list[str]()
     taken = ray.util.placement_group([{"CPU": 3}])
     assert taken.wait(30)

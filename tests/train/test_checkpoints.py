@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,22 @@ def test_a_kill_between_the_copy_and_the_commit_loses_that_checkpoint_alone(
     for run, undisturbed in zip(runs, finished, strict=True):
         assert same_weights(run, undisturbed)
         assert list(run.checkpoints.glob(".partial-*")) == []
+
+
+def test_what_was_scored_after_the_step_that_a_run_goes_on_from_is_forgotten(
+    finished: list[Run], tmp_path: Path
+) -> None:
+    """Those weights are lost with the checkpoint that was not committed."""
+    copied = shutil.copytree(finished[0].directory, tmp_path / "run")
+    run = Run.open(copied)
+    first, *later = run.plan.boundaries
+    assert later
+    run.forget_after(first.step)
+    again = Run.open(copied)
+    assert [scored.step for scored in again.evaluations][-1] == first.step
+    (boundary,) = again.boundaries
+    assert boundary.before
+    assert not boundary.after
 
 
 @pytest.mark.parametrize(

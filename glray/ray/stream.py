@@ -55,7 +55,8 @@ def start_reader() -> None:
 
     That lasts some 4 s of a core; meanwhile the caller goes on, to import the model's code.
     """
-    ray.remote(num_cpus=0, scheduling_strategy=_here())(_ready).remote()
+    here = NodeAffinitySchedulingStrategy(_node_id(), soft=True)
+    ray.remote(num_cpus=0, scheduling_strategy=here)(_ready).remote()
 
 
 def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
@@ -71,7 +72,8 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
-        scheduling_strategy=_here(),
+        label_selector={"ray.io/node-id": _node_id()},
+        fallback_strategy=[{"label_selector": {}}],
         compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(plan))),
     )
     context = dataset.context
@@ -120,11 +122,10 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Ta
         raise
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
-    """On the worker's own node, whose reader has imported what reading takes: Ray would spread read
+def _node_id() -> str:
+    """Of the worker's own node, whose reader has imported what reading takes: Ray would spread read
     tasks over all nodes, the head too, and send the tokens back."""
-    node = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node, soft=True)
+    return ray.get_runtime_context().get_node_id()
 
 
 def _ready() -> None:

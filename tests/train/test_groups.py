@@ -25,6 +25,7 @@ from glray.train.group import Coordinator, WorkerGroup
 from glray.train.worker import train_all
 from tests.planned import planned
 
+from ..command import fork_server
 from ..group import join_group, start_group, train
 from ..killing import same_run
 from ..tiny import arm, tiny_spec
@@ -95,7 +96,8 @@ def test_groups_side_by_side_train_each_run_once_to_the_same_bits(
     spec = tiny_spec(tmp_path / "beside", seeds=(0, 1))
     directory = tmp_path / "beside" / "tiny"
     BaseManager.register("Coordinator", Coordinator)
-    with BaseManager() as manager:  # the coordinator in a process of its own
+    # The coordinator in a process of its own, not forked from this one, which is connected to Ray.
+    with BaseManager(ctx=fork_server()) as manager:
         shared = manager.Coordinator(2)  # type: ignore[attr-defined]
         both = [WorkerGroup(index, 2, shared) for index in range(2)]
         started = [start_group(train_as, 2, spec, corpus, group) for group in both]

@@ -87,10 +87,11 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> Run:
-    """Killed at step 8, when 6 was committed and 7 and 8 were logged; then trained to the end."""
+    """Killed at step 9, when 7 and 8 were logged and no checkpoint of them was committed; then
+    trained to the end."""
     torch.set_num_threads(1)
     spec = one_arm(tmp_path_factory.mktemp("seen"))
-    asked = iter([False] * 4)  # after steps 2, 3, 4 and 6
+    asked = iter([False] * 5)  # after steps 2, 3, 4, 6 and 8
 
     def die() -> bool:
         if next(asked, True):

@@ -62,7 +62,7 @@ class Saver:
         self._directory, self._ctx = directory, ctx
         self._memory = HostMemory(ctx.device)
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=yield_to_other_threads)
-        self._is_dropped = threading.Event()
+        self._is_dropped, self._is_awaited = threading.Event(), threading.Event()
         self._in_flight: InFlight | None = None
 
     @property
@@ -133,7 +133,7 @@ class Saver:
             self._in_flight = None
 
     def _write(self, file: RankFile | None) -> CommittedFile | None:
-        return None if file is None else file.write(self._is_dropped)
+        return None if file is None else file.write(self._is_dropped, self._is_awaited)
 
     def _remove(self, partial: Path) -> None:
         if self._ctx.rank == 0:
@@ -143,10 +143,13 @@ class Saver:
         """What each rank has written, by file. Raises the OSError of a rank on all of them."""
         ctx = self._ctx
         number, own = 0, None
+        self._is_awaited.set()
         try:
             own = writing.result()
         except OSError as error:
             number = error.errno or errno.EIO
+        finally:
+            self._is_awaited.clear()
         row = [number, *([own.bytes, *_as_int64(own.sha256)] if own else [0] * 5)]
         table = torch.zeros((ctx.world_size, len(row)), dtype=torch.int64, device=ctx.device)
         table[ctx.rank] = torch.tensor(row, dtype=torch.int64)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 """The tensors of a checkpoint (weights and moments; random states), in safetensors' words."""
 CHUNK_BYTES = 8 * 2**20
 """Written and hashed at once."""
+REST = 9.0
+"""Seconds that the writing thread rests for each second that it computes: then it takes a tenth of
+a core. All threads of a step wait for the slowest, so one that loses half of its core for a second
+costs a second."""
 
 
 class HostMemory:
@@ -59,17 +64,19 @@ class RankFile:
     content: torch.Tensor
     """uint8[bytes of the file]."""
 
-    def write(self, is_dropped: threading.Event) -> CommittedFile:
-        """Write, hash and sync it. Raises OSError where the storage is full; returns early if it is
-        dropped."""
+    def write(self, is_dropped: threading.Event, is_awaited: threading.Event) -> CommittedFile:
+        """Write, hash and sync it, slowly as long as nobody waits for it. Raises OSError where the
+        storage is full; returns early if it is dropped."""
         digest = hashlib.sha256()
         with naming(self.path), self.path.open("wb") as file:
             for chunk in self.content.split(CHUNK_BYTES):
                 if is_dropped.is_set():
                     break
+                start = time.thread_time()
                 data = memoryview(chunk.numpy())
                 file.write(data)
                 digest.update(data)
+                is_awaited.wait(REST * (time.thread_time() - start))
             else:
                 file.flush()
                 os.fsync(file.fileno())

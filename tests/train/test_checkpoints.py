@@ -41,9 +41,9 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Nothing is written until it is set."""
     released = threading.Event()
 
-    def write(file: RankFile, is_dropped: threading.Event) -> CommittedFile:
+    def write(file: RankFile, *events: threading.Event) -> CommittedFile:
         assert released.wait(60)
-        return TRUE_WRITE(file, is_dropped)
+        return TRUE_WRITE(file, *events)
 
     monkeypatch.setattr(RankFile, "write", write)
     yield released
@@ -64,7 +64,7 @@ def test_what_was_copied_is_written_whatever_becomes_of_it(tmp_path: Path) -> No
         assert file is not None
         for tensor in tensors.values():
             tensor.zero_()
-        written = file.write(threading.Event())
+        written = file.write(threading.Event(), threading.Event())
         assert written == CommittedFile(bytes=file.path.stat().st_size, sha256=sha256_of(file.path))
         found = load_file(file.path)
         assert found.keys() == copies.keys()
@@ -157,9 +157,11 @@ def test_what_is_in_flight_when_a_run_ends_is_committed_first(
 def test_an_error_drops_what_is_in_flight(
     tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(file: RankFile, is_dropped: threading.Event) -> CommittedFile:
+    def write(
+        file: RankFile, is_dropped: threading.Event, is_awaited: threading.Event
+    ) -> CommittedFile:
         assert is_dropped.wait(60)
-        return TRUE_WRITE(file, is_dropped)
+        return TRUE_WRITE(file, is_dropped, is_awaited)
 
     monkeypatch.setattr(RankFile, "write", write)
     spec, asked = tiny_spec(tmp_path), count(1)

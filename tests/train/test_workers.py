@@ -233,9 +233,9 @@ def train_beside_a_slow_writer(
     asked, released, seen = count(1), threading.Event(), []
     write = RankFile.write
 
-    def slowly(file: RankFile, is_dropped: threading.Event) -> CommittedFile:
+    def slowly(file: RankFile, *events: threading.Event) -> CommittedFile:
         assert ctx.rank == 0 or released.wait(60)
-        return write(file, is_dropped)
+        return write(file, *events)
 
     def stop() -> bool:
         seen.append([step_of(path) for path in committed_checkpoints(run.checkpoints)])

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,6 +49,18 @@ def render() -> None:
     write_text(PAGE, page())
 
 
+def template(name: str) -> Template:
+    """A page's template, which lies beside this file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["markdown"] = markdown
+    return environment.get_template(name)
+
+
 def page() -> str:
     """The whole page."""
     found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
@@ -57,14 +69,7 @@ def page() -> str:
         names = {name: f"paper-{scale}-{name}" for name in ("tables", *FIGURES, "cost")}
         return {name: found[stem] for name, stem in names.items() if stem in found}
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["markdown"] = markdown
-    text = environment.get_template("results.md.j2").render(
+    text = template("results.md.j2").render(
         scales=SCALES,
         results_of=results_of,
         claims=claims_sheet({scale: results_of(scale) for scale in SCALES}),

@@ -81,7 +81,7 @@ def register(work: Work) -> None:
         raise UserError(f"{found}: there is no pilot, so no rate is chosen; run with --pilot first")
     arms = read_json(found)["arms"]
     chosen = _check_rates(work.study, arms)
-    gain = gain_of(arms[f"{work.study.long}-lr{_rate_of(arms, work.study.long, chosen)}"])
+    gain = gain_of(_by_rate(arms, work.study.long)[chosen[work.study.long]])
     if not gain["low"] > work.study.gate:
         raise UserError(
             f"{found}: {work.study.long} gains {gain['mean']:+.3f} ± {gain['half']:.3f} nats from "
@@ -128,11 +128,8 @@ def _check_rates(study: Study, arms: dict[str, Any]) -> dict[str, float]:
     """The rate of each arm that has one of its own. Raises UserError unless these are declared."""
     chosen = {}
     for name, declared in study.rates.items():
-        losses = {
-            arm["lr"]: endpoint(arm)
-            for label, arm in arms.items()
-            if label.rpartition("-lr")[0] == name and arm["diverged"] is None
-        }
+        tried = _by_rate(arms, name)
+        losses = {lr: endpoint(arm) for lr, arm in tried.items() if arm["diverged"] is None}
         if not losses:
             raise UserError(f"pilot: {name} diverged at every rate; add lower ones to pilot_lrs")
         best = min(losses, key=lambda lr: losses[lr])
@@ -150,13 +147,9 @@ def _check_rates(study: Study, arms: dict[str, Any]) -> dict[str, float]:
     return chosen
 
 
-def _rate_of(arms: dict[str, Any], name: str, chosen: dict[str, float]) -> str:
-    (label,) = [
-        label
-        for label, arm in arms.items()
-        if label.rpartition("-lr")[0] == name and arm["lr"] == chosen[name]
-    ]
-    return label.rpartition("-lr")[2]
+def _by_rate(arms: dict[str, Any], name: str) -> dict[float, dict[str, Any]]:
+    """The pilot's runs of an arm, by their peak rates."""
+    return {arm["lr"]: arm for label, arm in arms.items() if label.rpartition("-lr")[0] == name}
 
 
 def _registered(work: Work, part: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.contrasts import BudgetCurve, Contrast, Costs, Worth, contrasts
+from benchmarks.results import template
 from benchmarks.study_records import (
     COST_RATIOS,
     MARGIN,
@@ -21,7 +21,6 @@ from benchmarks.study_records import (
 )
 from glray.files import read_json
 from glray.report.formats import mean_text
-from glray.report.render import markdown
 from glray.report.sheets import Sheet
 from glray.run.statistics import crossed, mean_interval
 from pipelines import study as studies
@@ -121,19 +120,12 @@ class Results:
 def page(work: Work) -> str:
     """The page of a study, from its kept records."""
     path = work.registration
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["markdown"] = markdown
     plan = read_json(path) if path.exists() else None
     records = work.records("core")
     all_seeds = {part: len(work.seeds(part)) for part in PARTS}
     results = Results(work.study, records) if len(records) == all_seeds["core"] else None
     registered = {record["registered"]["commit"] for record in records.values()}
-    return environment.get_template("study.md.j2").render(
+    return template("study.md.j2").render(
         text=plan or TEXT,
         plan=plan,
         study=work.study,
@@ -141,9 +133,7 @@ def page(work: Work) -> str:
         num_seeds=all_seeds["core"],
         pilot=pilot_sheet(work),
         commits=sorted(registered),
-        processors=sorted(
-            {str(arm["processor"]) for r in records.values() for arm in r["arms"].values()}
-        ),
+        processors=sorted(set().union(*map(_processors, records.values()))),
         mixed=[n for n, r in records.items() if len(_processors(r)) > 1],
         diverged=results.diverged if results else [],
         contrasts=contrasts_sheet(results.contrasts(MARGIN)) if results else None,

@@ -60,7 +60,7 @@ def draw_weights(network: PreTrainedModel, seed: int) -> None:
                 write(whole)
             if step.name in parameters and last[step.name] == place:
                 parameter = parameters[step.name]
-                _own_shard(parameter).copy_(whole[_own_rows(parameter)])
+                own_shard(parameter).copy_(whole[_own_rows(parameter)])
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def read_weights(network: PreTrainedModel, folder: PretrainedFolder) -> None:
         name = _name_in(network, stored, parameters)
         if name is None:
             continue
-        shard, rows = _own_shard(parameters[name]), _own_rows(parameters[name])
+        shard, rows = own_shard(parameters[name]), _own_rows(parameters[name])
         values = read(rows).to(shard) if len(shard) else shard
         if id(parameters[name]) not in given:
             shard.copy_(values)
@@ -122,9 +122,9 @@ def check_weights(network: PreTrainedModel, folder: PretrainedFolder) -> None:
 # ---- what a rank holds of a parameter
 
 
-def _own_shard(parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's rows of a parameter: all of them unless it is sharded."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+def own_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a parameter or of its moments: all of them unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _own_rows(parameter: torch.Tensor) -> slice:

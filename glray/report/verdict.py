@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
+from glray.plan import MICROSECONDS
 from glray.report.arms import Arm, by_arm
 from glray.report.calibration_spread import calibration_part
 from glray.report.comparison import share_targets
@@ -277,9 +278,9 @@ def _clocks(ours: Arm, theirs: Arm) -> tuple[list[tuple[float, float]], str]:
     lengths = {stage.seq_len for run in runs for stage in run.plan.own_stages}
     has_all = bool(repetitions) and all(costs.keys() >= lengths for costs in repetitions)
     if alone and not decides and has_all:
-        plans = [run.plan for run in runs]
-        first, second = ([p.total_cost(costs) / 1e6 for costs in repetitions] for p in plans)
-        return list(zip(first, second, strict=True)), "calibrated"
+        costs_of = [[run.plan.total_cost(costs) for run in runs] for costs in repetitions]
+        seconds = [(own / MICROSECONDS, other / MICROSECONDS) for own, other in costs_of]
+        return seconds, "calibrated"
     pairs = zip(ours.runs, theirs.runs, strict=True)
     return [(own.measured_seconds, other.measured_seconds) for own, other in pairs], "measured"
 

@@ -99,8 +99,8 @@ def checkpoint_path(directory: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's directory."""
-    return int(path.name.removeprefix("step-"))
+    """The step of a checkpoint's directory, or of a record's file."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def size_of(path: Path) -> int:

@@ -217,7 +217,7 @@ class Run:
         lost, and on a GPU others take their place."""
         for folder in ("evaluations", "boundaries"):
             for path in (self.directory / folder).glob("step-*.json"):
-                if int(path.stem.removeprefix("step-")) > step:
+                if step_of(path) > step:
                     path.unlink()
         for boundary in self.plan.boundaries:
             if boundary.step <= step < boundary.rescore_step:

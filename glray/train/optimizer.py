@@ -3,6 +3,7 @@
 import torch
 from torch.distributed.tensor import DTensor
 
+from glray.model.weights import own_shard
 from glray.spec.training import OptimizerSpec
 
 
@@ -38,7 +39,7 @@ def update_norm(optimizer: torch.optim.AdamW, lr: float) -> torch.Tensor:
     for group in optimizer.param_groups:
         states = [optimizer.state[parameter] for parameter in group["params"]]
         means, variances = (
-            [_own_shard(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq")
+            [own_shard(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq")
         )
         first_bias, second_bias = (1 - decay ** states[0]["step"] for decay in group["betas"])
         updates = torch._foreach_div(variances, second_bias)  # where the gradients have been
@@ -53,7 +54,3 @@ def update_norm(optimizer: torch.optim.AdamW, lr: float) -> torch.Tensor:
     if isinstance(states[0]["exp_avg"], DTensor):
         torch.distributed.all_reduce(total)
     return total.sqrt() * lr
-
-
-def _own_shard(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

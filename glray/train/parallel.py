@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from glray.model.decoder import allocate
 from glray.model.loss import NextTokenLoss
+from glray.model.weights import own_shard
 from glray.spec.compute import ComputeSpec
 from glray.spec.model import Precision
 from glray.train.context import WorkerContext, least_over_ranks
@@ -124,8 +125,7 @@ def whole_weights(network: PreTrainedModel, ctx: WorkerContext) -> dict[str, tor
 
 def are_weights_finite(network: PreTrainedModel, ctx: WorkerContext) -> bool:
     """Whether every weight is a number and not infinite, on every rank; all ranks call it."""
-    shards = [p.to_local() if isinstance(p, DTensor) else p for p in network.parameters()]
-    finite = torch.stack([torch.isfinite(shard).all() for shard in shards]).all()
+    finite = torch.stack([torch.isfinite(own_shard(p)).all() for p in network.parameters()]).all()
     return bool(least_over_ranks(ctx, int(finite)))
 
 

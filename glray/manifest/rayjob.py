@@ -1,0 +1,319 @@
+"""A RayJob of KubeRay, alone or behind a queue of Kueue.
+
+Fields: the KubeRay 1.7 API reference and Kubernetes' PodSpec; only those that a check needs are
+read here. ``tests/fixtures`` has the schemas.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from glray.errors import UserError
+from glray.manifest.nodes import Manifest, NodeGroup, command_in, words_of
+from glray.spec.loading import describe
+
+GRACE_SECONDS = 30
+"""How long Kubernetes waits between SIGTERM and SIGKILL unless a pod says otherwise."""
+DRAIN_SECONDS = 30.0
+"""How long Ray drains a node after SIGTERM unless DRAIN says otherwise (Ray 2.60,
+``ray/_private/ray_constants.py``)."""
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+STORE_SHARE = 0.3
+"""The share of a node's memory that Ray's object store takes unless it is told another size."""
+QUEUE = "kueue.x-k8s.io/queue-name"
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 (where Kubernetes has it)
+OWN_VOLUMES = {"emptyDir", "hostPath", "ephemeral", "configMap", "secret", "downwardAPI"}
+"""Kinds of volumes whose files other nodes do not see."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel)
+
+
+class _Variable(_Part):
+    name: str
+    value: str | None = None
+
+
+class _Mount(_Part):
+    name: str
+    mount_path: str
+
+
+class _Resources(_Part):
+    limits: dict[str, str | float] = {}
+    requests: dict[str, str | float] = {}
+
+    def amount(self, name: str) -> float | None:
+        """What the container may use of a resource, None if it has no limit."""
+        given = self.limits.get(name, self.requests.get(name))
+        return None if given is None else quantity(given)
+
+
+class _Container(_Part):
+    image: str | None = None
+    env: tuple[_Variable, ...] = ()
+    env_from: tuple[dict[str, Any], ...] = ()
+    resources: _Resources = _Resources()
+    volume_mounts: tuple[_Mount, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        return {variable.name: variable.value for variable in self.env}
+
+
+class _Pod(_Part):
+    containers: tuple[_Container, ...] = Field(min_length=1)
+    restart_policy: str = "Always"
+    service_account_name: str | None = None
+    termination_grace_period_seconds: int = GRACE_SECONDS
+    volumes: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def ray(self) -> _Container:
+        """The container that Ray runs in: the first, to KubeRay."""
+        return self.containers[0]
+
+
+class _Template(_Part):
+    spec: _Pod
+
+
+class _Group(_Part):
+    template: _Template
+    ray_start_params: dict[str, str] = {}
+
+    def nodes(self, place: str, fewest: int, most: int, is_head: bool = False) -> NodeGroup:
+        pod = self.template.spec
+        resources = pod.ray.resources
+        cpus = self.ray_start_params.get("num-cpus")
+        gpus = self.ray_start_params.get("num-gpus", resources.amount("nvidia.com/gpu"))
+        own = {volume.get("name") for volume in pod.volumes if OWN_VOLUMES & volume.keys()}
+        return NodeGroup(
+            place=place,
+            fewest=fewest,
+            most=most,
+            # KubeRay rounds them up for Ray.
+            cpus=math.ceil(resources.amount("cpu") or 0) if cpus is None else float(cpus),
+            gpus=int(gpus or 0),
+            is_head=is_head,
+            image=pod.ray.image,
+            environment=pod.ray.environment,
+            has_credentials=bool(pod.ray.env_from or pod.service_account_name),
+            shared_folders=tuple(
+                mount.mount_path for mount in pod.ray.volume_mounts if mount.name not in own
+            ),
+        )
+
+    def findings(self, place: str) -> Iterator[str]:
+        """What is wrong with the pods."""
+        pod = self.template.spec
+        grace = pod.termination_grace_period_seconds
+        drain = float(pod.ray.environment.get(DRAIN) or DRAIN_SECONDS)
+        if drain >= grace:
+            yield (
+                f"{place}: a preempted pod has {grace} s (terminationGracePeriodSeconds) and Ray "
+                f"drains its node for {drain:g} s ({DRAIN}): it is killed before the end, and what "
+                f"came after the last checkpoint is lost; give the pod {drain + 30:g} s or Ray less"
+            )
+        memory, room = pod.ray.resources.amount("memory"), _shared_memory(pod)
+        given = self.ray_start_params.get("object-store-memory")
+        store = float(given) if given is not None else STORE_SHARE * (memory or 0)
+        if room is not None and room < store:
+            yield (
+                f"{place}: {SHARED_MEMORY} has {_gib(room)}, Ray's object store takes "
+                f"{_gib(store)}: Ray keeps its objects on a disk instead, which is slow; set the "
+                f"volume's sizeLimit to {_gib(store)} or more, or object-store-memory lower"
+            )
+
+
+class _Workers(_Group):
+    group_name: str
+    replicas: int = 0
+    min_replicas: int = 0
+    max_replicas: int | None = None
+    num_of_hosts: int = 1
+
+
+class _Head(_Group):
+    service_type: str | None = None
+    enable_ingress: bool = False
+
+
+class _Authentication(_Part):
+    mode: str = "token"
+
+
+class _Cluster(_Part):
+    ray_version: str | None = None
+    auth_options: _Authentication | None = None
+    enable_in_tree_autoscaling: bool = False
+    head_group_spec: _Head
+    worker_group_specs: tuple[_Workers, ...] = ()
+
+
+class _Job(_Part):
+    entrypoint: str
+    submission_mode: str = "K8sJobMode"
+    backoff_limit: int = 0
+    active_deadline_seconds: int | None = None
+    shutdown_after_job_finishes: bool = False
+    cluster_selector: dict[str, str] | None = None
+    submitter_pod_template: dict[str, Any] | None = None
+    ray_cluster_spec: _Cluster
+
+
+class _Metadata(_Part):
+    name: str = ""
+    labels: dict[str, str] = {}
+
+
+class _RayJob(_Part):
+    metadata: _Metadata
+    spec: _Job
+
+
+def read_rayjob(path: Path, documents: list[dict[str, Any]]) -> Manifest:
+    """The manifest of a file whose ``documents`` have one RayJob. Raises UserError."""
+    found = [document for document in documents if document.get("kind") == "RayJob"]
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: has {len(found)} documents of kind RayJob, one can be compared with a "
+            "pipeline; give a file with one"
+        )
+    try:
+        job = _RayJob.model_validate(found[0])
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}") from None
+    cluster = job.spec.ray_cluster_spec
+    head = cluster.head_group_spec.nodes("headGroupSpec", 1, 1, is_head=True)
+    workers = tuple(_worker_nodes(group, cluster) for group in cluster.worker_group_specs)
+    queues = [document for document in documents if document.get("kind") == "ClusterQueue"]
+    return Manifest(
+        path=path,
+        groups=(head, *workers),
+        command=command_in(words_of(job.spec.entrypoint)),
+        deadline_seconds=job.spec.active_deadline_seconds,
+        ray_version=cluster.ray_version,
+        own_findings=(*_findings(job), *_quota_findings(job, queues)),
+    )
+
+
+def quantity(text: str | float) -> float:
+    """A quantity as Kubernetes writes it: ``500m`` CPUs, ``24Gi`` bytes. Raises UserError."""
+    units = {"m": 1e-3, "": 1.0, "k": 1e3} | {u: 1e3**n for n, u in enumerate("MGTPE", start=2)}
+    units |= {f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", start=1)}
+    matched = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", str(text).strip())
+    if matched is None or matched[2] not in units:
+        raise UserError(f"{text!r} is no quantity of Kubernetes; write it as 500m, 4 or 24Gi")
+    return float(matched[1]) * units[matched[2]]
+
+
+def _worker_nodes(group: _Workers, cluster: _Cluster) -> NodeGroup:
+    place = f"workerGroupSpecs.{group.group_name}"
+    fewest = group.min_replicas if cluster.enable_in_tree_autoscaling else group.replicas
+    most = group.replicas
+    if cluster.enable_in_tree_autoscaling:
+        most = group.replicas if group.max_replicas is None else group.max_replicas
+    return group.nodes(place, fewest * group.num_of_hosts, most * group.num_of_hosts)
+
+
+def _findings(job: _RayJob) -> Iterator[str]:
+    spec, cluster = job.spec, job.spec.ray_cluster_spec
+    head = cluster.head_group_spec
+    if spec.backoff_limit < 1:
+        yield (
+            f"spec.backoffLimit is {spec.backoff_limit}: a lost head ends the run, which would "
+            "resume on a new cluster; set it to 3 or more"
+        )
+    if not spec.shutdown_after_job_finishes:
+        yield (
+            "spec.shutdownAfterJobFinishes is false: the nodes stay and cost when the job has "
+            "ended, and Kueue does not admit it; set it to true"
+        )
+    if spec.submission_mode == "SidecarMode":
+        policy = head.template.spec.restart_policy
+        if policy != "Never":
+            yield (
+                f"headGroupSpec: restartPolicy is {policy}: KubeRay refuses SidecarMode unless the "
+                "head's is Never; set it"
+            )
+        if spec.cluster_selector is not None or spec.submitter_pod_template is not None:
+            yield (
+                "spec.submissionMode is SidecarMode: KubeRay then refuses clusterSelector and "
+                "submitterPodTemplate; remove them, or use K8sJobMode"
+            )
+    authentication = cluster.auth_options
+    if authentication is None or authentication.mode != "token":
+        mode = "missing" if authentication is None else authentication.mode
+        yield (
+            f"rayClusterSpec.authOptions.mode is {mode}: who reaches the head's ports runs "
+            "code there; set it to token"
+        )
+    if head.service_type in ("LoadBalancer", "NodePort") or head.enable_ingress:
+        how = "enableIngress" if head.enable_ingress else f"serviceType {head.service_type}"
+        yield (
+            f"headGroupSpec: {how} opens the dashboard, which runs any job, beyond the cluster; "
+            "remove it and use kubectl port-forward"
+        )
+    yield from head.findings("headGroupSpec")
+    for group in cluster.worker_group_specs:
+        yield from group.findings(f"workerGroupSpecs.{group.group_name}")
+
+
+def _quota_findings(job: _RayJob, queues: list[dict[str, Any]]) -> Iterator[str]:
+    """What of the job exceeds the only ClusterQueue of the file."""
+    queue = job.metadata.labels.get(QUEUE)
+    if len(queues) != 1:
+        return
+    if queue is None:
+        yield (
+            f"metadata.labels has no {QUEUE}: the file has a queue, but the job does not wait in "
+            "it; add the label"
+        )
+        return
+    cluster = job.spec.ray_cluster_spec
+    pods = [(1, cluster.head_group_spec.template.spec)]
+    pods += [(g.replicas * g.num_of_hosts, g.template.spec) for g in cluster.worker_group_specs]
+    for name, quota in _quotas(queues[0]).items():
+        asked = sum(
+            count * (container.resources.amount(name) or 0)
+            for count, pod in pods
+            for container in pod.containers
+        )
+        if asked > quota:
+            yield (
+                f"ClusterQueue: nominalQuota of {name} is {quota:,g}, the job asks for {asked:,g}: "
+                "Kueue never admits it; raise the quota or ask for less"
+            )
+
+
+def _quotas(queue: dict[str, Any]) -> dict[str, float]:
+    """The largest quota of each resource in any flavor of a ClusterQueue."""
+    quotas: dict[str, float] = {}
+    for group in queue.get("spec", {}).get("resourceGroups", []):
+        for flavor in group.get("flavors", []):
+            for resource in flavor.get("resources", []):
+                name, quota = resource["name"], quantity(resource["nominalQuota"])
+                quotas[name] = max(quota, quotas.get(name, 0.0))
+    return quotas
+
+
+def _shared_memory(pod: _Pod) -> float | None:
+    """Bytes of /dev/shm where the pod declares a limit; without, KubeRay mounts all of its
+    memory."""
+    mounted = {mount.name for mount in pod.ray.volume_mounts if mount.mount_path == SHARED_MEMORY}
+    for volume in pod.volumes:
+        if volume.get("name") in mounted and "emptyDir" in volume:
+            limit = (volume["emptyDir"] or {}).get("sizeLimit")
+            return None if limit is None else quantity(limit)
+    return None
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

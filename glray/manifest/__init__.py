@@ -1,2 +1,2 @@
-"""What starts a cluster (a RayJob, a file of Ray's cluster launcher, a Slurm script), read without a
-cluster and compared with the pipeline that is to run there."""
+"""What starts a cluster (a RayJob, Ray's cluster launcher, a Slurm script): read offline and
+compared with the pipeline that is to run there."""

@@ -26,7 +26,7 @@ CREDENTIALS = {
 }
 """Schemes of a storage, and variables of which one has its credentials."""
 
-OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108 (named, not used)
+OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders of which every machine has its own."""
 
 
@@ -36,7 +36,9 @@ def read_manifest(path: Path) -> Manifest:
     Raises UserError.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; give a RayJob, a cluster.yaml or an sbatch file")
+        raise UserError(
+            f"{path}: no such manifest; give a RayJob, a cluster.yaml or an sbatch file"
+        )
     text = path.read_text()
     if re.search(r"^#SBATCH\b", text, flags=re.MULTILINE):
         return read_slurm(path, text)
@@ -177,8 +179,8 @@ def _deadline(manifest: Manifest, spec: PipelineSpec) -> Iterator[str]:
     if trained >= deadline:
         yield (
             f"the job is ended for good after {deadline:,} s (activeDeadlineSeconds), its "
-            f"{_counted(_num_runs(spec), 'run')} of budget.seconds {seconds:,g}, {at_once} at once, "
-            f"train {trained:,g} s: it cannot finish; give {2 * trained:,g} s or more"
+            f"{_counted(_num_runs(spec), 'run')} of budget.seconds {seconds:,.0f}, {at_once} at "
+            f"once, train {trained:,.0f} s: it cannot finish; give {2 * trained:,.0f} s or more"
         )
 
 
@@ -273,13 +275,16 @@ def _versions(manifest: Manifest) -> Iterator[str]:
 
 
 def _plain_secrets(manifest: Manifest) -> Iterator[str]:
+    places: dict[str, list[str]] = {}
     for group in manifest.groups:
         for name, value in group.environment.items():
             if value and re.search(r"SECRET|PASSWORD|_TOKEN$|_KEY$", name):
-                yield (
-                    f"{group.place}: {name} stands there in plain text: who reads the file has it; "
-                    "take it from a secret or a role, and replace the one that was there"
-                )
+                places.setdefault(name, []).append(group.place)
+    for name, where in places.items():
+        yield (
+            f"{', '.join(where)}: {name} stands there in plain text: who reads the file has it; "
+            "take it from a secret or a role, and replace the one that was there"
+        )
 
 
 def _is_shared(path: str, group: NodeGroup) -> bool:

@@ -86,7 +86,7 @@ def words_of(text: str) -> list[str]:
 
 
 def assignments(commands: Iterable[str]) -> dict[str, str | None]:
-    """What shell commands give variables by ``NAME=value``; None for what is expanded only there."""
+    """What shell commands set by ``NAME=value``; the value is None if the shell expands it."""
     found: dict[str, str | None] = {}
     for command in commands:
         for name, value in re.findall(r"(?<![\w-])([A-Za-z_]\w*)=(\"[^\"]*\"|\S+)", command):

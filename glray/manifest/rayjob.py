@@ -26,7 +26,7 @@ DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 STORE_SHARE = 0.3
 """The share of a node's memory that Ray's object store takes unless it is told another size."""
 QUEUE = "kueue.x-k8s.io/queue-name"
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 (where Kubernetes has it)
+SHARED_MEMORY = "/dev/shm"
 OWN_VOLUMES = {"emptyDir", "hostPath", "ephemeral", "configMap", "secret", "downwardAPI"}
 """Kinds of volumes whose files other nodes do not see."""
 
@@ -286,9 +286,11 @@ def _quota_findings(job: _RayJob, queues: list[dict[str, Any]]) -> Iterator[str]
             for count, pod in pods
             for container in pod.containers
         )
+        shown = _gib if name == "memory" else "{:g}".format
         if asked > quota:
             yield (
-                f"ClusterQueue: nominalQuota of {name} is {quota:,g}, the job asks for {asked:,g}: "
+                f"ClusterQueue: nominalQuota of {name} is {shown(quota)}, the job asks for "
+                f"{shown(asked)}: "
                 "Kueue never admits it; raise the quota or ask for less"
             )
 

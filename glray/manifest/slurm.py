@@ -54,7 +54,7 @@ def seconds_of(text: str) -> int:
     days, dash, clock = text.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if dash:
-        hours, minutes, seconds = (parts + [0, 0])[:3]
+        hours, minutes, seconds = [*parts, 0, 0][:3]
         return int(days) * 86_400 + hours * 3600 + minutes * 60 + seconds
     if len(parts) == 3:
         return parts[0] * 3600 + parts[1] * 60 + parts[2]
@@ -93,13 +93,13 @@ def _findings(
             "#SBATCH --requeue is missing: a lost node or a preemption ends the run, which would "
             "resume; add it"
         )
-    signal = re.fullmatch(r"B:(?:SIG)?TERM@(\d+)", options.get("signal", ""))
+    signal = re.fullmatch(r"B:\w+@(\d+)", options.get("signal", ""))
     notice = int(signal[1]) if signal else 0
     if notice < LEAST_NOTICE_SECONDS:
         yield (
             f"#SBATCH --signal={options.get('signal') or '(missing)'}: the script has {notice} s "
             "to save a checkpoint before the time limit, and what came after the last one is "
-            "trained again; give B:TERM@180"
+            "trained again; give B:USR1@180"
         )
     try:
         limit = seconds_of(options["time"]) if "time" in options else None

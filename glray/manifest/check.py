@@ -39,12 +39,15 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(
             f"{path}: no such manifest; give a RayJob, a cluster.yaml or an sbatch file"
         )
-    text = path.read_text()
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text ({error}); give a manifest") from None
     if re.search(r"^#SBATCH\b", text, flags=re.MULTILINE):
         return read_slurm(path, text)
     try:
         documents = [document for document in yaml.safe_load_all(text) if document]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if all(isinstance(document, dict) for document in documents):
         if any(document.get("kind") == "RayJob" for document in documents):

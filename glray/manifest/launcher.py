@@ -39,9 +39,26 @@ class _NodeType(_Part):
     max_workers: int | None = None
 
 
+class _Rule(_Part):
+    FromPort: int | None = None
+    ToPort: int | None = None
+    IpRanges: tuple[dict[str, str], ...] = ()
+    Ipv6Ranges: tuple[dict[str, str], ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every address may connect."""
+        sources = {source for each in self.IpRanges + self.Ipv6Ranges for source in each.values()}
+        return bool({"0.0.0.0/0", "::/0"} & sources)
+
+
+class _SecurityGroup(_Part):
+    IpPermissions: tuple[_Rule, ...] = ()
+
+
 class _Provider(_Part):
     type: str
-    security_group: dict[str, Any] = {}
+    security_group: _SecurityGroup = _SecurityGroup()
 
 
 class _Docker(_Part):
@@ -98,7 +115,9 @@ def _nodes(cluster: _Cluster, name: str) -> NodeGroup:
         is_head=is_head,
         image=cluster.docker.image,
         environment=assignments(starts),
-        has_credentials=kind.node_config.IamInstanceProfile is not None,
+        # What other clouds give their nodes is not read here.
+        has_credentials=cluster.provider.type != "aws"
+        or kind.node_config.IamInstanceProfile is not None,
         shared_folders=tuple(
             word
             for command in cluster.commands
@@ -123,20 +142,18 @@ def _findings(cluster: _Cluster) -> Iterator[str]:
         if "CPU" not in kind.resources:
             yield (
                 f"{place}: resources has no CPU: how many workers fit on a "
-                f"{instance.InstanceType} cannot be compared without AWS; write CPU and GPU there"
+                f"{instance.InstanceType} only the cloud knows; write CPU and GPU there"
             )
         if cluster.provider.type == "aws" and not instance.ImageId and not cluster.docker.image:
             yield (
                 f"{place}: node_config has no ImageId: Ray's default is an Ubuntu 18.04, whose "
                 "Python is older than glray's 3.11; name an image of Ubuntu 24.04"
             )
-    for rule in cluster.provider.security_group.get("IpPermissions", []):
-        open_to = [each.get("CidrIp", each.get("CidrIpv6")) for each in _ranges(rule)]
-        ports = (rule.get("FromPort"), rule.get("ToPort"))
-        if {"0.0.0.0/0", "::/0"} & set(open_to) and ports != (SSH_PORT, SSH_PORT):
-            first, last = ports
+    for rule in cluster.provider.security_group.IpPermissions:
+        if rule.is_open and (rule.FromPort, rule.ToPort) != (SSH_PORT, SSH_PORT):
             yield (
-                f"provider.security_group: ports {first} to {last} are open to everybody: who "
+                f"provider.security_group: ports {rule.FromPort} to {rule.ToPort} are open to "
+                "everybody: who "
                 "reaches Ray's runs code there; remove the rule and use ray dashboard"
             )
     for field in ("head_start_ray_commands", "worker_start_ray_commands"):
@@ -152,7 +169,3 @@ def _findings(cluster: _Cluster) -> Iterator[str]:
                 f"{field}: the dashboard, which runs any job, listens on every address; give "
                 "--dashboard-host=127.0.0.1 and use ray dashboard"
             )
-
-
-def _ranges(rule: dict[str, Any]) -> list[dict[str, str]]:
-    return [*rule.get("IpRanges", []), *rule.get("Ipv6Ranges", [])]

@@ -8,9 +8,9 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from glray.errors import UserError
@@ -27,8 +27,19 @@ STORE_SHARE = 0.3
 """The share of a node's memory that Ray's object store takes unless it is told another size."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 SHARED_MEMORY = "/dev/shm"
-OWN_VOLUMES = {"emptyDir", "hostPath", "ephemeral", "configMap", "secret", "downwardAPI"}
-"""Kinds of volumes whose files other nodes do not see."""
+
+
+def quantity(text: object) -> float:
+    """A quantity as Kubernetes writes it: ``500m`` CPUs, ``24Gi`` bytes. Raises ValueError."""
+    units = {"m": 1e-3, "": 1.0, "k": 1e3} | {u: 1e3**n for n, u in enumerate("MGTPE", start=2)}
+    units |= {f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", start=1)}
+    matched = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", str(text).strip())
+    if matched is None or matched[2] not in units:
+        raise ValueError(f"{text!r} is no quantity; write it as 500m, 4 or 24Gi")
+    return float(matched[1]) * units[matched[2]]
+
+
+Quantity = Annotated[float, BeforeValidator(quantity)]
 
 
 class _Part(BaseModel):
@@ -46,13 +57,29 @@ class _Mount(_Part):
 
 
 class _Resources(_Part):
-    limits: dict[str, str | float] = {}
-    requests: dict[str, str | float] = {}
+    limits: dict[str, Quantity] = {}
+    requests: dict[str, Quantity] = {}
 
     def amount(self, name: str) -> float | None:
         """What the container may use of a resource, None if it has no limit."""
-        given = self.limits.get(name, self.requests.get(name))
-        return None if given is None else quantity(given)
+        return self.limits.get(name, self.requests.get(name))
+
+
+class _EmptyFolder(_Part):
+    size_limit: Quantity | None = None
+
+
+class _Volume(_Part):
+    name: str
+    empty_dir: _EmptyFolder | None = None
+    persistent_volume_claim: dict[str, Any] | None = None
+    nfs: dict[str, Any] | None = None
+    csi: dict[str, Any] | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all nodes may see its files."""
+        return any((self.persistent_volume_claim, self.nfs, self.csi))
 
 
 class _Container(_Part):
@@ -72,7 +99,7 @@ class _Pod(_Part):
     restart_policy: str = "Always"
     service_account_name: str | None = None
     termination_grace_period_seconds: int = GRACE_SECONDS
-    volumes: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[_Volume, ...] = ()
 
     @property
     def ray(self) -> _Container:
@@ -84,29 +111,42 @@ class _Template(_Part):
     spec: _Pod
 
 
+class _StartParameters(BaseModel):
+    """Options of ``ray start``, which KubeRay wants as strings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=lambda name: name.replace("_", "-")
+    )
+
+    num_cpus: float | None = None
+    num_gpus: int | None = None
+    object_store_memory: float | None = None
+
+
 class _Group(_Part):
     template: _Template
-    ray_start_params: dict[str, str] = {}
+    ray_start_params: _StartParameters = _StartParameters()
 
     def nodes(self, place: str, fewest: int, most: int, is_head: bool = False) -> NodeGroup:
         pod = self.template.spec
-        resources = pod.ray.resources
-        cpus = self.ray_start_params.get("num-cpus")
-        gpus = self.ray_start_params.get("num-gpus", resources.amount("nvidia.com/gpu"))
-        own = {volume.get("name") for volume in pod.volumes if OWN_VOLUMES & volume.keys()}
+        resources, given = pod.ray.resources, self.ray_start_params
+        gpus = resources.amount("nvidia.com/gpu") if given.num_gpus is None else given.num_gpus
+        shared = {volume.name for volume in pod.volumes if volume.is_shared}
         return NodeGroup(
             place=place,
             fewest=fewest,
             most=most,
-            # KubeRay rounds them up for Ray.
-            cpus=math.ceil(resources.amount("cpu") or 0) if cpus is None else float(cpus),
+            # KubeRay rounds a fraction up for Ray.
+            cpus=math.ceil(resources.amount("cpu") or 0)
+            if given.num_cpus is None
+            else given.num_cpus,
             gpus=int(gpus or 0),
             is_head=is_head,
             image=pod.ray.image,
             environment=pod.ray.environment,
             has_credentials=bool(pod.ray.env_from or pod.service_account_name),
             shared_folders=tuple(
-                mount.mount_path for mount in pod.ray.volume_mounts if mount.name not in own
+                mount.mount_path for mount in pod.ray.volume_mounts if mount.name in shared
             ),
         )
 
@@ -122,8 +162,8 @@ class _Group(_Part):
                 f"came after the last checkpoint is lost; give the pod {drain + 30:g} s or Ray less"
             )
         memory, room = pod.ray.resources.amount("memory"), _shared_memory(pod)
-        given = self.ray_start_params.get("object-store-memory")
-        store = float(given) if given is not None else STORE_SHARE * (memory or 0)
+        given = self.ray_start_params.object_store_memory
+        store = STORE_SHARE * (memory or 0) if given is None else given
         if room is not None and room < store:
             yield (
                 f"{place}: {SHARED_MEMORY} has {_gib(room)}, Ray's object store takes "
@@ -168,6 +208,39 @@ class _Job(_Part):
     ray_cluster_spec: _Cluster
 
 
+class _Quota(_Part):
+    name: str
+    nominal_quota: Quantity
+
+
+class _Flavor(_Part):
+    resources: tuple[_Quota, ...] = ()
+
+
+class _ResourceGroup(_Part):
+    flavors: tuple[_Flavor, ...] = ()
+
+
+class _QueueSpec(_Part):
+    resource_groups: tuple[_ResourceGroup, ...] = ()
+
+
+class _Queue(_Part):
+    """A ClusterQueue of Kueue."""
+
+    spec: _QueueSpec
+
+    @property
+    def quotas(self) -> dict[str, float]:
+        """The largest quota of each resource in any flavor."""
+        found: dict[str, float] = {}
+        for group in self.spec.resource_groups:
+            for flavor in group.flavors:
+                for quota in flavor.resources:
+                    found[quota.name] = max(quota.nominal_quota, found.get(quota.name, 0.0))
+        return found
+
+
 class _Metadata(_Part):
     name: str = ""
     labels: dict[str, str] = {}
@@ -186,32 +259,23 @@ def read_rayjob(path: Path, documents: list[dict[str, Any]]) -> Manifest:
             f"{path}: has {len(found)} documents of kind RayJob, one can be compared with a "
             "pipeline; give a file with one"
         )
+    queues = [document for document in documents if document.get("kind") == "ClusterQueue"]
     try:
         job = _RayJob.model_validate(found[0])
+        queue = _Queue.model_validate(queues[0]) if len(queues) == 1 else None
     except ValidationError as error:
         raise UserError(f"{path}: {describe(error)}") from None
     cluster = job.spec.ray_cluster_spec
     head = cluster.head_group_spec.nodes("headGroupSpec", 1, 1, is_head=True)
     workers = tuple(_worker_nodes(group, cluster) for group in cluster.worker_group_specs)
-    queues = [document for document in documents if document.get("kind") == "ClusterQueue"]
     return Manifest(
         path=path,
         groups=(head, *workers),
         command=command_in(words_of(job.spec.entrypoint)),
         deadline_seconds=job.spec.active_deadline_seconds,
         ray_version=cluster.ray_version,
-        own_findings=(*_findings(job), *_quota_findings(job, queues)),
+        own_findings=(*_findings(job), *_quota_findings(job, queue)),
     )
-
-
-def quantity(text: str | float) -> float:
-    """A quantity as Kubernetes writes it: ``500m`` CPUs, ``24Gi`` bytes. Raises UserError."""
-    units = {"m": 1e-3, "": 1.0, "k": 1e3} | {u: 1e3**n for n, u in enumerate("MGTPE", start=2)}
-    units |= {f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTPE", start=1)}
-    matched = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([A-Za-z]*)", str(text).strip())
-    if matched is None or matched[2] not in units:
-        raise UserError(f"{text!r} is no quantity of Kubernetes; write it as 500m, 4 or 24Gi")
-    return float(matched[1]) * units[matched[2]]
 
 
 def _worker_nodes(group: _Workers, cluster: _Cluster) -> NodeGroup:
@@ -266,12 +330,11 @@ def _findings(job: _RayJob) -> Iterator[str]:
         yield from group.findings(f"workerGroupSpecs.{group.group_name}")
 
 
-def _quota_findings(job: _RayJob, queues: list[dict[str, Any]]) -> Iterator[str]:
-    """What of the job exceeds the only ClusterQueue of the file."""
-    queue = job.metadata.labels.get(QUEUE)
-    if len(queues) != 1:
-        return
+def _quota_findings(job: _RayJob, queue: _Queue | None) -> Iterator[str]:
+    """What of the job exceeds the file's ClusterQueue, if it has one."""
     if queue is None:
+        return
+    if QUEUE not in job.metadata.labels:
         yield (
             f"metadata.labels has no {QUEUE}: the file has a queue, but the job does not wait in "
             "it; add the label"
@@ -280,7 +343,7 @@ def _quota_findings(job: _RayJob, queues: list[dict[str, Any]]) -> Iterator[str]
     cluster = job.spec.ray_cluster_spec
     pods = [(1, cluster.head_group_spec.template.spec)]
     pods += [(g.replicas * g.num_of_hosts, g.template.spec) for g in cluster.worker_group_specs]
-    for name, quota in _quotas(queues[0]).items():
+    for name, quota in queue.quotas.items():
         asked = sum(
             count * (container.resources.amount(name) or 0)
             for count, pod in pods
@@ -295,25 +358,13 @@ def _quota_findings(job: _RayJob, queues: list[dict[str, Any]]) -> Iterator[str]
             )
 
 
-def _quotas(queue: dict[str, Any]) -> dict[str, float]:
-    """The largest quota of each resource in any flavor of a ClusterQueue."""
-    quotas: dict[str, float] = {}
-    for group in queue.get("spec", {}).get("resourceGroups", []):
-        for flavor in group.get("flavors", []):
-            for resource in flavor.get("resources", []):
-                name, quota = resource["name"], quantity(resource["nominalQuota"])
-                quotas[name] = max(quota, quotas.get(name, 0.0))
-    return quotas
-
-
 def _shared_memory(pod: _Pod) -> float | None:
     """Bytes of /dev/shm where the pod declares a limit; without, KubeRay mounts all of its
     memory."""
     mounted = {mount.name for mount in pod.ray.volume_mounts if mount.mount_path == SHARED_MEMORY}
     for volume in pod.volumes:
-        if volume.get("name") in mounted and "emptyDir" in volume:
-            limit = (volume["emptyDir"] or {}).get("sizeLimit")
-            return None if limit is None else quantity(limit)
+        if volume.name in mounted and volume.empty_dir is not None:
+            return volume.empty_dir.size_limit
     return None
 
 

@@ -29,7 +29,7 @@ def read_slurm(path: Path, text: str) -> Manifest:
         most=nodes,
         cpus=_number(path, "cpus-per-task", options.get("cpus-per-task", "1"))
         * _number(path, "ntasks-per-node", options.get("ntasks-per-node", "1")),
-        gpus=_gpus_per_node(path, options),
+        gpus=_gpus_per_node(path, options, nodes),
         image=options.get("container-image"),
         environment=assignments(line for line in lines if line.startswith(("export ", "env "))),
         # The environment of who submits is passed on unless the script says otherwise.
@@ -76,13 +76,17 @@ def _number(path: Path, option: str, text: str) -> int:
     return int(text)
 
 
-def _gpus_per_node(path: Path, options: dict[str, str]) -> int:
-    """GPUs of ``--gpus-per-node`` or ``--gres``, as ``4``, ``a100:4`` or ``gpu:a100:4``."""
-    for option in ("gpus-per-node", "gres"):
-        if option in options and (option == "gpus-per-node" or "gpu" in options[option]):
-            last = options[option].split(":")[-1]
-            return 1 if last == "gpu" else _number(path, option, last)
-    return 0
+def _gpus_per_node(path: Path, options: dict[str, str], nodes: int) -> int:
+    """GPUs of the options that ask for some, as ``4``, ``a100:4`` or ``gpu:a100:4``."""
+
+    def asked(option: str) -> int:
+        last = options.get(option, "0").split(":")[-1]
+        return 1 if last == "gpu" else _number(path, option, last)
+
+    if "gpu" in options.get("gres", ""):
+        return asked("gres")
+    tasks = _number(path, "ntasks-per-node", options.get("ntasks-per-node", "1"))
+    return asked("gpus-per-node") or asked("gpus-per-task") * tasks or asked("gpus") // nodes
 
 
 def _findings(

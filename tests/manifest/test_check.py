@@ -361,6 +361,7 @@ def test_the_command_says_what_fits_and_what_does_not(
             "available_node_types: {}\nhead_node_type: h\nprovider: {type: aws}",
             "head_node_type 'h'",
         ),
+        ("kind: RayJob\n---\nkind: RayJob", "2 documents of kind RayJob"),
         ("#!/bin/bash\n#SBATCH --nodes=many", "--nodes=many"),
         ("#!/bin/bash\n#SBATCH --nodes=1 --time=soon", "--time=soon"),
     ],
@@ -376,6 +377,36 @@ def test_what_is_no_manifest_is_one_line(text: str, words: str, tmp_path: Path) 
         read_manifest(tmp_path / "missing")
 
 
+def test_what_is_wrong_in_a_manifest_is_said_by_its_place(tmp_path: Path) -> None:
+    path = changed(RAYJOB, tmp_path, lambda j: set_limits(j, memory="many"))
+    place = r"workerGroupSpecs\.0\.template\.spec\.containers\.0\.resources\.limits\.memory: 'many'"
+    with pytest.raises(UserError, match=place):
+        read_manifest(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not text"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--gpus-per-node=4", 4),
+        ("--gpus-per-node=h100:4", 4),
+        ("--gres=gpu", 1),
+        ("--gres=gpu:a100:8", 8),
+        ("--gpus=8", 4),
+        ("-G 8", 4),
+        ("--gpus-per-task=2 --ntasks-per-node=2", 4),
+        ("", 0),
+    ],
+)
+def test_gpus_of_a_slurm_node(options: str, expected: int, tmp_path: Path) -> None:
+    path = tmp_path / "job"
+    path.write_text(f"#!/bin/bash\n#SBATCH -N 2 {options}\n")
+    (group,) = read_manifest(path).groups
+    assert (group.most, group.gpus) == (2, expected)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("500m", 0.5), (4, 4), ("4", 4), ("24Gi", 24 * 2**30), ("2G", 2e9), ("1e3", 1000)],
@@ -386,7 +417,7 @@ def test_quantities_of_kubernetes(text: str | float, expected: float) -> None:
 
 @pytest.mark.parametrize("text", ["4 Gi b", "many", ""])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="no quantity"):
+    with pytest.raises(ValueError, match="no quantity"):
         quantity(text)
 
 

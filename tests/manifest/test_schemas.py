@@ -2,7 +2,10 @@
 launcher, EC2, bash."""
 
 import json
+import os
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,44 @@ def test_bash_reads_the_slurm_script() -> None:
     assert script.stat().st_mode & 0o111
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_spot_notice_ends_the_command_by_sigterm(tmp_path: Path) -> None:
+    """Against metadata as AWS serves them: a token, then 404 until the notice is there."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.answer(200, b"a token")
+
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("X-aws-ec2-metadata-token")))
+            self.answer(404 if len(asked) < 3 else 200, b'{"action": "terminate"}')
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name)
+            pass
+
+    drained = tmp_path / "drained"
+    node = f"trap 'touch {drained}; exit 0' TERM; while true; do sleep 0.1; done"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [REPOSITORY / "aws" / "until_notice.sh", "bash", "-c", node],
+            env=os.environ
+            | {"METADATA": f"http://127.0.0.1:{server.server_port}", "POLL_SECONDS": "0.1"},
+            capture_output=True,
+            timeout=60,
+        )
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert drained.exists()
+    assert asked == [("/latest/meta-data/spot/instance-action", "a token")] * 3
 
 
 @pytest.mark.soak

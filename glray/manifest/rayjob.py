@@ -7,6 +7,7 @@ read here. ``tests/fixtures`` has the schemas.
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +94,13 @@ class _Container(_Part):
     def environment(self) -> dict[str, str | None]:
         return {variable.name: variable.value for variable in self.env}
 
+    @property
+    def drain_seconds(self) -> float:
+        """How long Ray drains its node after SIGTERM."""
+        with suppress(ValueError):
+            return float(self.environment.get(DRAIN) or DRAIN_SECONDS)
+        return DRAIN_SECONDS
+
 
 class _Pod(_Part):
     containers: tuple[_Container, ...] = Field(min_length=1)
@@ -154,7 +162,7 @@ class _Group(_Part):
         """What is wrong with the pods."""
         pod = self.template.spec
         grace = pod.termination_grace_period_seconds
-        drain = float(pod.ray.environment.get(DRAIN) or DRAIN_SECONDS)
+        drain = pod.ray.drain_seconds
         if drain >= grace:
             yield (
                 f"{place}: a preempted pod has {grace} s (terminationGracePeriodSeconds) and Ray "

@@ -320,9 +320,8 @@ def _findings(job: _RayJob) -> Iterator[str]:
                 "spec.submissionMode is SidecarMode: KubeRay then refuses clusterSelector and "
                 "submitterPodTemplate; remove them, or use K8sJobMode"
             )
-    authentication = cluster.auth_options
-    if authentication is None or authentication.mode != "token":
-        mode = "missing" if authentication is None else authentication.mode
+    mode = cluster.auth_options.mode if cluster.auth_options else "missing"
+    if "token" not in (mode, head.template.spec.ray.environment.get("RAY_AUTH_MODE")):
         yield (
             f"rayClusterSpec.authOptions.mode is {mode}: who reaches the head's ports runs "
             "code there; set it to token"

@@ -154,6 +154,15 @@ def test_a_mistake_in_a_rayjob_is_one_line(
         assert word in finding
 
 
+def test_a_token_given_by_hand_is_one(tmp_path: Path) -> None:
+    def by_hand(job: dict[str, Any]) -> None:
+        del job["spec"][CLUSTER]["authOptions"]
+        variable = {"name": "RAY_AUTH_MODE", "value": "token"}
+        head(job)["template"]["spec"]["containers"][0]["env"].append(variable)
+
+    assert found(changed(RAYJOB, tmp_path, by_hand)) == []
+
+
 @pytest.mark.parametrize(
     ("tag", "words"),
     [

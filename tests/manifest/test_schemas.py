@@ -3,6 +3,7 @@ launcher, EC2, bash."""
 
 import json
 import os
+import re
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+
+from glray.manifest.nodes import command_in, words_of
 
 REPOSITORY = Path(__file__).parents[2]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -64,6 +67,15 @@ def test_the_variant_with_a_queue_differs_in_the_queue_alone() -> None:
     queued = rayjob("kueue.yaml")
     assert queued["metadata"].pop("labels") == {QUEUE: "glray"}
     assert queued == rayjob("rayjob.yaml")
+
+
+@pytest.mark.parametrize("name", RAYJOBS)
+def test_a_rayjob_runs_a_pipeline_of_the_image(name: str) -> None:
+    command = command_in(words_of(rayjob(name)["spec"]["entrypoint"]))
+    assert command is not None
+    assert command.pipeline is not None
+    (folder,) = re.findall(r"^WORKDIR (/opt/.*)$", (REPOSITORY / "Dockerfile").read_text(), re.M)
+    assert (REPOSITORY / Path(command.pipeline).relative_to(folder)).is_file()
 
 
 def launcher() -> dict[str, Any]:

@@ -20,7 +20,7 @@ LAYERS = (
     ("run",),
     ("data", "model"),
     ("train",),
-    ("search", "report"),
+    ("search", "report", "manifest"),
     ("ray",),
     ("cli",),
     ("__main__",),
@@ -40,6 +40,7 @@ WITHOUT_TORCH = {
     "run",
     "search",
     "report",
+    "manifest",
     "cli",
 }
 

@@ -1,6 +1,6 @@
 """What Ray costs: glray on Ray against the same training loop under ``torchrun``.
 
-    python benchmarks/parity.py [--sessions 2] [--rounds 30] [--workers 1 2] [--out DIR]
+    python benchmarks/parity.py [--sessions 2] [--rounds 24] [--workers 1 2] [--out DIR]
 
 Both train the same pipeline (4 layers of width 128) from the same token blocks with the same code,
 ``glray.train.worker.train_all``, one thread for each worker, gloo, or NCCL and one GPU for each
@@ -14,8 +14,8 @@ worker where there are GPUs. What differs:
 In a session both train side by side, but never at once: they take turns of a few steps, in an order
 that is drawn anew every round, and whoever is not at its turn waits. So both meet the same machine.
 Ray's other processes cannot wait: what they take of a CPU slows both alike, and is measured apart.
-Neither a checkpoint nor an evaluation falls into a session, and no read either: Ray Data reads
-2^22 tokens at once, which ``stream.py`` measures. Every session starts both anew.
+Neither a checkpoint nor an evaluation falls into a session, and no read either: Ray Data reads a
+segment of 2^24 tokens ahead, which ``stream.py`` measures. Every session starts both anew.
 
 The share by CPU is of the workers' own processes and needs no quiet machine; the share by wall time
 does, as processes that wait for a core wait for other reasons than Ray.
@@ -64,7 +64,8 @@ SEQ_LEN = 512
 TOKENS_PER_BATCH = 2048
 TURN_STEPS = 5
 """Steps of a turn, and of a logging interval: each turn has one."""
-WARM_UP_TURNS = 2
+WARM_UP_TURNS = 8
+"""Meanwhile Ray Data reads the first two segments, 2^25 tokens of each worker."""
 SAMPLE_SECONDS = 10.0
 HEAD = ("gcs_server", "raylet", "dashboard", "monitor", "agent")
 """What the command of a head's process has in it."""
@@ -454,7 +455,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--sessions", type=int, default=2, help="of each number of workers")
-    parser.add_argument("--rounds", type=int, default=30, help="of a session, after two that warm")
+    parser.add_argument(
+        "--rounds", type=int, default=24, help=f"of a session, after {WARM_UP_TURNS}"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--minutes", type=float, default=0.0, help="of a long run on Ray alone")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of parity.json")

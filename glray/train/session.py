@@ -43,8 +43,11 @@ from glray.train.parallel import are_weights_finite, whole_weights
 from glray.train.trackers import open_trackers
 from glray.train.trainee import Trainee
 
-SEGMENT_TOKENS = 64 * 2**20
-"""A worker reads a stage in segments of about this many tokens of its own."""
+SEGMENT_TOKENS = 16 * 2**20
+"""A worker reads a stage in segments of about this many tokens of its own. A whole one, of ids of
+four bytes too, fits into half of the object store that Ray Data may fill for it (``STORE_BYTES`` of
+``glray.ray.stream``): as long as reads are held back for lack of room, Ray Data's scheduling thread
+spins in the worker's process, at the expense of training."""
 
 MOST_SHOWN = 8
 """Stages that are listed where a run starts."""

@@ -354,7 +354,8 @@ def long_run(work: Path, num_workers: int, minutes: float) -> dict[str, Any]:
         contender.end()
     half = samples[len(samples) // 2 :]
     growth = np.polyfit([s["seconds"] for s in half], [s["head"] for s in half], 1)[0]
-    return {"head_mib_per_hour_in_the_second_half": round(growth * 3600, 1), "samples": samples}
+    per_hour = round(float(growth) * 3600, 1)
+    return {"head_mib_per_hour_in_the_second_half": per_hour, "samples": samples}
 
 
 def _mib(processes: dict[int, str]) -> dict[str, float]:

@@ -24,6 +24,7 @@ hypothesis.settings.load_profile("glray")
 TOGETHER = {
     "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
+    "test_metrics.py": "ray_local",
     "test_mixture.py": "ray_local",
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",

@@ -33,14 +33,15 @@ from glray.ray.cluster import (
     worker_resources,
 )
 from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
+from glray.ray.metrics import Prometheus, Restarts
 from glray.ray.stream import ray_batches, start_reader
 from glray.run.records import Progress
-from glray.run.run import ENDS, pipeline_directory, with_calibration
+from glray.run.run import ENDS, Run, pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.storage import is_seen, nonce_file
 from glray.train.announcer import Announcer, write_event
-from glray.train.context import WorkerContext
+from glray.train.context import Tracker, WorkerContext
 from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs
 
@@ -59,6 +60,7 @@ class RayContext(WorkerContext):
         context = ray.train.get_context()
         rank, world_size = context.get_world_rank(), context.get_world_size()
         super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
+        self._prometheus: Prometheus | None = None
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
@@ -72,8 +74,15 @@ class RayContext(WorkerContext):
         """See WorkerContext: whether Ray drains a node that a worker is on."""
         return ray.train.get_preemption_info() is not None
 
+    def trackers(self, run: Run) -> list[Tracker]:
+        """See WorkerContext: what Prometheus sees, through Ray."""
+        self._prometheus = Prometheus(run, self.rank)
+        return [self._prometheus]
+
     def report(self, metrics: dict[str, float]) -> None:
         """See WorkerContext. Blocks until the controller polls, so it is called at checkpoints."""
+        if self._prometheus is not None:
+            self._prometheus.saved()
         ray.train.report(metrics)
 
 
@@ -187,6 +196,7 @@ class WorkerGroups:
         while it waits for a node.
         """
         directory, failures = self.directory, 0
+        restarts = Restarts(self.spec, group)
         try:
             while True:
                 before = _committed(directory, group)
@@ -205,6 +215,8 @@ class WorkerGroups:
                     if failures > WORKER_FAILURES:
                         raise
                     write_event(directory, f"worker group {group.index} {_lost(failure)}")
+                    is_preemption = isinstance(failure, ray.train.PreemptionError)
+                    restarts.add("preemption" if is_preemption else "failure")
                 self._await_room(group, stop)
                 if stop.is_set():
                     return
@@ -213,6 +225,8 @@ class WorkerGroups:
                 f"{directory}: Ray lost the node that led the run ({type(error).__name__}): "
                 "training has stopped; the same command goes on from the latest checkpoint"
             ) from None
+        finally:
+            restarts.close()
 
     def _await_room(self, group: WorkerGroup, stop: threading.Event) -> None:
         """Return once there is room to start a group again, or once ``stop`` is set; say so where

@@ -1,23 +1,44 @@
-"""What is said while runs train: lines of ``events.log``, and a progress file of each group."""
+"""What is said while runs train: lines of ``events.log``, and a progress file of each group.
 
+Whatever is said is also logged with where it comes from, for machines: through Python's logging,
+which Ray Train writes as JSON in the processes of its workers. Nothing of it is shown by itself.
+"""
+
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from glray.errors import UserError
 from glray.files import naming
 from glray.progress import Work
 from glray.run.records import Progress
 from glray.train.context import WorkerContext
 
+LOG = logging.getLogger("glray")
+LOG.addHandler(logging.NullHandler())
+PLACE = ("pipeline", "run", "stage", "step", "rank")
+"""Where a logged line comes from; None where it is of no run, or of the command."""
+
+Place = dict[str, Any]
+
 
 class Announcer:
     """Rank 0's words to whoever watches: ``events.log``, which all worker groups of a pipeline
-    share, and ``progress.json``, of the second group ``progress-1.json``, and so on."""
+    share, and ``progress.json``, of the second group ``progress-1.json``, and so on.
 
-    def __init__(self, directory: Path, ctx: WorkerContext) -> None:
+    ``place`` says which run, stage and step the words are about.
+    """
+
+    def __init__(
+        self, directory: Path, ctx: WorkerContext, place: Callable[[], Place] = dict
+    ) -> None:
         index = ctx.group.index
         self._directory = directory
         self._progress = directory / (f"progress-{index}.json" if index else "progress.json")
-        self._silent = ctx.rank != 0
+        self._rank, self._silent = ctx.rank, ctx.rank != 0
+        self._place = place
         self._last_progress = 0.0
         self._last_phase = ""
 
@@ -35,9 +56,18 @@ class Announcer:
             )
 
     def event(self, text: str) -> None:
-        """Append one line to ``events.log``."""
+        """Append one line to ``events.log``, and log it."""
         if not self._silent:
-            write_event(self._directory, text)
+            write_event(self._directory, text, self._where())
+
+    def log(self, text: str) -> None:
+        """Log what is not for ``events.log``."""
+        if not self._silent:
+            log(self._directory, text, self._where())
+
+    def failed(self, error: Exception) -> None:
+        """Log what ends this worker's run, on whichever rank."""
+        log(self._directory, str(error), self._where(), error)
 
     def progress(self, progress: Progress) -> None:
         """Replace the progress file, at most once a second while the phase is the same."""
@@ -48,10 +78,25 @@ class Announcer:
         self._last_progress, self._last_phase = now, phase
         progress.write(self._progress, sync=False)  # the disk would keep steps waiting
 
+    def _where(self) -> Place:
+        return {"rank": self._rank, **self._place()}
 
-def write_event(directory: Path, text: str) -> None:
-    """Append one line to ``events.log``, in one piece: other processes append theirs."""
+
+def write_event(directory: Path, text: str, place: Place | None = None) -> None:
+    """Append one line to ``events.log``, in one piece: other processes append theirs; and log it.
+
+    ``directory`` is the pipeline's.
+    """
+    log(directory, text, place or {})
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "events.log"
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def log(directory: Path, text: str, place: Place, error: Exception | None = None) -> None:
+    """Log one line; of an error that no person can fix, with its traceback."""
+    where = dict.fromkeys(PLACE) | {"pipeline": directory.name} | place
+    level = logging.INFO if error is None else logging.ERROR
+    trace = None if isinstance(error, UserError) else error
+    LOG.log(level, text, extra=where, exc_info=trace)

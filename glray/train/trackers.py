@@ -1,6 +1,6 @@
 """Where a run is watched from outside: TensorBoard always, Weights & Biases where it is asked for.
 
-Rank 0 alone writes, at the flushes of the metrics and at evaluations. What cannot be written
+Rank 0 alone writes them, at the flushes of the metrics and at evaluations. What cannot be written
 is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what was asked for.
 """
 
@@ -14,21 +14,20 @@ from glray.files import naming
 from glray.run.run import Run
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint
-from glray.train.context import WorkerContext
+from glray.train.context import Tracker, WorkerContext
 
 OFFLINE = ("offline", "dryrun", "disabled")
 """Modes of Weights & Biases that need no key."""
 
 
-def open_trackers(
-    run: Run, ctx: WorkerContext, step: int
-) -> "list[TensorBoard | WeightsAndBiases]":
-    """Trackers of a run that goes on after ``step`` steps; none but on rank 0."""
-    if ctx.rank != 0:
-        return []
-    trackers: list[Tracker] = [TensorBoard(run, step)]
-    if run.spec.compute.wandb_project is not None:
-        trackers.append(WeightsAndBiases(run))
+def open_trackers(run: Run, ctx: WorkerContext, step: int) -> list[Tracker]:
+    """Trackers of a run that goes on after ``step`` steps: those of the worker's context and, on
+    rank 0, those that need its directory."""
+    trackers = ctx.trackers(run)
+    if ctx.rank == 0:
+        trackers.append(TensorBoard(run, step))
+        if run.spec.compute.wandb_project is not None:
+            trackers.append(WeightsAndBiases(run))
     return trackers
 
 
@@ -88,19 +87,19 @@ class TensorBoard:
         self._append(Event(wall_time=time.time(), step=step + 1, session_log=restart))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Show ``scalars`` at ``step``: the steps trained so far."""
+        """See Tracker."""
         event = self._event(wall_time=time.time(), step=step)
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag, simple_value=value)
         self._append(event)
 
     def flush(self) -> None:
-        """See that all of it is written."""
+        """See Tracker."""
         with naming(self._path):
             self._records.flush()
 
     def close(self) -> None:
-        """Flush for the last time; the run goes no further in this process."""
+        """See Tracker."""
         with naming(self._path):
             self._records.close()
 
@@ -135,15 +134,12 @@ class WeightsAndBiases:
             raise _untracked(str(project), error) from None
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """See TensorBoard."""
+        """See Tracker."""
         self._run.log(scalars, step=step)
 
     def flush(self) -> None:
-        """See TensorBoard: a process of its own sends what it is given."""
+        """See Tracker: a process of its own sends what it is given."""
 
     def close(self) -> None:
-        """See TensorBoard."""
+        """See Tracker."""
         self._run.finish()
-
-
-Tracker = TensorBoard | WeightsAndBiases

@@ -216,6 +216,14 @@ def test_a_submitted_run_trains_there_and_resumes(
     workers = list(session.glob("logs/train/ray-train-app-worker-*.log"))
     assert len(workers) == 1 + is_stopped
 
+    # Ray Train writes what they log as JSON.
+    lines = [json.loads(line) for path in workers for line in path.read_text().splitlines()]
+    (finished,) = (line for line in lines if "finished at step" in line["message"])
+    asked = ("pipeline", "run", "stage", "step", "rank", "levelname")
+    shown = tuple(finished[name] for name in asked)
+    assert shown == ("tiny", "grow-seed0", 1, num_steps, 0, "INFO")
+    assert finished["asctime"]
+
 
 @pytest.mark.soak  # tests/test_storage.py refuses it under the variable that Ray sets in a job
 def test_a_relative_storage_is_refused(head: Head, working_dir: Path) -> None:

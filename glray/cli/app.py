@@ -73,11 +73,16 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec with absolute paths, so that its YAML runs from any folder. The storage
-    of one that lies where glray left it is the one around it, wherever that was moved."""
-    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
-    spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
+    """The resolved spec with absolute paths, so that its YAML runs from any folder."""
+    spec: PipelineSpec = absolute(declared_spec(pipeline, overrides))
     return spec
+
+
+def declared_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
+    """The spec with its paths as they are declared. The storage of one that lies where glray left
+    it is the one around it, wherever that was moved."""
+    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
+    return load_pipeline(pipeline, [*stored, *(overrides or [])])
 
 
 def _storage_around(pipeline: Path) -> list[Path]:

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from glray.cli import watch
-from glray.cli.watch import LiveWork, duration, progress_line, watching, work_line
+from glray.cli.watch import LiveWork, duration, progress_line, standing, watching, work_line
+from glray.files import write_text
 from glray.progress import advance, heard_by, working
 from glray.run.records import Progress, TrainingProgress
 
@@ -103,6 +104,28 @@ def test_elsewhere_a_line_for_each_group_is_printed(
     assert shown(tmp_path).splitlines()[-2:] == [
         progress_line(progress("growlength")),
         progress_line(progress("fixed512")),
+    ]
+
+
+def test_how_a_pipeline_stands_is_its_groups_last_words_and_their_checkpoints(
+    tmp_path: Path,
+) -> None:
+    assert standing(tmp_path) == []
+    progress("growlength").write(tmp_path / "progress.json")
+    progress("fixed512").write(tmp_path / "progress-1.json")
+    Progress(phase="starting 2 workers").write(tmp_path / "progress-2.json")
+    for step, seconds in ((100, 500), (150, 62)):
+        committed = tmp_path / f"growlength/checkpoints/step-{step:08d}/COMMITTED"
+        write_text(committed, "{}")
+        os.utime(committed, times=(time.time() - seconds,) * 2)
+    (tmp_path / "growlength/checkpoints/step-00000175").mkdir()  # not committed
+    os.utime(tmp_path / "progress-1.json", times=(time.time() + 60,) * 2)  # another clock
+    assert standing(tmp_path) == [
+        f"{progress_line(progress('growlength'))} (0:00 ago)",
+        "checkpoint of step 150, 1:02 ago",
+        f"{progress_line(progress('fixed512'))} (0:00 ago)",
+        "no checkpoint yet",
+        "starting 2 workers (0:00 ago)",
     ]
 
 

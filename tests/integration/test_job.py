@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from glray.ray import jobs
+
 REPOSITORY = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
@@ -293,7 +295,7 @@ class Terminal:
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """The exit status of ``glray ARGUMENTS``, and its output."""
         process, log = self.start(*arguments, **environment)
-        return process.wait(120), log.read_text()
+        return process.wait(300), log.read_text()
 
     def fields(self, **fields: object) -> list[str]:
         """Options that set fields of the spec."""
@@ -366,6 +368,31 @@ def test_a_second_submission_follows_and_a_stop_waits_for_the_checkpoint(
     assert first.wait(60) == 143
     for line in ("grow 1/2 seq_len 32 step 49/200\n", "grow-seed0: stopped at step 50\n"):
         assert log.read_text().count(line) == 1
+
+
+@pytest.mark.soak  # the same with less to import is above, and a plain submission that trains
+def test_a_submitted_pipeline_is_stopped_and_resumed(terminal: Terminal, working_dir: Path) -> None:
+    terminal.command = jobs.ENTRYPOINT
+    run = terminal.storage / "tiny" / "grow-seed0"
+    fields = {"budget.tokens": 4000 * 256, "corpus.paths": f"[{working_dir / 'text'}]"}
+    submission = ("submit", "tiny.py", *terminal.fields(**fields))
+    first, log = terminal.start(*submission)
+    committed = f"{run.relative_to(terminal.storage)}/checkpoints/*/COMMITTED"
+    wait_until(lambda: any(terminal.storage.glob(committed)), 240, log)
+    status, said = terminal.run("status", "tiny.py")
+    assert "step" in said.splitlines()[1]
+    assert said.splitlines()[2].startswith("  checkpoint of step ")
+    status, said = terminal.run("stop", "tiny.py")
+    assert status == 0, said
+    assert "stopped, its checkpoint is committed" in said
+    assert first.wait(60) == 143
+    stopped_at = int(said.split("stopped at step ")[1].split()[0].replace(",", ""))
+
+    status, said = terminal.run(*submission)
+    assert status == 0, said
+    assert "submitted, attempt 2" in said
+    assert f"resumed at step {stopped_at:,}" in said
+    assert json.loads((run / "result.json").read_text())["steps"] == 4000
 
 
 def test_a_cluster_that_cannot_be_asked_is_one_line(terminal: Terminal) -> None:

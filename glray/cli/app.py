@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -35,7 +37,9 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 
 INTERRUPTED_STATUS = 130
-"""Of a command that Ctrl-C has stopped, as a shell counts it."""
+"""Of a command that Ctrl-C has stopped, as a shell counts it;"""
+TERMINATED_STATUS = 143
+"""and of one that SIGTERM has."""
 
 
 def _say_version(wanted: bool) -> None:
@@ -143,6 +147,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         validate_storage(Path(spec.compute.storage))
         with resumable():
             connect(spec.compute, console.print)
+        with resumable():  # once it is connected, Ray has a handler of its own for SIGTERM
             corpus = prepare(spec, console.print)
     return corpus
 
@@ -153,13 +158,27 @@ def say_stopped(exit_status: int) -> NoReturn:
     raise typer.Exit(exit_status)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C."""
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C within the block is said to have stopped the command."""
+    """Ctrl-C or SIGTERM within the block is said to have stopped the command. Main thread only."""
+
+    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except _Terminated:
+        say_stopped(TERMINATED_STATUS)
     except KeyboardInterrupt:
         say_stopped(INTERRUPTED_STATUS)
+    finally:
+        if before is not None:  # else it is not Python's
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

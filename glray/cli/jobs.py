@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from glray.cli.app import INTERRUPTED_STATUS, Overrides, PipelineFile, app, console, declared_spec
+from glray.cli.app import (
+    INTERRUPTED_STATUS,
+    TERMINATED_STATUS,
+    Overrides,
+    PipelineFile,
+    app,
+    console,
+    declared_spec,
+)
 from glray.cli.watch import duration, standing
 from glray.data.read.sources import check_credentials, is_uri
 from glray.errors import UserError
@@ -23,8 +31,6 @@ from glray.storage import storage_path
 if TYPE_CHECKING:
     from glray.ray.jobs import Job, Jobs
 
-STOPPED_STATUS = 143
-"""Of a job that was asked to stop, as of a command that SIGTERM has stopped."""
 PATHS = ("init", "path", "paths", "storage")
 """Fields that name a file or a folder; what ``start`` names is also looked for in the storage."""
 LOG_LINES = 3
@@ -191,7 +197,7 @@ def _exit_as(job: "Job") -> NoReturn:
         raise typer.Exit(0)
     if job.status == "STOPPED":
         console.print(f"{job.submission_id} was stopped; the same command resumes")
-        raise typer.Exit(STOPPED_STATUS)
+        raise typer.Exit(TERMINATED_STATUS)  # as Ray has asked it
     if job.exit_code is None:  # not the command's end, but its node's, or it never began
         raise UserError(
             f"{job.submission_id}: {job.message[:300]}: the job has ended without its command's "

@@ -70,7 +70,7 @@ def submit(pipeline: PipelineFile, address: Address, overrides: Overrides = None
             "a checkpoint"
         )
         raise typer.Exit(INTERRUPTED_STATUS) from None
-    _exit_as(ended)
+    exit_as(ended)
 
 
 @app.command()
@@ -106,15 +106,7 @@ def stop(pipeline: PipelineFile, address: Address, overrides: Overrides = None) 
 
     spec = declared_spec(pipeline, overrides)
     jobs = _jobs(address)
-    running = jobs.running(spec.name)
-    if len(running) > 1:
-        running = [job for job in running if job.storage == spec.compute.storage]
-    if not running:
-        raise UserError(
-            f"no job of the pipeline {spec.name!r} runs at {address}: nothing was stopped; glray "
-            "status lists what does"
-        )
-    (job,) = running
+    job = _running(jobs, spec)
     before = jobs.log(job)
     start = time.monotonic()
     jobs.stop(job)
@@ -132,7 +124,7 @@ def stop(pipeline: PipelineFile, address: Address, overrides: Overrides = None) 
         raise typer.Exit(INTERRUPTED_STATUS) from None
     again = "submit it again to resume"
     if ended.status != "STOPPED":  # it was faster
-        _exit_as(ended)
+        exit_as(ended)
     if "stopped at step" in "".join(said):
         console.print(f"{job.submission_id}: stopped, its checkpoint is committed; {again}")
     elif time.monotonic() - start < STOP_SECONDS:
@@ -142,6 +134,27 @@ def stop(pipeline: PipelineFile, address: Address, overrides: Overrides = None) 
             f"{job.submission_id}: committed no checkpoint in {STOP_SECONDS} s, so Ray has ended "
             f"it: the checkpoint before stays; {again}"
         )
+
+
+def _running(jobs: "Jobs", spec: PipelineSpec) -> "Job":
+    """The pipeline's job that runs; where several do, the one in the spec's storage. Raises
+    UserError."""
+    running = jobs.running(spec.name)
+    if len(running) > 1:
+        there = [job for job in running if job.storage == spec.compute.storage]
+        if not there:
+            places = " and ".join(job.storage for job in running)
+            raise UserError(
+                f"{len(running)} jobs of the pipeline {spec.name!r} run, in {places}: none was "
+                "stopped; name one of them with --set compute.storage=…"
+            )
+        return there[0]
+    if not running:
+        raise UserError(
+            f"no job of the pipeline {spec.name!r} runs at {jobs.address}: nothing was stopped; "
+            "glray status lists what does"
+        )
+    return running[0]
 
 
 def check_paths(spec: PipelineSpec) -> None:
@@ -191,7 +204,7 @@ def _print(text: str) -> None:
     console.out(text, end="")
 
 
-def _exit_as(job: "Job") -> NoReturn:
+def exit_as(job: "Job") -> NoReturn:
     """Exit as the job's command did."""
     if job.status == "SUCCEEDED":
         raise typer.Exit(0)

@@ -228,7 +228,7 @@ class Jobs:
         except OSError as error:  # requests' errors are OSErrors, as is ConnectionError
             raise UserError(
                 f"--address {self.address}: no Ray dashboard answers there "
-                f"({_cut(str(error))}): correct it, forward the port (ssh -L, kubectl "
+                f"({_cut(str(error)).rstrip('.')}): correct it, forward the port (ssh -L, kubectl "
                 "port-forward), or start the head with ray[default] installed"
             ) from None
         except RuntimeError as error:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from glray.cli.jobs import check_paths
+from glray.cli.jobs import check_paths, exit_as
 from glray.errors import UserError
-from glray.ray.jobs import Jobs, identity_of, job_fingerprint
+from glray.ray.jobs import Job, Jobs, identity_of, job_fingerprint
 from glray.spec import (
     ComputeSpec,
     Fork,
@@ -99,3 +100,31 @@ def test_what_ray_without_default_lacks_is_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ray.dashboard.modules.job.sdk.requests", None)
     with pytest.raises(UserError, match=r"pip install 'glray\[cluster\]'"):
         Jobs("http://127.0.0.1:8265")
+
+
+def ended(status: str, exit_code: int | None) -> Job:
+    return Job("glray-tiny-0a1b2c3d-12", {}, status, "its node died", 0.0, 1.0, exit_code)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "passed_on"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 3, 3),
+        ("FAILED", -9, 137),  # killed
+        ("FAILED", 137, 137),  # the same through a shell
+        ("STOPPED", None, 143),
+    ],
+)
+def test_the_exit_status_of_a_job_is_passed_on(
+    status: str, exit_code: int | None, passed_on: int
+) -> None:
+    with pytest.raises(typer.Exit) as exit_:
+        exit_as(ended(status, exit_code))
+    assert exit_.value.exit_code == passed_on
+
+
+def test_a_job_that_was_lost_with_its_node_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^glray-tiny-0a1b2c3d-12: its node died: .*resumes"):
+        exit_as(ended("FAILED", None))
+    assert ended("FAILED", None).attempt == 12

@@ -111,7 +111,7 @@ def test_how_a_pipeline_stands_is_its_groups_last_words_and_their_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_800_000_000.0
-    monkeypatch.setattr(watch.time, "time", lambda: now)
+    monkeypatch.setattr("glray.cli.watch.time.time", lambda: now)
     assert standing(tmp_path) == []
     progress("growlength").write(tmp_path / "progress.json")
     progress("fixed512").write(tmp_path / "progress-1.json")

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ input()
 """A head, and a second node once a line comes."""
 
 HEAD_NODE = "f" * 51 + "00000"
-AUTOSCALER = {
+AUTOSCALER: dict[str, Any] = {
     "cluster_name": "fake",
     "max_workers": 2,
     "upscaling_speed": 1.0,

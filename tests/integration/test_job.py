@@ -231,6 +231,7 @@ STOPPABLE = """
 import signal, sys, time
 
 def stop(*_):
+    time.sleep(4)  # Ray's own limit is 3 s
     print("01:02:03 grow-seed0: stopped at step 50", flush=True)
     sys.exit(143)
 

@@ -141,6 +141,7 @@ def test_prepare_says_that_the_cluster_has_no_cpu_and_goes_on_when_it_has(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_an_autoscaler_is_asked_for_nodes_and_a_run_trains_on_them(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -164,7 +165,7 @@ def test_an_autoscaler_is_asked_for_nodes_and_a_run_trains_on_them(
     command = [sys.executable, "-m", "glray", "run", "tiny.py", "--set=compute.num_workers=2"]
     with log.open("w") as output:  # a new Python: see test_job.py
         status = subprocess.run(
-            command, cwd=tmp_path, env=joined, stdout=output, stderr=output, timeout=280
+            command, cwd=tmp_path, env=joined, stdout=output, stderr=output, timeout=600
         ).returncode
     said = log.read_text()
     assert status == 0, said

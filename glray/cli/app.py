@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -35,7 +37,9 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 
 INTERRUPTED_STATUS = 130
-"""Of a command that Ctrl-C has stopped, as a shell counts it."""
+"""Of a command that Ctrl-C has stopped, as a shell counts it;"""
+TERMINATED_STATUS = 143
+"""and of one that SIGTERM has."""
 
 
 def _say_version(wanted: bool) -> None:
@@ -73,11 +77,16 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec with absolute paths, so that its YAML runs from any folder. The storage
-    of one that lies where glray left it is the one around it, wherever that was moved."""
-    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
-    spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
+    """The resolved spec with absolute paths, so that its YAML runs from any folder."""
+    spec: PipelineSpec = absolute(declared_spec(pipeline, overrides))
     return spec
+
+
+def declared_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
+    """The spec with its paths as they are declared. The storage of one that lies where glray left
+    it is the one around it, wherever that was moved."""
+    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
+    return load_pipeline(pipeline, [*stored, *(overrides or [])])
 
 
 def _storage_around(pipeline: Path) -> list[Path]:
@@ -138,6 +147,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         validate_storage(Path(spec.compute.storage))
         with resumable():
             connect(spec.compute, console.print)
+        with resumable():  # once it is connected, Ray has a handler of its own for SIGTERM
             corpus = prepare(spec, console.print)
     return corpus
 
@@ -148,13 +158,27 @@ def say_stopped(exit_status: int) -> NoReturn:
     raise typer.Exit(exit_status)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C."""
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C within the block is said to have stopped the command."""
+    """Ctrl-C or SIGTERM within the block is said to have stopped the command. Main thread only."""
+
+    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except _Terminated:
+        say_stopped(TERMINATED_STATUS)
     except KeyboardInterrupt:
         say_stopped(INTERRUPTED_STATUS)
+    finally:
+        if before is not None:  # else it is not Python's
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class Prometheus:
         self._gauges.close()
 
 
-class Restarts:
+class RestartGauges:
     """How often a worker group was started again since the command has begun."""
 
     def __init__(self, spec: PipelineSpec, group: WorkerGroup) -> None:

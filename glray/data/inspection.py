@@ -62,7 +62,7 @@ def shown_windows(
     offsets = chunks.offset[places] + inside
     if len(rows) == 0:
         return
-    windows = read_windows(corpus.block_refs(offsets), offsets, seq_len)
+    windows = read_windows(corpus.block_places(offsets), offsets, seq_len)
     tokenizer = Tokenizer.from_file(str(corpus.vocabulary.tokenizer_path))
     for row, place in enumerate(places.tolist()):
         source = int(chunks.source[place])

@@ -21,7 +21,7 @@ import ray.data
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glray.data.corpus import BlockRefs, PreparedCorpus
+from glray.data.corpus import BlockPlaces, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
 from glray.errors import UserError
 
@@ -68,7 +68,7 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
         for start in range(0, num_steps, steps_per_read)
     ]
     dataset = ray.data.from_blocks(plan).map_batches(
-        partial(_read, blocks=corpus.block_refs(reads.offsets), seq_len=reads.seq_len),
+        partial(_read, places=corpus.block_places(reads.offsets), seq_len=reads.seq_len),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
@@ -132,7 +132,7 @@ def _ready() -> None:
     """Nothing: to be run is to have this module imported."""
 
 
-def _read(table: pa.Table, blocks: BlockRefs, seq_len: int) -> pa.Table:
-    windows = read_windows(blocks, table.column("offset").to_numpy(), seq_len)
+def _read(table: pa.Table, places: BlockPlaces, seq_len: int) -> pa.Table:
+    windows = read_windows(places, table.column("offset").to_numpy(), seq_len)
     tokens = pa.FixedShapeTensorArray.from_numpy_ndarray(windows)
     return pa.table({"offset": table.column("offset"), "tokens": tokens})

@@ -1,7 +1,7 @@
 """From encoded shards to token blocks. No Ray here.
 
 ``scan_shards`` reads the shards once, in order, and determines the held-out split and where each
-shard's training tokens lie in the stream; from then on any run of blocks can be cut by itself.
+shard's training tokens lie in the stream; from then on any file of blocks can be cut by itself.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from glray.data.blocks.arrow_files import committed_batches
+from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, cut, write_blocks
 from glray.data.blocks.heldout import (
     FEWEST_SPANS,
     Span,
@@ -26,7 +27,7 @@ from glray.data.blocks.heldout import (
     span_tokens,
 )
 from glray.data.blocks.shards import Documents, read_shard
-from glray.data.blocks.token_blocks import BlockFile, SourceStats, describe_block, write_block
+from glray.data.blocks.token_blocks import SourceStats, blocks_file, num_blocks_of
 from glray.data.blocks.tokenizer import Encoding, token_num_bytes
 from glray.data.read.documents import EMPTY, NO_COLUMN, NOT_UTF8
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -67,7 +68,12 @@ class ShardScan:
     @property
     def num_blocks(self) -> int:
         """Blocks that the training stream fills."""
-        return -(-self.num_tokens // BLOCK_TOKENS)
+        return num_blocks_of(self.num_tokens)
+
+    @property
+    def num_files(self) -> int:
+        """Files that the blocks fill."""
+        return -(-self.num_blocks // BLOCKS_PER_FILE)
 
 
 def scan_shards(shards: tuple[Path, ...], encoding: Encoding, heldout_fraction: float) -> ShardScan:
@@ -222,18 +228,21 @@ def _held_spans(shards: tuple[Path, ...], split: SpanSplit) -> Iterator[tuple[by
             yield sha256, span
 
 
-def cut_blocks(numbers: range, scan: ShardScan, directory: Path) -> list[BlockFile]:
-    """Commit the stream's blocks of these consecutive numbers in ``directory``, unless all are
-    there. Holds their tokens in memory; reads only the shards that have them."""
-    paths = [directory / f"{number:05d}.arrow" for number in numbers]
-    if all(path.exists() for path in paths):
-        return [describe_block(path) for path in paths]
-    stop = numbers.stop * BLOCK_TOKENS + 1  # with the token that is borrowed
-    tokens = np.concatenate(list(_stream(scan, numbers.start * BLOCK_TOKENS, stop)))
-    return [
-        write_block(path, tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS + 1])
-        for index, path in enumerate(paths)
-    ]
+def cut_file(index: int, scan: ShardScan, directory: Path, rows: Path, dtype: str) -> pa.Table:
+    """Commit file ``index`` of the stream's blocks in a source's folder, and then its rows of the
+    index in ``rows``, which make it count; returns these. What counts already stays.
+
+    Holds a block; reads only the shards that have its tokens.
+    """
+    path, committed_rows = blocks_file(directory, index), rows / f"{index:05d}.arrow"
+    if not (path.exists() and committed_rows.exists()):
+        first, last = index * BLOCKS_PER_FILE, min((index + 1) * BLOCKS_PER_FILE, scan.num_blocks)
+        stop = last * BLOCK_TOKENS + 1  # with the token that is borrowed
+        stream = _stream(scan, first * BLOCK_TOKENS, stop)
+        table = write_blocks(path, cut(stream, last - first), dtype)
+        with committed_batches(committed_rows, INDEX_SCHEMA) as writer:
+            writer.write_table(table)
+    return pa.Table.from_batches(mapped_batches(committed_rows), INDEX_SCHEMA)
 
 
 def write_heldout(scan: ShardScan, encoding: Encoding, path: Path) -> None:

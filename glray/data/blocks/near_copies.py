@@ -8,7 +8,7 @@ with a probability of 2^-64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from glray.data.blocks.block_files import BlockPlace, read_block
 from glray.data.blocks.heldout import HeldoutDocument
-from glray.data.blocks.token_blocks import read_block
+from glray.data.blocks.token_blocks import TokenBlocks
 from glray.files import committed
 from glray.record import Record
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -132,14 +133,20 @@ def write_ngrams(documents: Sequence[HeldoutDocument], size: int, path: Path) ->
 class BlockRun:
     """Consecutive blocks of a source, the one before the first included."""
 
-    name: str
-    """Its own."""
-    blocks: tuple[tuple[Path, str], ...]
-    """Path and SHA-256 of each."""
+    source: TokenBlocks
+    first: int
+    """The first that is searched."""
+    num_blocks: int
+
+    @property
+    def places(self) -> Iterator[BlockPlace]:
+        """Where they lie."""
+        last = min(self.first + self.num_blocks, self.source.num_blocks)
+        return map(self.source.place, range(max(self.first - 1, 0), last))
 
     def path(self, directory: Path) -> Path:
-        """What was found in it."""
-        return directory / f"{self.name}.npy"
+        """What was found in it; another cut into runs has other files."""
+        return directory / f"{self.source.fingerprint}-{self.first:05d}-{self.num_blocks}.npy"
 
 
 def find_ngrams(run: BlockRun, ngrams: Path, size: int, directory: Path) -> None:
@@ -148,8 +155,8 @@ def find_ngrams(run: BlockRun, ngrams: Path, size: int, directory: Path) -> None
     wanted = np.load(ngrams, mmap_mode="r")
     found = np.zeros(len(wanted), dtype=bool)
     before = np.empty(0, dtype=np.uint16)
-    for path, sha256 in run.blocks:
-        tokens = np.concatenate([before, read_block(path, sha256)[:BLOCK_TOKENS]])
+    for place in run.places:
+        tokens = np.concatenate([before, read_block(place)[:BLOCK_TOKENS]])
         before = tokens[max(len(tokens) - size + 1, 0) :]
         hashes = ngram_hashes(tokens, size)
         places = np.searchsorted(wanted, hashes)

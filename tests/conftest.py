@@ -10,7 +10,9 @@ import pytest
 
 import glray.ray  # noqa: F401 (sets Ray's variables, before a test imports Ray)
 from glray.data.corpus import PreparedCorpus
+from glray.files import StorePath
 
+from .stores import StoreServer, emptied, serving
 from .tokens import periodic_corpus
 
 # One thread for each process that computes: small tensors, and two processes on two cores.
@@ -77,6 +79,20 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[StoreServer]:
+    """An object store, which is started when a test first asks for it."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: StoreServer) -> StorePath:
+    """Its empty bucket."""
+    server.requests.clear()
+    return emptied()
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def write_tokens(
 def damage(blocks: TokenBlocks) -> Path:
     """Flip a bit of every token of the first block; returns its file."""
     place = blocks.place(0)
+    assert isinstance(place.path, Path)
     with place.path.open("r+b") as file:
         file.seek(place.tokens_offset)
         flipped = np.fromfile(file, place.dtype, place.num_tokens) ^ 1

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glray.data.blocks.block_files import mapped_block
+from glray.data.blocks.block_files import pieces_of
+from glray.data.blocks.reading import open_blocks
 from glray.data.corpus import BlockPlaces, PreparedCorpus
 from glray.data.order import ChunkOrder
 from glray.plan import Plan
@@ -42,19 +43,25 @@ class StageReads:
     """int64[steps, rows of the rank]."""
 
 
-def read_windows(places: BlockPlaces, offsets: np.ndarray, seq_len: int) -> np.ndarray:
+def read_windows(
+    places: BlockPlaces, offsets: np.ndarray, seq_len: int, *, whole: bool = True
+) -> np.ndarray:
     """The windows that start at ``offsets`` (int64[rows]): uint[rows, seq_len + 1], copied.
 
     ``places`` has the blocks that they lie in; what is read of these is checked on its first read
-    in a process. Raises UserError for a damaged one.
+    in a process. Raises as ``open_blocks``, where ``whole`` is explained.
     """
     numbers, inside = np.divmod(offsets, BLOCK_TOKENS)
     in_order = np.argsort(numbers, kind="stable")
     found, first_rows = np.unique(numbers[in_order], return_index=True)
     rows_of = np.split(in_order, first_rows[1:])
-    windows = np.empty((len(offsets), seq_len + 1), dtype=places[int(found[0])].dtype)
-    for number, rows in zip(found.tolist(), rows_of, strict=True):
-        windows[rows] = mapped_block(places[number]).windows(inside[rows], seq_len + 1)
+    wanted = [
+        (places[number], pieces_of(inside[rows], seq_len + 1))
+        for number, rows in zip(found.tolist(), rows_of, strict=True)
+    ]
+    windows = np.empty((len(offsets), seq_len + 1), dtype=wanted[0][0].dtype)
+    for block, rows in zip(open_blocks(wanted, whole=whole), rows_of, strict=True):
+        windows[rows] = block.windows(inside[rows], seq_len + 1)
     return windows
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks.block_files import read_block
 from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.token_blocks import TokenBlocks
 from glray.ray.prepare import prepare

@@ -7,8 +7,9 @@ import pytest
 
 from glray.data.blocks import assembly, block_files, token_blocks
 from glray.data.blocks.assembly import ShardScan, cut_file, scan_shards, write_heldout
-from glray.data.blocks.block_files import BlockPlace, read_block
+from glray.data.blocks.block_files import BlockPlace
 from glray.data.blocks.heldout import SpanSplit, is_drawn, read_heldout
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.shards import Shard, encode_shard
 from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
 from glray.data.read.documents import FilePart

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.data.blocks import block_files
-from glray.data.blocks.block_files import cut, mapped_block, pieces_of, read_block, write_blocks
+from glray.data.blocks.block_files import cut, pieces_of, write_blocks
+from glray.data.blocks.reading import mapped_block, read_block
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
     blocks_file,
@@ -19,6 +20,7 @@ from glray.data.blocks.token_blocks import (
 )
 from glray.data.blocks.tokenizer import Encoding, train_bpe
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.spec.pipeline import BLOCK_TOKENS
 
 STREAM = np.arange(BLOCK_TOKENS + 9000, dtype=np.uint16)
@@ -46,8 +48,9 @@ def prepared(tmp_path: Path) -> TokenBlocks:
     return write_manifest(blocks, index)
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: AnyPath, place: int) -> None:
     """Flip a bit of the byte at ``place``."""
+    assert isinstance(path, Path)
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)

@@ -16,8 +16,8 @@ from ray._private import ray_constants
 
 from glray.cli.watch import work_line
 from glray.data.blocks import shards
-from glray.data.blocks.block_files import read_block
 from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.progress import Work, heard_by
 from glray.ray import prepare

@@ -15,13 +15,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from glray.errors import UserError
-from glray.files import committed
+from glray.files import AnyPath, committed
 from glray.spec.pipeline import BLOCK_TOKENS
 
 BLOCKS_PER_FILE = 128
@@ -29,8 +28,6 @@ BLOCKS_PER_FILE = 128
 PIECE_TOKENS = 4096
 """A longer piece would be read for a shorter chunk; of a shorter one, checksums would be more than
 an eighth of what a reader of single chunks reads."""
-MAPPED_BLOCKS = 128
-"""Blocks that a process maps at once: two groups of a source's order."""
 
 INDEX_SCHEMA = pa.schema(
     {"checksums_offset": pa.int64(), "tokens_offset": pa.int64(), "sha256": pa.binary(32)}
@@ -42,7 +39,7 @@ INDEX_SCHEMA = pa.schema(
 class BlockPlace:
     """Where a block lies, and what it holds."""
 
-    path: Path
+    path: AnyPath
     """Of its file."""
     number: int
     """In its source."""
@@ -120,6 +117,14 @@ def pieces_of(starts: np.ndarray, width: int) -> np.ndarray:
     return np.unique(np.minimum(first[:, None] + np.arange(most), last[:, None]))
 
 
+def runs_of(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """First and past-the-last of each run of consecutive numbers among some (int64[n], ascending,
+    each once)."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    runs = [run for run in np.split(numbers, breaks) if len(run)]
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+
 def cut(stream: Iterable[np.ndarray], num_blocks: int) -> Iterator[np.ndarray]:
     """The first ``num_blocks`` blocks of a stream of tokens that comes in parts; each with the
     token that it borrows, if there is one. Holds a block and a part."""
@@ -133,58 +138,54 @@ def cut(stream: Iterable[np.ndarray], num_blocks: int) -> Iterator[np.ndarray]:
         waiting = tokens[BLOCK_TOKENS:]
 
 
-def write_blocks(path: Path, blocks: Iterable[np.ndarray], dtype: str) -> pa.Table:
+def write_blocks(path: AnyPath, blocks: Iterable[np.ndarray], dtype: str) -> pa.Table:
     """Commit a file of blocks (see ``cut``); returns its rows of the index (``INDEX_SCHEMA``)."""
     kinds = {"checksums": pa.uint32(), "tokens": pa.type_for_alias(dtype)}
     schema = pa.schema({name: pa.list_(kind) for name, kind in kinds.items()})
-    with committed(path) as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            for block in blocks:
-                tokens = block.astype(dtype, copy=False)
-                checksums = [_checksum(tokens, piece) for piece in range(num_pieces(len(tokens)))]
-                lists = (np.array(checksums, dtype=np.uint32), tokens)
-                columns = [pa.ListArray.from_arrays([0, len(each)], each) for each in lists]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        file.flush()
-        return _index_rows(Path(file.name))
-
-
-def _index_rows(path: Path) -> pa.Table:
     rows = []
-    with pa.memory_map(str(path)) as source:
-        whole = source.read_buffer()
-        file = pa.ipc.open_file(whole)
-        for index in range(file.num_record_batches):
-            lists = [column.values.to_numpy() for column in file.get_batch(index).columns]
-            offsets = [each.ctypes.data - whole.address for each in lists]
-            rows.append((*offsets, hashlib.sha256(lists[0].tobytes()).digest()))
-    columns = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
-    return pa.table(list(columns), schema=INDEX_SCHEMA)
+    with committed(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for block in blocks:
+            tokens = block.astype(dtype, copy=False)
+            checksums = np.array(
+                [_checksum(tokens, piece) for piece in range(num_pieces(len(tokens)))],
+                dtype=np.uint32,
+            )
+            columns = [
+                pa.ListArray.from_arrays([0, len(each)], each) for each in (checksums, tokens)
+            ]
+            end = file.tell()
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            of_checksums, of_tokens, size = _offsets(len(tokens), dtype)
+            start = file.tell() - size
+            assert end in (0, start), "Arrow has written another block than it reads"
+            rows.append(
+                {
+                    "checksums_offset": start + of_checksums,
+                    "tokens_offset": start + of_tokens,
+                    "sha256": hashlib.sha256(checksums.tobytes()).digest(),
+                }
+            )
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
 
 
-def read_block(place: BlockPlace) -> np.ndarray:
-    """A block's tokens and the borrowed one, all of it checked: a read-only view.
-
-    Raises UserError for a damaged block.
-    """
-    block = mapped_block(place)
-    block.check(np.arange(place.num_pieces))
-    return block.tokens
-
-
-@lru_cache(maxsize=MAPPED_BLOCKS)
-def mapped_block(place: BlockPlace) -> Block:
-    """A block of a local file, mapped. Raises UserError for a damaged one."""
-    try:
-        size = place.end - place.checksums_offset
-        mapped = np.memmap(place.path, np.uint8, "r", place.checksums_offset, (size,))
-    except (OSError, ValueError) as error:
-        raise damaged(place, f"it cannot be mapped ({error})") from None
-    return parsed_block(place, mapped.view(np.ndarray))
+@lru_cache(maxsize=4)
+def _offsets(num_tokens: int, dtype: str) -> tuple[int, int, int]:
+    """Where Arrow puts a block's two lists in what it writes of it, and how long that is, bytes."""
+    empty = (np.zeros(num_pieces(num_tokens), np.uint32), np.zeros(num_tokens, dtype))
+    columns = [pa.ListArray.from_arrays([0, len(each)], each) for each in empty]
+    batch = pa.record_batch(columns, names=["checksums", "tokens"])
+    message = batch.serialize()
+    found = pa.ipc.read_record_batch(message, batch.schema)
+    first, second = (column.values.to_numpy().ctypes.data for column in found.columns)
+    return first - message.address, second - message.address, message.size
 
 
 def parsed_block(place: BlockPlace, content: np.ndarray) -> Block:
-    """A block from its bytes, uint8[n]: what lies between its checksums and its end."""
+    """A block from its bytes, uint8[n]: its checksums and what follows up to its end. Raises
+    UserError if they end early."""
+    size = place.end - place.checksums_offset
+    if len(content) != size:
+        raise damaged(place, f"it ends after {len(content):,} bytes of {size:,}")
     checksums = content[: place.num_pieces * 4].view(np.uint32)
     tokens = content[place.tokens_offset - place.checksums_offset :].view(place.dtype)
     return Block.of(place, checksums, tokens)
@@ -199,7 +200,7 @@ def damaged(place: BlockPlace, problem: str) -> UserError:
     )
 
 
-def remedy(folder: Path) -> str:
+def remedy(folder: AnyPath) -> str:
     """What to do about token blocks that cannot be used."""
     return f"delete {folder} and run `glray prepare` again to remake it"
 

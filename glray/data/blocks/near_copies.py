@@ -8,7 +8,7 @@ with a probability of 2^-64.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from glray.data.blocks.block_files import BlockPlace, read_block
+from glray.data.blocks.block_files import BlockPlace
 from glray.data.blocks.heldout import HeldoutDocument
+from glray.data.blocks.reading import read_blocks
 from glray.data.blocks.token_blocks import TokenBlocks
 from glray.files import committed
 from glray.record import Record
@@ -139,10 +140,10 @@ class BlockRun:
     num_blocks: int
 
     @property
-    def places(self) -> Iterator[BlockPlace]:
+    def places(self) -> list[BlockPlace]:
         """Where they lie."""
         last = min(self.first + self.num_blocks, self.source.num_blocks)
-        return map(self.source.place, range(max(self.first - 1, 0), last))
+        return [self.source.place(number) for number in range(max(self.first - 1, 0), last)]
 
     def path(self, directory: Path) -> Path:
         """What was found in it; another cut into runs has other files."""
@@ -151,12 +152,13 @@ class BlockRun:
 
 def find_ngrams(run: BlockRun, ngrams: Path, size: int, directory: Path) -> None:
     """Commit which of the ``ngrams`` (``write_ngrams``) are in the run's blocks or cross their
-    ends, in ``directory``, as packed bits. Holds a block. Raises UserError for a damaged one."""
+    ends, in ``directory``, as packed bits. Holds a block, or from a store those of the run. Raises
+    UserError for a damaged one."""
     wanted = np.load(ngrams, mmap_mode="r")
     found = np.zeros(len(wanted), dtype=bool)
     before = np.empty(0, dtype=np.uint16)
-    for place in run.places:
-        tokens = np.concatenate([before, read_block(place)[:BLOCK_TOKENS]])
+    for block in read_blocks(run.places):
+        tokens = np.concatenate([before, block[:BLOCK_TOKENS]])
         before = tokens[max(len(tokens) - size + 1, 0) :]
         hashes = ngram_hashes(tokens, size)
         places = np.searchsorted(wanted, hashes)

@@ -28,6 +28,8 @@ class StoreServer:
         server.app = self._answer
         self.requests: list[str] = []
         """``PUT /storage/a`` and so on."""
+        self.ranges: list[str] = []
+        """``bytes=0-99`` and so on, of the requests that name one."""
         self.refuses: Callable[[str], str | None] = lambda request: None
         """The status, such as ``503 Slow Down``, of a request that is refused; else None."""
 
@@ -55,6 +57,8 @@ class StoreServer:
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         self.requests.append(request)
+        if "HTTP_RANGE" in environ:
+            self.ranges.append(environ["HTTP_RANGE"])
         if (status := self.refuses(request)) is not None:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(status, [("Content-Length", "0")])

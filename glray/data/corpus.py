@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from glray.data.blocks.near_copies import CHECKED_TOKENS, RULE, HeldoutCheck
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder, Mix, SourceStream
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.plan import Plan
 from glray.run.run import Run
 from glray.spec.identity import fingerprint
@@ -110,7 +110,7 @@ class PreparedCorpus:
         ]
 
     @property
-    def check_path(self) -> Path:
+    def check_path(self) -> AnyPath:
         """The record of the held-out documents' check, beside the token blocks: it depends on the
         sources' tokens and on what counts as a near-copy."""
         sources = sorted({source.blocks.fingerprint for source in self.sources})
@@ -148,7 +148,7 @@ def corpus_of(spec: PipelineSpec, blocks: Iterable[TokenBlocks]) -> PreparedCorp
 
 def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
     """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
-    return corpus_of(spec, (open_token_blocks(Path(directory)) for directory in directories))
+    return corpus_of(spec, (open_token_blocks(as_path(directory)) for directory in directories))
 
 
 def run_corpus(run: Run) -> PreparedCorpus:

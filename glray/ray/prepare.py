@@ -14,7 +14,6 @@ source alone.
 """
 
 import platform
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -49,9 +48,9 @@ from glray.data.blocks.snapshot import (
 )
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
-    blocks_file,
     manifest_path,
     open_token_blocks,
+    sizes_of_files,
     write_manifest,
 )
 from glray.data.blocks.tokenizer import Encoding
@@ -59,7 +58,7 @@ from glray.data.corpus import PreparedCorpus, corpus_of
 from glray.data.read.documents import check_column
 from glray.data.read.sources import list_source
 from glray.errors import UserError
-from glray.files import sole_writer, write_text
+from glray.files import AnyPath, files_below, remove_tree, sole_writer, write_text
 from glray.progress import advance, working
 from glray.ray.cluster import free_cpus, require_cpu
 from glray.report.formats import counted
@@ -133,7 +132,7 @@ def _prepare_source(
         with working(f"{what}: listing the corpus again"):
             is_changed = list_source(snapshot.source.corpus) != snapshot.files
         if is_changed:
-            shutil.rmtree(work)
+            remove_tree(work)
             raise UserError(
                 f"corpus: {_origin(snapshot.source.corpus)} changed while it was read; nothing was "
                 "kept; run again when it no longer changes"
@@ -154,12 +153,13 @@ def _prepare_source(
 
 
 def _encode(
-    snapshot: SourceSnapshot, encoding: Encoding, directory: Path, say: Say
-) -> tuple[Path, ...]:
+    snapshot: SourceSnapshot, encoding: Encoding, directory: AnyPath, say: Say
+) -> tuple[AnyPath, ...]:
     """Every shard of a source, committed: those that are there already and the others."""
     corpus = snapshot.source.corpus
     shards = plan_shards(snapshot.files, corpus)
-    missing = [shard for shard in shards if not shard.path(directory).exists()]
+    there = set(files_below(directory))
+    missing = [shard for shard in shards if shard.path(directory).name not in there]
     if len(missing) < len(shards):
         say(f"{len(shards) - len(missing):,} of {len(shards):,} shards are there, going on")
     encode = partial(encode_shard, corpus=corpus, encoding=encoding, directory=directory)
@@ -182,7 +182,7 @@ def _publish(
     snapshot: SourceSnapshot,
     encoding: Encoding,
     scan: ShardScan,
-    work: Path,
+    work: AnyPath,
     say: Say,
 ) -> TokenBlocks:
     """The token blocks under the name that their content gives them; ``work`` is deleted."""
@@ -204,7 +204,6 @@ def _publish(
             write_text(target / "tokenizer.json", encoding.tokenizer_json)
             write_heldout(scan, encoding, target / "heldout.arrow")
             index = _cut(scan, target, work / "index", encoding.dtype)
-            paths = [blocks_file(target, number) for number in range(scan.num_files)]
             blocks = TokenBlocks(
                 **scan.stats.model_dump(),
                 directory=target,
@@ -221,16 +220,17 @@ def _publish(
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
                 },
-                file_bytes=tuple(path.stat().st_size for path in paths),
+                file_bytes=sizes_of_files(target, scan.num_files),
             )
-            for leftover in target.rglob(".*"):  # of a killed call
-                leftover.unlink()
+            if isinstance(target, Path):
+                for leftover in target.rglob(".*"):  # of a killed call
+                    leftover.unlink()
             write_manifest(blocks, index)
-    shutil.rmtree(work)
+    remove_tree(work)
     return open_token_blocks(target)
 
 
-def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
+def _check(corpus: PreparedCorpus, directory: AnyPath, say: Say) -> HeldoutCheck:
     """What of the held-out documents is in training text too. Only one process at a time looks."""
 
     def say_waiting() -> None:
@@ -246,7 +246,8 @@ def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
                 for source in corpus.sources
                 for first in range(0, source.blocks.num_blocks, BLOCKS_PER_TASK)
             ]
-            missing = [run for run in runs if not run.path(work).exists()]
+            there = set(files_below(work))
+            missing = [run for run in runs if run.path(work).name not in there]
             with working(f"{what}: hashing n-grams"):
                 documents = corpus.heldout()
                 size, ngrams = ngram_tokens(documents), work / "ngrams.npy"
@@ -259,11 +260,11 @@ def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
             with working(f"{what}: comparing"):
                 check = check_heldout(documents, size, ngrams, [run.path(work) for run in runs])
             check.write(corpus.check_path)
-        shutil.rmtree(work, ignore_errors=True)  # it may be that of a killed call
+        remove_tree(work)  # it may be that of a killed call
     return check
 
 
-def _cut(scan: ShardScan, directory: Path, rows: Path, dtype: str) -> pa.Table:
+def _cut(scan: ShardScan, directory: AnyPath, rows: AnyPath, dtype: str) -> pa.Table:
     """The index of a source's blocks, all of them committed in ``directory``."""
     work = partial(cut_file, scan=scan, directory=directory, rows=rows, dtype=dtype)
     cut = {}

@@ -12,6 +12,7 @@ from glray.data.blocks.heldout import is_drawn
 from glray.data.blocks.reading import read_block
 from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.token_blocks import TokenBlocks
+from glray.files import files_below
 from glray.ray.prepare import prepare
 from glray.spec import (
     BpeTokenizer,
@@ -81,11 +82,8 @@ def stream(blocks: TokenBlocks) -> list[int]:
 
 def files_of(blocks: TokenBlocks) -> dict[str, bytes]:
     """Every file's content, the manifest without its versions."""
-    return {
-        str(path.relative_to(blocks.directory)): path.read_bytes()
-        for path in sorted(blocks.directory.rglob("*"))
-        if path.is_file()
-    }
+    folder = blocks.directory
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
 
 def drawn(content: str) -> bool:

@@ -14,6 +14,7 @@ from glray.data.blocks.shards import Shard, encode_shard
 from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
 from glray.data.read.documents import FilePart
 from glray.data.read.sources import list_source
+from glray.files import AnyPath
 from glray.spec.corpus import TextCorpus
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -24,13 +25,13 @@ ENCODING = Encoding(TOKENIZER.to_str(), vocab_size(TOKENIZER), eos_id=0)
 """Bytes alone: 0 is EOS, then the 256 bytes."""
 
 
-def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[Path, ...]:
+def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[AnyPath, ...]:
     """The shards of these documents, each with as many of them."""
     for number, text in enumerate(texts):
         (folder / f"{number:02d}.txt").write_text(text)
     corpus = TextCorpus(paths=(str(folder / "*.txt"),))
     files = list_source(corpus)
-    paths = []
+    paths: list[AnyPath] = []
     for index in range(num_shards):
         mine = files[len(files) * index // num_shards : len(files) * (index + 1) // num_shards]
         shard = Shard(index, tuple(FilePart(file) for file in mine), 0)
@@ -40,7 +41,7 @@ def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[Path, ...]
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> tuple[Path, ...]:
+def shards(tmp_path: Path) -> tuple[AnyPath, ...]:
     """40 documents of 1 to 14 bytes, each byte a token, in four shards."""
     return encoded(TEXTS, tmp_path, num_shards=4)
 
@@ -56,7 +57,7 @@ def stream() -> list[int]:
     ]
 
 
-def test_a_survey_counts_every_document_once(shards: tuple[Path, ...]) -> None:
+def test_a_survey_counts_every_document_once(shards: tuple[AnyPath, ...]) -> None:
     found = scan_shards(shards, ENCODING, FRACTION)
     training = [text for text in TEXTS if not drawn(text)]
     hashes = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
@@ -95,7 +96,7 @@ def cut_all(found: ShardScan, folder: Path, block_tokens: int = BLOCK_TOKENS) ->
 @pytest.mark.parametrize("block_tokens", [1, 8, 20, 1000])
 @pytest.mark.parametrize("blocks_per_file", [1, 3])
 def test_blocks_cut_into_any_files_are_the_stream(
-    shards: tuple[Path, ...],
+    shards: tuple[AnyPath, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     block_tokens: int,
@@ -114,7 +115,9 @@ def test_blocks_cut_into_any_files_are_the_stream(
         assert tokens.tolist() == expected[start : start + block_tokens + 1]
 
 
-def test_a_file_counts_with_its_rows_of_the_index(shards: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_file_counts_with_its_rows_of_the_index(
+    shards: tuple[AnyPath, ...], tmp_path: Path
+) -> None:
     found = scan_shards(shards, ENCODING, FRACTION)
     first = cut_file(0, found, tmp_path, tmp_path / "index", "uint16")
     path = tmp_path / "blocks" / "00000.arrow"
@@ -127,7 +130,7 @@ def test_a_file_counts_with_its_rows_of_the_index(shards: tuple[Path, ...], tmp_
 
 
 def test_held_out_documents_are_whole_and_without_eos(
-    shards: tuple[Path, ...], tmp_path: Path
+    shards: tuple[AnyPath, ...], tmp_path: Path
 ) -> None:
     found = scan_shards((*shards, shards[0]), ENCODING, FRACTION)  # the first ten come twice
     write_heldout(found, ENCODING, tmp_path / "heldout.arrow")
@@ -151,7 +154,7 @@ def test_a_source_without_documents_has_no_tokens(tmp_path: Path) -> None:
 
 
 def spans_and_blocks(
-    paths: tuple[Path, ...], folder: Path, block_tokens: int = BLOCK_TOKENS
+    paths: tuple[AnyPath, ...], folder: Path, block_tokens: int = BLOCK_TOKENS
 ) -> tuple[ShardScan, list[str], str]:
     """The scan; the spans' texts and, with a | for each EOS, the training stream."""
     found = scan_shards(paths, ENCODING, 0.001)

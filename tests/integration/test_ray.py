@@ -97,7 +97,7 @@ def test_a_damaged_block_is_one_line(
     monkeypatch.setattr(ray_train, "is_own_cluster", lambda: True)
     (source,) = corpus.sources
     directory = tmp_path / "tokens"
-    shutil.copytree(source.blocks.directory, directory)
+    shutil.copytree(str(source.blocks.directory), directory)
     damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
     path = damage(damaged.sources[0].blocks)
     spec = tiny_spec(tmp_path)

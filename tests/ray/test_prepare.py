@@ -22,6 +22,7 @@ from glray.data.blocks.snapshot import find_prepared
 from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.data.targets import heldout_targets
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.ray import prepare as prepare_module
 from glray.ray.prepare import prepare
 from glray.report.corpus_sheets import sources
@@ -144,7 +145,7 @@ def test_a_corpus_that_changes_meanwhile_is_refused(
     spec = texts_pipeline(corpus)
     survey = prepare_module._encode
 
-    def change(*arguments: Any) -> tuple[Path, ...]:
+    def change(*arguments: Any) -> tuple[AnyPath, ...]:
         (corpus / "07.txt").write_text("other")
         return survey(*arguments)
 

@@ -43,7 +43,7 @@ def test_a_block_that_one_rank_cannot_read(
     ray_local: None, corpus: PreparedCorpus, tmp_path: Path
 ) -> None:
     (source,) = corpus.sources
-    shutil.copytree(source.blocks.directory, tmp_path / "tokens")
+    shutil.copytree(str(source.blocks.directory), tmp_path / "tokens")
     damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(tmp_path / "tokens")),))
     path = damage(damaged.sources[0].blocks)
     starts = tmp_path / "starts"

@@ -8,7 +8,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from glray.data.blocks.shards import Documents, read_shard
 from glray.data.blocks.token_blocks import SourceStats, blocks_file, num_blocks_of
 from glray.data.blocks.tokenizer import Encoding, token_num_bytes
 from glray.data.read.documents import EMPTY, NO_COLUMN, NOT_UTF8
+from glray.files import AnyPath
 from glray.spec.pipeline import BLOCK_TOKENS
 
 SKIPPED = {
@@ -48,7 +48,7 @@ HELDOUT_BATCH_TOKENS = 2**20
 class ShardScan:
     """What a source's shards hold."""
 
-    shards: tuple[Path, ...]
+    shards: tuple[AnyPath, ...]
     split: Split | SpanSplit
     whole_tokens: tuple[int, ...]
     """Tokens of each shard."""
@@ -76,7 +76,9 @@ class ShardScan:
         return -(-self.num_blocks // BLOCKS_PER_FILE)
 
 
-def scan_shards(shards: tuple[Path, ...], encoding: Encoding, heldout_fraction: float) -> ShardScan:
+def scan_shards(
+    shards: tuple[AnyPath, ...], encoding: Encoding, heldout_fraction: float
+) -> ShardScan:
     """Read committed shards, in order; memory grows with the held-out documents alone, or with the
     number of spans of which some are held out."""
     drawn: dict[bytes, int] = {}
@@ -154,7 +156,7 @@ def scan_shards(shards: tuple[Path, ...], encoding: Encoding, heldout_fraction: 
 
 
 def _span_split(
-    shards: tuple[Path, ...], eos_id: int, num_tokens: int, drawn: Split
+    shards: tuple[AnyPath, ...], eos_id: int, num_tokens: int, drawn: Split
 ) -> SpanSplit | None:
     """The spans to hold out of a stream of ``num_tokens``; None if too few of them differ."""
     length = span_tokens(num_tokens, drawn.fraction)
@@ -180,7 +182,7 @@ def _span_split(
     )
 
 
-def _spans(shards: tuple[Path, ...], length: int, eos_id: int) -> Iterator[Span]:
+def _spans(shards: tuple[AnyPath, ...], length: int, eos_id: int) -> Iterator[Span]:
     """All spans of ``length`` tokens: each document that has as many is cut into equal parts, which
     begin with one; shorter documents that follow each other are joined until they have one."""
     position = num_waiting = 0
@@ -219,7 +221,7 @@ def _sha256(span: Span) -> bytes:
     return hashlib.sha256(span.tokens.astype("<u4").tobytes()).digest()
 
 
-def _held_spans(shards: tuple[Path, ...], split: SpanSplit) -> Iterator[tuple[bytes, Span]]:
+def _held_spans(shards: tuple[AnyPath, ...], split: SpanSplit) -> Iterator[tuple[bytes, Span]]:
     """The spans that are held out, equal ones once, after their SHA-256."""
     starts, seen = frozenset(split.starts.tolist()), set()
     for span in _spans(shards, split.num_tokens, split.eos_id):
@@ -228,7 +230,9 @@ def _held_spans(shards: tuple[Path, ...], split: SpanSplit) -> Iterator[tuple[by
             yield sha256, span
 
 
-def cut_file(index: int, scan: ShardScan, directory: Path, rows: Path, dtype: str) -> pa.Table:
+def cut_file(
+    index: int, scan: ShardScan, directory: AnyPath, rows: AnyPath, dtype: str
+) -> pa.Table:
     """Commit file ``index`` of the stream's blocks in a source's folder, and then its rows of the
     index in ``rows``, which make it count; returns these. What counts already stays.
 
@@ -245,7 +249,7 @@ def cut_file(index: int, scan: ShardScan, directory: Path, rows: Path, dtype: st
     return pa.Table.from_batches(mapped_batches(committed_rows), INDEX_SCHEMA)
 
 
-def write_heldout(scan: ShardScan, encoding: Encoding, path: Path) -> None:
+def write_heldout(scan: ShardScan, encoding: Encoding, path: AnyPath) -> None:
     """Commit the held-out documents or spans in the source's order, equal ones once, no EOS."""
     schema = heldout_schema(encoding.dtype)
     rows: list[tuple[str, bytes, int, np.ndarray]] = []

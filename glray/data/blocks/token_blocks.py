@@ -14,7 +14,6 @@ then mapped: 10^12 tokens are 950,000 blocks in 7,500 files, with an index of 46
 """
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +21,13 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
-from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.arrow_files import batches_in, committed_batches, mapped_batches
 from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, BlockPlace, remedy
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_json, sha256_of
+from glray.files import AnyPath, StorePath, read_json, sha256_of
+from glray.files.cache import node_cache
+from glray.files.paths import objects_below
 from glray.record import Record
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -76,7 +77,7 @@ class TokenBlocks(SourceStats):
     """A prepared source as its ``manifest.json`` describes it: its blocks, its tokenizer, its
     held-out documents, and what they were made from."""
 
-    directory: Path = Field(exclude=True)
+    directory: AnyPath = Field(exclude=True)
     """Where they lie; they may be moved."""
     format: int = BLOCKS_FORMAT
     fingerprint: str
@@ -103,7 +104,7 @@ class TokenBlocks(SourceStats):
         """Blocks of ``BLOCK_TOKENS`` tokens; the last may be shorter."""
         return num_blocks_of(self.num_tokens)
 
-    def file_path(self, index: int) -> Path:
+    def file_path(self, index: int) -> AnyPath:
         """File ``index`` of the blocks."""
         return blocks_file(self.directory, index)
 
@@ -121,23 +122,27 @@ class TokenBlocks(SourceStats):
         )
 
     @property
-    def index_path(self) -> Path:
+    def index_path(self) -> AnyPath:
         """The blocks' index."""
         return self.directory / "blocks.arrow"
 
     @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_path(self) -> AnyPath:
         """The ``tokenizer.json`` that made the tokens."""
         return self.directory / "tokenizer.json"
 
     @property
-    def heldout_path(self) -> Path:
+    def heldout_path(self) -> AnyPath:
         """The held-out documents, for ``read_heldout``."""
         return self.directory / "heldout.arrow"
 
     def token_num_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens: 0."""
-        return token_num_bytes(Tokenizer.from_file(str(self.tokenizer_path)))
+        return token_num_bytes(self.tokenizer())
+
+    def tokenizer(self) -> Tokenizer:
+        """What made the tokens."""
+        return Tokenizer.from_str(self.tokenizer_path.read_text(encoding="utf-8"))
 
 
 def num_blocks_of(num_tokens: int) -> int:
@@ -145,7 +150,7 @@ def num_blocks_of(num_tokens: int) -> int:
     return -(-num_tokens // BLOCK_TOKENS)
 
 
-def blocks_file(directory: Path, index: int) -> Path:
+def blocks_file(directory: AnyPath, index: int) -> AnyPath:
     """File ``index`` of the blocks in a source's folder."""
     return directory / "blocks" / f"{index:05d}.arrow"
 
@@ -161,12 +166,12 @@ def write_manifest(blocks: TokenBlocks, index: pa.Table) -> TokenBlocks:
     return blocks
 
 
-def manifest_path(directory: Path) -> Path:
+def manifest_path(directory: AnyPath) -> AnyPath:
     """The file that makes a source's folder count."""
     return directory / "manifest.json"
 
 
-def open_token_blocks(directory: Path) -> TokenBlocks:
+def open_token_blocks(directory: AnyPath) -> TokenBlocks:
     """The token blocks in ``directory``: every file of blocks is there at its full size; the index,
     the tokenizer and the held-out documents are as they were written.
 
@@ -186,17 +191,17 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         problem = f"damaged, {where}: {error.errors()[0]['msg']}"
         raise _unusable(directory, f"{path}: {problem}") from None
-    sizes = {file.name: file.stat().st_size for file in (directory / "blocks").glob("*.arrow")}
-    for index, num_bytes in enumerate(blocks.file_bytes):
-        path = blocks.file_path(index)
-        size = sizes.get(path.name, 0)
+    sizes = sizes_of_files(directory, len(blocks.file_bytes))
+    for index, (size, num_bytes) in enumerate(zip(sizes, blocks.file_bytes, strict=True)):
         if size != num_bytes:
             problem = f"{size:,} bytes, the manifest says {num_bytes:,}: something is missing"
-            raise _unusable(directory, f"{path}: {problem}")
+            raise _unusable(directory, f"{blocks.file_path(index)}: {problem}")
     for path in (blocks.index_path, blocks.tokenizer_path, blocks.heldout_path):
-        if not path.exists():
-            raise _unusable(directory, f"{path}: does not exist")
-        found, written = sha256_of(path), blocks.checksums.get(path.name, "none")
+        try:
+            found = sha256_of(path)
+        except FileNotFoundError:
+            raise _unusable(directory, f"{path}: does not exist") from None
+        written = blocks.checksums.get(path.name, "none")
         if found != written:
             problem = f"its SHA-256 is {found[:16]}…, but the manifest says {written[:16]}…"
             fate = "its tokens would not be the corpus's"
@@ -204,14 +209,28 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
     return blocks
 
 
+def sizes_of_files(directory: AnyPath, num_files: int) -> tuple[int, ...]:
+    """Bytes of each file of blocks in a source's folder, found by listing it; 0 if it is absent."""
+    folder = blocks_file(directory, 0).parent
+    if isinstance(folder, StorePath):
+        sizes = dict(objects_below(folder))
+    else:
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*.arrow")}
+    return tuple(sizes.get(blocks_file(directory, index).name, 0) for index in range(num_files))
+
+
 @lru_cache(maxsize=64)  # sources that a process reads at once
-def _index(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    """The columns of an index with this checksum, mapped: int64[n], and uint8[n, 32]."""
-    (batch,) = mapped_batches(path)
+def _index(path: AnyPath, sha256: str) -> dict[str, np.ndarray]:
+    """The columns of an index with this checksum, mapped, from a store in this node's cache:
+    int64[n], and uint8[n, 32]."""
+    if isinstance(path, StorePath):
+        (batch,) = batches_in(node_cache().mapped(f"{sha256}.arrow", path.read_bytes))
+    else:
+        (batch,) = mapped_batches(path)
     offsets = {name: batch.column(name).to_numpy() for name in INDEX_SCHEMA.names[:2]}
     sha256s = np.frombuffer(batch.column("sha256").buffers()[1], dtype=np.uint8)
     return offsets | {"sha256": sha256s[: 32 * batch.num_rows].reshape(-1, 32)}
 
 
-def _unusable(directory: Path, problem: str) -> UserError:
+def _unusable(directory: AnyPath, problem: str) -> UserError:
     return UserError(f"{problem}; {remedy(directory)}")

@@ -30,11 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
-from glray.data.blocks.block_files import BLOCKS_PER_FILE, cut, write_blocks
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, blocks_file, cut, write_blocks
 from glray.data.blocks.heldout import heldout_schema
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
-    blocks_file,
     num_blocks_of,
     open_token_blocks,
     write_manifest,
@@ -80,9 +79,8 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
         )
         tokens.tofile(work / "stream.bin")
         index = pa.concat_tables(write_files(directory, tokens))
-        vocabulary = {f"<{token}>": token for token in range(VOCAB_SIZE)}
-        Tokenizer(models.WordLevel(vocabulary)).save(str(directory / "tokenizer.json"))
-        _write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
+        write_tokenizer(directory / "tokenizer.json")
+        write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
         blocks = TokenBlocks(
             directory=directory,
             fingerprint="0" * 16,
@@ -108,7 +106,14 @@ def write_files(directory: Path, tokens: np.ndarray) -> Iterator[pa.Table]:
         yield write_blocks(blocks_file(directory, number), cut([stream], num_blocks), "uint16")
 
 
-def _write_heldout(path: Path, tokens: np.ndarray) -> None:
+def write_tokenizer(path: Path) -> None:
+    """One of ``VOCAB_SIZE`` words."""
+    vocabulary = {f"<{token}>": token for token in range(VOCAB_SIZE)}
+    Tokenizer(models.WordLevel(vocabulary)).save(str(path))
+
+
+def write_heldout(path: Path, tokens: np.ndarray) -> None:
+    """Held-out documents: one, of these tokens."""
     schema = heldout_schema("uint16")
     table = pa.table(
         {"name": ["random"], "sha256": [bytes(32)], "num_bytes": [1], "tokens": [tokens]}

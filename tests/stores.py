@@ -2,7 +2,7 @@
 fail."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from glray.files import StorePath
 BUCKET = "storage"
 
 
-Headers = Mapping[str, str]
+Headers = EnvironHeaders
 
 
 def _nothing(request: str, headers: Headers) -> bool:
@@ -36,7 +36,8 @@ class StoreServer:
         server.app = self._answer
         self.requests: list[str] = []
         """``PUT /storage/a`` and so on."""
-        self._status, self._refuses = "", _nothing
+        self._status = ""
+        self._refuses: Callable[[str, Headers], bool] = _nothing
 
     @property
     def url(self) -> str:
@@ -53,12 +54,18 @@ class StoreServer:
         self, status: str, refuses: Callable[[str, Headers], bool] = lambda *_: True
     ) -> Iterator[None]:
         """Answer some requests, by default all, with a status like ``503 Slow Down``, within the
-        block or until ``recover`` is called."""
-        self._status, self._refuses = status, refuses
+        block."""
+        self.refuse(status, refuses)
         try:
             yield
         finally:
             self.recover()
+
+    def refuse(
+        self, status: str, refuses: Callable[[str, Headers], bool] = lambda *_: True
+    ) -> None:
+        """The same from now on."""
+        self._status, self._refuses = status, refuses
 
     def recover(self) -> None:
         """Refuse nothing any more."""

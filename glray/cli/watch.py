@@ -35,11 +35,14 @@ Lines = Mapping[str, str]
 def live(
     console: Console, lines: Callable[[], Lines], poll_seconds: float | None = None
 ) -> Iterator[None]:
-    """Show what ``lines`` returns, which is called twice a second or as told, until the block ends; it
-    may print what is to stay. After the block it is called once more."""
+    """Show what ``lines`` returns, which is called twice a second or as told, until the block ends;
+    it may print what is to stay. After the block it is called once more."""
     done = threading.Event()
     thread = threading.Thread(
-        target=_show, args=(console, lines, done, poll_seconds or POLL_SECONDS), name="live lines", daemon=True
+        target=_show,
+        args=(console, lines, done, poll_seconds or POLL_SECONDS),
+        name="live lines",
+        daemon=True,
     )
     thread.start()
     try:

@@ -10,6 +10,7 @@ is filled where it stays, each attempt under file names of its own: one that was
 write.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from glray.files import (
     new_directory,
     remove_tree,
     sha256_of,
-    write_text,
+    write_bytes,
 )
 from glray.record import Record
 from glray.run.records import TrainState
@@ -64,10 +65,10 @@ def commit(
 ) -> None:
     """Make the folder ``partial``, which holds the ``tensors``, the checkpoint ``path``, where it
     may lie already; older ones beyond ``KEPT`` go, except at the ``needed`` steps."""
-    state_file = partial / STATE
-    write_text(state_file, state.model_dump_json(indent=1) + "\n")
+    text = f"{state.model_dump_json(indent=1)}\n".encode()
+    write_bytes(partial / STATE, text)
     files = {f"{TENSORS}/{name}": file for name, file in tensors.items()}
-    files[STATE] = CommittedFile(bytes=state_file.stat().st_size, sha256=sha256_of(state_file))
+    files[STATE] = CommittedFile(bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
     Commitment(step=state.step, files=files).write(partial / COMMITTED)
     if isinstance(partial, Path) and isinstance(path, Path):
         if path.exists():

@@ -36,6 +36,8 @@ class StoreServer:
         server.app = self._answer
         self.requests: list[str] = []
         """``PUT /storage/a`` and so on."""
+        self.ranges: list[str] = []
+        """``bytes=0-99`` and so on, of the requests that name one."""
         self._status = ""
         self._refuses: Callable[[str, Headers], bool] = _nothing
 
@@ -76,6 +78,8 @@ class StoreServer:
         query = environ.get("QUERY_STRING")
         self.requests.append(request)
         headers = EnvironHeaders(environ)
+        if "Range" in headers:
+            self.ranges.append(headers["Range"])
         if self._refuses(f"{request}?{query}" if query else request, headers):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(self._status, [("Content-Length", "0")])

@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from glray.data.blocks.reading import reads_whole_blocks
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
@@ -58,11 +59,12 @@ class RayContext(WorkerContext):
     def __init__(self, group: WorkerGroup) -> None:
         context = ray.train.get_context()
         rank, world_size = context.get_world_rank(), context.get_world_size()
+        self._node_share = context.get_local_world_size() / world_size
         super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
-        return ray_batches(corpus, segments)
+        return ray_batches(corpus, segments, whole=reads_whole_blocks(self._node_share))
 
     def stop_requested(self) -> bool:
         """See WorkerContext: whether the driver asks the launch's groups to stop."""

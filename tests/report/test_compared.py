@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from glray.files import write_json
-from glray.report.long_losses import LongLosses
 from glray.report.compared import compared, comparison_record, labelled_runs
-from glray.report.long_losses import long_loss, long_sheet
+from glray.report.long_losses import LongLosses, long_loss, long_sheet
 from glray.report.page import Report
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline, lower
 from tests.report.written import write_run

@@ -68,7 +68,7 @@ def test_both_arms_are_fed_the_same_tokens_at_every_step(
         expected = 0
         for offset in order.chunks(step * 2, step * 2 + 2).offset:
             window = torch.from_numpy(
-                read_windows(corpus.block_refs(offset), offset[None], 32).astype("int64")
+                read_windows(corpus.block_places(offset), offset[None], 32).astype("int64")
             )
             places = torch.from_numpy(offset[None])
             expected += int(token_checksum(window[:, :-1], window[:, 1:], places).item())

@@ -49,7 +49,7 @@ def events(path: AnyPath) -> Iterator[Event]:
             assert struct.unpack("<I", checksum) == (masked_crc32c(content),)
             return content
 
-        while file.peek(1):
+        while file.tell() < path.stat().st_size:
             (length,) = struct.unpack("<Q", part(8))
             yield Event.FromString(part(length))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
+from glray.data.blocks.token_blocks import TokenBlocks, manifest_path, open_token_blocks
 from glray.data.blocks.tokenizer import read_tokenizer_json
 from glray.data.corpus import PreparedCorpus, corpus_of, run_corpus
 from glray.data.read.documents import SEPARATOR
@@ -127,7 +127,7 @@ def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | N
     if prepared is None:
         return None
     directory = tokens_directory(spec) / prepared.fingerprint
-    return open_token_blocks(directory) if directory.exists() else None
+    return open_token_blocks(directory) if manifest_path(directory).exists() else None
 
 
 def record_prepared(spec: PipelineSpec, snapshot: SourceSnapshot, fingerprint: str) -> None:

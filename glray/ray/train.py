@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray.exceptions
 import ray.train
@@ -24,6 +23,7 @@ from glray.data.blocks.reading import reads_whole_blocks
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.model.config import starting_model
 from glray.ray.cluster import (
     groups_with_room,
@@ -162,7 +162,7 @@ class WorkerGroups:
             working.result()
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> AnyPath:
         """The pipeline's."""
         return pipeline_directory(self.spec)
 
@@ -253,7 +253,7 @@ class WorkerGroups:
         )
 
 
-def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
+def _committed(directory: AnyPath, group: WorkerGroup) -> set[AnyPath]:
     """Committed checkpoints and ends of the group's runs: what has changed is progress."""
     runs = [directory / name for name in group.claimed()]
     patterns = ("checkpoints/*/COMMITTED", *ENDS)

@@ -166,10 +166,10 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished: list[Run]) -
     (path,) = (committed_checkpoints(run.checkpoints)[-1] / TENSORS).iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"SHA-256 \w{12}.*\w{12}.*damaged"):
         latest_model(run, torch.device("cpu"))
-    path.write_bytes(content[:-1])
+    path.write_bytes(bytes(content[:-1]))
     size = len(content)
     with pytest.raises(UserError, match=f"{size - 1:,} bytes, {size:,} were committed"):
         latest_model(run, torch.device("cpu"))

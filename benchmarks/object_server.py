@@ -10,15 +10,15 @@ for their signature nor encrypted.
 """
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
@@ -45,11 +45,10 @@ class FolderServer:
 @contextmanager
 def served(folder: Path) -> Iterator[FolderServer]:
     """Serve a folder as ``BUCKET``, which the environment of this process names."""
-    receive, send = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(folder.resolve(), send), daemon=True)
-    process.start()
-    url = f"http://127.0.0.1:{receive.recv()}"
+    command = [sys.executable, __file__, str(folder.resolve())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = f"http://127.0.0.1:{int(process.stdout.readline())}"
     variables = {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}
     variables |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "benchmark")
     before = dict(os.environ)
@@ -58,18 +57,20 @@ def served(folder: Path) -> Iterator[FolderServer]:
         yield FolderServer(url)
     finally:
         process.kill()
+        process.wait()
         for name in variables:
             os.environ.pop(name)
         os.environ.update({name: before[name] for name in variables if name in before})
 
 
-def _serve(folder: Path, send: Connection) -> None:
+def serve(folder: Path) -> None:
+    """Serve until this process is killed; says the port."""
     Handler.folder = folder
     files = (path for path in folder.rglob("*") if path.is_file())
     Handler.names = sorted(str(path.relative_to(folder)) for path in files)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    send.send(server.server_address[1])
+    print(server.server_address[1], flush=True)
     server.serve_forever()
 
 
@@ -163,3 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         with Handler.lock:
             Handler.num_requests += 1
             Handler.num_bytes += num_bytes
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

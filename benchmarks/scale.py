@@ -122,6 +122,7 @@ def start(place: str, rank: int, world_size: int) -> dict[str, float]:
         "cpu_seconds": time.process_time() - cpu,
         "segment_tokens_of_the_rank": int(reads.offsets.size) * SEQ_LEN,
         "imported_mib": imported["now"],
+        "imported_own_mib": imported["own"],
         "peak_mib": memory_mib()["peak"],
         "own_mib": memory_mib()["own"],
     }
@@ -183,6 +184,7 @@ def main() -> None:
     work, world_size = arguments.work.resolve(), arguments.ranks
     written_tokens(work / "tokens", arguments.tokens)
     figures: dict[str, Any] = {
+        "load_at_the_start": os.getloadavg()[0],
         "tokens": arguments.tokens,
         "ranks": world_size,
         "blocks": num_blocks_of(arguments.tokens),

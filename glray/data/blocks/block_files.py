@@ -25,6 +25,8 @@ from glray.spec.pipeline import BLOCK_TOKENS
 
 BLOCKS_PER_FILE = 128
 """2^27 tokens: files of 256 MiB where an id takes two bytes."""
+BLOCKS_FOLDER = "blocks"
+"""Where they lie in a source's folder."""
 PIECE_TOKENS = 4096
 """A longer piece would be read for a shorter chunk; of a shorter one, checksums would be more than
 an eighth of what a reader of single chunks reads."""
@@ -112,7 +114,12 @@ class Block:
 
 def blocks_file(directory: AnyPath, index: int) -> AnyPath:
     """File ``index`` of the blocks in a source's folder."""
-    return directory / "blocks" / f"{index:05d}.arrow"
+    return directory / f"{BLOCKS_FOLDER}/{file_name(index)}"
+
+
+def file_name(index: int) -> str:
+    """Of file ``index`` of the blocks."""
+    return f"{index:05d}.arrow"
 
 
 def num_pieces(num_tokens: int) -> int:

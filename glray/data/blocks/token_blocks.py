@@ -24,7 +24,14 @@ from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import batches_in, committed_batches, mapped_batches
-from glray.data.blocks.block_files import INDEX_SCHEMA, BlockPlace, blocks_file, remedy
+from glray.data.blocks.block_files import (
+    BLOCKS_FOLDER,
+    INDEX_SCHEMA,
+    BlockPlace,
+    blocks_file,
+    file_name,
+    remedy,
+)
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
 from glray.files import AnyPath, StorePath, read_json, sha256_of
@@ -220,12 +227,12 @@ def open_token_blocks(directory: AnyPath) -> TokenBlocks:
 
 def sizes_of_files(directory: AnyPath, num_files: int) -> tuple[int, ...]:
     """Bytes of each file of blocks in a source's folder, found by listing it; 0 if it is absent."""
-    folder = blocks_file(directory, 0).parent
+    folder = directory / BLOCKS_FOLDER
     if isinstance(folder, StorePath):
         sizes = dict(objects_below(folder))
     else:
         sizes = {path.name: path.stat().st_size for path in folder.glob("*.arrow")}
-    return tuple(sizes.get(blocks_file(directory, index).name, 0) for index in range(num_files))
+    return tuple(sizes.get(file_name(index), 0) for index in range(num_files))
 
 
 @lru_cache(maxsize=64)  # sources that a process reads at once

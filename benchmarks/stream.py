@@ -14,6 +14,8 @@ measures glray alone on the same tokens in a bucket on loopback (``benchmarks/ob
 none of them in the node's cache at first: an epoch, what is read for it, and a training loop.
 """
 
+import glray.ray  # noqa: F401, I001 (sets Ray's variables, before Ray is imported)
+
 import argparse
 import json
 import subprocess

@@ -3,14 +3,15 @@
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 
 import glray.ray  # noqa: F401 (sets Ray's variables, before a test imports Ray)
 from glray.data.corpus import PreparedCorpus
+from glray.files import AnyPath, StorePath, write_bytes
 
+from .stores import StoreServer, emptied, serving
 from .tokens import periodic_corpus
 
 # One thread for each process that computes: small tensors, and two processes on two cores.
@@ -22,6 +23,7 @@ hypothesis.settings.load_profile("glray")
 
 
 TOGETHER = {
+    "test_bucket.py": "ray_local",
     "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
     "test_metrics.py": "ray_local",
@@ -80,13 +82,27 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[StoreServer]:
+    """An object store, which is started when a test first asks for it."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: StoreServer) -> StorePath:
+    """Its empty bucket."""
+    server.requests.clear()
+    return emptied()
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots are made but not drawn, which is most of the time that a page takes: for tests of what
     a page says."""
 
-    def save(figure: object, path: Path) -> Path:
-        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    def save(figure: object, path: AnyPath) -> AnyPath:
+        write_bytes(path, b"\x89PNG\r\n\x1a\n")
         return path
 
     monkeypatch.setattr("glray.report.look.save", save)

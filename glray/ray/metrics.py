@@ -141,6 +141,9 @@ class Prometheus:
             self._gauges.set("glray_data_wait_share", share)
         self._waited_seconds = 0.0
 
+    def keep(self) -> None:
+        """See Tracker: nothing of it is a file."""
+
     def saved(self) -> None:
         """A checkpoint has been committed."""
         if self._is_first:

@@ -7,13 +7,13 @@ which Ray Train writes as JSON in the processes of its workers. Nothing of it is
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from glray.errors import UserError
-from glray.files import naming
+from glray.files import AnyPath, Outbox, StorePath, add_line, line_path
 from glray.progress import Work
 from glray.run.records import Progress
+from glray.run.run import EVENTS
 from glray.train.context import WorkerContext
 
 LOG = logging.getLogger("glray")
@@ -22,6 +22,9 @@ PLACE = ("pipeline", "run", "stage", "step", "rank")
 """Where a logged line comes from; None where it is of no run, or of the command."""
 
 Place = dict[str, Any]
+
+_OUTBOX = Outbox()
+"""To a store all of it goes beside training, and how a group stands every some seconds."""
 
 
 class Announcer:
@@ -32,7 +35,7 @@ class Announcer:
     """
 
     def __init__(
-        self, directory: Path, ctx: WorkerContext, place: Callable[[], Place] = dict
+        self, directory: AnyPath, ctx: WorkerContext, place: Callable[[], Place] = dict
     ) -> None:
         index = ctx.group.index
         self._directory = directory
@@ -57,7 +60,11 @@ class Announcer:
 
     def event(self, text: str) -> None:
         """Append one line to ``events.log``, and log it."""
-        if not self._silent:
+        path = self._directory / EVENTS
+        if not self._silent and isinstance(path, StorePath):
+            self.log(text)
+            _OUTBOX.put(line_path(path), f"{_stamped(text)}\n".encode())
+        elif not self._silent:
             write_event(self._directory, text, self._where())
 
     def log(self, text: str) -> None:
@@ -76,27 +83,36 @@ class Announcer:
         if self._silent or recent:
             return
         self._last_progress, self._last_phase = now, phase
-        progress.write(self._progress, sync=False)  # the disk would keep steps waiting
+        if isinstance(self._progress, StorePath):
+            _OUTBOX.put(self._progress, progress.model_dump_json(indent=1).encode())
+        else:
+            progress.write(self._progress, sync=False)  # the disk would keep steps waiting
+
+    def flush(self) -> None:
+        """Return when all of it can be read. Raises OSError of a store."""
+        if not self._silent and isinstance(self._directory, StorePath):
+            _OUTBOX.flush()
 
     def _where(self) -> Place:
         return {"rank": self._rank, **self._place()}
 
 
-def write_event(directory: Path, text: str, place: Place | None = None) -> None:
+def write_event(directory: AnyPath, text: str, place: Place | None = None) -> None:
     """Append one line to ``events.log``, in one piece: other processes append theirs; and log it.
 
     ``directory`` is the pipeline's.
     """
     log(directory, text, place or {})
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "events.log"
-    with naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    add_line(directory / EVENTS, _stamped(text))
 
 
-def log(directory: Path, text: str, place: Place, error: Exception | None = None) -> None:
+def log(directory: AnyPath, text: str, place: Place, error: Exception | None = None) -> None:
     """Log one line; of an error that no person can fix, with its traceback."""
     where = dict.fromkeys(PLACE) | {"pipeline": directory.name} | place
     level = logging.INFO if error is None else logging.ERROR
     trace = None if isinstance(error, UserError) else error
     LOG.log(level, text, extra=where, exc_info=trace)
+
+
+def _stamped(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"

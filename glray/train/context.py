@@ -23,6 +23,9 @@ class Tracker(Protocol):
     def flush(self) -> None:
         """See that all of it is written."""
 
+    def keep(self) -> None:
+        """See that it lies where the run's files are, before anything that counts on it."""
+
     def close(self) -> None:
         """Flush for the last time; the run goes no further in this process."""
 

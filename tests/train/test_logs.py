@@ -1,7 +1,6 @@
 """What is logged says which pipeline, run, stage, step and rank it comes from."""
 
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from glray.data.blocks.token_blocks import open_token_blocks
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.errors import UserError
+from glray.files import copy_tree
 from glray.train.announcer import PLACE
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
@@ -51,10 +51,12 @@ def test_what_ends_a_run_is_logged_and_not_shown(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     (source,) = corpus.sources
-    shutil.copytree(source.blocks.directory, tmp_path / "tokens")
+    copy_tree(source.blocks.directory, tmp_path / "tokens")
     damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(tmp_path / "tokens")),))
-    path = damaged.sources[0].blocks.block_path(0)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path = Path(str(damaged.sources[0].blocks.file_path(0)))
+    num_bytes = path.stat().st_size
+    path.unlink()  # it is one file with the fixture's
+    path.write_bytes(bytes(num_bytes))
     with pytest.raises(UserError) as error:
         train_all(tiny_spec(tmp_path), damaged, WorkerContext())
     assert said(caplog)[-1] == (str(error.value), ("tiny", "grow-seed0", 0, 0, 0))

@@ -176,11 +176,13 @@ def test_a_log_grows_and_is_cut_back(place: AnyPath, monkeypatch: pytest.MonkeyP
     log.flush()
     assert read_log(place / "metrics.jsonl") == b"".join(lines[:7])
     log.append(lines[7:])
+    log.flush()
     log.close()
     assert read_log(place / "metrics.jsonl") == b"".join(lines)
     again = LineLog(place / "metrics.jsonl")
     again.keep(lines[:5])
     again.append(lines[9:])
+    again.flush()
     again.close()
     assert read_log(place / "metrics.jsonl") == b"".join([*lines[:5], lines[9]])
     write_log(place / "metrics.jsonl", lines[8:])
@@ -197,6 +199,7 @@ def test_a_log_may_be_copied_from_one_place_to_the_other(bucket: StorePath, tmp_
     assert read_log(bucket / "b.jsonl") == b"1\n2\n3\n"
     log = LineLog(bucket / "b.jsonl")
     log.keep(lines[:2])
+    log.flush()
     log.close()
     assert read_log(bucket / "b.jsonl") == b"1\n2\n"
 
@@ -219,6 +222,7 @@ def test_what_is_put_often_is_written_seldom(bucket: StorePath, server: StoreSer
         outbox.put(bucket / "progress.json", str(number).encode())
         time.sleep(0.001)
     outbox.put(bucket / "other", b"other")
+    outbox.flush()
     outbox.close()
     assert (bucket / "progress.json").read_bytes() == b"99"
     assert (bucket / "other").read_bytes() == b"other"
@@ -234,6 +238,7 @@ def test_who_puts_is_told_what_went_wrong_and_does_not_wait(
         with pytest.raises(PermissionError, match=f"s3://{BUCKET}/a"):
             outbox.flush()
     outbox.put(bucket / "a", b"2")
+    outbox.flush()
     outbox.close()
     assert (bucket / "a").read_bytes() == b"2"
 
@@ -338,6 +343,16 @@ def test_a_lease_of_a_killed_process_is_taken_over(bucket: StorePath) -> None:
         assert time.monotonic() - start >= 3
         write_text(bucket / "run/a", "")
     assert said == ["waiting"]
+
+
+def test_the_lock_of_a_folder_that_was_copied_to_a_store_holds_nothing(
+    bucket: StorePath, tmp_path: Path
+) -> None:
+    with sole_writer(tmp_path / "run"):
+        copy_tree(tmp_path / "run", bucket / "run")
+    assert (bucket / "run/.lock").read_bytes() == b""
+    with sole_writer(bucket / "run"):
+        write_text(bucket / "run/a", "")
 
 
 def test_a_writer_that_was_taken_over_writes_nothing_more(

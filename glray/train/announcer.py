@@ -7,6 +7,7 @@ which Ray Train writes as JSON in the processes of its workers. Nothing of it is
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from glray.errors import UserError
@@ -23,6 +24,7 @@ PLACE = ("pipeline", "run", "stage", "step", "rank")
 
 Place = dict[str, Any]
 
+LAST_WORDS_SECONDS = 10.0
 _OUTBOX = Outbox()
 """To a store all of it goes beside training, and how a group stands every some seconds."""
 
@@ -89,9 +91,10 @@ class Announcer:
             progress.write(self._progress, sync=False)  # the disk would keep steps waiting
 
     def flush(self) -> None:
-        """Return when all of it can be read. Raises OSError of a store."""
+        """Return when all of it can be read, or a store has not taken it for a while."""
         if not self._silent and isinstance(self._directory, StorePath):
-            _OUTBOX.flush()
+            with suppress(OSError, UserError):  # what matters has been written, or has failed
+                _OUTBOX.flush(LAST_WORDS_SECONDS)
 
     def _where(self) -> Place:
         return {"rank": self._rank, **self._place()}

@@ -1,6 +1,7 @@
 """A real S3 server on loopback, whose conditional writes are atomic and which can be made to
 fail."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from werkzeug.serving import BaseWSGIServer
+from werkzeug.serving import BaseWSGIServer, make_server
 
 from glray.files import StorePath
 
@@ -35,6 +36,13 @@ class StoreServer:
     def url(self) -> str:
         """Where it listens."""
         host, port = self._moto.get_host_and_port()
+        return f"http://{host}:{port}"
+
+    def listen(self, listening: socket.socket) -> str:
+        """Listen at a further socket too, as long as this process lives; the URL."""
+        host, port = listening.getsockname()
+        server = make_server(host, port, self._answer, threaded=True, fd=listening.detach())
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://{host}:{port}"
 
     def stop(self) -> None:

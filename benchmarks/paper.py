@@ -154,7 +154,7 @@ def main() -> None:
     PLOTS.mkdir(exist_ok=True)
     fresh = not any(storage.glob(f"{scale}-*/*/run.json")) and options.only is None
     settings = [f"compute.storage={storage}", *options.overrides]
-    tables = profile_path(load_spec(Path(_reference(scale, "tables")), settings))
+    tables = profile_path(load_spec(_reference(scale, "tables"), settings))
     start, since = time.monotonic(), time.time()
     with watched_memory() as memory:
         status = run(
@@ -163,7 +163,7 @@ def main() -> None:
             [] if options.seeds is None else ["--seeds", str(options.seeds)],
             [argument for setting in settings for argument in ("--set", setting)],
         )
-    keep_results(scale, names, storage, since, tables)
+    keep_results(scale, names, storage, since, Path(str(tables)))
     if fresh and status == 0:
         cost = {"wall_seconds": time.monotonic() - start, "peak_gib": max(memory) / 2**30}
         keep(f"paper-{scale}-cost", {"seeds": options.seeds, **cost})

@@ -30,11 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, cut, write_blocks
 from glray.data.blocks.heldout import heldout_schema
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
+    blocks_file,
+    num_blocks_of,
     open_token_blocks,
-    write_block,
     write_manifest,
 )
 from glray.data.corpus import PreparedCorpus, PreparedSource
@@ -77,13 +79,7 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
             VOCAB_SIZE, size=num_blocks * BLOCK_TOKENS, dtype=np.uint16
         )
         tokens.tofile(work / "stream.bin")
-        files = [
-            write_block(
-                directory / "blocks" / f"{index:05d}.arrow",
-                tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS + 1],
-            )
-            for index in range(num_blocks)
-        ]
+        index = pa.concat_tables(write_files(directory, tokens))
         vocabulary = {f"<{token}>": token for token in range(VOCAB_SIZE)}
         Tokenizer(models.WordLevel(vocabulary)).save(str(directory / "tokenizer.json"))
         _write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
@@ -95,10 +91,21 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
             vocab_size=VOCAB_SIZE,
             eos_id=0,
             returned=(),
-            blocks=tuple(files),
+            file_bytes=tuple(
+                file.stat().st_size for file in sorted((directory / "blocks").iterdir())
+            ),
         )
-        write_manifest(blocks)
+        write_manifest(blocks, index)
     return PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
+
+
+def write_files(directory: Path, tokens: np.ndarray) -> Iterator[pa.Table]:
+    """Write the files of blocks of a stream; yields their rows of the index."""
+    file_tokens = BLOCKS_PER_FILE * BLOCK_TOKENS
+    for number, first in enumerate(range(0, len(tokens), file_tokens)):
+        num_blocks = num_blocks_of(min(len(tokens) - first, file_tokens))
+        stream = tokens[first : first + file_tokens + 1]
+        yield write_blocks(blocks_file(directory, number), cut([stream], num_blocks), "uint16")
 
 
 def _write_heldout(path: Path, tokens: np.ndarray) -> None:

@@ -37,7 +37,7 @@ from benchmarks.study_records import (
     gain_of,
 )
 from glray.errors import UserError
-from glray.files import read_json, write_text
+from glray.files import AnyPath, read_json, write_text
 from glray.plan import make_plan
 from glray.report.compared import labelled_runs
 from glray.run.records import FarContext
@@ -317,7 +317,7 @@ def _tokens_left(pipeline: PipelineSpec, seed: int) -> dict[str, int]:
     return left
 
 
-def _opened(directory: Path) -> Run | None:
+def _opened(directory: AnyPath) -> Run | None:
     return Run.open(directory) if (directory / "run.json").is_file() else None
 
 

@@ -1,7 +1,6 @@
 """What every record shares: a frozen value that is one JSON file, or one line of one."""
 
 from math import nan
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from pydantic import (
 from pydantic import Field as _Field
 
 from glray.errors import UserError
-from glray.files import REMEDY, write_text
+from glray.files import REMEDY, AnyPath, write_text
 
 
 class Record(BaseModel):
@@ -33,12 +32,12 @@ class Record(BaseModel):
     remedy: ClassVar[str] = REMEDY
     """What to do about a file that cannot be read."""
 
-    def write(self, path: Path, *, sync: bool = True) -> None:
+    def write(self, path: AnyPath, *, sync: bool = True) -> None:
         """Replace the file at once; see ``glray.files.committed`` for ``sync``."""
         write_text(path, self.model_dump_json(indent=1) + "\n", sync=sync)
 
     @classmethod
-    def read(cls, path: Path) -> Self | None:
+    def read(cls, path: AnyPath) -> Self | None:
         """The record of a file; None if the file does not exist. Raises UserError if it holds
         anything else."""
         try:

@@ -3,14 +3,13 @@
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 
 import glray.ray  # noqa: F401 (sets Ray's variables, before a test imports Ray)
 from glray.data.corpus import PreparedCorpus
-from glray.files import StorePath
+from glray.files import AnyPath, StorePath, write_bytes
 
 from .stores import StoreServer, emptied, serving
 from .tokens import periodic_corpus
@@ -100,8 +99,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots are made but not drawn, which is most of the time that a page takes: for tests of what
     a page says."""
 
-    def save(figure: object, path: Path) -> Path:
-        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    def save(figure: object, path: AnyPath) -> AnyPath:
+        write_bytes(path, b"\x89PNG\r\n\x1a\n")
         return path
 
     monkeypatch.setattr("glray.report.look.save", save)

@@ -1,9 +1,12 @@
-"""A disk that is full."""
+"""Folders of this machine, and a disk that is full."""
 
 import contextlib
 import resource
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+
+from glray.files import AnyPath
 
 
 @contextlib.contextmanager
@@ -20,3 +23,9 @@ def files_of_a_kilobyte() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def here(path: AnyPath) -> Path:
+    """A path of a run on this machine, as one."""
+    assert isinstance(path, Path)
+    return path

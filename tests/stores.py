@@ -10,11 +10,19 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from werkzeug.datastructures import EnvironHeaders
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from glray.files import StorePath
 
 BUCKET = "storage"
+
+
+Headers = EnvironHeaders
+
+
+def _nothing(request: str, headers: Headers) -> bool:
+    return False
 
 
 class StoreServer:
@@ -29,8 +37,10 @@ class StoreServer:
         server.app = self._answer
         self.requests: list[str] = []
         """``PUT /storage/a`` and so on."""
-        self.refuses: Callable[[str], str | None] = lambda request: None
-        """The status, such as ``503 Slow Down``, of a request that is refused; else None."""
+        self.ranges: list[str] = []
+        """``bytes=0-99`` and so on, of the requests that name one."""
+        self._status = ""
+        self._refuses: Callable[[str, Headers], bool] = _nothing
 
     @property
     def url(self) -> str:
@@ -50,22 +60,37 @@ class StoreServer:
         self._moto.stop()
 
     @contextmanager
-    def refusing(self, status: str, *methods: str) -> Iterator[None]:
-        """Refuse all requests within the block, or those of the methods."""
-        self.refuses = lambda request: (
-            status if not methods or request.partition(" ")[0] in methods else None
-        )
+    def refusing(
+        self, status: str, refuses: Callable[[str, Headers], bool] = lambda *_: True
+    ) -> Iterator[None]:
+        """Answer some requests, by default all, with a status like ``503 Slow Down``, within the
+        block."""
+        self.refuse(status, refuses)
         try:
             yield
         finally:
-            self.refuses = lambda request: None
+            self.recover()
+
+    def refuse(
+        self, status: str, refuses: Callable[[str, Headers], bool] = lambda *_: True
+    ) -> None:
+        """The same from now on."""
+        self._status, self._refuses = status, refuses
+
+    def recover(self) -> None:
+        """Refuse nothing any more."""
+        self._refuses = _nothing
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        query = environ.get("QUERY_STRING")
         self.requests.append(request)
-        if (status := self.refuses(request)) is not None:
+        headers = EnvironHeaders(environ)
+        if "Range" in headers:
+            self.ranges.append(headers["Range"])
+        if self._refuses(f"{request}?{query}" if query else request, headers):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(status, [("Content-Length", "0")])
+            start_response(self._status, [("Content-Length", "0")])
             return [b""]
         with self._lock:
             return self._app(environ, start_response)

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from glray.cli import app
 from glray.errors import UserError
+from glray.files import StorePath, files_below, paths
 from glray.spec import ComputeSpec
 from glray.spec.loading import to_yaml
 from glray.storage import is_seen, nonce_file, storage_path, validate_storage
 
+from .stores import Headers, StoreServer
 from .tiny import tiny_spec
 
 
@@ -48,9 +50,72 @@ def test_an_absolute_path_in_a_submitted_job_is_itself(in_submitted_job: None) -
     assert storage_path(ComputeSpec(storage="/mnt/glray")) == Path("/mnt/glray")
 
 
-def test_a_bucket_is_refused() -> None:
-    with pytest.raises(UserError, match=r"s3://bucket/glray"):
-        storage_path(ComputeSpec(storage="s3://bucket/glray"))
+def test_a_url_of_a_store_is_itself_and_another_is_refused(in_submitted_job: None) -> None:
+    assert str(storage_path(ComputeSpec(storage="s3://bucket/glray/"))) == "s3://bucket/glray"
+    with pytest.raises(UserError, match=r"^compute\.storage hdfs://host/glray: .*s3://, gs://"):
+        storage_path(ComputeSpec(storage="hdfs://host/glray"))
+
+
+def test_a_store_that_does_everything_is_left_as_it_was(
+    bucket: StorePath, server: StoreServer
+) -> None:
+    validate_storage(bucket / "runs")
+    assert files_below(bucket) == []
+    assert len(server.requests) < 30
+
+
+@pytest.mark.parametrize(
+    ("refuses", "status", "lack"),
+    [
+        (lambda request, _: True, "403 Forbidden", "cannot be written .*allows no such request"),
+        (lambda request, _: True, "503 Slow Down", "cannot be written .*answers 503"),
+        (lambda request, _: "GET" in request, "403 Forbidden", "does not show what was just"),
+        (lambda _, headers: "If-None-Match" in headers, "501 Not Implemented", "create-only"),
+        (lambda _, headers: "If-Match" in headers, "501 Not Implemented", "if it is unchanged"),
+        (lambda request, _: "?delete" in request, "403 Forbidden", "cannot be deleted from"),
+    ],
+    ids=["write", "busy", "read", "create", "replace", "delete"],
+)
+def test_what_a_store_lacks_is_one_line(
+    bucket: StorePath,
+    server: StoreServer,
+    monkeypatch: pytest.MonkeyPatch,
+    refuses: Callable[[str, Headers], bool],
+    status: str,
+    lack: str,
+) -> None:
+    monkeypatch.setattr(paths, "QUICK_SECONDS", 0.3)
+    monkeypatch.setattr(paths, "PATIENCE_SECONDS", 0.5)
+    with (
+        server.refusing(status, refuses),
+        pytest.raises(UserError, match=rf"storage s3://storage/runs: it .*{lack}") as caught,
+    ):
+        validate_storage(bucket / "runs")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", ["bucket", "credentials", "store"])
+def test_a_store_that_cannot_be_reached_is_one_line_before_any_work(
+    bucket: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr(paths, "QUICK_SECONDS", 0.3)
+    name, said = "storage", "the store does not answer at http://127.0.0.1:1"
+    if gone == "bucket":
+        name, said = "absent", "its bucket does not exist"
+    elif gone == "credentials":
+        said = "no credentials"
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    pipeline = tmp_path / "spec.yaml"
+    spec = tiny_spec(tmp_path).derive(compute={"storage": f"s3://{name}/runs"})
+    pipeline.write_text(to_yaml(spec.resolved()))
+    result = CliRunner().invoke(app, ["prepare", str(pipeline)])
+    assert isinstance(result.exception, UserError | OSError), result.output
+    assert said in str(result.exception)
+    assert "\n" not in str(result.exception)
 
 
 def test_a_storage_that_does_everything_is_left_as_it_was(tmp_path: Path) -> None:

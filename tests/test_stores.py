@@ -39,7 +39,7 @@ from glray.files import (
 )
 from glray.files.commits import committed, write_bytes
 
-from .stores import BUCKET, StoreServer
+from .stores import BUCKET, Headers, StoreServer
 
 
 @pytest.fixture(params=["here", "store"])
@@ -49,6 +49,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
         return tmp_path
     bucket: StorePath = request.getfixturevalue("bucket")
     return bucket / "runs"
+
+
+def is_put(request: str, headers: Headers) -> bool:
+    return request.startswith("PUT")
 
 
 def names(found: object) -> list[str]:
@@ -225,7 +229,7 @@ def test_who_puts_is_told_what_went_wrong_and_does_not_wait(
     bucket: StorePath, server: StoreServer
 ) -> None:
     outbox = Outbox()
-    with server.refusing("403 Forbidden", "PUT"):
+    with server.refusing("403 Forbidden", is_put):
         outbox.put(bucket / "a", b"1")
         with pytest.raises(PermissionError, match=f"s3://{BUCKET}/a"):
             outbox.flush()
@@ -242,7 +246,7 @@ def test_a_store_that_is_busy_for_a_while_is_waited_for(
 ) -> None:
     monkeypatch.setattr(paths, "QUICK_SECONDS", 0.2)
     with server.refusing("503 Slow Down"):
-        over = threading.Timer(1, lambda: setattr(server, "refuses", lambda request: None))
+        over = threading.Timer(1, server.recover)
         over.start()
         write_text(bucket / "a", "written")
         assert (bucket / "a").read_text() == "written"
@@ -343,7 +347,7 @@ def test_a_writer_that_was_taken_over_writes_nothing_more(
     first = leases.Lease(bucket / "run", ".lock", seconds=0.6)
     assert first.take(None)
     write_text(bucket / "run/a", "first")
-    with server.refusing("503 Slow Down", "PUT"):  # it cannot say that it lives
+    with server.refusing("503 Slow Down", is_put):  # it cannot say that it lives
         time.sleep(0.7)
         seen = first.look()
     second = leases.Lease(bucket / "run", ".lock", seconds=60)

@@ -1,7 +1,6 @@
 """The smallest pipeline that has everything: three stages, two arms, an evaluation beyond both."""
 
-from pathlib import Path
-
+from glray.files import AnyPath
 from glray.spec import (
     ArmSpec,
     BpeTokenizer,
@@ -20,7 +19,7 @@ def arm(name: str, *seq_lens: int, **fields: object) -> ArmSpec:
     return ArmSpec.model_validate({"name": name, "stages": seq_lens, **fields})
 
 
-def tiny_spec(storage: Path, **fields: object) -> PipelineSpec:
+def tiny_spec(storage: AnyPath, **fields: object) -> PipelineSpec:
     """12 steps of 64 tokens through 8, 16 and 32, against a fixed 32; 1 layer of width 16."""
     declared: dict[str, object] = {
         "name": "tiny",

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from glray.data.blocks.block_files import cut, write_blocks
 from glray.data.blocks.heldout import heldout_schema
-from glray.data.blocks.token_blocks import TokenBlocks, write_block, write_manifest
+from glray.data.blocks.token_blocks import (
+    TokenBlocks,
+    blocks_file,
+    num_blocks_of,
+    write_manifest,
+)
 from glray.data.blocks.tokenizer import train_bpe
 from glray.data.corpus import PreparedCorpus, PreparedSource
-from glray.spec.pipeline import BLOCK_TOKENS
 
 TEXT = "def grow(seq_len):\n    return 2 * seq_len  # one stage longer\n" * 40
 
@@ -18,16 +23,11 @@ TEXT = "def grow(seq_len):\n    return 2 * seq_len  # one stage longer\n" * 40
 def write_tokens(
     directory: Path, stream: np.ndarray, heldout: list[np.ndarray], fingerprint: str = "f" * 16
 ) -> TokenBlocks:
-    """The blocks of ``stream``, ids below 300, and held-out documents of 300 bytes each."""
+    """The blocks of ``stream``, ids below 300, in one file, and held-out documents of 300 bytes
+    each."""
     tokenizer = train_bpe([TEXT], vocab_size=300)
-    stream = stream.astype("uint16")
-    blocks = [
-        write_block(
-            directory / "blocks" / f"{start // BLOCK_TOKENS:05d}.arrow",
-            stream[start : start + BLOCK_TOKENS + 1],
-        )
-        for start in range(0, len(stream), BLOCK_TOKENS)
-    ]
+    path = blocks_file(directory, 0)
+    index = write_blocks(path, cut([stream], num_blocks_of(len(stream))), "uint16")
     tokenizer.save(str(directory / "tokenizer.json"))
     schema = heldout_schema("uint16")
     documents = pa.table(
@@ -48,9 +48,21 @@ def write_tokens(
         vocab_size=tokenizer.get_vocab_size(),
         eos_id=0,
         returned=(),
-        blocks=tuple(blocks),
+        file_bytes=(path.stat().st_size,),
     )
-    return write_manifest(prepared)
+    return write_manifest(prepared, index)
+
+
+def damage(blocks: TokenBlocks) -> Path:
+    """Flip a bit of every token of the first block; returns its file."""
+    place = blocks.place(0)
+    assert isinstance(place.path, Path)
+    with place.path.open("r+b") as file:
+        file.seek(place.tokens_offset)
+        flipped = np.fromfile(file, place.dtype, place.num_tokens) ^ 1
+        file.seek(place.tokens_offset)
+        file.write(flipped.tobytes())
+    return place.path
 
 
 def periodic_corpus(directory: Path) -> PreparedCorpus:

@@ -1,14 +1,13 @@
 """A checkpoint's weights for tests, whole, however many workers wrote it."""
 
-from pathlib import Path
-
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from glray.run.checkpoint import TENSORS, committed_checkpoints
+from glray.files import AnyPath
+from glray.run.checkpoint import committed_checkpoints
 from glray.run.run import Run
+from glray.train.tensor_files import tensor_reader
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -16,15 +15,15 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return tensors_of(committed_checkpoints(run.checkpoints)[-1])
 
 
-def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+def tensors_of(checkpoint: AnyPath) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint but the random state."""
-    reader = HuggingFaceStorageReader(str(checkpoint / TENSORS))
-    tensors = {}
-    for name, entry in reader.read_metadata().state_dict_metadata.items():
-        if not name.startswith("random"):
-            assert isinstance(entry, TensorStorageMetadata)
-            tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with tensor_reader(checkpoint) as reader:
+        tensors = {}
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if not name.startswith("random"):
+                assert isinstance(entry, TensorStorageMetadata)
+                tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -14,12 +13,13 @@ from rich.console import Console
 from glray import __version__
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.progress import working
 from glray.report.render import terminal
 from glray.report.sheets import Sheet
 from glray.run.run import open_runs
 from glray.spec import ComputeSpec, PipelineSpec, Spec, load_pipeline
-from glray.storage import storage_path, validate_storage
+from glray.storage import reached, storage_path, validate_storage
 
 if TYPE_CHECKING:
     from glray.report.page import Report
@@ -54,7 +54,7 @@ def options(
 
 
 PipelineFile = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="PIPELINE",
         help="A pipeline's .py file, FILE.py:NAME for another function of it, or its "
@@ -72,15 +72,17 @@ Overrides = Annotated[
 ]
 
 
-def load_spec(pipeline: Path, overrides: list[str] | None) -> PipelineSpec:
+def load_spec(pipeline: AnyPath | str, overrides: list[str] | None) -> PipelineSpec:
     """The resolved spec with absolute paths, so that its YAML runs from any folder. The storage
     of one that lies where glray left it is the one around it, wherever that was moved."""
-    stored = [f"compute.storage={json.dumps(str(path))}" for path in _storage_around(pipeline)]
+    around = _storage_around(reached(as_path(str(pipeline))))
+    stored = [f"compute.storage={json.dumps(str(path))}" for path in around]
     spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
+    reached(storage_path(spec.compute))
     return spec
 
 
-def _storage_around(pipeline: Path) -> list[Path]:
+def _storage_around(pipeline: AnyPath) -> list[AnyPath]:
     """The storage that a run's or pipeline's own ``spec.yaml``, or a search's ``best.yaml``, lies
     in; empty for any other file."""
     folder = pipeline.resolve().parent
@@ -112,7 +114,7 @@ def absolute(value: Any, field: str = "") -> Any:
 def validate_machine(spec: PipelineSpec) -> None:
     """Raises UserError, before any work, if this machine lacks what the spec's work will need: a
     storage that can hold it, and Weights & Biases where that is asked for."""
-    validate_storage(Path(spec.compute.storage))
+    validate_storage(storage_path(spec.compute))
     if spec.compute.wandb_project is not None:
         from glray.ray.cluster import joined_address
         from glray.train.trackers import validate_tracker
@@ -135,7 +137,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
             from glray.ray.cluster import connect
             from glray.ray.prepare import prepare
 
-        validate_storage(Path(spec.compute.storage))
+        validate_storage(storage_path(spec.compute))
         with resumable():
             connect(spec.compute, console.print)
             corpus = prepare(spec, console.print)
@@ -183,7 +185,7 @@ def show(*parts: Sheet | str) -> None:
     Console(highlight=False).print(terminal(*parts))
 
 
-def write_and_show(report: "Report | SearchReport", directory: Path) -> None:
+def write_and_show(report: "Report | SearchReport", directory: AnyPath) -> None:
     """Print what the runs say and write the page."""
     with working("writing the report"):
         page = report.write(directory)
@@ -192,7 +194,7 @@ def write_and_show(report: "Report | SearchReport", directory: Path) -> None:
     console.print(f"report: {page}")
 
 
-def show_runs(paths: list[Path], directory: Path) -> None:
+def show_runs(paths: Sequence[AnyPath], directory: AnyPath) -> None:
     """Report on the runs of each path."""
     with working("reading the runs"):
         from glray.report.page import Report

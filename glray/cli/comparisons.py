@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice, product
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from glray.cli.app import Overrides, absolute, app, console, write_and_show
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
-from glray.files import read_json, write_json
+from glray.files import AnyPath, read_json, write_json
 from glray.progress import working
 from glray.report.long_losses import SCALINGS, SLIDING, WHOLE, LongLosses
 from glray.run.run import Run
@@ -110,7 +109,7 @@ def _pilot_runs(spec: ComparisonSpec, lrs: Mapping[str, tuple[float, ...]]) -> d
     return {label: list(islice(runs, len(its))) for label, its in lrs.items()}
 
 
-def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: Path) -> LongLosses:
+def _scored_long_documents(spec: ComparisonSpec, runs: list[Run], directory: AnyPath) -> LongLosses:
     """Every run's loss on the long documents, in whole and in sliding windows.
 
     What ``directory`` has of the same run, documents and protocol is read. A run that diverged is

@@ -1,7 +1,6 @@
 """Commands that take a pipeline: plan, profile, prepare, data, run."""
 
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,13 +19,14 @@ from glray.cli.app import (
 )
 from glray.cli.training import exit_if_diverged, trained_runs
 from glray.errors import UserError
+from glray.files import as_path
 from glray.progress import working
 from glray.run.parent import Parents
 from glray.run.profile import Profile, Setting, own_setting, profile_path
 from glray.run.run import pipeline_directory, with_calibration
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.schedule import ArmSpec
-from glray.storage import validate_storage
+from glray.storage import storage_path, validate_storage
 
 
 @app.command()
@@ -74,7 +74,7 @@ def profile(
             help="Memory of a step. Default: 92% of the GPU's, or 80% of what a CPU has free.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="File of the plot.")] = Path("profile.png"),
+    out: Annotated[str, typer.Option(help="File of the plot.")] = "profile.png",
 ) -> None:
     """Measure time, memory and largest batch of a step at each length.
 
@@ -89,7 +89,7 @@ def profile(
         from glray.train.probe.profile import measure
 
     spec = load_spec(pipeline, overrides)
-    validate_storage(Path(spec.compute.storage))
+    validate_storage(storage_path(spec.compute))
     lengths = parsed_lengths(seq_lens) if seq_lens else spec.all_seq_lens
     settings = settings_of(own_setting(spec), attention, compiled, precision)
     with naming_options({"^seq_lens": "--seq-lens", "^kernel": "--attention"}):
@@ -100,7 +100,7 @@ def profile(
     path = profile_path(spec)
     measured.keep(path)
     with working("drawing the plot"):
-        plot = save(costs_by_length(measured), out)
+        plot = save(costs_by_length(measured), as_path(out))
     console.print(f"profile: {path}\nplot: {plot}")
 
 

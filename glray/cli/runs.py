@@ -1,14 +1,15 @@
 """Commands that take trained runs: eval, report, export."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from glray.cli.app import app, console, naming_options, parsed_lengths, show, show_runs
 from glray.errors import UserError
+from glray.files import as_path
 from glray.progress import working
+from glray.storage import reached
 
 EVAL_OPTIONS = {
     r"^seq_lens\b": "--seq-lens",
@@ -30,7 +31,7 @@ class EvalProtocol(StrEnum):
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="MODEL",
             help="A run's directory, runs/quickstart/growlength-seed0, or a folder that "
@@ -76,7 +77,7 @@ def evaluate(
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for context.json and the plot context.png.")
+        str | None, typer.Option(help="Folder for context.json and the plot context.png.")
     ] = None,
 ) -> None:
     """Score a model at any window lengths, on its run's held-out text or other documents."""
@@ -95,8 +96,9 @@ def evaluate(
     lengths = parsed_lengths(seq_lens)
     if stride is None and is_sliding:
         stride = min(256, max(lengths))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before hours of scoring
+    folder = None if out is None else reached(as_path(out))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # what cannot be is said before hours of scoring
     chosen = ScoringProtocol(
         seq_lens=lengths,
         stride=stride,
@@ -106,39 +108,37 @@ def evaluate(
         bos=bos,
     )
     with naming_options(EVAL_OPTIONS):
-        scores = score_model(model, chosen)
+        scores = score_model(reached(as_path(model)), chosen)
     show(*context_sheets(scores, chosen))
-    if out is not None:
-        about = {"model": str(model), "documents": documents}
-        paths = write_context(scores, chosen, about, out)
+    if folder is not None:
+        about = {"model": model, "documents": documents}
+        paths = write_context(scores, chosen, about, folder)
         console.print(f"written: {' and '.join(map(str, paths))}")
 
 
 @app.command()
 def report(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RUN...", help="Run directories, or pipeline directories of runs."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and the plots.")] = Path(
-        "report"
-    ),
+    out: Annotated[str, typer.Option(help="Folder for report.html and the plots.")] = "report",
 ) -> None:
     """Show any runs as tables, plots and one HTML page."""
-    show_runs(runs, out)
+    show_runs([reached(as_path(run)) for run in runs], reached(as_path(out)))
 
 
 @app.command()
 def export(
     run: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="RUN", help="A run's directory: runs/quickstart/growlength-seed0."),
     ],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="The new folder.")],
 ) -> None:
     """Write a run's latest model as a folder that transformers loads."""
     with working("importing the model's code"):
         from glray.train.export import export_run
 
-    step = export_run(run, directory)
+    step = export_run(reached(as_path(run)), reached(as_path(directory)))
     console.print(f"{directory}: model and tokenizer of {run} at step {step:,}")

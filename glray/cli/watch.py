@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from rich.console import Console
 
+from glray.files import AnyPath, NewLines, StorePath
 from glray.progress import Work
 from glray.run.records import Progress
+from glray.run.run import EVENTS
 
 POLL_SECONDS = 0.5
+STORE_POLL_SECONDS = 5.0
+"""How often a store is asked, which takes two requests and as many as there are groups."""
 COLUMNS = 78
 """Of a terminal's 80 the spinner takes two."""
 QUIET_LINE_SECONDS = 15.0
@@ -29,12 +32,17 @@ Lines = Mapping[str, str]
 
 
 @contextmanager
-def live(console: Console, lines: Callable[[], Lines]) -> Iterator[None]:
-    """Show what ``lines`` returns, which is called twice a second, until the block ends; it may
-    print what is to stay. After the block it is called once more."""
+def live(
+    console: Console, lines: Callable[[], Lines], poll_seconds: float | None = None
+) -> Iterator[None]:
+    """Show what ``lines`` returns, which is called twice a second or as told, until the block ends;
+    it may print what is to stay. After the block it is called once more."""
     done = threading.Event()
     thread = threading.Thread(
-        target=_show, args=(console, lines, done), name="live lines", daemon=True
+        target=_show,
+        args=(console, lines, done, poll_seconds or POLL_SECONDS),
+        name="live lines",
+        daemon=True,
     )
     thread.start()
     try:
@@ -44,11 +52,13 @@ def live(console: Console, lines: Callable[[], Lines]) -> Iterator[None]:
         thread.join()
 
 
-def _show(console: Console, lines: Callable[[], Lines], done: threading.Event) -> None:
+def _show(
+    console: Console, lines: Callable[[], Lines], done: threading.Event, poll_seconds: float
+) -> None:
     log = _Log(console)
     with ExitStack() as shown:
         status = None
-        while not done.wait(POLL_SECONDS):
+        while not done.wait(poll_seconds):
             now = lines()
             if not console.is_terminal:
                 log.show(now)
@@ -109,30 +119,32 @@ class LiveWork:
 
 @contextmanager
 def watching(
-    directory: Path, console: Console, starting: Callable[[], str] = lambda: "starting the workers"
+    directory: AnyPath,
+    console: Console,
+    starting: Callable[[], str] = lambda: "starting the workers",
 ) -> Iterator[None]:
     """Show what the pipeline of ``directory`` writes from now on, until the block ends; first
     what ``starting`` returns."""
-    with live(console, _Watch(directory, console, starting).lines):
+    seconds = STORE_POLL_SECONDS if isinstance(directory, StorePath) else None
+    with live(console, _Watch(directory, console, starting).lines, seconds):
         yield
 
 
 class _Watch:
     """A pipeline's directory: what is new in it since this was made."""
 
-    def __init__(self, directory: Path, console: Console, starting: Callable[[], str]) -> None:
+    def __init__(self, directory: AnyPath, console: Console, starting: Callable[[], str]) -> None:
         self._directory, self._console, self._starting = directory, console, starting
-        _, self._position = _lines_from(directory / "events.log", 0)
+        self._events = NewLines(directory / EVENTS)
         self._before = _progress_files(directory)
         self._start = time.monotonic()
         self._phases: dict[str, float] = {}
 
     def lines(self) -> Lines:
         """Print the events that are new; a line for each group that says how it stands."""
-        events, self._position = _lines_from(self._directory / "events.log", self._position)
-        for line in events:
+        for line in self._events.read():
             # drop the date: it stays in the file
-            self._console.print(line.rstrip("\n").partition(" ")[2], markup=False)
+            self._console.print(line.partition(" ")[2], markup=False)
         now = time.monotonic()
         found = {
             path: Progress.model_validate_json(path.read_bytes())
@@ -149,22 +161,13 @@ class _Watch:
         }
 
 
-def _lines_from(path: Path, position: int) -> tuple[list[str], int]:
-    """The lines of a file, if it is there, from ``position`` on, and where they end."""
-    if not path.exists():
-        return [], position
-    with path.open(encoding="utf-8") as file:
-        file.seek(position)
-        return file.readlines(), file.tell()
-
-
-def _progress_files(directory: Path) -> dict[Path, int]:
+def _progress_files(directory: AnyPath) -> dict[AnyPath, int]:
     """When each group's progress file was last written, in the order of the groups."""
     found = {}
     for path in directory.glob("progress*.json"):
         with suppress(FileNotFoundError):  # a launch removes those of the one before
             found[path] = path.stat().st_mtime_ns
-    return {path: found[path] for path in sorted(found, key=lambda p: (len(p.name), p.name))}
+    return dict(sorted(found.items(), key=lambda item: (len(item[0].name), item[0].name)))
 
 
 def progress_line(progress: Progress, seconds: float = 0.0) -> str:

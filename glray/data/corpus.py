@@ -9,22 +9,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 
+from glray.data.blocks.block_files import BlockPlace
 from glray.data.blocks.heldout import HeldoutDocument, read_heldout
 from glray.data.blocks.near_copies import CHECKED_TOKENS, RULE, HeldoutCheck
 from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
 from glray.data.order import ChunkOrder, Mix, SourceStream
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.plan import Plan
 from glray.run.run import Run
 from glray.spec.identity import fingerprint
 from glray.spec.pipeline import BLOCK_TOKENS, PipelineSpec
 
-BlockRefs = dict[int, tuple[str, str]]
-"""Path and SHA-256 of some of a corpus's blocks, by their number."""
+BlockPlaces = dict[int, BlockPlace]
+"""Where some of a corpus's blocks lie, by their number in the corpus."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,17 @@ class PreparedCorpus:
         )
         return replace(self.order(plan.chunk_len, seed), mixes=mixes)
 
-    def block_refs(self, offsets: np.ndarray) -> BlockRefs:
+    def block_places(self, offsets: np.ndarray) -> BlockPlaces:
         """The blocks in which windows at ``offsets`` lie."""
-        refs = {}
-        for number in np.unique(offsets // BLOCK_TOKENS).tolist():
-            blocks, index = self._blocks[number]
-            refs[number] = (str(blocks.block_path(index)), blocks.blocks[index].sha256)
-        return refs
+        numbers = np.unique(offsets // BLOCK_TOKENS)
+        sources = np.searchsorted(self._first_blocks, numbers, side="right") - 1
+        inside = numbers - np.array(self._first_blocks)[sources]
+        return {
+            number: self.sources[source].blocks.place(index)
+            for number, source, index in zip(
+                numbers.tolist(), sources.tolist(), inside.tolist(), strict=True
+            )
+        }
 
     def heldout(self) -> list[HeldoutDocument]:
         """The held-out documents of all sources by their hash, so in no order that means anything;
@@ -105,7 +110,7 @@ class PreparedCorpus:
         ]
 
     @property
-    def check_path(self) -> Path:
+    def check_path(self) -> AnyPath:
         """The record of the held-out documents' check, beside the token blocks: it depends on the
         sources' tokens and on what counts as a near-copy."""
         sources = sorted({source.blocks.fingerprint for source in self.sources})
@@ -125,12 +130,10 @@ class PreparedCorpus:
         return [document for document in self.heldout() if document.sha256 not in left_out]
 
     @cached_property
-    def _blocks(self) -> list[tuple[TokenBlocks, int]]:
-        return [
-            (source.blocks, index)
-            for source in self.sources
-            for index in range(len(source.blocks.blocks))
-        ]
+    def _first_blocks(self) -> list[int]:
+        """Number of each source's first block in the corpus."""
+        sizes = [source.blocks.num_blocks for source in self.sources[:-1]]
+        return list(accumulate(sizes, initial=0))
 
 
 def corpus_of(spec: PipelineSpec, blocks: Iterable[TokenBlocks]) -> PreparedCorpus:
@@ -145,7 +148,7 @@ def corpus_of(spec: PipelineSpec, blocks: Iterable[TokenBlocks]) -> PreparedCorp
 
 def open_corpus(spec: PipelineSpec, directories: list[str]) -> PreparedCorpus:
     """The spec's corpus, prepared in ``directories``, one a source. Raises UserError."""
-    return corpus_of(spec, (open_token_blocks(Path(directory)) for directory in directories))
+    return corpus_of(spec, (open_token_blocks(as_path(directory)) for directory in directories))
 
 
 def run_corpus(run: Run) -> PreparedCorpus:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.order import ChunkOrder
@@ -62,8 +61,8 @@ def shown_windows(
     offsets = chunks.offset[places] + inside
     if len(rows) == 0:
         return
-    windows = read_windows(corpus.block_refs(offsets), offsets, seq_len)
-    tokenizer = Tokenizer.from_file(str(corpus.vocabulary.tokenizer_path))
+    windows = read_windows(corpus.block_places(offsets), offsets, seq_len)
+    tokenizer = corpus.vocabulary.tokenizer()
     for row, place in enumerate(places.tolist()):
         source = int(chunks.source[place])
         yield ShownWindow(

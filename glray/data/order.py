@@ -87,7 +87,11 @@ class ChunkOrder:
 
     def chunks(self, start: int, stop: int) -> Chunks:
         """The chunks at places ``start`` to ``stop`` of the endless order."""
-        source, places = self._dealt(np.arange(start, stop, dtype=np.int64))
+        return self.chunks_at(np.arange(start, stop, dtype=np.int64))
+
+    def chunks_at(self, places: np.ndarray) -> Chunks:
+        """The chunks at some places (int64[n]) of the endless order."""
+        source, places = self._dealt(places)
         epoch, chunk, offset = (np.empty_like(places) for _ in range(3))
         for index in np.unique(source).tolist():
             mine = source == index
@@ -112,13 +116,17 @@ class ChunkOrder:
         The rows of a step are dealt to the ranks as contiguous runs whose sizes differ by at
         most one; a rank may have none.
         """
-        first, chunks_per_step = first_token // self.chunk_len, tokens_per_batch // self.chunk_len
-        chunks = self.chunks(first, first + num_steps * chunks_per_step)
-        starts = chunks.offset.reshape(num_steps, chunks_per_step, 1)
+        chunks_per_step = tokens_per_batch // self.chunk_len
+        first_row, end_row = row_range(tokens_per_batch // seq_len, rank, world_size)
+        # Of all ranks' chunks, which would take memory that grows with them, only this one's.
+        rows_per_chunk = self.chunk_len // seq_len
+        first, end = first_row // rows_per_chunk, -(-end_row // rows_per_chunk)
+        steps = first_token // self.chunk_len + np.arange(num_steps) * chunks_per_step
+        chunks = self.chunks_at((steps[:, None] + np.arange(first, end)).ravel())
+        starts = chunks.offset.reshape(num_steps, end - first, 1)
         cuts = np.arange(0, self.chunk_len, seq_len, dtype=np.int64)
-        rows = (starts + cuts).reshape(num_steps, tokens_per_batch // seq_len)
-        mine = row_range(rows.shape[1], rank, world_size)
-        return rows[:, mine[0] : mine[1]]
+        rows = (starts + cuts).reshape(num_steps, (end - first) * rows_per_chunk)
+        return rows[:, first_row - first * rows_per_chunk : end_row - first * rows_per_chunk]
 
     def _dealt(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each place, and which of that source's chunks it is, over all epochs."""

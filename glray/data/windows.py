@@ -6,13 +6,12 @@ a chunk, chunks divide blocks, and each block carries the first token of the nex
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from glray.data.blocks.token_blocks import read_block
-from glray.data.corpus import BlockRefs, PreparedCorpus
+from glray.data.blocks.block_files import pieces_of
+from glray.data.blocks.reading import open_blocks
+from glray.data.corpus import BlockPlaces, PreparedCorpus
 from glray.data.order import ChunkOrder
 from glray.plan import Plan
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -44,27 +43,25 @@ class StageReads:
     """int64[steps, rows of the rank]."""
 
 
-@lru_cache(maxsize=512)
-def _block(path: str, sha256: str) -> np.ndarray:
-    return read_block(Path(path), sha256)
-
-
-def read_windows(blocks: BlockRefs, offsets: np.ndarray, seq_len: int) -> np.ndarray:
+def read_windows(
+    places: BlockPlaces, offsets: np.ndarray, seq_len: int, *, whole: bool = True
+) -> np.ndarray:
     """The windows that start at ``offsets`` (int64[rows]): uint[rows, seq_len + 1], copied.
 
-    ``blocks`` has those that the windows lie in; each is checked on its first read in a process.
-    Raises UserError for a damaged one.
+    ``places`` has the blocks that they lie in; what is read of these is checked on its first read
+    in a process. Raises as ``open_blocks``, where ``whole`` is explained.
     """
-    block_of = offsets // BLOCK_TOKENS
-    windows = None
-    for number in np.unique(block_of).tolist():
-        inside = block_of == number
-        block = _block(*blocks[number])
-        if windows is None:
-            windows = np.empty((len(offsets), seq_len + 1), dtype=block.dtype)
-        cuts = np.lib.stride_tricks.sliding_window_view(block, seq_len + 1)
-        windows[inside] = cuts[offsets[inside] - number * BLOCK_TOKENS]
-    assert windows is not None, "no windows asked for"
+    numbers, inside = np.divmod(offsets, BLOCK_TOKENS)
+    in_order = np.argsort(numbers, kind="stable")
+    found, first_rows = np.unique(numbers[in_order], return_index=True)
+    rows_of = np.split(in_order, first_rows[1:])
+    wanted = [
+        (places[number], pieces_of(inside[rows], seq_len + 1))
+        for number, rows in zip(found.tolist(), rows_of, strict=True)
+    ]
+    windows = np.empty((len(offsets), seq_len + 1), dtype=wanted[0][0].dtype)
+    for block, rows in zip(open_blocks(wanted, whole=whole), rows_of, strict=True):
+        windows[rows] = block.windows(inside[rows], seq_len + 1)
     return windows
 
 
@@ -102,10 +99,10 @@ def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Ite
     """The batches of ``segments`` read directly: the reference that Ray Data's stream must equal,
     and the stream of the local worker context."""
     for reads in segments:
-        blocks = corpus.block_refs(reads.offsets)
+        places = corpus.block_places(reads.offsets)
         for index, offsets in enumerate(reads.offsets):
             tokens = (
-                read_windows(blocks, offsets, reads.seq_len)
+                read_windows(places, offsets, reads.seq_len)
                 if len(offsets)
                 else np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
             )

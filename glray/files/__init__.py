@@ -8,18 +8,20 @@ from glray.files.commits import (
     copy_tree,
     files_below,
     local_copy,
+    matching,
     naming,
     new_directory,
     read_json,
     remove_tree,
     sha256_of,
     write_bytes,
+    write_chunks,
     write_json,
     write_new,
     write_text,
 )
 from glray.files.locks import sole_writer
-from glray.files.logs import LineLog, NewLines, Outbox, add_line, read_log, write_log
+from glray.files.logs import LineLog, NewLines, Outbox, add_line, line_path, read_log, write_log
 from glray.files.paths import AnyPath, StorePath, as_path, read_range
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "copy_file",
     "copy_tree",
     "files_below",
+    "line_path",
     "local_copy",
+    "matching",
     "naming",
     "new_directory",
     "read_json",
@@ -46,6 +50,7 @@ __all__ = [
     "sha256_of",
     "sole_writer",
     "write_bytes",
+    "write_chunks",
     "write_json",
     "write_log",
     "write_new",

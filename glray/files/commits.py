@@ -138,17 +138,33 @@ def _put(path: StorePath, content: BinaryIO | bytes, size: int) -> None:
             return
 
 
-def chunks(path: AnyPath) -> Iterator[bytes]:
-    """A file's content, piece by piece."""
+def write_chunks(path: AnyPath, pieces: Iterator[memoryview]) -> None:
+    """Replace a file by what comes, piece by piece, and is nowhere whole; an error of ``pieces``
+    leaves nothing."""
+    if isinstance(path, StorePath):
+        ensure_held(path)
+        with naming_store(path):
+            obstore.put(
+                path.store, path.key, pieces, chunk_size=REQUEST_BYTES, max_concurrency=AT_ONCE
+            )
+        return
+    with committed(path) as file:
+        file.writelines(pieces)
+
+
+def chunks(path: AnyPath, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """A file's content from ``begin`` to before ``end``, by default all of it, piece by piece."""
+    end = path.stat().st_size if end is None else end
     if isinstance(path, Path):
         with path.open("rb") as file:
-            while data := file.read(REQUEST_BYTES):
+            file.seek(begin)
+            while begin < end and (data := file.read(min(REQUEST_BYTES, end - begin))):
+                begin += len(data)
                 yield data
         return
-    size = path.stat().st_size
-    for start in range(0, size, AT_ONCE * REQUEST_BYTES):
-        starts = range(start, min(start + AT_ONCE * REQUEST_BYTES, size), REQUEST_BYTES)
-        ends = [min(at + REQUEST_BYTES, size) for at in starts]
+    for start in range(begin, end, AT_ONCE * REQUEST_BYTES):
+        starts = range(start, min(start + AT_ONCE * REQUEST_BYTES, end), REQUEST_BYTES)
+        ends = [min(at + REQUEST_BYTES, end) for at in starts]
         with naming_store(path):
             pieces = obstore.get_ranges(
                 path.store, path.key, starts=list(starts), ends=ends, coalesce=0
@@ -227,6 +243,11 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
             copy.mkdir()
             copy_tree(path, copy)
         yield copy
+
+
+def matching(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """What below a folder matches a pattern such as ``*/run.json``, in the order of names."""
+    return sorted(folder.glob(pattern), key=str)
 
 
 def remove_tree(path: AnyPath) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from glray.errors import UserError
-from glray.files.leases import LEASE_SECONDS, Lease, Seen
+from glray.files import leases
+from glray.files.leases import Lease, Seen
 from glray.files.paths import AnyPath
 from glray.progress import working
 
@@ -23,11 +24,11 @@ def sole_writer(
     lock: str = ".lock",
     wait_seconds: float = 0.0,
     say_waiting: Callable[[], None] | None = None,
-    lease_seconds: float = LEASE_SECONDS,
+    lease_seconds: float | None = None,
 ) -> Iterator[None]:
     """Hold ``directory`` for this process. On this machine the lock goes with the process, however
-    it ends; in a store the lease of a process that was killed counts for ``lease_seconds`` more,
-    and that is waited for.
+    it ends; in a store the lease of a process that was killed counts for ``lease_seconds`` more
+    (``LEASE_SECONDS``), and that is waited for.
 
     Raises UserError if another process still holds it after ``wait_seconds``; but with
     ``say_waiting``, which is called once if another process holds it, waits as long as it takes.
@@ -38,7 +39,7 @@ def sole_writer(
         "mixed; wait for it, stop it, or use another name (--set name=…)"
     )
     if not isinstance(directory, Path):
-        lease = Lease(directory, lock, lease_seconds)
+        lease = Lease(directory, lock, lease_seconds or leases.LEASE_SECONDS)
         if not lease.take(None):
             with waiting:
                 _wait_for(lease, wait_seconds, say_waiting, refusal)

@@ -160,7 +160,7 @@ def add_line(path: AnyPath, line: str) -> None:
     """Append one line, in one piece, to a log that other processes append to as well."""
     content = f"{line}\n".encode()
     if isinstance(path, StorePath):
-        write_bytes(_own_part(path), content)
+        write_bytes(line_path(path), content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("ab") as file:
@@ -217,6 +217,6 @@ def _part(path: StorePath, number: int) -> StorePath:
     return path / f"{number:06d}{path.suffix}"
 
 
-def _own_part(path: StorePath) -> StorePath:
-    """A new part of a log with several writers, after those that are there."""
+def line_path(path: StorePath) -> StorePath:
+    """Where in a store a line of a log with several writers goes: after those that are there."""
     return path / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}{path.suffix}"

@@ -243,7 +243,7 @@ def _as_os_error(error: Exception, path: StorePath) -> OSError:
         return OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if isinstance(error, AlreadyExistsError | PreconditionError):
         return OSError(errno.EEXIST, "another process has written it", str(path))
-    if "169.254.16" in text or "metadata.google" in text:  # where a machine has its role from
+    if re.search(r"Missing AccessKey|/latest/|169\.254\.|metadata\.google", text):  # of a role
         wanted = "no credentials: neither the environment (AWS_ACCESS_KEY_ID, …) nor a role has any"
         return OSError(errno.EACCES, wanted, str(path))
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):

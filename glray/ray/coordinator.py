@@ -1,18 +1,17 @@
 """The coordinator of a launch in an actor, or in the driver where the one group trains there."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from glray.files import AnyPath, matching, remove_tree
 from glray.spec.schedule import ArmSpec
 from glray.storage import NONCE
 from glray.train.group import Coordinator, WorkerGroup
@@ -72,7 +71,7 @@ class RayGroup(WorkerGroup):
 
 @contextmanager
 def launch(
-    directory: Path,
+    directory: AnyPath,
     count: int,
     *,
     stop: threading.Event | None = None,
@@ -86,8 +85,9 @@ def launch(
     """
     stop = stop or threading.Event()
     left = [f"{NONCE}*", RAY_TRAIN_STORAGE, "progress-*.json"]
-    for path in chain.from_iterable(map(directory.glob, left)):  # also of groups not of this launch
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    found = (matching(directory, pattern) for pattern in left)
+    for path in chain.from_iterable(found):  # also of groups not of this launch
+        remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if in_driver:
         coordinator = Coordinator(count, stop, is_open=is_open)
         yield [WorkerGroup(index, count, coordinator) for index in range(count)]
@@ -107,7 +107,7 @@ def launch(
     finally:
         over.set()
         ray.kill(actor)
-        shutil.rmtree(directory / RAY_TRAIN_STORAGE, ignore_errors=True)
+        remove_tree(directory / RAY_TRAIN_STORAGE)
 
 
 def _new_actor(name: str, count: int, is_open: bool) -> Any:

@@ -3,27 +3,31 @@ the run records. Its process imports no model code."""
 
 import time
 from math import isfinite
-from pathlib import Path
 
 import ray.tune
 
+from glray.files import AnyPath, StorePath, matching
 from glray.run.records import Evaluation
 from glray.run.run import ENDS, RESULT, STOPPED
 from glray.tree import run_name
 
 POLL_SECONDS = 0.5
+STORE_POLL_SECONDS = 10.0
+"""The same where each look takes several requests to a store."""
 CANDIDATE = "candidate"
 """A trial's one parameter: the candidate's name, which is its arm's."""
 
 
-def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, over: Path) -> None:
+def follow(
+    config: dict[str, str], directory: AnyPath, seed: int, seq_len: int, over: AnyPath
+) -> None:
     """Report the run's step at each evaluation and, once it is finished, its held-out loss at
     ``seq_len``: None if it diverged, was stopped, or if the file ``over`` appears, which says that
     training has ended."""
     run, reported = directory / run_name(config[CANDIDATE], seed), set[str]()
     while True:
-        is_over = over.exists() or any((run / end).exists() for end in (*ENDS, STOPPED))
-        evaluations = sorted(run.glob("evaluations/step-*.json"))
+        is_over = over.is_file() or any((run / end).is_file() for end in (*ENDS, STOPPED))
+        evaluations = matching(run, "evaluations/step-*.json")
         for path in evaluations:
             if path.name in reported or (evaluation := Evaluation.read(path)) is None:
                 continue  # a run that was resumed scores again
@@ -31,7 +35,7 @@ def follow(config: dict[str, str], directory: Path, seed: int, seq_len: int, ove
             reported.add(path.name)
         if is_over:
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(STORE_POLL_SECONDS if isinstance(run, StorePath) else POLL_SECONDS)
     loss = None
     if (run / RESULT).exists() and evaluations:
         last = Evaluation.read(evaluations[-1])

@@ -2,11 +2,11 @@
 
 Each source is read once. Its shards are encoded in parallel, to committed files; the driver then
 scans those in order, which names the tokens (so a source seen before under other names ends here)
-and says which documents are held out; and runs of blocks are cut in parallel and published under
-that name. At last the held-out documents of all sources are looked up in the blocks, again in
-parallel: near-copies of training text are not scored. Nothing but small records passes through
-Ray's object store, and the driver holds the hashes of held-out documents and of their n-grams,
-never the corpus.
+and says which documents are held out; and files of blocks are cut in parallel under that name; a
+manifest, written last, makes them count. At last the held-out documents of all sources are looked
+up in the blocks, again in parallel: near-copies of training text are not scored. Nothing but small
+records passes through Ray's object store, and the driver holds the hashes of held-out documents
+and of their n-grams, never the corpus.
 
 A call that is killed leaves committed files in ``tokens/work/<key of the source or check>``; the
 next one goes on from them and ends with the same bytes, as a shard and a block are functions of the
@@ -14,7 +14,6 @@ source alone.
 """
 
 import platform
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -23,10 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import ray
 from ray.exceptions import RayTaskError
 
-from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
+from glray.data.blocks.assembly import ShardScan, cut_file, scan_shards, write_heldout
 from glray.data.blocks.encoding import Say, resolve_encoding
 from glray.data.blocks.heldout import FEWEST_SPANS, SpanSplit
 from glray.data.blocks.near_copies import (
@@ -46,13 +46,19 @@ from glray.data.blocks.snapshot import (
     tokens_directory,
     wait_for_clock_tick,
 )
-from glray.data.blocks.token_blocks import BlockFile, TokenBlocks, open_token_blocks, write_manifest
+from glray.data.blocks.token_blocks import (
+    TokenBlocks,
+    manifest_path,
+    open_token_blocks,
+    sizes_of_files,
+    write_manifest,
+)
 from glray.data.blocks.tokenizer import Encoding
 from glray.data.corpus import PreparedCorpus, corpus_of
 from glray.data.read.documents import check_column
 from glray.data.read.sources import list_source
 from glray.errors import UserError
-from glray.files import sole_writer, write_text
+from glray.files import AnyPath, files_below, remove_tree, sole_writer, write_text
 from glray.progress import advance, working
 from glray.ray.cluster import free_cpus, require_cpu
 from glray.report.formats import counted
@@ -64,6 +70,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BLOCKS_PER_TASK = 16
+"""That are searched for n-grams of held-out documents."""
 MAX_WAITING_TASKS = 1024
 """Tasks that Ray holds at once, running or waiting for a CPU."""
 PATIENCE_SECONDS = 5.0
@@ -125,7 +132,7 @@ def _prepare_source(
         with working(f"{what}: listing the corpus again"):
             is_changed = list_source(snapshot.source.corpus) != snapshot.files
         if is_changed:
-            shutil.rmtree(work)
+            remove_tree(work)
             raise UserError(
                 f"corpus: {_origin(snapshot.source.corpus)} changed while it was read; nothing was "
                 "kept; run again when it no longer changes"
@@ -134,11 +141,11 @@ def _prepare_source(
             scan = scan_shards(shards, encoding, spec.heldout_fraction)
         _check_and_say(scan, say_of)
         with working(f"{what}: cutting token blocks", scan.num_blocks):
-            blocks = _publish(spec, snapshot, encoding, scan, work)
+            blocks = _publish(spec, snapshot, encoding, scan, work, say_of)
         record_prepared(spec, snapshot, blocks.fingerprint)
     num_heldout = blocks.heldout_documents + blocks.heldout_duplicates_dropped
     say_of(
-        f"{blocks.num_tokens:,} training tokens in {counted(len(blocks.blocks), 'block')}, "
+        f"{blocks.num_tokens:,} training tokens in {counted(blocks.num_blocks, 'block')}, "
         f"{num_heldout:,} {'spans' if blocks.heldout_span_tokens else 'documents'} held out, in "
         f"{blocks.directory}"
     )
@@ -146,12 +153,13 @@ def _prepare_source(
 
 
 def _encode(
-    snapshot: SourceSnapshot, encoding: Encoding, directory: Path, say: Say
-) -> tuple[Path, ...]:
+    snapshot: SourceSnapshot, encoding: Encoding, directory: AnyPath, say: Say
+) -> tuple[AnyPath, ...]:
     """Every shard of a source, committed: those that are there already and the others."""
     corpus = snapshot.source.corpus
     shards = plan_shards(snapshot.files, corpus)
-    missing = [shard for shard in shards if not shard.path(directory).exists()]
+    there = set(files_below(directory))
+    missing = [shard for shard in shards if shard.path(directory).name not in there]
     if len(missing) < len(shards):
         say(f"{len(shards) - len(missing):,} of {len(shards):,} shards are there, going on")
     encode = partial(encode_shard, corpus=corpus, encoding=encoding, directory=directory)
@@ -174,7 +182,8 @@ def _publish(
     snapshot: SourceSnapshot,
     encoding: Encoding,
     scan: ShardScan,
-    work: Path,
+    work: AnyPath,
+    say: Say,
 ) -> TokenBlocks:
     """The token blocks under the name that their content gives them; ``work`` is deleted."""
     identity = tokens_identity(
@@ -185,14 +194,19 @@ def _publish(
         heldout_spans=scan.split.identity if isinstance(scan.split, SpanSplit) else None,
     )
     target = tokens_directory(spec) / fingerprint(identity)
-    if not target.exists():
-        new = work / target.name
-        write_text(new / "tokenizer.json", encoding.tokenizer_json)
-        write_heldout(scan, encoding, new / "heldout.arrow")
-        write_manifest(
-            TokenBlocks(
+
+    def say_waiting() -> None:
+        say("another glray process writes the same token blocks, waiting for it")
+
+    # Another source may have the same documents, and so the same folder.
+    with sole_writer(work.parent, lock=f"{target.name}.lock", say_waiting=say_waiting):
+        if not manifest_path(target).exists():
+            write_text(target / "tokenizer.json", encoding.tokenizer_json)
+            write_heldout(scan, encoding, target / "heldout.arrow")
+            index = _cut(scan, target, work / "index", encoding.dtype)
+            blocks = TokenBlocks(
                 **scan.stats.model_dump(),
-                directory=new,
+                directory=target,
                 fingerprint=target.name,
                 dtype=encoding.dtype,
                 num_tokens=scan.num_tokens,
@@ -206,21 +220,17 @@ def _publish(
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("pyarrow", "ray", "tokenizers")},
                 },
-                blocks=_cut(scan, new / "blocks"),
+                file_bytes=sizes_of_files(target, scan.num_files),
             )
-        )
-        for leftover in new.rglob(".*"):  # of a killed call
-            leftover.unlink()
-        try:
-            new.rename(target)
-        except OSError:
-            if not target.exists():  # else another source with the same documents was faster
-                raise
-    shutil.rmtree(work)
+            if isinstance(target, Path):
+                for leftover in target.rglob(".*"):  # of a killed call
+                    leftover.unlink()
+            write_manifest(blocks, index)
+    remove_tree(work)
     return open_token_blocks(target)
 
 
-def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
+def _check(corpus: PreparedCorpus, directory: AnyPath, say: Say) -> HeldoutCheck:
     """What of the held-out documents is in training text too. Only one process at a time looks."""
 
     def say_waiting() -> None:
@@ -231,8 +241,13 @@ def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
         check = corpus.heldout_check()
         if check is None:
             what = "prepare: near-copies"
-            runs = [run for source in corpus.sources for run in _block_runs(source.blocks)]
-            missing = [run for run in runs if not run.path(work).exists()]
+            runs = [
+                BlockRun(source.blocks, first, BLOCKS_PER_TASK)
+                for source in corpus.sources
+                for first in range(0, source.blocks.num_blocks, BLOCKS_PER_TASK)
+            ]
+            there = set(files_below(work))
+            missing = [run for run in runs if run.path(work).name not in there]
             with working(f"{what}: hashing n-grams"):
                 documents = corpus.heldout()
                 size, ngrams = ngram_tokens(documents), work / "ngrams.npy"
@@ -245,33 +260,18 @@ def _check(corpus: PreparedCorpus, directory: Path, say: Say) -> HeldoutCheck:
             with working(f"{what}: comparing"):
                 check = check_heldout(documents, size, ngrams, [run.path(work) for run in runs])
             check.write(corpus.check_path)
-        shutil.rmtree(work, ignore_errors=True)  # it may be that of a killed call
+        remove_tree(work)  # it may be that of a killed call
     return check
 
 
-def _block_runs(blocks: TokenBlocks) -> list[BlockRun]:
-    """All blocks of a source, each run with the block before it, for n-grams that cross its end."""
-    files = [(blocks.block_path(index), file.sha256) for index, file in enumerate(blocks.blocks)]
-    return [
-        BlockRun(
-            f"{blocks.fingerprint}-{first:05d}-{BLOCKS_PER_TASK}",  # another cut is another file
-            tuple(files[max(first - 1, 0) : first + BLOCKS_PER_TASK]),
-        )
-        for first in range(0, len(files), BLOCKS_PER_TASK)
-    ]
-
-
-def _cut(scan: ShardScan, directory: Path) -> tuple[BlockFile, ...]:
-    """Every block of a source, committed in ``directory``."""
-    firsts = range(0, scan.num_blocks, BLOCKS_PER_TASK)
-    batches = [range(first, min(first + BLOCKS_PER_TASK, scan.num_blocks)) for first in firsts]
+def _cut(scan: ShardScan, directory: AnyPath, rows: AnyPath, dtype: str) -> pa.Table:
+    """The index of a source's blocks, all of them committed in ``directory``."""
+    work = partial(cut_file, scan=scan, directory=directory, rows=rows, dtype=dtype)
     cut = {}
-    for numbers, blocks in _in_parallel(
-        partial(cut_blocks, scan=scan, directory=directory), batches
-    ):
-        cut[numbers] = blocks
-        advance(len(blocks))
-    return tuple(block for numbers in batches for block in cut[numbers])
+    for number, index in _in_parallel(work, range(scan.num_files)):
+        cut[number] = index
+        advance(len(index))
+    return pa.concat_tables([cut[number] for number in range(scan.num_files)])
 
 
 # ---- tasks

@@ -21,7 +21,7 @@ import ray.data
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glray.data.corpus import BlockRefs, PreparedCorpus
+from glray.data.corpus import BlockPlaces, PreparedCorpus
 from glray.data.windows import Batch, StageReads, read_windows
 from glray.errors import UserError
 
@@ -33,15 +33,18 @@ STORE_BYTES = 256 * 2**20
 """Object store that one worker's segment may fill ahead of the loop."""
 
 
-def ray_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
-    """The batches of ``segments`` in order, read through Ray Data one segment ahead."""
+def ray_batches(
+    corpus: PreparedCorpus, segments: Iterator[StageReads], *, whole: bool = True
+) -> Iterator[Batch]:
+    """The batches of ``segments`` in order, read through Ray Data one segment ahead; from a store
+    in ``whole`` blocks, or what is needed of them (see ``glray.data.blocks.reading``)."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
 
         def open_next() -> Iterator[Batch] | None:
             reads = next(segments, None)  # its order is worked out here, beside the loop, too
             if reads is None:
                 return None
-            batches = _segment_batches(corpus, reads)
+            batches = _segment_batches(corpus, reads, whole)
             return chain([next(batches)], batches)  # the first is fetched here
 
         opening = pool.submit(open_next)
@@ -59,7 +62,9 @@ def start_reader() -> None:
     ray.remote(num_cpus=0, scheduling_strategy=here)(_ready).remote()
 
 
-def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Dataset:
+def segment_dataset(
+    corpus: PreparedCorpus, reads: StageReads, *, whole: bool = True
+) -> ray.data.Dataset:
     """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
     num_steps, rows = reads.offsets.shape
     steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
@@ -68,7 +73,9 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
         for start in range(0, num_steps, steps_per_read)
     ]
     dataset = ray.data.from_blocks(plan).map_batches(
-        partial(_read, blocks=corpus.block_refs(reads.offsets), seq_len=reads.seq_len),
+        partial(
+            _read, places=corpus.block_places(reads.offsets), seq_len=reads.seq_len, whole=whole
+        ),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
@@ -86,7 +93,7 @@ def segment_dataset(corpus: PreparedCorpus, reads: StageReads) -> ray.data.Datas
     return dataset
 
 
-def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batch]:
+def _segment_batches(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> Iterator[Batch]:
     rows = reads.offsets.shape[1]
     if rows == 0:
         nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)
@@ -94,7 +101,7 @@ def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batc
             yield Batch(step, reads.seq_len, reads.tokens_per_batch, offsets, nothing)
         return
     step = reads.first_step
-    for table in _segment_tables(corpus, reads):
+    for table in _segment_tables(corpus, reads, whole):
         offsets = table.column("offset").to_numpy().reshape(-1, rows)
         tokens = table.column("tokens").combine_chunks()
         if isinstance(tokens, pa.ChunkedArray):
@@ -106,12 +113,12 @@ def _segment_batches(corpus: PreparedCorpus, reads: StageReads) -> Iterator[Batc
             step += 1
 
 
-def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Table]:
+def _segment_tables(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> Iterator[pa.Table]:
     """Whole results of read tasks: Ray's own batches would cost 0.7 ms each.
 
-    Raises UserError for a damaged block.
+    Raises UserError for a damaged block, and for one that the storage does not give.
     """
-    tables = segment_dataset(corpus, reads).iter_batches(
+    tables = segment_dataset(corpus, reads, whole=whole).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=1
     )
     try:
@@ -119,6 +126,12 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads) -> Iterator[pa.Ta
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause).partition("\n")[0]) from None  # Ray adds lines
+        if isinstance(error.cause, OSError):
+            what = error.cause.strerror or str(error.cause).partition("\n")[0]
+            raise UserError(
+                f"{error.cause.filename or 'token blocks'}: {what}; when that is mended, the same "
+                "command goes on from the latest checkpoint"
+            ) from None
         raise
 
 
@@ -132,7 +145,7 @@ def _ready() -> None:
     """Nothing: to be run is to have this module imported."""
 
 
-def _read(table: pa.Table, blocks: BlockRefs, seq_len: int) -> pa.Table:
-    windows = read_windows(blocks, table.column("offset").to_numpy(), seq_len)
+def _read(table: pa.Table, places: BlockPlaces, seq_len: int, whole: bool) -> pa.Table:
+    windows = read_windows(places, table.column("offset").to_numpy(), seq_len, whole=whole)
     tokens = pa.FixedShapeTensorArray.from_numpy_ndarray(windows)
     return pa.table({"offset": table.column("offset"), "tokens": tokens})

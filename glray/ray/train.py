@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 
+from glray.data.blocks.reading import reads_whole_blocks
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.model.config import starting_model
 from glray.ray.cluster import (
     groups_with_room,
@@ -58,11 +59,12 @@ class RayContext(WorkerContext):
     def __init__(self, group: WorkerGroup) -> None:
         context = ray.train.get_context()
         rank, world_size = context.get_world_rank(), context.get_world_size()
+        self._node_share = context.get_local_world_size() / world_size
         super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
-        return ray_batches(corpus, segments)
+        return ray_batches(corpus, segments, whole=reads_whole_blocks(self._node_share))
 
     def stop_requested(self) -> bool:
         """See WorkerContext: whether the driver asks the launch's groups to stop."""
@@ -160,7 +162,7 @@ class WorkerGroups:
             working.result()
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> AnyPath:
         """The pipeline's."""
         return pipeline_directory(self.spec)
 
@@ -251,7 +253,7 @@ class WorkerGroups:
         )
 
 
-def _committed(directory: Path, group: WorkerGroup) -> set[Path]:
+def _committed(directory: AnyPath, group: WorkerGroup) -> set[AnyPath]:
     """Committed checkpoints and ends of the group's runs: what has changed is progress."""
     runs = [directory / name for name in group.claimed()]
     patterns = ("checkpoints/*/COMMITTED", *ENDS)

@@ -8,10 +8,10 @@ and Optuna's journal.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -19,10 +19,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from glray.data.corpus import PreparedCorpus
+from glray.files import AnyPath, StorePath, matching, write_bytes
 from glray.model.config import starting_model
 from glray.progress import advance, working
 from glray.ray.cluster import Say
-from glray.ray.follower import CANDIDATE, POLL_SECONDS, follow
+from glray.ray.follower import CANDIDATE, POLL_SECONDS, STORE_POLL_SECONDS, follow
 from glray.ray.train import WorkerGroups, groups_at_once, train_runs
 from glray.run.checkpoint import prune
 from glray.run.forks import RunTree
@@ -166,7 +167,7 @@ def _run_tune(
     over = directory / ".ray-tune" / "over"
     over.parent.mkdir(parents=True, exist_ok=True)
     over.unlink(missing_ok=True)
-    training.add_done_callback(lambda _: over.touch())
+    training.add_done_callback(lambda _: write_bytes(over, b""))
 
     def offer(candidate: Candidate) -> None:
         arm = candidate.arm(template)
@@ -293,13 +294,17 @@ class _Following(_InDriver, ray.tune.Callback):
 
     def __init__(self, trials: _Trials, num_trials: int, seq_len: int) -> None:
         self._trials, self._num_trials, self._seq_len = trials, num_trials, seq_len
-        self._num_done, self._told = 0, 0.0
+        self._num_done, self._told, self._looks_next = 0, 0.0, 0.0
         self._best: tuple[float, str] | None = None
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """See ray.tune.Callback: in every turn of Tune's loop."""
         directory = pipeline_directory(self._trials.spec)
-        done = self._num_done + sum(map(_trained_share, directory.glob("progress*.json")))
+        if isinstance(directory, StorePath) and time.monotonic() < self._looks_next:
+            return  # it is called many times a second
+        self._looks_next = time.monotonic() + STORE_POLL_SECONDS
+        shares = (_trained_share(path) for path in matching(directory, "progress*.json"))
+        done = self._num_done + sum(shares)
         advance(max(done - self._told, 0.0), note=self._standing)
         self._told = max(done, self._told)
 
@@ -323,7 +328,7 @@ class _Following(_InDriver, ray.tune.Callback):
         return f"best {self._best[0]:.4f}" if self._best else ""
 
 
-def _trained_share(path: Path) -> float:
+def _trained_share(path: AnyPath) -> float:
     """How much of a group's current run is trained, 0 to 1, by the group's progress file."""
     progress = Progress.read(path) if path.stat().st_size else None  # the machine had failed
     if progress is None or progress.training is None:

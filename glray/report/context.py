@@ -1,10 +1,9 @@
 """What ``glray eval`` shows and leaves: loss over window length under each scaling of positions."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glray.files import write_json
+from glray.files import AnyPath, write_json
 from glray.report.formats import plus_minus
 from glray.report.length_plots import loss_by_context
 from glray.report.long_losses import SLIDING, WHOLE
@@ -39,8 +38,8 @@ def context_sheets(scores: "Scores", protocol: "ScoringProtocol") -> list[Sheet]
 
 
 def write_context(
-    scores: "Scores", protocol: "ScoringProtocol", about: Mapping[str, Any], directory: Path
-) -> list[Path]:
+    scores: "Scores", protocol: "ScoringProtocol", about: Mapping[str, Any], directory: AnyPath
+) -> list[AnyPath]:
     """Write ``context.json``, whose head is ``about``, and ``context.png``; returns the paths."""
     plot = loss_by_context(scores.by_positions, scores.trained_len, _how(protocol))
     paths = [directory / "context.json", save(plot, directory / "context.png")]

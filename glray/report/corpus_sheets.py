@@ -36,7 +36,7 @@ def sources(corpus: PreparedCorpus) -> Sheet:
             skipped += f", {blocks.unknown_characters:,} characters without a token"
         places.append(
             f"{source.name}: {counted(blocks.files, 'file')}, {blocks.source}{skipped}; "
-            f"{counted(len(blocks.blocks), 'block')} of {blocks.vocab_size:,} ids in "
+            f"{counted(blocks.num_blocks, 'block')} of {blocks.vocab_size:,} ids in "
             f"{blocks.directory}"
         )
     check = corpus.heldout_check()

@@ -6,10 +6,10 @@ Whole windows and sliding ones, each with positions extrapolated and interpolate
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from glray.files import AnyPath
 from glray.report.arms import Arm, by_arm
 from glray.report.far_context import are_alike
 from glray.report.formats import mean_text
@@ -22,7 +22,7 @@ PROTOCOLS = (WHOLE, SLIDING) = ("whole", "sliding")
 SCALINGS = ("extrapolation", "interpolation")
 """Of positions beyond the longest length trained; the first is the paper's."""
 
-LongLosses = Mapping[tuple[Path, str], Mapping[str, Any]]
+LongLosses = Mapping[tuple[AnyPath, str], Mapping[str, Any]]
 """By run directory and protocol (``whole``, ``sliding``): ``report.context.context_record``."""
 
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from glray.files import committed
+from glray.files import AnyPath, committed
 from glray.report.arms import Arm, by_arm
 from glray.run.run import Run
 
@@ -175,7 +175,7 @@ def grey_handle(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **{"color": GREY, "linestyle": "none"} | look)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: AnyPath) -> AnyPath:
     """Write the figure as PNG, complete or not at all."""
     with committed(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

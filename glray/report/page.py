@@ -4,12 +4,11 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import AnyPath, write_text
 from glray.report import length_plots, look, sheets, training_plots
 from glray.report.arms import eval_seq_lens, labelled, longest_trained
 from glray.report.far_context import far_sentence, far_sheet
@@ -47,7 +46,7 @@ class Report:
         """For a terminal: what each run took, its held-out loss and that on long documents."""
         return [*sheets.summary(self.runs), *self._scored_further()]
 
-    def write(self, directory: Path) -> Path:
+    def write(self, directory: AnyPath) -> AnyPath:
         """Write the plots and ``report.html`` into ``directory``; returns the page's path.
 
         Raises UserError if there is no run.
@@ -79,7 +78,7 @@ class Report:
         write_text(path, page)
         return path
 
-    def draw(self, directory: Path) -> list[Path]:
+    def draw(self, directory: AnyPath) -> list[AnyPath]:
         """Write the plots that the runs have data for as PNG files; returns their paths."""
         runs = self.runs
         directory.mkdir(parents=True, exist_ok=True)
@@ -108,6 +107,6 @@ class Report:
         return [sheet for sheet in scored if sheet.rows]
 
 
-def embedded(plots: Sequence[Path]) -> dict[str, str]:
+def embedded(plots: Sequence[AnyPath]) -> dict[str, str]:
     """PNG files in base64, by their names without ``.png``."""
     return {plot.stem: base64.b64encode(plot.read_bytes()).decode() for plot in plots}

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import AnyPath, write_text
 from glray.report import answers, look, search_plots, search_sheets
 from glray.report.confirmation import Confirmation
 from glray.report.effects import Effects, effects_of
@@ -48,7 +47,7 @@ class SearchReport:
         """For a terminal: the trials by loss, the best confirmed, the effects."""
         return [search_sheets.ranking(self.trials).first(5), *self._answers()]
 
-    def write(self, directory: Path) -> Path:
+    def write(self, directory: AnyPath) -> AnyPath:
         """Write the plots and ``report.html`` into ``directory``; returns the page's path.
 
         Raises UserError if there is no trial.
@@ -71,7 +70,7 @@ class SearchReport:
         write_text(path, page)
         return path
 
-    def draw(self, directory: Path) -> list[Path]:
+    def draw(self, directory: AnyPath) -> list[AnyPath]:
         """Write the plots that there is data for as PNG files; returns their paths."""
         directory.mkdir(parents=True, exist_ok=True)
         trials = self.trials

@@ -4,8 +4,13 @@
 worker's share in a file of its own: see ``glray.train.tensor_files``), ``state.json`` and, written
 last, ``COMMITTED`` with the size and SHA-256 of each. The latest is found by reading the storage,
 so a killed controller cannot lose it.
+
+Here the folder is filled under another name and then renamed. In a store, which renames nothing, it
+is filled where it stays, each attempt under file names of its own: one that was killed may still
+write.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +18,16 @@ from collections.abc import Collection
 from pathlib import Path
 
 from glray.errors import UserError
-from glray.files import new_directory, sha256_of, write_text
+from glray.files import (
+    AnyPath,
+    copy_file,
+    copy_tree,
+    files_below,
+    new_directory,
+    remove_tree,
+    sha256_of,
+    write_bytes,
+)
 from glray.record import Record
 from glray.run.records import TrainState
 
@@ -43,77 +57,104 @@ class Commitment(Record):
 
 
 def commit(
-    partial: Path,
-    path: Path,
+    partial: AnyPath,
+    path: AnyPath,
     state: TrainState,
     tensors: dict[str, CommittedFile],
     needed: Collection[int] = (),
 ) -> None:
-    """Make the folder ``partial``, which holds the ``tensors``, the checkpoint ``path``; older ones
-    beyond ``KEPT`` go, except at the ``needed`` steps."""
-    state_file = partial / STATE
-    write_text(state_file, state.model_dump_json(indent=1) + "\n")
+    """Make the folder ``partial``, which holds the ``tensors``, the checkpoint ``path``, where it
+    may lie already; older ones beyond ``KEPT`` go, except at the ``needed`` steps."""
+    text = f"{state.model_dump_json(indent=1)}\n".encode()
+    write_bytes(partial / STATE, text)
     files = {f"{TENSORS}/{name}": file for name, file in tensors.items()}
-    files[STATE] = CommittedFile(bytes=state_file.stat().st_size, sha256=sha256_of(state_file))
+    files[STATE] = CommittedFile(bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
     Commitment(step=state.step, files=files).write(partial / COMMITTED)
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+    if isinstance(partial, Path) and isinstance(path, Path):
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
     prune(path.parent, needed)
-    for left in path.parent.glob(".partial-*"):  # by an attempt that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+    _discard(path.parent)
 
 
-def prune(directory: Path, needed: Collection[int] = ()) -> None:
+def prune(directory: AnyPath, needed: Collection[int] = ()) -> None:
     """Delete the checkpoints before the ``KEPT`` latest, except at the ``needed`` steps."""
     for old in committed_checkpoints(directory)[:-KEPT]:
         if step_of(old) not in needed:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old)
 
 
-def adopt(source: Path, path: Path) -> None:
+def _discard(directory: AnyPath) -> None:
+    """Delete what attempts left that were killed while they wrote."""
+    if isinstance(directory, Path):
+        for left in directory.glob(".partial-*"):
+            remove_tree(left)
+        return
+    for name, is_committed in _checkpoints(directory).items():
+        if not is_committed:
+            remove_tree(directory / name)
+
+
+def _checkpoints(directory: AnyPath) -> dict[str, bool]:
+    """The folders of checkpoints, and whether each is committed. Raises OSError if they cannot be
+    listed."""
+    if isinstance(directory, Path):
+        names = os.listdir(directory) if os.path.lexists(directory) else []
+        found = {name: (directory / name / COMMITTED).exists() for name in names}
+    else:
+        files = files_below(directory)  # in one request, and not one for each
+        found = {name.partition("/")[0]: False for name in files if "/" in name}
+        found |= {name: True for name in found if f"{name}/{COMMITTED}" in files}
+    return {name: found[name] for name in found if re.fullmatch(r"step-\d{8,}", name)}
+
+
+def adopt(source: AnyPath, path: AnyPath) -> None:
     """Commit another run's checkpoint as ``path``. Its files never change, so both share them where
-    the storage has hard links."""
-    with new_directory(path) as partial:
-        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
+    the storage has hard links; a store copies them itself, and what commits them last."""
+    if isinstance(path, Path):
+        with new_directory(path) as partial:
+            copy_tree(source, partial)
+        return
+    names = files_below(source)
+    for name in sorted(names, key=lambda name: name == COMMITTED):
+        copy_file(source / name, path / name)
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def committed_checkpoints(directory: Path) -> list[Path]:
+def committed_checkpoints(directory: AnyPath) -> list[AnyPath]:
     """Committed checkpoints, oldest first. Raises OSError if the folder is there and cannot be
     read: a run would start again over its own records."""
-    names = os.listdir(directory) if os.path.lexists(directory) else []
-    paths = [directory / name for name in names if re.fullmatch(r"step-\d{8,}", name)]
-    return sorted((path for path in paths if (path / COMMITTED).exists()), key=step_of)
+    found = _checkpoints(directory)
+    return sorted((directory / name for name in found if found[name]), key=step_of)
 
 
-def checkpoint_path(directory: Path, step: int) -> Path:
+def checkpoint_path(directory: AnyPath, step: int) -> AnyPath:
     """Where the checkpoint after ``step`` steps is."""
     return directory / f"step-{step:08d}"
 
 
-def step_of(path: Path) -> int:
+def step_of(path: AnyPath) -> int:
     """The step of a checkpoint's directory, or of a record's file."""
     return int(path.stem.removeprefix("step-"))
 
 
-def size_of(path: Path) -> int:
+def tensor_files(path: AnyPath) -> list[str]:
+    """The names of a committed checkpoint's files of tensors, in ``TENSORS``."""
+    names = (name.rpartition("/") for name in _committed_files(path))
+    return [name for folder, _, name in names if folder == TENSORS]
+
+
+def size_of(path: AnyPath) -> int:
     """Bytes of a committed checkpoint."""
     return sum(file.bytes for file in _committed_files(path).values())
 
 
-def state_of(path: Path) -> TrainState:
+def state_of(path: AnyPath) -> TrainState:
     """The state of a committed checkpoint."""
     return TrainState.model_validate_json((path / STATE).read_bytes())
 
 
-def verify(path: Path) -> None:
+def verify(path: AnyPath) -> None:
     """Compare every file of a checkpoint with its manifest. Raises UserError."""
     for name, expected in _committed_files(path).items():
         file = path / name
@@ -131,7 +172,7 @@ def verify(path: Path) -> None:
             )
 
 
-def _committed_files(path: Path) -> dict[str, CommittedFile]:
+def _committed_files(path: AnyPath) -> dict[str, CommittedFile]:
     """Size and SHA-256 of each file of a checkpoint. Raises UserError if its manifest is damaged,
     belongs to another checkpoint, or does not name every file."""
     commitment = Commitment.read(path / COMMITTED)
@@ -141,11 +182,8 @@ def _committed_files(path: Path) -> dict[str, CommittedFile]:
             f"{path}: its manifest belongs to step {commitment.step}, its name to step "
             f"{step_of(path)}: it was not committed there; {commitment.remedy}"
         )
-    present = {
-        str(file.relative_to(path))
-        for file in path.rglob("*")
-        if file.is_file() and file.name != COMMITTED
-    }
+    # In a store an attempt that was killed may have left some.
+    present = {*files_below(path)} - {COMMITTED} if isinstance(path, Path) else set()
     unnamed = (present | {STATE}) - commitment.files.keys()
     if unnamed:
         raise UserError(f"{path / min(unnamed)}: not in its manifest; {commitment.remedy}")

@@ -6,13 +6,11 @@ itself, and the trunk's checkpoint becomes its first. ``glray.tree`` says who fo
 a pipeline, and ``glray.run.parent`` what the runs of a pipeline go on from.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from itertools import product
-from pathlib import Path
 
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import AnyPath, copy_tree, read_log, remove_tree, write_log, write_text
 from glray.plan import WATCHED_STEPS, Event, Plan, make_plan
 from glray.run.checkpoint import (
     adopt,
@@ -148,7 +146,7 @@ def _not_called(spec: PipelineSpec, runs: Sequence[Run]) -> Iterator[Trajectory]
             yield Trajectory.of(spec, arm, seed, plan)
 
 
-def has_begun(directory: Path, num_steps: int = 1) -> bool:
+def has_begun(directory: AnyPath, num_steps: int = 1) -> bool:
     """Whether a run has ended, or has saved a checkpoint of so many steps."""
     committed = committed_checkpoints(directory / "checkpoints")
     reached = bool(committed) and step_of(committed[-1]) >= num_steps
@@ -198,13 +196,13 @@ def _measured_seconds(trunk: Run, first_step: int, state: TrainState) -> float:
 
 
 def _take_over(
-    run: Run, trunk: Run, step: int, source: Path, fork: ForkRecord | None = None
+    run: Run, trunk: Run, step: int, source: AnyPath, fork: ForkRecord | None = None
 ) -> None:
     """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
     killed is done again. Evaluations on other targets than the run's are left out."""
     for folder in ("evaluations", "boundaries", "tensorboard"):
-        shutil.rmtree(run.directory / folder, ignore_errors=True)
-    write_text(run.directory / METRICS, "".join(_lines(run, trunk, step)))
+        remove_tree(run.directory / folder)
+    write_log(run.directory / METRICS, [line.encode() for line in _lines(run, trunk, step)])
     is_same = _targets(trunk) == _targets(run)
     for evaluation in trunk.evaluations if is_same else ():
         planned = Event.EVALUATE in run.plan.events_after(evaluation.step)
@@ -214,8 +212,7 @@ def _take_over(
     for boundary in trunk.boundaries if is_same else ():
         if boundary.step < step and boundary.step in run.plan.marked_ends:
             _as_planned(boundary, run.plan).write(run.boundary_path(boundary.step))
-    if (trunk.directory / "tensorboard").is_dir():
-        shutil.copytree(trunk.directory / "tensorboard", run.directory / "tensorboard")
+    copy_tree(trunk.directory / "tensorboard", run.directory / "tensorboard")
     executions = tuple(e for e in trunk.manifest.executions if e.first_step < step)
     fields = {"fork": fork, "executions": executions}
     run.manifest.model_copy(update=fields).write(run.directory / "run.json")
@@ -233,7 +230,7 @@ def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:
     """The trunk's metrics up to a step. What is logged only around stage boundaries is left out
     where the run has none."""
     path = trunk.directory / METRICS
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_log(path).splitlines(), 1):
         step = Step.of_line(line, f"{path}: line {number}")
         if step.step > num_steps:
             return

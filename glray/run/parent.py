@@ -8,10 +8,10 @@ Only what comes after the parent's step is trained, and only that is the declare
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.plan import StagePlan
 from glray.run.checkpoint import checkpoint_path, committed_checkpoints, step_of
 from glray.run.records import ParentRecord
@@ -77,13 +77,13 @@ class Parent:
         return declared if declared > self.run.longest_seq_len else 0
 
     @property
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> AnyPath:
         """Its state. Raises UserError if there is none, or if it may be deleted while the run
         trains on."""
         run, where = self.run, f"start: {self.run.directory}"
         steps = [step_of(path) for path in committed_checkpoints(run.checkpoints)]
         keep = 'train the parent with compute.keep_checkpoints="stages" or "all"'
-        if self.step not in steps or not (run.directory / METRICS).is_file():
+        if self.step not in steps or not (run.directory / METRICS).exists():
             there = f"only of {', '.join(f'{step:,}' for step in steps)}" if steps else "of no step"
             raise UserError(
                 f"{where}: has a checkpoint {there}, not of step {self.step:,}: there is no state "
@@ -154,10 +154,10 @@ def _parent(spec: PipelineSpec, start: Fork, seed: int) -> Parent:
     return Parent(run, _step(run, start))
 
 
-def _directory(spec: PipelineSpec, start: Fork, seed: int) -> Path:
+def _directory(spec: PipelineSpec, start: Fork, seed: int) -> AnyPath:
     """The parent's directory: where the spec says or, as in a storage that was moved, in its
     pipeline's directory of this storage. Raises UserError."""
-    named = Path(start.run).expanduser()
+    named = as_path(start.run)
     places = (named, storage_path(spec.compute).joinpath(*named.parts[-2:]))
     for place in places:
         for directory in (place, place.with_name(run_name(place.name, seed))):

@@ -6,9 +6,9 @@ Its record lies in the storage, and ``glray plan`` takes a pipeline's prices fro
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from glray.files import AnyPath
 from glray.plan import MICROSECONDS
 from glray.record import Record
 from glray.spec.identity import fingerprint
@@ -111,7 +111,7 @@ class Profile(Record):
     environment: dict[str, Any]
     settings: tuple[SettingCosts, ...]
 
-    def keep(self, path: Path) -> None:
+    def keep(self, path: AnyPath) -> None:
         """Write it, with what one before it has of other settings."""
         before = Profile.read(path)
         measured = {costs.setting for costs in self.settings}
@@ -140,7 +140,7 @@ def own_setting(spec: PipelineSpec) -> Setting:
     return Setting("sdpa", spec.compute.compile, spec.precision)
 
 
-def profile_path(spec: PipelineSpec) -> Path:
+def profile_path(spec: PipelineSpec) -> AnyPath:
     """``<storage>/profiles/<fingerprint>.json``: of what decides a step's cost, so that another
     model's or batch's profile is never taken for this one's."""
     compute = {"cpus_per_worker", "use_gpu", "activation_checkpointing", "micro_batch_tokens"}

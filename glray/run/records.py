@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from pydantic import (
 )
 
 from glray.errors import UserError
-from glray.files import read_json
+from glray.files import AnyPath, read_json
 from glray.plan import Plan
 from glray.record import Counts, Number, Numbers, Record, measure
 
@@ -506,7 +505,7 @@ class Manifest(Record):
     """The run of another pipeline that it goes on from; None if it starts from step 0."""
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest | None":
+    def read(cls, path: AnyPath) -> "Manifest | None":
         """See Record. Raises UserError for a run of glray 0.1, too."""
         found = read_json(path)
         if isinstance(found, dict) and found and found.get("format") is None:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from glray.errors import UserError
+from glray.files import AnyPath, as_path, matching, read_log
 from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
 from glray.run.checkpoint import committed_checkpoints, step_of
@@ -40,6 +40,7 @@ from glray.tree import run_name
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.log"
 CALIBRATION = "calibration.json"
 ENDS = (RESULT, DIVERGED) = ("result.json", "diverged.json")
 """What is written last: of a run that is finished, and of one that diverged."""
@@ -54,7 +55,7 @@ class Run:
     Its records are read from the directory once; open the run again to see what came since.
     """
 
-    directory: Path
+    directory: AnyPath
     spec: PipelineSpec
     """Of this run alone: one arm, one seed."""
     manifest: Manifest
@@ -62,7 +63,7 @@ class Run:
     """What a comparison calls its arm; None: as its pipeline does."""
 
     @classmethod
-    def open(cls, directory: Path) -> "Run":
+    def open(cls, directory: AnyPath) -> "Run":
         """The run of a directory, as it was started. Raises UserError."""
         path = directory / "run.json"
         if not path.is_file():
@@ -126,15 +127,15 @@ class Run:
     # ---- where its files are
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """Folder of its checkpoints."""
         return self.directory / "checkpoints"
 
-    def evaluation_path(self, step: int) -> Path:
+    def evaluation_path(self, step: int) -> AnyPath:
         """Where the evaluation after ``step`` steps is recorded."""
         return self.directory / "evaluations" / f"step-{step:08d}.json"
 
-    def boundary_path(self, step: int) -> Path:
+    def boundary_path(self, step: int) -> AnyPath:
         """Where the stage boundary after ``step`` steps is recorded."""
         return self.directory / "boundaries" / f"step-{step:08d}.json"
 
@@ -150,15 +151,16 @@ class Run:
                 return [step_of(path) for path in committed_checkpoints(self.checkpoints)]
 
     @property
-    def tokens_directories(self) -> tuple[Path, ...]:
+    def tokens_directories(self) -> tuple[AnyPath, ...]:
         """Where the token blocks of each source lie: where ``run.json`` says, as seen from the
         run's directory, else in the folder ``tokens`` of the nearest folder above it. Raises
         UserError if they are in neither."""
         return tuple(map(self._tokens_directory, self.manifest.tokens_directories))
 
-    def _tokens_directory(self, recorded: str) -> Path:
-        place = (self.directory / recorded).resolve()
-        above = (folder / "tokens" / place.name for folder in self.directory.resolve().parents)
+    def _tokens_directory(self, recorded: str) -> AnyPath:
+        is_whole = "://" in recorded or recorded.startswith("/")
+        place = as_path(recorded) if is_whole else (self.directory / recorded).resolve()
+        above = [folder / "tokens" / place.name for folder in self.directory.resolve().parents]
         found = next((path for path in (place, *above) if path.is_dir()), None)
         if found is None:
             raise UserError(
@@ -344,9 +346,9 @@ class StepLog:
     """float64[steps]: how long the step waited for its batch."""
 
     @classmethod
-    def read(cls, path: Path) -> "StepLog":
+    def read(cls, path: AnyPath) -> "StepLog":
         """The whole lines of a file, as one may be being written. Raises UserError."""
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        lines = read_log(path).split(b"\n")[:-1]
         steps = [Step.of_line(line, f"{path}: line {n}") for n, line in enumerate(lines, 1)]
         columns: dict[str, Any] = {}
         for name in (field.name for field in fields(cls)):
@@ -357,18 +359,19 @@ class StepLog:
         return cls(**columns)
 
 
-def open_runs(paths: Sequence[Path]) -> list[Run]:
+def open_runs(paths: Sequence[AnyPath]) -> list[Run]:
     """The runs of each path, a run's directory or a pipeline's that holds runs.
 
     In the order of the paths; within a pipeline's directory arm by arm as its ``spec.yaml`` lists
     them, else by name, then by seed. A run given twice is read once. Raises UserError if a path
     holds no run.
     """
-    directories: dict[Path, None] = {}
+    directories: dict[AnyPath, None] = {}
     for path in paths:
         is_run = (path / "run.json").is_file()
-        inside = [] if is_run else sorted(file.parent for file in path.glob("*/run.json"))
-        directories |= {directory.absolute(): None for directory in inside or [path]}
+        inside = [] if is_run else matching(path, "*/run.json")
+        found = [file.parent for file in inside] or [path]
+        directories |= {directory.absolute(): None for directory in found}
     runs = [Run.open(directory) for directory in directories]
     parents = list(dict.fromkeys(run.directory.parent for run in runs))
     arms = {parent: _arm_order(parent) for parent in parents}
@@ -382,12 +385,12 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=place)
 
 
-def pipeline_directory(spec: PipelineSpec) -> Path:
+def pipeline_directory(spec: PipelineSpec) -> AnyPath:
     """``<storage>/<name>``, absolute."""
     return storage_path(spec.compute) / spec.name
 
 
-def run_directory(spec: PipelineSpec, arm: str, seed: int) -> Path:
+def run_directory(spec: PipelineSpec, arm: str, seed: int) -> AnyPath:
     """Where the run of an arm under a seed lies."""
     return pipeline_directory(spec) / run_name(arm, seed)
 
@@ -416,7 +419,7 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     return spec.derive(calibration={"step_microseconds": recorded.step_microseconds})
 
 
-def _arm_order(directory: Path) -> list[str]:
+def _arm_order(directory: AnyPath) -> list[str]:
     """The arms' names as a pipeline's ``spec.yaml`` lists them; empty if it cannot be read."""
     try:
         spec = yaml.safe_load((directory / "spec.yaml").read_text(encoding="utf-8"))
@@ -430,7 +433,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", name)]
 
 
-def _all_in(folder: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
+def _all_in(folder: AnyPath, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
     """The records of a folder in the order of their steps."""
-    records = [kind.read(path) for path in sorted(folder.glob("step-*.json"))]
+    records = [kind.read(path) for path in matching(folder, "step-*.json")]
     return tuple(record for record in records if record is not None)

@@ -1,12 +1,13 @@
 """What Optuna suggests, kept in a file, so that a killed search goes on where it was."""
 
+import json
 import warnings
 from importlib.util import find_spec
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from glray.errors import UserError
+from glray.files import AnyPath, LineLog, StorePath, read_log
 from glray.search.space import Candidate, Space
 
 JOURNAL = "optuna.journal"
@@ -17,15 +18,14 @@ class Suggestions:
     estimator that is told each candidate's loss, and assumes a bad loss for those that still train,
     so that several can train at once."""
 
-    def __init__(self, space: Space, directory: Path) -> None:
+    def __init__(self, space: Space, directory: AnyPath) -> None:
         """Raises UserError if Optuna is not installed."""
         validate_optuna()
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directory.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(directory / JOURNAL)))
+        storage = optuna.storages.JournalStorage(_backend(directory / JOURNAL))
         self._space = space
         self._study = optuna.create_study(
             storage=storage, study_name="search", load_if_exists=True, direction="minimize"
@@ -61,6 +61,36 @@ class Suggestions:
             self._study.tell(number, state=TrialState.FAIL)
         else:
             self._study.tell(number, loss)
+
+
+def _backend(path: AnyPath) -> Any:
+    """Where Optuna's journal is kept. In a store it has one writer, which holds the search's
+    folder."""
+    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+    if not isinstance(path, StorePath):
+        return JournalFileBackend(str(path))
+
+    class StoreBackend(BaseJournalBackend):  # type: ignore[misc]  # Optuna's are Any
+        """Optuna's lines, in memory and in a log of the store."""
+
+        def __init__(self) -> None:
+            lines = read_log(path).splitlines(keepends=True)
+            self._logs = [json.loads(line) for line in lines]
+            self._file = LineLog(path)
+            self._file.keep(lines)
+
+        def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+            """See BaseJournalBackend."""
+            return self._logs[log_number_from:]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            """See BaseJournalBackend."""
+            self._logs += logs
+            self._file.append([f"{json.dumps(log)}\n".encode() for log in logs])
+            self._file.flush()
+
+    return StoreBackend()
 
 
 def validate_optuna() -> None:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.spec.base import Spec
 from glray.spec.comparison import ComparisonSpec
 from glray.spec.identity import RUN_VERSION
@@ -23,7 +24,7 @@ from glray.spec.pipeline import PipelineSpec
 Declared = TypeVar("Declared", PipelineSpec, ComparisonSpec)
 
 
-def load_pipeline(reference: Path | str, overrides: list[str] | None = None) -> PipelineSpec:
+def load_pipeline(reference: AnyPath | str, overrides: list[str] | None = None) -> PipelineSpec:
     """The pipeline that a file declares, with ``a.b=c`` overrides applied and validated.
 
     ``FILE.py`` defines ``pipeline()``, which returns a ``PipelineSpec``; ``FILE.py:NAME`` is
@@ -85,12 +86,14 @@ def _validated(kind: type[Declared], declared: dict[str, Any], where: str) -> De
         raise UserError(f"{where}: {describe(error)}") from None
 
 
-def _split(reference: str) -> tuple[Path, str | None]:
+def _split(reference: str) -> tuple[AnyPath, str | None]:
     """The file and, of ``FILE.py:NAME``, the name. Raises UserError if there is no such file."""
     named = re.fullmatch(r"(.+\.py):([\w.]*)", reference)
-    path, name = (Path(named[1]), named[2]) if named else (Path(reference), None)
+    path, name = (as_path(named[1]), named[2]) if named else (as_path(reference), None)
     if not path.is_file():
         raise UserError(f"{path}: no such pipeline file; give a .py or .yaml file")
+    if path.suffix == ".py" and not isinstance(path, Path):
+        raise UserError(f"{path}: code is not run from a store; copy it to this machine")
     return path, name
 
 
@@ -133,8 +136,9 @@ def _kinds(spec: type[Spec]) -> set[str]:
     return own.union(*(_kinds(below) for below in spec.__subclasses__()))
 
 
-def _from_python(path: Path, name: str, kind: type[Declared]) -> Declared:
+def _from_python(path: AnyPath, name: str, kind: type[Declared]) -> Declared:
     """What the function ``name`` of the file returns, which is a ``kind``."""
+    assert isinstance(path, Path)
     folder = path.resolve().parent
     try:
         with _importing_from(folder):
@@ -202,7 +206,7 @@ def _lies_in(module: ModuleType | None, folder: Path) -> bool:
     return any(place and Path(place).resolve().parent == folder for place in places)
 
 
-def _from_yaml(path: Path) -> dict[str, Any]:
+def _from_yaml(path: AnyPath) -> dict[str, Any]:
     try:
         declared = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:

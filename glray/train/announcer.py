@@ -1,19 +1,22 @@
 """What is said while runs train: lines of ``events.log``, and a progress file of each group."""
 
 import time
-from pathlib import Path
 
-from glray.files import naming
+from glray.files import AnyPath, Outbox, StorePath, add_line, line_path
 from glray.progress import Work
 from glray.run.records import Progress
+from glray.run.run import EVENTS
 from glray.train.context import WorkerContext
+
+_OUTBOX = Outbox()
+"""To a store all of it goes beside training, and how a group stands every some seconds."""
 
 
 class Announcer:
     """Rank 0's words to whoever watches: ``events.log``, which all worker groups of a pipeline
     share, and ``progress.json``, of the second group ``progress-1.json``, and so on."""
 
-    def __init__(self, directory: Path, ctx: WorkerContext) -> None:
+    def __init__(self, directory: AnyPath, ctx: WorkerContext) -> None:
         index = ctx.group.index
         self._directory = directory
         self._progress = directory / (f"progress-{index}.json" if index else "progress.json")
@@ -36,7 +39,10 @@ class Announcer:
 
     def event(self, text: str) -> None:
         """Append one line to ``events.log``."""
-        if not self._silent:
+        path = self._directory / EVENTS
+        if not self._silent and isinstance(path, StorePath):
+            _OUTBOX.put(line_path(path), f"{_stamped(text)}\n".encode())
+        elif not self._silent:
             write_event(self._directory, text)
 
     def progress(self, progress: Progress) -> None:
@@ -46,12 +52,21 @@ class Announcer:
         if self._silent or recent:
             return
         self._last_progress, self._last_phase = now, phase
-        progress.write(self._progress, sync=False)  # the disk would keep steps waiting
+        if isinstance(self._progress, StorePath):
+            _OUTBOX.put(self._progress, progress.model_dump_json(indent=1).encode())
+        else:
+            progress.write(self._progress, sync=False)  # the disk would keep steps waiting
+
+    def flush(self) -> None:
+        """Return when all of it can be read. Raises OSError of a store."""
+        if not self._silent and isinstance(self._directory, StorePath):
+            _OUTBOX.flush()
 
 
-def write_event(directory: Path, text: str) -> None:
+def write_event(directory: AnyPath, text: str) -> None:
     """Append one line to ``events.log``, in one piece: other processes append theirs."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "events.log"
-    with naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    add_line(directory / EVENTS, _stamped(text))
+
+
+def _stamped(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"

@@ -9,16 +9,17 @@ nothing: a run that is killed goes on from the one before.
 
 import errno
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from glray.errors import UserError
+from glray.files import AnyPath, StorePath, remove_tree
 from glray.machine import yield_to_other_threads
 from glray.run.checkpoint import (
     TENSORS,
@@ -36,6 +37,7 @@ from glray.train.tensor_files import (
     copy_tensors,
     file_name,
     read_tensors,
+    tensor_reader,
     written_names,
 )
 
@@ -48,8 +50,10 @@ class InFlight:
     """A checkpoint that is being written."""
 
     state: TrainState
-    partial: Path
-    """Its folder until it is committed."""
+    partial: AnyPath
+    """Its folder until it is committed; in a store also after that."""
+    attempt: str
+    """In a store, what its files have in their names, so that no other attempt writes the same."""
     writing: Future[CommittedFile | None]
     """This rank's file; None if the rank has none."""
 
@@ -58,7 +62,7 @@ class Saver:
     """Writes the checkpoints of a run's directory beside its training, one at a time. Every rank
     has one, and all call the same methods at the same step unless told otherwise."""
 
-    def __init__(self, directory: Path, ctx: WorkerContext) -> None:
+    def __init__(self, directory: AnyPath, ctx: WorkerContext) -> None:
         self._directory, self._ctx = directory, ctx
         self._memory = HostMemory(ctx.device)
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=yield_to_other_threads)
@@ -86,19 +90,22 @@ class Saver:
         assert self._in_flight is None, "one checkpoint at a time"
         ctx, path = self._ctx, checkpoint_path(self._directory, state.step)
         unique = from_rank_zero(ctx, uuid.uuid4().int % 2**32)
-        partial = self._directory / f".partial-{path.name}-{unique:x}"
+        is_remote = isinstance(path, StorePath)
+        partial = path if is_remote else self._directory / f".partial-{path.name}-{unique:x}"
+        attempt = f"-{unique:08x}" if is_remote else ""
         try:
             file = copy_tensors(
                 partial / TENSORS,
                 _tensors(network, optimizer),
                 self._memory,
+                attempt=attempt,
                 no_dist=ctx.world_size == 1,
             )
         except BaseException:
             self._remove(partial)
             raise
         writing = self._thread.submit(self._write, file)
-        self._in_flight = InFlight(state.model_copy(deep=True), partial, writing)
+        self._in_flight = InFlight(state.model_copy(deep=True), partial, attempt, writing)
 
     def commit(self, needed: Collection[int] = ()) -> int:
         """Wait until the checkpoint in flight is written, and commit it: older ones go, but for the
@@ -110,7 +117,7 @@ class Saver:
         assert self._in_flight is not None
         ctx, (saved, self._in_flight) = self._ctx, (self._in_flight, None)
         try:
-            files = self._gathered(saved.writing)
+            files = self._gathered(saved)
             number = 0
             if ctx.rank == 0:
                 try:
@@ -119,8 +126,9 @@ class Saver:
                 except OSError as error:
                     number = error.errno or errno.EIO
             _raise_if(from_rank_zero(ctx, number), self._directory)
-        finally:
+        except BaseException:
             self._remove(saved.partial)
+            raise
         return saved.state.step
 
     def close(self) -> None:
@@ -135,17 +143,18 @@ class Saver:
     def _write(self, file: RankFile | None) -> CommittedFile | None:
         return None if file is None else file.write(self._is_dropped, self._is_awaited)
 
-    def _remove(self, partial: Path) -> None:
+    def _remove(self, partial: AnyPath) -> None:
         if self._ctx.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError, UserError):  # the next one does
+                remove_tree(partial)
 
-    def _gathered(self, writing: Future[CommittedFile | None]) -> dict[str, CommittedFile]:
+    def _gathered(self, saved: InFlight) -> dict[str, CommittedFile]:
         """What each rank has written, by file. Raises the OSError of a rank on all of them."""
         ctx = self._ctx
         number, own = 0, None
         self._is_awaited.set()
         try:
-            own = writing.result()
+            own = saved.writing.result()
         except OSError as error:
             number = error.errno or errno.EIO
         finally:
@@ -156,14 +165,14 @@ class Saver:
         rows = sum_over_ranks(ctx, table).tolist()
         _raise_if(max(number for number, *_ in rows), self._directory)
         return {
-            file_name(rank): CommittedFile(bytes=size, sha256=_as_sha256(words))
+            file_name(rank, saved.attempt): CommittedFile(bytes=size, sha256=_as_sha256(words))
             for rank, (_, size, *words) in enumerate(rows)
             if size
         }
 
 
 def load_checkpoint(
-    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, ctx: WorkerContext
+    path: AnyPath, network: torch.nn.Module, optimizer: torch.optim.Optimizer, ctx: WorkerContext
 ) -> TrainState:
     """Load a checkpoint into ``network``, ``optimizer`` and the random state; returns the state.
 
@@ -176,19 +185,21 @@ def load_checkpoint(
     for values in optimizer.state.values():
         values["step"].fill_(state.step)
     tensors = _tensors(network, optimizer)
-    if "random.cuda" not in written_names(path / TENSORS):  # it was written on a CPU
-        tensors.pop("random.cuda", None)
-    read_tensors(path / TENSORS, tensors, no_dist=ctx.world_size == 1)
+    with tensor_reader(path) as reader:
+        if "random.cuda" not in written_names(reader):  # it was written on a CPU
+            tensors.pop("random.cuda", None)
+        read_tensors(reader, tensors, no_dist=ctx.world_size == 1)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], ctx.device)
     return state
 
 
-def load_weights(path: Path, network: torch.nn.Module) -> None:
+def load_weights(path: AnyPath, network: torch.nn.Module) -> None:
     """Load a checkpoint's weights alone, in one process. Raises UserError if a file is damaged."""
     verify(path)
-    read_tensors(path / TENSORS, _weights(network), no_dist=True)
+    with tensor_reader(path) as reader:
+        read_tensors(reader, _weights(network), no_dist=True)
 
 
 def _tensors(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -211,7 +222,7 @@ def _weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"model.{name}": p.detach() for name, p in network.named_parameters()}
 
 
-def _raise_if(number: int, directory: Path) -> None:
+def _raise_if(number: int, directory: AnyPath) -> None:
     """Raise the operating system's error of that number, unless it is 0."""
     if number:
         raise OSError(number, os.strerror(number), str(directory))

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from glray.data.blocks.tokenizer import without_additions
 from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.errors import UserError
-from glray.files import new_directory
+from glray.files import AnyPath, new_directory
 from glray.model.config import config_of
 from glray.model.decoder import allocate, meta_model, place_positions
 from glray.model.loss import NextTokenLoss
@@ -26,7 +26,7 @@ from glray.train.context import WorkerContext
 from glray.train.parallel import whole_weights
 
 
-def export_run(directory: Path, path: Path) -> int:
+def export_run(directory: AnyPath, path: AnyPath) -> int:
     """Write the run's latest model to the new folder ``path``; returns its step."""
     run = Run.open(directory)
     if path.exists():
@@ -92,7 +92,7 @@ def export_model(
     network: PreTrainedModel,
     weights: dict[str, torch.Tensor],
     corpus: PreparedCorpus,
-    path: Path,
+    path: AnyPath,
 ) -> None:
     """Write ``path`` with config, weights (safetensors) and tokenizer; it appears all at once.
 
@@ -108,7 +108,7 @@ def export_model(
         "tokens_by_seq_len": state.tokens_by_seq_len,
         "use_cache": True,  # training has no use for it, generation is slow without
     }
-    tokenizer = Tokenizer.from_file(str(corpus.vocabulary.tokenizer_path))
+    tokenizer = Tokenizer.from_str(corpus.vocabulary.tokenizer_path.read_text(encoding="utf-8"))
     generation = GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id)
     disable_progress_bar()
     with new_directory(path) as partial:

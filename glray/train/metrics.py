@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from glray.data.checksum import as_hex
-from glray.files import naming, write_text
+from glray.files import LineLog, read_log
 from glray.run.records import Step
 from glray.run.run import METRICS, Run
 from glray.train.context import WorkerContext, sum_over_ranks
@@ -93,6 +93,7 @@ class MetricsLog:
     ) -> None:
         self._run = run
         self._path = run.directory / METRICS
+        self._file = LineLog(self._path)
         self._ctx = ctx
         self._trackers = trackers
         self._peak = peak
@@ -110,16 +111,14 @@ class MetricsLog:
         """Drop the lines after ``step``: the run goes on from there, ``measured_seconds`` in."""
         self._flushed_seconds = measured_seconds
         _memory_bytes(self._ctx.device)  # from here on
-        if self._ctx.rank == 0 and self._path.exists():
-            text = self._path.read_text(encoding="utf-8", errors="replace")
-            lines = text.splitlines(keepends=True)
+        if self._ctx.rank == 0 and (lines := read_log(self._path).splitlines(keepends=True)):
             kept = [
                 line
                 for number, line in enumerate(lines, 1)
-                if line.endswith("\n")
+                if line.endswith(b"\n")
                 and Step.of_line(line, f"{self._path}: line {number}").step <= step
             ]
-            write_text(self._path, "".join(kept))
+            self._file.keep(kept)
 
     def add(self, pending: PendingStep) -> None:
         """Keep one step's values until the next logging boundary."""
@@ -174,9 +173,23 @@ class MetricsLog:
             self._write(steps)
         return Arrival(steps, signals)
 
+    def keep(self) -> None:
+        """Return when all that was written lies where the run's files are: before anything that
+        counts on it."""
+        if self._ctx.rank == 0:
+            self._file.flush()
+            for tracker in self._trackers:
+                tracker.keep()
+
+    def close(self) -> None:
+        """Keep it for the last time; the run goes no further in this process."""
+        if self._ctx.rank == 0:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
     def _write(self, steps: list[Step]) -> None:
-        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.writelines(step.model_dump_json() + "\n" for step in steps)
+        self._file.append([f"{step.model_dump_json()}\n".encode() for step in steps])
         for tracker in self._trackers:
             for step in steps:
                 numbers = {n: v for n, v in step if n != "step" and isinstance(v, int | float)}

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -17,6 +16,7 @@ from transformers import PreTrainedConfig
 from glray.data.corpus import PreparedCorpus
 from glray.data.targets import heldout_targets
 from glray.errors import UserError
+from glray.files import AnyPath, as_path
 from glray.model.config import Start, embedding_rows, model_config
 from glray.model.flops import training_flops_per_token
 from glray.model.positions import rope_parameters
@@ -88,17 +88,18 @@ def _planned(
         architecture=json.loads(config.to_json_string(use_diff=False)),
         rope_parameters=_rope_parameters(arm, corpus, start, parent),
         flops_per_token=tuple(training_flops_per_token(config, n) for n in seq_lens),
-        tokens_directories=tuple(_seen_from(directory, Path(n)) for n in corpus.directories),
+        tokens_directories=tuple(_seen_from(directory, as_path(n)) for n in corpus.directories),
         parent=None if parent is None else parent.record,
     )
     return Run(directory, own, manifest)
 
 
-def _seen_from(directory: Path, tokens: Path) -> str:
+def _seen_from(directory: AnyPath, tokens: AnyPath) -> str:
     """Where token blocks lie as seen from a run of the same storage, with which they may be moved;
     their absolute path if they lie outside that storage."""
-    storage, place = directory.parents[1], tokens.resolve()
-    return os.path.relpath(place, directory) if place.is_relative_to(storage) else str(place)
+    storage, place = str(directory.parents[1]), str(tokens.resolve())
+    is_inside = place.startswith(f"{storage}/")
+    return os.path.relpath(place, str(directory)) if is_inside else place
 
 
 def _config(seq_lens: Sequence[int], corpus: PreparedCorpus, start: Start) -> PreTrainedConfig:

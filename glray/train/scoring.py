@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from glray.data.blocks.tokenizer import parse_tokenizer, prepended_ids, vocab_si
 from glray.data.corpus import PreparedCorpus, run_corpus
 from glray.data.targets import HeldoutTargets, document_targets, heldout_targets
 from glray.errors import UserError
+from glray.files import AnyPath, local_copy
 from glray.machine import usable_cpus
 from glray.model.config import config_of, model_config
 from glray.model.decoder import load_pretrained, place_positions
@@ -83,7 +83,7 @@ class Scores:
     """What the tokenizer of a folder prepends to a text. Only ``ScoringProtocol.bos`` does so."""
 
 
-def score_model(directory: Path, protocol: ScoringProtocol) -> Scores:
+def score_model(directory: AnyPath, protocol: ScoringProtocol) -> Scores:
     """Score a run's latest checkpoint or the model of a ``transformers`` folder. Raises UserError.
 
     The targets are a fixed set for the longest of the lengths, so losses of two calls compare
@@ -248,7 +248,7 @@ def _choice(name: str, trained: dict[str, Any]) -> PositionsSpec:
 class TrainedModel:
     """A model, and what one has to know of its training to score it."""
 
-    directory: Path
+    directory: AnyPath
     """Of the run, or the folder."""
     model: NextTokenLoss
     rope_parameters: dict[str, Any]
@@ -272,7 +272,7 @@ class TrainedModel:
     """Of the run's checkpoint."""
 
 
-def find_model(directory: Path, device: torch.device) -> TrainedModel:
+def find_model(directory: AnyPath, device: torch.device) -> TrainedModel:
     """The latest model of a run's directory, else that of a folder. Raises UserError."""
     if (directory / "run.json").exists():
         return model_of_run(Run.open(directory), device)
@@ -308,16 +308,17 @@ def model_of_run(run: Run, device: torch.device) -> TrainedModel:
     )
 
 
-def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
+def model_of_folder(path: AnyPath, device: torch.device) -> TrainedModel:
     """The model of a ``transformers`` folder with its ``tokenizer.json``, in float32. Raises
     UserError."""
-    folder = read_pretrained(str(path))
-    tokenizer = _tokenizer(path / "tokenizer.json")
-    longest = folder.config.max_position_embeddings
-    config = model_config(  # no text is generated, so no token has to end one
-        folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=longest
-    )
-    network = load_pretrained(folder, config, device)
+    with local_copy(path) as here:
+        folder = read_pretrained(str(here))
+        tokenizer = _tokenizer(path / "tokenizer.json")
+        longest = folder.config.max_position_embeddings
+        config = model_config(  # no text is generated, so no token has to end one
+            folder, vocab_size=vocab_size(tokenizer), eos_id=0, max_seq_len=longest
+        )
+        network = load_pretrained(folder, config, device)
     rope_type = config.rope_parameters["rope_type"]
     return TrainedModel(
         directory=path,
@@ -333,7 +334,7 @@ def model_of_folder(path: Path, device: torch.device) -> TrainedModel:
     )
 
 
-def _tokenizer(file: Path) -> Tokenizer:
+def _tokenizer(file: AnyPath) -> Tokenizer:
     if not file.is_file():
         raise UserError(
             f"{file} does not exist: text could not be tokenized; put the model's there"

@@ -191,6 +191,7 @@ class RunSession:
             weights = whole_weights(network, self.ctx)
             if self.ctx.rank == 0:
                 export_model(run, state, network, weights, self.corpus, run.directory / "model")
+        self._log.keep()
         if self.ctx.rank == 0:
             clocks = state.model_dump(exclude={"step", "checksum"})
             Result(
@@ -206,8 +207,7 @@ class RunSession:
     def close(self) -> None:
         """Close the trackers. A checkpoint still in flight, as after an error, does not count."""
         self._saver.close()
-        for tracker in self.trackers:
-            tracker.close()
+        self._log.close()
 
     # ---- what events do
 
@@ -220,6 +220,7 @@ class RunSession:
         call it. A checkpoint in flight was finite, and is kept."""
         self.has_diverged = True
         self.commit()
+        self._log.keep()
         if self.ctx.rank == 0:
             run, index = self.run, (step or self.state.step) - 1
             log = StepLog.read(run.directory / METRICS)
@@ -265,6 +266,7 @@ class RunSession:
             working(f"writing the checkpoint of step {step:,}"),
             self._keeping_the_one_before(step),
         ):
+            self._log.keep()  # a run that goes on from here has its steps
             self._saver.commit({*needed, *self.run.kept_steps})
         if step in needed:
             size = size_of(checkpoint_path(self.run.checkpoints, step)) / 2**20
@@ -359,8 +361,8 @@ class RunSession:
         except OSError as error:
             raise UserError(
                 f"{self.run.checkpoints}: the checkpoint of step {step:,} cannot be written: "
-                f"{error.strerror or error}; the one before it stays, make room there and the same "
-                "command goes on from it"
+                f"{error.strerror or error}; the one before it stays, make room there or let it be "
+                "written, and the same command goes on from it"
             ) from None
 
     def look_at_guard(self) -> None:

@@ -9,10 +9,11 @@ its own writer first makes one ``bytes`` of all tensors, copied twice, and hashe
 import hashlib
 import json
 import os
+import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,17 +23,19 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from glray.files import naming
-from glray.run.checkpoint import CommittedFile
+from glray.files import AnyPath, StorePath, chunks, naming, read_range, write_chunks
+from glray.run.checkpoint import TENSORS, CommittedFile, tensor_files
 
 DTYPES = {torch.float32: "F32", torch.uint8: "U8"}
 """The tensors of a checkpoint (weights and moments; random states), in safetensors' words."""
 CHUNK_BYTES = 8 * 2**20
 """Written and hashed at once."""
+HEAD_BYTES = 2**20
+"""Read of a file at once for its header."""
 REST = 9.0
 """Seconds that the writing thread rests for each second that it computes: then it takes a tenth of
 a core. All threads of a step wait for the slowest, so one that loses half of its core for a second
@@ -60,65 +63,137 @@ class HostMemory:
 class RankFile:
     """The file of one rank in memory, apart from the tensors, which may change."""
 
-    path: Path
+    path: AnyPath
     content: torch.Tensor
     """uint8[bytes of the file]."""
 
     def write(self, is_dropped: threading.Event, is_awaited: threading.Event) -> CommittedFile:
         """Write, hash and sync it, slowly as long as nobody waits for it. Raises OSError where the
-        storage is full; returns early if it is dropped."""
+        storage is full, and if it is dropped."""
         digest = hashlib.sha256()
-        with naming(self.path), self.path.open("wb") as file:
+
+        def chunks() -> Iterator[memoryview]:
             for chunk in self.content.split(CHUNK_BYTES):
                 if is_dropped.is_set():
-                    break
+                    raise InterruptedError
                 start = time.thread_time()
                 data = memoryview(chunk.numpy())
-                file.write(data)
+                yield data
                 digest.update(data)
                 is_awaited.wait(REST * (time.thread_time() - start))
-            else:
-                file.flush()
-                os.fsync(file.fileno())
+
+        with naming(self.path):
+            write_chunks(self.path, chunks())
         return CommittedFile(bytes=len(self.content), sha256=digest.hexdigest())
 
 
 def copy_tensors(
-    directory: Path, tensors: dict[str, torch.Tensor], memory: HostMemory, *, no_dist: bool
+    directory: AnyPath,
+    tensors: dict[str, torch.Tensor],
+    memory: HostMemory,
+    *,
+    attempt: str = "",
+    no_dist: bool,
 ) -> RankFile | None:
     """Copy this rank's share of ``tensors`` to ``memory``; returns the file to write in
-    ``directory``, which is made, or None if others have all of it.
+    ``directory``, which is made, or None if others have all of it. Its name has the ``attempt``.
 
     Every rank calls it with its own tensors, whole or shards, and may change them afterwards.
     Raises OSError where the storage is full.
     """
-    copier = _Copier(directory, memory)
+    copier = _Copier(directory, memory, attempt)
     with _own_errors():
         dcp.save(tensors, storage_writer=copier, no_dist=no_dist)
     return copier.file
 
 
-def file_name(rank: int) -> str:
+def file_name(rank: int, attempt: str = "") -> str:
     """The name of a rank's file."""
-    return f"rank-{rank:05d}.safetensors"
+    return f"rank-{rank:05d}{attempt}.safetensors"
 
 
-def read_tensors(directory: Path, tensors: dict[str, torch.Tensor], *, no_dist: bool) -> None:
-    """Fill ``tensors``, whole or shards, from a folder that any number of ranks wrote."""
+@contextmanager
+def tensor_reader(path: AnyPath) -> Iterator[HuggingFaceStorageReader]:
+    """A reader of a committed checkpoint's tensors, which any number of ranks wrote."""
+    directory = path / TENSORS
+    if isinstance(directory, StorePath):
+        with tempfile.TemporaryDirectory(prefix="glray-") as copy:
+            yield _StoreReader(directory, tensor_files(path), Path(copy))
+    else:
+        yield HuggingFaceStorageReader(str(directory))
+
+
+def read_tensors(
+    reader: HuggingFaceStorageReader, tensors: dict[str, torch.Tensor], *, no_dist: bool
+) -> None:
+    """Fill ``tensors``, whole or shards, each rank with what it needs."""
     with _own_errors():
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=no_dist)
+        dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
 
 
-def written_names(directory: Path) -> set[str]:
-    """The names of the tensors in a folder."""
-    return set(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+def written_names(reader: HuggingFaceStorageReader) -> set[str]:
+    """The names of the tensors."""
+    return set(reader.read_metadata().state_dict_metadata)
+
+
+class _StoreReader(HuggingFaceStorageReader):
+    """Reads from sparse copies on this machine, which have the files' headers and, of their
+    tensors, those that this rank loads."""
+
+    def __init__(self, directory: StorePath, names: list[str], copy: Path) -> None:
+        self._directory, self._copy = directory, copy
+        self._starts: dict[str, int] = {}
+        """Where the tensors begin in each file."""
+        self._headers: dict[str, dict[str, Any]] = {}
+        for name in names:
+            head = read_range(directory / name, 0, HEAD_BYTES)
+            start = 8 + int.from_bytes(head[:8], "little")
+            if len(head) < start:
+                head += read_range(directory / name, len(head), start - len(head))
+            self._starts[name], self._headers[name] = start, json.loads(head[8:start])
+            with (copy / name).open("wb") as file:
+                file.write(head[:start])
+                file.truncate((directory / name).stat().st_size)
+        super().__init__(str(copy))
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """See StorageReader: after what is asked for has been copied."""
+        wanted: dict[str, set[str]] = {}
+        for item in plan.items:
+            path = Path(self.storage_data[item.storage_index].relative_path)
+            wanted.setdefault(path.name, set()).add(item.storage_index.fqn)
+        for name, tensors in wanted.items():
+            with (self._copy / name).open("r+b") as file:
+                for begin, end in _joined(
+                    self._headers[name][tensor]["data_offsets"] for tensor in tensors
+                ):
+                    start = self._starts[name]
+                    file.seek(start + begin)
+                    for data in chunks(self._directory / name, start + begin, start + end):
+                        file.write(data)
+        return super().read_data(plan, planner)
+
+
+def _joined(ranges: Iterable[list[int]]) -> Iterator[tuple[int, int]]:
+    """The same bytes in as few ranges as possible, ascending."""
+    first = last = None
+    for begin, end in sorted(ranges):
+        if first is None or last is None:
+            first, last = begin, end
+        elif begin == last:
+            last = end
+        else:
+            yield first, last
+            first, last = begin, end
+    if first is not None and last is not None:
+        yield first, last
 
 
 class _Copier(StorageWriter):
     """Takes what ``torch.distributed.checkpoint`` deals to this rank, and writes nothing yet."""
 
-    def __init__(self, directory: Path, memory: HostMemory) -> None:
-        self.directory, self.memory = directory, memory
+    def __init__(self, directory: AnyPath, memory: HostMemory, attempt: str) -> None:
+        self.directory, self.memory, self.attempt = directory, memory, attempt
         self.file: RankFile | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -134,7 +209,8 @@ class _Copier(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """See StorageWriter: each rank's file by its number."""
-        return [replace(plan, storage_data=file_name(rank)) for rank, plan in enumerate(plans)]
+        names = (file_name(rank, self.attempt) for rank in range(len(plans)))
+        return [replace(plan, storage_data=name) for plan, name in zip(plans, names, strict=True)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """See StorageWriter: this rank's tensors, copied."""

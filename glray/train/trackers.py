@@ -5,17 +5,21 @@ is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what 
 """
 
 import socket
+import tempfile
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from glray.errors import UserError
-from glray.files import naming
+from glray.files import StorePath, copy_file, naming, remove_tree
 from glray.run.run import Run
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint
 from glray.train.context import WorkerContext
 
+MOST_WRITTEN_AGAIN = 2**20
+"""Bytes of an event file that goes to a store once more with each checkpoint."""
 OFFLINE = ("offline", "dryrun", "disabled")
 """Modes of Weights & Biases that need no key."""
 
@@ -76,16 +80,24 @@ class TensorBoard:
         from tensorboardX.record_writer import RecordWriter
 
         self._event = Event
-        directory = run.directory / "tensorboard"
-        directory.mkdir(exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._path = directory / name
-        self._records = RecordWriter(str(self._path))
-        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._directory = run.directory / "tensorboard"
+        if isinstance(self._directory, Path):
+            self._here = self._directory
+            self._here.mkdir(exist_ok=True)
+        else:
+            self._here = Path(tempfile.mkdtemp(prefix="glray-tensorboard-"))
+        self._writer = RecordWriter
+        self._open()
         # Hides what earlier files have from the next step on: it is trained again.
         restart = SessionLog(status=SessionLog.START)
         self._append(Event(wall_time=time.time(), step=step + 1, session_log=restart))
+
+    def _open(self) -> None:
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._path = self._here / name
+        self._records = self._writer(str(self._path))
+        self._append(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Show ``scalars`` at ``step``: the steps trained so far."""
@@ -99,10 +111,24 @@ class TensorBoard:
         with naming(self._path):
             self._records.flush()
 
+    def keep(self) -> None:
+        """See that it lies in the run's directory: to a store, which cannot append, the file goes
+        whole, and when it is long another one is begun."""
+        self.flush()
+        if isinstance(self._directory, StorePath):
+            copy_file(self._path, self._directory / self._path.name)
+            if self._path.stat().st_size >= MOST_WRITTEN_AGAIN:
+                self._records.close()
+                self._path.unlink()
+                self._open()
+
     def close(self) -> None:
-        """Flush for the last time; the run goes no further in this process."""
+        """Flush for the last time; the run goes no further in this process. What has come to a
+        store's run since its last checkpoint is trained again."""
         with naming(self._path):
             self._records.close()
+        if isinstance(self._directory, StorePath):
+            remove_tree(self._here)
 
     def _append(self, event: Any) -> None:
         with naming(self._path):
@@ -119,6 +145,7 @@ class WeightsAndBiases:
         import wandb
 
         name = f"{run.spec.name}-{run.name}"
+        is_remote = isinstance(run.directory, StorePath)
         project = run.spec.compute.wandb_project
         try:
             self._run = wandb.init(
@@ -128,7 +155,7 @@ class WeightsAndBiases:
                 name=name,
                 group=run.spec.name,
                 resume="allow",
-                dir=str(run.directory),
+                dir=tempfile.gettempdir() if is_remote else str(run.directory),
                 config=run.manifest.identity,
             )
         except wandb.errors.Error as error:  # a key that it refuses, no way to its service
@@ -140,6 +167,9 @@ class WeightsAndBiases:
 
     def flush(self) -> None:
         """See TensorBoard: a process of its own sends what it is given."""
+
+    def keep(self) -> None:
+        """See TensorBoard: its service keeps it."""
 
     def close(self) -> None:
         """See TensorBoard."""

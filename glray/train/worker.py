@@ -3,12 +3,11 @@
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.files import sole_writer, write_text
+from glray.files import AnyPath, sole_writer, write_text
 from glray.model.config import starting_model
 from glray.progress import heard_by, working
 from glray.run.records import Calibration, Execution, Progress, mean_costs
@@ -45,8 +44,11 @@ def train_all(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) ->
     Every rank of a group calls it.
     """
     announcer = Announcer(pipeline_directory(spec), ctx)
-    with heard_by(announcer.hear), working("looking at what is to be trained"):
-        _train_all(spec, corpus, ctx, announcer)
+    try:
+        with heard_by(announcer.hear), working("looking at what is to be trained"):
+            _train_all(spec, corpus, ctx, announcer)
+    finally:
+        announcer.flush()
 
 
 def _train_all(
@@ -90,7 +92,7 @@ def _train_all(
         announcer.progress(Progress(phase="no run is left for this worker group"))
 
 
-def _write_spec(spec: PipelineSpec, path: Path) -> None:
+def _write_spec(spec: PipelineSpec, path: AnyPath) -> None:
     """The spec of all runs in the pipeline's directory: also of seeds and arms of earlier calls."""
     try:
         seeds = (*load_pipeline(path).seeds, *spec.seeds)
@@ -119,7 +121,7 @@ def _execution(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -
     return execution(spec, ctx, probed)
 
 
-def _has_lock(directory: Path, held: ExitStack) -> bool:
+def _has_lock(directory: AnyPath, held: ExitStack) -> bool:
     """Whether this group is now the one that probes, until ``held`` ends; after ``LOCK_SECONDS``
     another one still is."""
     try:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from glray.data.blocks.heldout import is_drawn
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.snapshot import find_prepared
-from glray.data.blocks.token_blocks import TokenBlocks, read_block
+from glray.data.blocks.token_blocks import TokenBlocks
+from glray.files import files_below
 from glray.ray.prepare import prepare
 from glray.spec import (
     BpeTokenizer,
@@ -22,6 +24,7 @@ from glray.spec import (
     PipelineSpec,
     TextCorpus,
 )
+from glray.spec.pipeline import BLOCK_TOKENS
 from tests.tiny import arm
 
 HELDOUT = 0.25
@@ -72,18 +75,15 @@ def manifest(blocks: TokenBlocks) -> dict[str, object]:
 def stream(blocks: TokenBlocks) -> list[int]:
     return [
         int(token)
-        for index, block in enumerate(blocks.blocks)
-        for token in read_block(blocks.block_path(index), block.sha256)[: block.num_tokens]
+        for number in range(blocks.num_blocks)
+        for token in read_block(blocks.place(number))[:BLOCK_TOKENS]
     ]
 
 
 def files_of(blocks: TokenBlocks) -> dict[str, bytes]:
     """Every file's content, the manifest without its versions."""
-    return {
-        str(path.relative_to(blocks.directory)): path.read_bytes()
-        for path in sorted(blocks.directory.rglob("*"))
-        if path.is_file()
-    }
+    folder = blocks.directory
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
 
 def drawn(content: str) -> bool:

@@ -5,15 +5,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from glray.data.blocks import assembly, token_blocks
-from glray.data.blocks.assembly import ShardScan, cut_blocks, scan_shards, write_heldout
+from glray.data.blocks import assembly, block_files, token_blocks
+from glray.data.blocks.assembly import ShardScan, cut_file, scan_shards, write_heldout
+from glray.data.blocks.block_files import BlockPlace
 from glray.data.blocks.heldout import SpanSplit, is_drawn, read_heldout
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.shards import Shard, encode_shard
-from glray.data.blocks.token_blocks import read_block
 from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
 from glray.data.read.documents import FilePart
 from glray.data.read.sources import list_source
+from glray.files import AnyPath
 from glray.spec.corpus import TextCorpus
+from glray.spec.pipeline import BLOCK_TOKENS
 
 TEXTS = [f"{number}" * (number % 7 + 1) for number in range(40)]
 FRACTION = 0.25
@@ -22,13 +25,13 @@ ENCODING = Encoding(TOKENIZER.to_str(), vocab_size(TOKENIZER), eos_id=0)
 """Bytes alone: 0 is EOS, then the 256 bytes."""
 
 
-def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[Path, ...]:
+def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[AnyPath, ...]:
     """The shards of these documents, each with as many of them."""
     for number, text in enumerate(texts):
         (folder / f"{number:02d}.txt").write_text(text)
     corpus = TextCorpus(paths=(str(folder / "*.txt"),))
     files = list_source(corpus)
-    paths = []
+    paths: list[AnyPath] = []
     for index in range(num_shards):
         mine = files[len(files) * index // num_shards : len(files) * (index + 1) // num_shards]
         shard = Shard(index, tuple(FilePart(file) for file in mine), 0)
@@ -38,7 +41,7 @@ def encoded(texts: list[str], folder: Path, num_shards: int) -> tuple[Path, ...]
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> tuple[Path, ...]:
+def shards(tmp_path: Path) -> tuple[AnyPath, ...]:
     """40 documents of 1 to 14 bytes, each byte a token, in four shards."""
     return encoded(TEXTS, tmp_path, num_shards=4)
 
@@ -54,7 +57,7 @@ def stream() -> list[int]:
     ]
 
 
-def test_a_survey_counts_every_document_once(shards: tuple[Path, ...]) -> None:
+def test_a_survey_counts_every_document_once(shards: tuple[AnyPath, ...]) -> None:
     found = scan_shards(shards, ENCODING, FRACTION)
     training = [text for text in TEXTS if not drawn(text)]
     hashes = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
@@ -71,41 +74,63 @@ def test_a_survey_counts_every_document_once(shards: tuple[Path, ...]) -> None:
     assert len(stats.length_tokens) == 4
 
 
+def small_blocks(monkeypatch: pytest.MonkeyPatch, tokens: int, per_file: int = 3) -> None:
+    for module in (assembly, block_files, token_blocks):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", tokens, raising=False)
+        monkeypatch.setattr(module, "BLOCKS_PER_FILE", per_file, raising=False)
+
+
+def cut_all(found: ShardScan, folder: Path, block_tokens: int = BLOCK_TOKENS) -> list[np.ndarray]:
+    """Every block that is cut, with the token that it borrows."""
+    blocks: list[np.ndarray] = []
+    for index in range(found.num_files):
+        for row in cut_file(index, found, folder, folder / "index", "uint16").to_pylist():
+            first = len(blocks) * block_tokens
+            num_tokens = min(block_tokens + 1, found.num_tokens - first)
+            path = folder / "blocks" / f"{index:05d}.arrow"
+            place = BlockPlace(path=path, number=0, num_tokens=num_tokens, dtype="uint16", **row)
+            blocks.append(read_block(place))
+    return blocks
+
+
 @pytest.mark.parametrize("block_tokens", [1, 8, 20, 1000])
-@pytest.mark.parametrize("blocks_per_task", [1, 3])
-def test_blocks_cut_in_any_runs_are_the_stream(
-    shards: tuple[Path, ...],
+@pytest.mark.parametrize("blocks_per_file", [1, 3])
+def test_blocks_cut_into_any_files_are_the_stream(
+    shards: tuple[AnyPath, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     block_tokens: int,
-    blocks_per_task: int,
+    blocks_per_file: int,
 ) -> None:
-    monkeypatch.setattr(assembly, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
+    small_blocks(monkeypatch, block_tokens, blocks_per_file)
     found = scan_shards(shards, ENCODING, FRACTION)
-    files = []
-    for first in range(0, found.num_blocks, blocks_per_task):
-        last = min(first + blocks_per_task, found.num_blocks)
-        files += cut_blocks(range(first, last), found, tmp_path / "blocks")
     expected = stream()
-    assert [file.name for file in files] == [f"{i:05d}.arrow" for i in range(len(files))]
-    assert sum(file.num_tokens for file in files) == len(expected)
-    for start, file in zip(range(0, len(expected), block_tokens), files, strict=True):
-        tokens = read_block(tmp_path / "blocks" / file.name, file.sha256)
+    blocks = cut_all(found, tmp_path, block_tokens)
+    num_files = -(-len(blocks) // blocks_per_file)
+    names = sorted(path.name for path in (tmp_path / "blocks").iterdir())
+    assert names == [f"{i:05d}.arrow" for i in range(num_files)]
+    assert len(blocks) == found.num_blocks
+    for start, tokens in zip(range(0, len(expected), block_tokens), blocks, strict=True):
         # Each but the last borrows the next one's first token.
         assert tokens.tolist() == expected[start : start + block_tokens + 1]
 
 
-def test_committed_blocks_are_kept(shards: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_file_counts_with_its_rows_of_the_index(
+    shards: tuple[AnyPath, ...], tmp_path: Path
+) -> None:
     found = scan_shards(shards, ENCODING, FRACTION)
-    first = cut_blocks(range(1), found, tmp_path / "blocks")
-    changed = (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns
-    assert cut_blocks(range(1), found, tmp_path / "blocks") == first
-    assert (tmp_path / "blocks" / "00000.arrow").stat().st_mtime_ns == changed
+    first = cut_file(0, found, tmp_path, tmp_path / "index", "uint16")
+    path = tmp_path / "blocks" / "00000.arrow"
+    changed = path.stat().st_mtime_ns
+    assert cut_file(0, found, tmp_path, tmp_path / "index", "uint16") == first
+    assert path.stat().st_mtime_ns == changed
+    (tmp_path / "index" / "00000.arrow").unlink()
+    assert cut_file(0, found, tmp_path, tmp_path / "index", "uint16") == first
+    assert path.stat().st_mtime_ns != changed
 
 
 def test_held_out_documents_are_whole_and_without_eos(
-    shards: tuple[Path, ...], tmp_path: Path
+    shards: tuple[AnyPath, ...], tmp_path: Path
 ) -> None:
     found = scan_shards((*shards, shards[0]), ENCODING, FRACTION)  # the first ten come twice
     write_heldout(found, ENCODING, tmp_path / "heldout.arrow")
@@ -128,18 +153,16 @@ def test_a_source_without_documents_has_no_tokens(tmp_path: Path) -> None:
 # ---- spans
 
 
-def spans_and_blocks(paths: tuple[Path, ...], folder: Path) -> tuple[ShardScan, list[str], str]:
+def spans_and_blocks(
+    paths: tuple[AnyPath, ...], folder: Path, block_tokens: int = BLOCK_TOKENS
+) -> tuple[ShardScan, list[str], str]:
     """The scan; the spans' texts and, with a | for each EOS, the training stream."""
     found = scan_shards(paths, ENCODING, 0.001)
     assert isinstance(found.split, SpanSplit)
     write_heldout(found, ENCODING, folder / "heldout.arrow")
     spans = read_heldout(folder / "heldout.arrow")
-    files = cut_blocks(range(found.num_blocks), found, folder / "blocks")
-    tokens = [
-        token
-        for file in files
-        for token in read_block(folder / "blocks" / file.name, file.sha256)[: file.num_tokens]
-    ]
+    blocks = cut_all(found, folder, block_tokens)
+    tokens = [token for block in blocks for token in block[:block_tokens]]
     stream = "".join("|" if token == 0 else TOKENIZER.decode([token]) for token in tokens)
     return found, [TOKENIZER.decode(span.tokens.tolist()) for span in spans], stream
 
@@ -195,9 +218,8 @@ def test_blocks_of_a_stream_with_spans_are_cut_in_any_runs(
 ) -> None:
     paths = encoded(LONG, tmp_path, 2)
     expected = spans_and_blocks(paths, tmp_path / "whole")[2]
-    monkeypatch.setattr(assembly, "BLOCK_TOKENS", block_tokens)
-    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", block_tokens)
-    assert spans_and_blocks(paths, tmp_path / "cut")[2] == expected
+    small_blocks(monkeypatch, block_tokens)
+    assert spans_and_blocks(paths, tmp_path / "cut", block_tokens)[2] == expected
 
 
 def test_equal_spans_are_all_held_out_and_scored_once(tmp_path: Path) -> None:

@@ -98,10 +98,10 @@ def test_a_new_weight_tokenizes_nothing(
 def test_a_new_source_tokenizes_itself_alone(mixture: PipelineSpec) -> None:
     alone = mixture.derive(corpus=mixture.sources[0].corpus)
     blocks = prepared(alone)
-    changed = blocks.block_path(0).stat().st_mtime_ns
+    changed = blocks.file_path(0).stat().st_mtime_ns
     corpus = prepare(mixture, lambda line: None)
     assert corpus.sources[0].blocks == blocks
-    assert blocks.block_path(0).stat().st_mtime_ns == changed
+    assert blocks.file_path(0).stat().st_mtime_ns == changed
 
 
 def test_a_trained_tokenizer_learns_equally_from_each_source(mixture: PipelineSpec) -> None:

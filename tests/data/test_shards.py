@@ -12,6 +12,7 @@ from glray.data.blocks.tokenizer import Encoding, encode, train_bpe, vocab_size
 from glray.data.read.documents import EMPTY, NOT_UTF8
 from glray.data.read.sources import list_source
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.spec.corpus import JsonlCorpus, ParquetCorpus, SourceCorpus, TextCorpus
 
 
@@ -22,14 +23,14 @@ def encoding() -> Encoding:
     return Encoding(tokenizer.to_str(), vocab_size(tokenizer), eos_id=0)
 
 
-def encoded(corpus: SourceCorpus, encoding: Encoding, directory: Path) -> list[Path]:
+def encoded(corpus: SourceCorpus, encoding: Encoding, directory: Path) -> list[AnyPath]:
     shards = plan_shards(list_source(corpus), corpus)
     for shard in shards:
         encode_shard(shard, corpus, encoding, directory)
     return [shard.path(directory) for shard in shards]
 
 
-def rows(paths: list[Path]) -> list[tuple[str, bytes, int, list[int]]]:
+def rows(paths: list[AnyPath]) -> list[tuple[str, bytes, int, list[int]]]:
     found = []
     for path in paths:
         for documents in read_shard(path):

@@ -24,6 +24,7 @@ from tests.planned import planned
 
 from ..killing import same_run
 from ..tiny import tiny_spec
+from ..tokens import damage
 
 pytestmark = pytest.mark.ray
 
@@ -56,7 +57,7 @@ def test_the_dataset_has_arrow_token_columns(
     table = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     offsets = segment.offsets.ravel()
     assert table.column("offset").to_pylist() == offsets.tolist()
-    expected = read_windows(corpus.block_refs(offsets), offsets, 8)
+    expected = read_windows(corpus.block_places(offsets), offsets, 8)
     got = table.column("tokens").combine_chunks().to_numpy_ndarray()
     assert got.dtype == np.uint16
     assert got.tobytes() == expected.tobytes()
@@ -96,12 +97,9 @@ def test_a_damaged_block_is_one_line(
     monkeypatch.setattr(ray_train, "is_own_cluster", lambda: True)
     (source,) = corpus.sources
     directory = tmp_path / "tokens"
-    shutil.copytree(source.blocks.directory, directory)
+    shutil.copytree(str(source.blocks.directory), directory)
     damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
-    path = damaged.sources[0].blocks.block_path(0)
-    content = bytearray(path.read_bytes())
-    content[3000] ^= 1
-    path.write_bytes(content)
+    path = damage(damaged.sources[0].blocks)
     spec = tiny_spec(tmp_path)
     spec = spec.derive(arms=spec.arms[:1])
     threads = torch.get_num_threads()

@@ -17,13 +17,14 @@ from ray._private import ray_constants
 from glray.cli.watch import work_line
 from glray.data.blocks import shards
 from glray.data.blocks.heldout import is_drawn
-from glray.data.blocks.token_blocks import read_block
+from glray.data.blocks.reading import read_block
 from glray.data.blocks.tokenizer import encode, train_bpe
 from glray.progress import Work, heard_by
 from glray.ray import prepare
 from glray.ray.cluster import connect
 from glray.spec import JsonlCorpus, PipelineSpec, TokenizerFile
 from glray.spec.loading import validate
+from glray.spec.pipeline import BLOCK_TOKENS
 from tests.command import start, status_of
 from tests.data.preparing import files_of, found, left_behind, pipeline, prepared
 
@@ -162,8 +163,8 @@ def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
                 total += sum(ids)
     prepared_hash = hashlib.sha256()
     prepared_total = 0
-    for index, block in enumerate(blocks.blocks):
-        tokens = read_block(blocks.block_path(index), block.sha256)[: block.num_tokens]
+    for number in range(blocks.num_blocks):
+        tokens = read_block(blocks.place(number))[:BLOCK_TOKENS]
         prepared_hash.update(tokens.tobytes())
         prepared_total += int(tokens.sum(dtype=np.int64))
     assert (prepared_total, prepared_hash.hexdigest()) == (total, direct.hexdigest())

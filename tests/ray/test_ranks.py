@@ -22,6 +22,7 @@ from glray.spec import ComputeSpec, PipelineSpec
 from glray.train.worker import train_all
 
 from ..tiny import tiny_spec
+from ..tokens import damage
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -42,10 +43,9 @@ def test_a_block_that_one_rank_cannot_read(
     ray_local: None, corpus: PreparedCorpus, tmp_path: Path
 ) -> None:
     (source,) = corpus.sources
-    shutil.copytree(source.blocks.directory, tmp_path / "tokens")
+    shutil.copytree(str(source.blocks.directory), tmp_path / "tokens")
     damaged = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(tmp_path / "tokens")),))
-    path = damaged.sources[0].blocks.block_path(0)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path = damage(damaged.sources[0].blocks)
     starts = tmp_path / "starts"
 
     def train(spec: PipelineSpec, corpus: PreparedCorpus, ctx: RayContext) -> None:

@@ -23,6 +23,7 @@ from glray.train.context import WorkerContext
 from glray.train.group import WorkerGroup
 from glray.train.worker import train_all
 
+from ..disk import here
 from ..tiny import tiny_spec
 
 
@@ -139,7 +140,7 @@ def test_a_follower_reports_what_its_run_records(
     assert [result["step"] for result in reported[:-1]] == [e.step for e in run.evaluations]
     assert reported[-1]["loss"] == last.loss
 
-    (run.directory / "result.json").rename(run.directory / DIVERGED)
+    (here(run.directory) / "result.json").rename(here(run.directory) / DIVERGED)
     follow(config, run.directory.parent, 0, 32, over)
     assert reported[-1]["loss"] is None
 

@@ -11,7 +11,7 @@ import pytest
 
 from glray.files import write_json
 from glray.report.compared import compared, comparison_record, labelled_runs
-from glray.report.long_losses import long_loss, long_sheet
+from glray.report.long_losses import LongLosses, long_loss, long_sheet
 from glray.report.page import Report
 from glray.spec import ClaimSpec, ComparedArm, ComparisonSpec, load_pipeline, lower
 from tests.report.written import write_run
@@ -57,7 +57,7 @@ def comparison(spec: ComparisonSpec, tmp_path: Path) -> Report:
             far = {2: [4.0, 4.0], 8: [loss + seed] * 2}
             write_run(tmp_path / name, "grow", [(4, 10), (8, 5)], losses, seed=seed, far=far)
     runs = labelled_runs(spec)
-    long_losses = {
+    long_losses: LongLosses = {
         (tmp_path / "small" / f"grow-seed{seed}", protocol): {
             "stride": None,
             "targets_sha256": "aaaa",

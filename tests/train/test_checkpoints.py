@@ -24,6 +24,7 @@ from glray.train.tensor_files import HostMemory, RankFile, copy_tensors
 from glray.train.worker import train_all
 from tests.planned import planned
 
+from ..disk import here
 from ..tiny import tiny_spec
 from ..weights import same_weights
 from .test_divergence import spoil, steps_and_losses
@@ -66,7 +67,7 @@ def test_what_was_copied_is_written_whatever_becomes_of_it(tmp_path: Path) -> No
             tensor.zero_()
         written = file.write(threading.Event(), threading.Event())
         assert written == CommittedFile(bytes=file.path.stat().st_size, sha256=sha256_of(file.path))
-        found = load_file(file.path)
+        found = load_file(here(file.path))
         assert found.keys() == copies.keys()
         assert all(torch.equal(found[name], copies[name]) for name in copies)
         for name, tensor in tensors.items():
@@ -107,7 +108,7 @@ def test_what_was_scored_after_the_step_that_a_run_goes_on_from_is_forgotten(
     finished: list[Run], tmp_path: Path
 ) -> None:
     """Those weights are lost with the checkpoint that was not committed."""
-    copied = shutil.copytree(finished[0].directory, tmp_path / "run")
+    copied = shutil.copytree(here(finished[0].directory), tmp_path / "run")
     run = Run.open(copied)
     first, *later = run.plan.boundaries
     assert later

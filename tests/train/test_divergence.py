@@ -23,6 +23,7 @@ from glray.train.worker import train_all
 from tests.planned import planned
 from tests.tiny import arm
 
+from ..disk import here
 from ..group import join_group, start_group
 from ..tiny import tiny_spec
 from ..weights import tensors_of
@@ -121,9 +122,9 @@ def test_a_run_that_diverges_ends_with_the_checkpoint_before(
     assert all(p.isfinite().all() for p in latest_model(grow, torch.device("cpu"))[0].parameters())
     assert export_run(grow.directory, tmp_path / "model") == kept
 
-    before = times(grow.directory)
+    before = times(here(grow.directory))
     train_all(spec, corpus, WorkerContext())  # the same again trains nothing
-    assert times(grow.directory) == before
+    assert times(here(grow.directory)) == before
     events = (grow.directory.parent / "events.log").read_text()
     is_or_are = "are" if seen == "weights" else "is"
     assert (

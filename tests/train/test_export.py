@@ -37,6 +37,7 @@ from glray.train.worker import train_all
 from tests.planned import planned
 from tests.tiny import arm
 
+from ..disk import here
 from ..tiny import tiny_spec
 
 SHAPE: dict[str, Any] = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 32}
@@ -244,7 +245,7 @@ def test_a_pipeline_that_starts_from_an_export_goes_on_with_its_tokens(
     finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
 ) -> None:
     folder = tmp_path / "start"
-    shutil.copytree(finished[0].directory / "model", folder)
+    shutil.copytree(here(finished[0].directory) / "model", folder)
     spec = tiny_spec(tmp_path / "runs", model=None, init=str(folder), only=("grow",))
     train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)

@@ -12,7 +12,7 @@ import pytest
 
 from glray import plan
 from glray.data.corpus import PreparedCorpus
-from glray.files import read_json
+from glray.files import matching, read_json, read_log
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.run import Run, open_runs
 from glray.spec import ArmSpec, Interpolation, PipelineSpec
@@ -20,6 +20,7 @@ from glray.train.context import WorkerContext
 from glray.train.group import Coordinator, WorkerGroup
 from glray.train.worker import train_all
 
+from ..disk import here
 from ..planned import planned
 from ..tiny import arm, tiny_spec
 from ..weights import same_weights
@@ -97,9 +98,9 @@ def without_clocks(value: Any) -> Any:
 def records(run: Run) -> dict[str, Any]:
     """Everything that a run has recorded of its training, but for the clocks."""
     patterns = ("result.json", "evaluations/*.json", "boundaries/*.json")
-    paths = [path for pattern in patterns for path in run.directory.glob(pattern)]
-    found = {str(path.relative_to(run.directory)): read_json(path) for path in paths}
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    paths = [path for pattern in patterns for path in matching(run.directory, pattern)]
+    found = {str(path).removeprefix(str(run.directory)): read_json(path) for path in paths}
+    lines = read_log(run.directory / "metrics.jsonl").splitlines()
     return without_clocks(found | {"metrics": [json.loads(line) for line in lines]})
 
 
@@ -175,7 +176,7 @@ def test_without_the_trunks_checkpoint_all_is_trained(
 ) -> None:
     spec = forking_spec(tmp_path)
     grow = trained(spec.derive(only=["grow"]), corpus)["grow"]
-    shutil.rmtree(grow.checkpoints / "step-00000008")
+    shutil.rmtree(here(grow.checkpoints) / "step-00000008")
     half = trained(spec.derive(only=["half"]), corpus)["half"]
     assert fork_of(half) is None
     assert records(half) == records(alone["half"])

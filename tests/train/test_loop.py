@@ -68,7 +68,7 @@ def test_both_arms_are_fed_the_same_tokens_at_every_step(
         expected = 0
         for offset in order.chunks(step * 2, step * 2 + 2).offset:
             window = torch.from_numpy(
-                read_windows(corpus.block_refs(offset), offset[None], 32).astype("int64")
+                read_windows(corpus.block_places(offset), offset[None], 32).astype("int64")
             )
             places = torch.from_numpy(offset[None])
             expected += int(token_checksum(window[:, :-1], window[:, 1:], places).item())
@@ -166,10 +166,10 @@ def test_a_damaged_checkpoint_is_refused_with_both_hashes(finished: list[Run]) -
     (path,) = (committed_checkpoints(run.checkpoints)[-1] / TENSORS).iterdir()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"SHA-256 \w{12}.*\w{12}.*damaged"):
         latest_model(run, torch.device("cpu"))
-    path.write_bytes(content[:-1])
+    path.write_bytes(bytes(content[:-1]))
     size = len(content)
     with pytest.raises(UserError, match=f"{size - 1:,} bytes, {size:,} were committed"):
         latest_model(run, torch.device("cpu"))

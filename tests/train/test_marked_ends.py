@@ -6,7 +6,7 @@ import pytest
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.files import read_json
+from glray.files import matching, read_json
 from glray.report import sheets
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.parent import Parents
@@ -49,7 +49,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> l
 
 
 def steps_in(run: Run, folder: str) -> list[int]:
-    return [int(path.stem[-8:]) for path in sorted(run.directory.glob(f"{folder}/*.json"))]
+    return [int(path.stem[-8:]) for path in matching(run.directory, f"{folder}/*.json")]
 
 
 def checkpoints(run: Run) -> list[int]:

@@ -17,6 +17,7 @@ from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.worker import train_all
 from tests.planned import planned, validated
 
+from ..disk import here
 from ..killing import same_run
 from ..tiny import tiny_spec
 from ..tokens import periodic_corpus
@@ -92,7 +93,7 @@ def test_a_record_with_an_absolute_place_is_read_there_and_where_it_was_moved(
     assert Run.open(run.directory).tokens_directories == (tokens,)
     before.rename(after)
     moved = Run.open(after / "tiny" / "grow-seed0")
-    assert moved.tokens_directories == (after / tokens.relative_to(before),)
+    assert moved.tokens_directories == (after / here(tokens).relative_to(before),)
 
 
 def test_a_run_copied_alone_says_what_to_copy_and_where_to(tmp_path: Path) -> None:
@@ -112,5 +113,5 @@ def test_a_run_copied_alone_says_what_to_copy_and_where_to(tmp_path: Path) -> No
             f"them it can neither be scored nor exported nor resumed; copy tokens/{tokens.name} "
             f"and tokens/heldout of the storage in which it was trained to {home}/tokens"
         )
-    shutil.copytree(tokens, home / "tokens" / tokens.name)
+    shutil.copytree(here(tokens), home / "tokens" / tokens.name)
     assert score_model(run, LENGTHS).own

@@ -34,6 +34,7 @@ from glray.train.worker import train_all
 from tests.planned import planned
 from tests.tiny import arm
 
+from ..disk import here
 from ..tiny import tiny_spec
 
 
@@ -217,8 +218,8 @@ def test_texts_that_are_not_utf_8_are_counted_and_never_the_reason(
 
 def test_a_loss_that_is_no_number_is_no_figure(run: Run) -> None:
     model = run.directory / "model" / "model.safetensors"
-    weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(model).items()}
-    save_file(weights, model, metadata={"format": "pt"})
+    weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(here(model)).items()}
+    save_file(weights, here(model), metadata={"format": "pt"})
     (run.directory / "text.txt").write_text("def long(argument): return argument\n" * 9)
     documents = corpus_of_files([str(run.directory / "text.txt")], "text")
     with pytest.raises(UserError, match="the loss at 8 is nan"):

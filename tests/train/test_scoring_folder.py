@@ -21,6 +21,7 @@ from glray.train.worker import train_all
 from tests.planned import planned
 from tests.tiny import arm
 
+from ..disk import here
 from ..tiny import tiny_spec
 
 SEQ_LENS = (16, 32, 64)
@@ -38,7 +39,7 @@ def trained(tmp_path: Path, corpus: PreparedCorpus, **fields: object) -> Path:
     """Up to 32 tokens."""
     spec = tiny_spec(tmp_path / "runs", **fields)
     train_all(spec, corpus, WorkerContext())
-    return planned(spec, corpus)[0].directory
+    return here(planned(spec, corpus)[0].directory)
 
 
 def test_a_folder_scores_as_the_run_that_wrote_it(
@@ -103,7 +104,7 @@ def begun(finished: list[Run]) -> Path:
         single=[bos, "$A", eos], special_tokens=[(bos, 7), (eos, 0)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return here(folder)
 
 
 def losses_of(scores: Scores) -> list[float]:

@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mixture: PreparedCorpus) -
 
 
 def checksum_of(corpus: PreparedCorpus, offsets: np.ndarray) -> str:
-    windows = torch.from_numpy(read_windows(corpus.block_refs(offsets), offsets, 32).astype("i8"))
+    windows = torch.from_numpy(read_windows(corpus.block_places(offsets), offsets, 32).astype("i8"))
     found = token_checksum(windows[:, :-1], windows[:, 1:], torch.from_numpy(offsets))
     return as_hex(int(found.item()))
 

@@ -26,6 +26,7 @@ from glray.train.session import open_session
 from glray.train.worker import train_all
 from tests.planned import planned, validated
 
+from ..disk import here
 from ..tiny import tiny_spec
 
 SHAPE: dict[str, Any] = {
@@ -94,7 +95,7 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(
     train_all(stopped, corpus, WorkerContext())
     (run,) = planned(stopped, corpus)
     assert run.is_finished
-    assert_same(weights(run.directory / "model"), weights(expected.directory / "model"))
+    assert_same(weights(here(run.directory) / "model"), weights(here(expected.directory) / "model"))
     assert sorted(file.name for file in (run.directory / "model").iterdir()) == sorted(
         file.name for file in (expected.directory / "model").iterdir()
     )
@@ -114,7 +115,7 @@ def test_a_run_from_a_folder_trains_resumes_and_needs_it_no_more(
     ]
     assert [entry["loss"] for entry in scored] == [entry["loss"] for entry in recorded]
     export_run(run.directory, tmp_path / "exported")
-    assert_same(weights(tmp_path / "exported"), weights(run.directory / "model"))
+    assert_same(weights(tmp_path / "exported"), weights(here(run.directory) / "model"))
     with pytest.raises(UserError, match=r"start/config\.json does not exist"):
         validated(spec, corpus)
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from glray.cli import app
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
-from glray.files import read_json
+from glray.files import AnyPath, matching, read_json
 from glray.run.run import Run
 from glray.spec import ComputeSpec, PipelineSpec
 from glray.spec.loading import to_yaml
@@ -40,7 +40,7 @@ from ..tiny import tiny_spec
 CPU = torch.device("cpu")
 
 
-def events(path: Path) -> Iterator[Event]:
+def events(path: AnyPath) -> Iterator[Event]:
     """The events of one file, as TensorBoard reads them: framed, each part with its checksum."""
     with path.open("rb") as file:
 
@@ -49,7 +49,7 @@ def events(path: Path) -> Iterator[Event]:
             assert struct.unpack("<I", checksum) == (masked_crc32c(content),)
             return content
 
-        while file.peek(1):
+        while file.tell() < path.stat().st_size:
             (length,) = struct.unpack("<Q", part(8))
             yield Event.FromString(part(length))
 
@@ -57,7 +57,7 @@ def events(path: Path) -> Iterator[Event]:
 def shown(run: Run) -> dict[str, dict[int, float]]:
     """{tag: {step: value}} after all files of the run, restarts hiding what they repeat."""
     scalars: dict[str, dict[int, float]] = {}
-    for path in sorted((run.directory / "tensorboard").iterdir()):
+    for path in matching(run.directory / "tensorboard", "*"):
         for event in events(path):
             if event.session_log.status == SessionLog.START:
                 scalars = {
@@ -261,7 +261,7 @@ def test_wandb_offline_resumes_under_one_id(
     train_all(spec, corpus, WorkerContext(stop=lambda: next(asked)))
     train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)
-    folders = list((run.directory / "wandb").glob("offline-run-*"))
+    folders = matching(run.directory / "wandb", "offline-run-*")
     ids = {folder.name.rpartition("-")[2] for folder in folders}
     assert len(ids) == 1
-    assert all(list(folder.glob("*.wandb")) for folder in folders)
+    assert all(matching(folder, "*.wandb") for folder in folders)

@@ -36,6 +36,8 @@ from glray.train.worker import train_all
 from tests.planned import planned
 from tests.tiny import arm, tiny_spec
 
+from ..disk import here
+
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 VERSION = "4.57.1"
@@ -130,9 +132,9 @@ def models(
         )
         train_all(spec, corpus, WorkerContext())
         (run,) = planned(spec, corpus)
-        found[shape, kind] = run.directory
-        bare = run.directory / "bare"
-        shutil.copytree(run.directory / "model", bare)
+        found[shape, kind] = here(run.directory)
+        bare = found[shape, kind] / "bare"
+        shutil.copytree(here(run.directory) / "model", bare)
         config = json.loads((bare / "config.json").read_text())
         kept = {name: value for name, value in config.items() if name not in OLD_NAMES}
         (bare / "config.json").write_text(json.dumps(kept))

@@ -2,22 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from glray.files import committed
+from glray.files import AnyPath, committed, local_copy
 
 
 @contextmanager
-def committed_batches(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+def committed_batches(path: AnyPath, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
     """A writer of the record batches of ``path``, which is there once the block ends."""
     with committed(path) as file, pa.ipc.new_file(file, schema) as writer:
         yield writer
 
 
-def mapped_batches(path: Path) -> list[pa.RecordBatch]:
-    """The record batches of a file as memory-mapped views. Raises OSError and pa.ArrowInvalid."""
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        return [file.get_batch(index) for index in range(file.num_record_batches)]
+def mapped_batches(path: AnyPath) -> list[pa.RecordBatch]:
+    """The record batches of a file as memory-mapped views; of one in a store, as views of a copy
+    that goes with them. Raises OSError and pa.ArrowInvalid."""
+    with local_copy(path) as here, pa.memory_map(str(here)) as source:
+        return batches_in(source)
+
+
+def batches_in(content: pa.NativeFile | np.ndarray) -> list[pa.RecordBatch]:
+    """The record batches of a file's content, as views. Raises pa.ArrowInvalid."""
+    file = pa.ipc.open_file(pa.py_buffer(content) if isinstance(content, np.ndarray) else content)
+    return [file.get_batch(index) for index in range(file.num_record_batches)]

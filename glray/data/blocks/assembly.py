@@ -1,20 +1,20 @@
 """From encoded shards to token blocks. No Ray here.
 
 ``scan_shards`` reads the shards once, in order, and determines the held-out split and where each
-shard's training tokens lie in the stream; from then on any run of blocks can be cut by itself.
+shard's training tokens lie in the stream; from then on any file of blocks can be cut by itself.
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from glray.data.blocks.arrow_files import committed_batches
+from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, cut, write_blocks
 from glray.data.blocks.heldout import (
     FEWEST_SPANS,
     Span,
@@ -26,9 +26,10 @@ from glray.data.blocks.heldout import (
     span_tokens,
 )
 from glray.data.blocks.shards import Documents, read_shard
-from glray.data.blocks.token_blocks import BlockFile, SourceStats, describe_block, write_block
+from glray.data.blocks.token_blocks import SourceStats, blocks_file, num_blocks_of
 from glray.data.blocks.tokenizer import Encoding, token_num_bytes
 from glray.data.read.documents import EMPTY, NO_COLUMN, NOT_UTF8
+from glray.files import AnyPath
 from glray.spec.pipeline import BLOCK_TOKENS
 
 SKIPPED = {
@@ -47,7 +48,7 @@ HELDOUT_BATCH_TOKENS = 2**20
 class ShardScan:
     """What a source's shards hold."""
 
-    shards: tuple[Path, ...]
+    shards: tuple[AnyPath, ...]
     split: Split | SpanSplit
     whole_tokens: tuple[int, ...]
     """Tokens of each shard."""
@@ -67,10 +68,17 @@ class ShardScan:
     @property
     def num_blocks(self) -> int:
         """Blocks that the training stream fills."""
-        return -(-self.num_tokens // BLOCK_TOKENS)
+        return num_blocks_of(self.num_tokens)
+
+    @property
+    def num_files(self) -> int:
+        """Files that the blocks fill."""
+        return -(-self.num_blocks // BLOCKS_PER_FILE)
 
 
-def scan_shards(shards: tuple[Path, ...], encoding: Encoding, heldout_fraction: float) -> ShardScan:
+def scan_shards(
+    shards: tuple[AnyPath, ...], encoding: Encoding, heldout_fraction: float
+) -> ShardScan:
     """Read committed shards, in order; memory grows with the held-out documents alone, or with the
     number of spans of which some are held out."""
     drawn: dict[bytes, int] = {}
@@ -148,7 +156,7 @@ def scan_shards(shards: tuple[Path, ...], encoding: Encoding, heldout_fraction: 
 
 
 def _span_split(
-    shards: tuple[Path, ...], eos_id: int, num_tokens: int, drawn: Split
+    shards: tuple[AnyPath, ...], eos_id: int, num_tokens: int, drawn: Split
 ) -> SpanSplit | None:
     """The spans to hold out of a stream of ``num_tokens``; None if too few of them differ."""
     length = span_tokens(num_tokens, drawn.fraction)
@@ -174,7 +182,7 @@ def _span_split(
     )
 
 
-def _spans(shards: tuple[Path, ...], length: int, eos_id: int) -> Iterator[Span]:
+def _spans(shards: tuple[AnyPath, ...], length: int, eos_id: int) -> Iterator[Span]:
     """All spans of ``length`` tokens: each document that has as many is cut into equal parts, which
     begin with one; shorter documents that follow each other are joined until they have one."""
     position = num_waiting = 0
@@ -213,7 +221,7 @@ def _sha256(span: Span) -> bytes:
     return hashlib.sha256(span.tokens.astype("<u4").tobytes()).digest()
 
 
-def _held_spans(shards: tuple[Path, ...], split: SpanSplit) -> Iterator[tuple[bytes, Span]]:
+def _held_spans(shards: tuple[AnyPath, ...], split: SpanSplit) -> Iterator[tuple[bytes, Span]]:
     """The spans that are held out, equal ones once, after their SHA-256."""
     starts, seen = frozenset(split.starts.tolist()), set()
     for span in _spans(shards, split.num_tokens, split.eos_id):
@@ -222,21 +230,26 @@ def _held_spans(shards: tuple[Path, ...], split: SpanSplit) -> Iterator[tuple[by
             yield sha256, span
 
 
-def cut_blocks(numbers: range, scan: ShardScan, directory: Path) -> list[BlockFile]:
-    """Commit the stream's blocks of these consecutive numbers in ``directory``, unless all are
-    there. Holds their tokens in memory; reads only the shards that have them."""
-    paths = [directory / f"{number:05d}.arrow" for number in numbers]
-    if all(path.exists() for path in paths):
-        return [describe_block(path) for path in paths]
-    stop = numbers.stop * BLOCK_TOKENS + 1  # with the token that is borrowed
-    tokens = np.concatenate(list(_stream(scan, numbers.start * BLOCK_TOKENS, stop)))
-    return [
-        write_block(path, tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS + 1])
-        for index, path in enumerate(paths)
-    ]
+def cut_file(
+    index: int, scan: ShardScan, directory: AnyPath, rows: AnyPath, dtype: str
+) -> pa.Table:
+    """Commit file ``index`` of the stream's blocks in a source's folder, and then its rows of the
+    index in ``rows``, which make it count; returns these. What counts already stays.
+
+    Holds a block; reads only the shards that have its tokens.
+    """
+    path, committed_rows = blocks_file(directory, index), rows / f"{index:05d}.arrow"
+    if not (path.exists() and committed_rows.exists()):
+        first, last = index * BLOCKS_PER_FILE, min((index + 1) * BLOCKS_PER_FILE, scan.num_blocks)
+        stop = last * BLOCK_TOKENS + 1  # with the token that is borrowed
+        stream = _stream(scan, first * BLOCK_TOKENS, stop)
+        table = write_blocks(path, cut(stream, last - first), dtype)
+        with committed_batches(committed_rows, INDEX_SCHEMA) as writer:
+            writer.write_table(table)
+    return pa.Table.from_batches(mapped_batches(committed_rows), INDEX_SCHEMA)
 
 
-def write_heldout(scan: ShardScan, encoding: Encoding, path: Path) -> None:
+def write_heldout(scan: ShardScan, encoding: Encoding, path: AnyPath) -> None:
     """Commit the held-out documents or spans in the source's order, equal ones once, no EOS."""
     schema = heldout_schema(encoding.dtype)
     rows: list[tuple[str, bytes, int, np.ndarray]] = []

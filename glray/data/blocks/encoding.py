@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,7 +18,7 @@ from glray.data.blocks.tokenizer import (
 )
 from glray.data.read.documents import Document, read_source
 from glray.errors import UserError
-from glray.files import write_text
+from glray.files import AnyPath, write_text
 from glray.progress import working
 from glray.spec.corpus import BpeTokenizer
 from glray.spec.pipeline import PipelineSpec
@@ -28,7 +27,7 @@ Say = Callable[[str], None]
 
 
 def resolve_encoding(
-    spec: PipelineSpec, snapshots: tuple[SourceSnapshot, ...], directory: Path, say: Say
+    spec: PipelineSpec, snapshots: tuple[SourceSnapshot, ...], directory: AnyPath, say: Say
 ) -> Encoding:
     """The declared tokenizer's, or that of a BPE trained once for these snapshots and kept in
     ``directory``. Raises UserError."""

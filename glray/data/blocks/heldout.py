@@ -11,12 +11,12 @@ hash of their content: those with the lowest hashes, and at least five of them.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from glray.data.blocks.arrow_files import mapped_batches
+from glray.files import AnyPath
 
 MAX_SHARE = 0.2
 """The largest share of the held-out set's bytes that one document may have."""
@@ -167,7 +167,7 @@ def heldout_schema(dtype: str) -> pa.Schema:
     )
 
 
-def read_heldout(path: Path) -> list[HeldoutDocument]:
+def read_heldout(path: AnyPath) -> list[HeldoutDocument]:
     """The held-out documents in the corpus's order; their tokens stay memory-mapped."""
     return [
         HeldoutDocument(

@@ -7,18 +7,21 @@ appendix C), texts are compared by their n-grams: runs of some 13 words, here of
 with a probability of 2^-64.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from glray.data.blocks.block_files import BlockPlace
 from glray.data.blocks.heldout import HeldoutDocument
-from glray.data.blocks.token_blocks import read_block
-from glray.files import committed
+from glray.data.blocks.reading import read_blocks
+from glray.data.blocks.token_blocks import TokenBlocks
+from glray.files import AnyPath, StorePath, committed
+from glray.files.cache import node_cache
 from glray.record import Record
 from glray.spec.pipeline import BLOCK_TOKENS
 
@@ -118,7 +121,7 @@ def ngram_hashes(tokens: np.ndarray, size: int) -> np.ndarray:
     return hashes
 
 
-def write_ngrams(documents: Sequence[HeldoutDocument], size: int, path: Path) -> None:
+def write_ngrams(documents: Sequence[HeldoutDocument], size: int, path: AnyPath) -> None:
     """Commit the hashes of the documents' n-grams, uint64[n], each once and in ascending order."""
     hashes = np.concatenate([ngram_hashes(document.tokens, size) for document in documents])
     hashes.sort()  # in place: np.unique takes three times as much memory
@@ -132,24 +135,31 @@ def write_ngrams(documents: Sequence[HeldoutDocument], size: int, path: Path) ->
 class BlockRun:
     """Consecutive blocks of a source, the one before the first included."""
 
-    name: str
-    """Its own."""
-    blocks: tuple[tuple[Path, str], ...]
-    """Path and SHA-256 of each."""
+    source: TokenBlocks
+    first: int
+    """The first that is searched."""
+    num_blocks: int
 
-    def path(self, directory: Path) -> Path:
-        """What was found in it."""
-        return directory / f"{self.name}.npy"
+    @property
+    def places(self) -> list[BlockPlace]:
+        """Where they lie."""
+        last = min(self.first + self.num_blocks, self.source.num_blocks)
+        return [self.source.place(number) for number in range(max(self.first - 1, 0), last)]
+
+    def path(self, directory: AnyPath) -> AnyPath:
+        """What was found in it; another cut into runs has other files."""
+        return directory / f"{self.source.fingerprint}-{self.first:05d}-{self.num_blocks}.npy"
 
 
-def find_ngrams(run: BlockRun, ngrams: Path, size: int, directory: Path) -> None:
+def find_ngrams(run: BlockRun, ngrams: AnyPath, size: int, directory: AnyPath) -> None:
     """Commit which of the ``ngrams`` (``write_ngrams``) are in the run's blocks or cross their
-    ends, in ``directory``, as packed bits. Holds a block. Raises UserError for a damaged one."""
-    wanted = np.load(ngrams, mmap_mode="r")
+    ends, in ``directory``, as packed bits. Holds a block, or from a store those of the run. Raises
+    UserError for a damaged one."""
+    wanted = _read_ngrams(ngrams)
     found = np.zeros(len(wanted), dtype=bool)
     before = np.empty(0, dtype=np.uint16)
-    for path, sha256 in run.blocks:
-        tokens = np.concatenate([before, read_block(path, sha256)[:BLOCK_TOKENS]])
+    for block in read_blocks(run.places):
+        tokens = np.concatenate([before, block[:BLOCK_TOKENS]])
         before = tokens[max(len(tokens) - size + 1, 0) :]
         hashes = ngram_hashes(tokens, size)
         places = np.searchsorted(wanted, hashes)
@@ -161,14 +171,15 @@ def find_ngrams(run: BlockRun, ngrams: Path, size: int, directory: Path) -> None
 
 
 def check_heldout(
-    documents: Sequence[HeldoutDocument], size: int, ngrams: Path, runs: Sequence[Path]
+    documents: Sequence[HeldoutDocument], size: int, ngrams: AnyPath, runs: Sequence[AnyPath]
 ) -> HeldoutCheck:
     """The near-copies among the documents, whose n-grams are those of ``ngrams``; ``runs`` are the
     files of ``find_ngrams`` for all training text. Of near-copies of each other the first stays."""
-    known = np.load(ngrams, mmap_mode="r")
+    known = _read_ngrams(ngrams)
     trained, heldout = np.zeros((2, len(known)), dtype=bool)
     for path in runs:
-        trained |= np.unpackbits(np.load(path), count=len(known)).astype(bool)
+        with path.open("rb") as file:
+            trained |= np.unpackbits(np.load(file), count=len(known)).astype(bool)
     copies = []
     for document in documents:
         places = np.searchsorted(known, ngram_hashes(document.tokens, size))
@@ -191,6 +202,15 @@ def check_heldout(
         num_bytes=sum(document.num_bytes for document in documents),
         near_copies=tuple(sorted(copies, key=lambda copy: copy.share, reverse=True)),
     )
+
+
+def _read_ngrams(path: AnyPath) -> np.ndarray:
+    """What ``write_ngrams`` wrote; from a store once a node, as its folder is named for all that
+    decides it."""
+    if isinstance(path, StorePath):
+        content = node_cache().mapped(f"{path.parent.name}.npy", path.read_bytes)
+        return np.load(io.BytesIO(content.tobytes()))
+    return np.load(path, mmap_mode="r")
 
 
 def _share(found: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from glray.data.blocks.tokenizer import Encoding, UnknownCharacters, encode, tok
 from glray.data.read.documents import Document, FilePart, Skipped, read_part, runs, split_file
 from glray.data.read.sources import SourceFile
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.spec.corpus import SourceCorpus
 
 MIN_SHARD_BYTES = 4 * 2**20
@@ -45,7 +45,7 @@ class Shard:
     num_bytes: int
     """About, as they lie in the store."""
 
-    def path(self, directory: Path) -> Path:
+    def path(self, directory: AnyPath) -> AnyPath:
         """Its file in a folder of encoded shards, named for what it holds: had another version cut
         the source otherwise, its shards would not be taken for this one's."""
         parts = [(part.file.uri, part.first, part.last) for part in self.parts]
@@ -70,7 +70,7 @@ def plan_shards(files: tuple[SourceFile, ...], corpus: SourceCorpus) -> list[Sha
 
 
 def encode_shard(
-    shard: Shard, corpus: SourceCorpus, encoding: Encoding, directory: Path
+    shard: Shard, corpus: SourceCorpus, encoding: Encoding, directory: AnyPath
 ) -> tuple[int, int]:
     """Encode a shard's documents and commit its file in ``directory``; returns the bytes of text
     and the tokens.
@@ -113,7 +113,7 @@ class Documents:
     """Characters of all of them that the tokenizer loses, and how often each."""
 
 
-def read_shard(path: Path) -> Iterator[Documents]:
+def read_shard(path: AnyPath) -> Iterator[Documents]:
     """A committed shard's batches in order. Raises UserError for a damaged file."""
     try:
         batches = mapped_batches(path)

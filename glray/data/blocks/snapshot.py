@@ -13,12 +13,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from glray.data.blocks.token_blocks import TokenBlocks, open_token_blocks
+from glray.data.blocks.token_blocks import TokenBlocks, manifest_path, open_token_blocks
 from glray.data.blocks.tokenizer import read_tokenizer_json
 from glray.data.corpus import PreparedCorpus, corpus_of, run_corpus
 from glray.data.read.documents import SEPARATOR
 from glray.data.read.sources import SourceFile, is_uri, search_source
 from glray.errors import UserError
+from glray.files import AnyPath, matching
 from glray.record import Record
 from glray.run.run import Run, pipeline_directory
 from glray.spec.corpus import BpeTokenizer, SourceSpec
@@ -86,7 +87,7 @@ def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     )
 
 
-def tokens_directory(spec: PipelineSpec) -> Path:
+def tokens_directory(spec: PipelineSpec) -> AnyPath:
     """Where the storage keeps token blocks: an absolute path."""
     return storage_path(spec.compute) / "tokens"
 
@@ -115,7 +116,7 @@ def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
 def _started_run(spec: PipelineSpec) -> Run | None:
     """A run of the pipeline's directory that declares the same tokens."""
     declared = spec.model_dump(include=OF_TOKENS)
-    records = sorted(pipeline_directory(spec).glob("*/run.json"))
+    records = matching(pipeline_directory(spec), "*/run.json")
     runs = (Run.open(record.parent) for record in records)
     return next((run for run in runs if run.spec.model_dump(include=OF_TOKENS) == declared), None)
 
@@ -126,7 +127,7 @@ def find_blocks(spec: PipelineSpec, snapshot: SourceSnapshot) -> TokenBlocks | N
     if prepared is None:
         return None
     directory = tokens_directory(spec) / prepared.fingerprint
-    return open_token_blocks(directory) if directory.exists() else None
+    return open_token_blocks(directory) if manifest_path(directory).exists() else None
 
 
 def record_prepared(spec: PipelineSpec, snapshot: SourceSnapshot, fingerprint: str) -> None:
@@ -141,5 +142,5 @@ def wait_for_clock_tick(snapshots: tuple[SourceSnapshot, ...]) -> None:
     time.sleep(min(max(0.0, newest + CLOCK_TICK_SECONDS - time.time()), CLOCK_TICK_SECONDS))
 
 
-def _path(spec: PipelineSpec, snapshot: SourceSnapshot) -> Path:
+def _path(spec: PipelineSpec, snapshot: SourceSnapshot) -> AnyPath:
     return tokens_directory(spec) / "listings" / f"{snapshot.key}.json"

@@ -1,20 +1,19 @@
-"""Token blocks: a source's token stream on disk, as Arrow IPC files that are mapped, not read.
+"""A source's token blocks on disk: their manifest and their index.
 
 ::
 
     tokens/<fingerprint>/
-      manifest.json     what these tokens are, and size and SHA-256 of each block
+      blocks/00000.arrow …   BLOCKS_PER_FILE blocks each, see glray.data.blocks.block_files
+      blocks.arrow           the index: a row a block
       tokenizer.json
-      heldout.arrow     see glray.data.blocks.heldout
-      blocks/00000.arrow …
+      heldout.arrow          see glray.data.blocks.heldout
+      manifest.json          what these tokens are; written last, so it makes the others count
 
-A block is one record batch with one flat column ``tokens``. It holds ``BLOCK_TOKENS`` tokens and
-borrows the first token of the next block, so that a window's last target lies in its own block;
-the stream's last block is shorter and borrows none. Opening costs one ``stat`` a block; a block's
-first read in a process costs its checksum, a view its pages.
+Opening costs the listing of one folder and the checksum of the index, 48 bytes a block, which is
+then mapped: 10^12 tokens are 950,000 blocks in 7,500 files, with an index of 46 MB.
 """
 
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -22,23 +21,19 @@ import pyarrow as pa
 from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
-from glray.data.blocks.arrow_files import committed_batches, mapped_batches
+from glray.data.blocks.arrow_files import batches_in, committed_batches, mapped_batches
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, BlockPlace, remedy
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
-from glray.files import read_json, sha256_of
+from glray.files import AnyPath, StorePath, read_json, sha256_of
+from glray.files.cache import node_cache
+from glray.files.paths import objects_below
 from glray.record import Record
-from glray.spec.identity import TOKENS_VERSION
 from glray.spec.pipeline import BLOCK_TOKENS
 
-
-class BlockFile(Record):
-    """One block as the manifest lists it."""
-
-    name: str
-    num_tokens: int
-    """Without the borrowed token."""
-    num_bytes: int
-    sha256: str
+BLOCKS_FORMAT = 3
+"""Version of how token blocks lie on disk. Which tokens they hold, and in which order they are
+read, is ``TOKENS_VERSION``: a run goes on with blocks that were made again in another format."""
 
 
 class SourceStats(Record):
@@ -82,9 +77,9 @@ class TokenBlocks(SourceStats):
     """A prepared source as its ``manifest.json`` describes it: its blocks, its tokenizer, its
     held-out documents, and what they were made from."""
 
-    directory: Path = Field(exclude=True)
+    directory: AnyPath = Field(exclude=True)
     """Where they lie; they may be moved."""
-    format: int = TOKENS_VERSION
+    format: int = BLOCKS_FORMAT
     fingerprint: str
     identity: dict[str, Any] = Field(default_factory=dict)
     """What ``fingerprint`` is the hash of."""
@@ -100,49 +95,95 @@ class TokenBlocks(SourceStats):
     files: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
     checksums: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of ``tokenizer.json`` and ``heldout.arrow``."""
-    blocks: tuple[BlockFile, ...]
-
-    def block_path(self, index: int) -> Path:
-        """The file of block ``index``."""
-        return self.directory / "blocks" / self.blocks[index].name
+    """SHA-256 of the index, of ``tokenizer.json`` and of ``heldout.arrow``."""
+    file_bytes: tuple[int, ...]
+    """Size of each file of blocks."""
 
     @property
-    def tokenizer_path(self) -> Path:
+    def num_blocks(self) -> int:
+        """Blocks of ``BLOCK_TOKENS`` tokens; the last may be shorter."""
+        return num_blocks_of(self.num_tokens)
+
+    def file_path(self, index: int) -> AnyPath:
+        """File ``index`` of the blocks."""
+        return blocks_file(self.directory, index)
+
+    def place(self, number: int) -> BlockPlace:
+        """Where block ``number`` lies. Reads its row of the index."""
+        index = _index(self.index_path, self.checksums[self.index_path.name])
+        return BlockPlace(
+            path=self.file_path(number // BLOCKS_PER_FILE),
+            number=number,
+            checksums_offset=int(index["checksums_offset"][number]),
+            tokens_offset=int(index["tokens_offset"][number]),
+            num_tokens=min(BLOCK_TOKENS + 1, self.num_tokens - number * BLOCK_TOKENS),
+            dtype=self.dtype,
+            sha256=index["sha256"][number].tobytes(),
+        )
+
+    @property
+    def index_path(self) -> AnyPath:
+        """The blocks' index."""
+        return self.directory / "blocks.arrow"
+
+    @property
+    def tokenizer_path(self) -> AnyPath:
         """The ``tokenizer.json`` that made the tokens."""
         return self.directory / "tokenizer.json"
 
     @property
-    def heldout_path(self) -> Path:
+    def heldout_path(self) -> AnyPath:
         """The held-out documents, for ``read_heldout``."""
         return self.directory / "heldout.arrow"
 
     def token_num_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token id stands for, int64[vocab_size]; special tokens: 0."""
-        return token_num_bytes(Tokenizer.from_file(str(self.tokenizer_path)))
+        return token_num_bytes(self.tokenizer())
+
+    def tokenizer(self) -> Tokenizer:
+        """What made the tokens."""
+        return Tokenizer.from_str(self.tokenizer_path.read_text(encoding="utf-8"))
 
 
-def write_manifest(blocks: TokenBlocks) -> TokenBlocks:
-    """Write ``manifest.json``; returns what ``open_token_blocks`` reads of it."""
-    files = (blocks.tokenizer_path, blocks.heldout_path)
+def num_blocks_of(num_tokens: int) -> int:
+    """Blocks that a stream of so many tokens fills."""
+    return -(-num_tokens // BLOCK_TOKENS)
+
+
+def blocks_file(directory: AnyPath, index: int) -> AnyPath:
+    """File ``index`` of the blocks in a source's folder."""
+    return directory / "blocks" / f"{index:05d}.arrow"
+
+
+def write_manifest(blocks: TokenBlocks, index: pa.Table) -> TokenBlocks:
+    """Commit the index (``INDEX_SCHEMA``, a row a block) and at last ``manifest.json``, which makes
+    the folder count; returns what ``open_token_blocks`` reads of it."""
+    with committed_batches(blocks.index_path, INDEX_SCHEMA) as writer:
+        writer.write_table(index.combine_chunks())
+    files = (blocks.index_path, blocks.tokenizer_path, blocks.heldout_path)
     blocks = blocks.model_copy(update={"checksums": {f.name: sha256_of(f) for f in files}})
-    blocks.write(blocks.directory / "manifest.json")
+    blocks.write(manifest_path(blocks.directory))
     return blocks
 
 
-def open_token_blocks(directory: Path) -> TokenBlocks:
-    """The token blocks in ``directory``: every block is there at its full size, the tokenizer and
-    the held-out documents are as they were written.
+def manifest_path(directory: AnyPath) -> AnyPath:
+    """The file that makes a source's folder count."""
+    return directory / "manifest.json"
+
+
+def open_token_blocks(directory: AnyPath) -> TokenBlocks:
+    """The token blocks in ``directory``: every file of blocks is there at its full size; the index,
+    the tokenizer and the held-out documents are as they were written.
 
     Raises UserError for another format version and for a missing, truncated or damaged file.
     """
-    path = directory / "manifest.json"
+    path = manifest_path(directory)
     manifest = read_json(path)
     if manifest is None:
         raise _unusable(directory, f"{path}: does not exist: no token blocks here")
     version = manifest.get("format") if isinstance(manifest, dict) else None
-    if version != TOKENS_VERSION:
-        problem = f"format {version}, but this glray reads format {TOKENS_VERSION}"
+    if version != BLOCKS_FORMAT:
+        problem = f"format {version}, but this glray reads format {BLOCKS_FORMAT}"
         raise _unusable(directory, f"{path}: {problem}")
     try:
         blocks = TokenBlocks.model_validate(manifest | {"directory": directory})
@@ -150,55 +191,46 @@ def open_token_blocks(directory: Path) -> TokenBlocks:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         problem = f"damaged, {where}: {error.errors()[0]['msg']}"
         raise _unusable(directory, f"{path}: {problem}") from None
-    for index, block in enumerate(blocks.blocks):
-        path = blocks.block_path(index)
-        size = path.stat().st_size if path.exists() else 0
-        if size != block.num_bytes:
-            problem = f"{size:,} bytes, the manifest says {block.num_bytes:,}: something is missing"
-            raise _unusable(directory, f"{path}: {problem}")
-    for path in (blocks.tokenizer_path, blocks.heldout_path):
-        if not path.exists():
-            raise _unusable(directory, f"{path}: does not exist")
-        _check_sha256(path, blocks.checksums.get(path.name, "none"), directory)
+    sizes = sizes_of_files(directory, len(blocks.file_bytes))
+    for index, (size, num_bytes) in enumerate(zip(sizes, blocks.file_bytes, strict=True)):
+        if size != num_bytes:
+            problem = f"{size:,} bytes, the manifest says {num_bytes:,}: something is missing"
+            raise _unusable(directory, f"{blocks.file_path(index)}: {problem}")
+    for path in (blocks.index_path, blocks.tokenizer_path, blocks.heldout_path):
+        try:
+            found = sha256_of(path)
+        except FileNotFoundError:
+            raise _unusable(directory, f"{path}: does not exist") from None
+        written = blocks.checksums.get(path.name, "none")
+        if found != written:
+            problem = f"its SHA-256 is {found[:16]}…, but the manifest says {written[:16]}…"
+            fate = "its tokens would not be the corpus's"
+            raise _unusable(directory, f"{path}: damaged, {problem}: {fate}")
     return blocks
 
 
-def write_block(path: Path, tokens: np.ndarray) -> BlockFile:
-    """Commit one block, uint[n]; beyond ``BLOCK_TOKENS`` there is one borrowed token."""
-    batch = pa.record_batch({"tokens": pa.array(tokens)})
-    with committed_batches(path, batch.schema) as writer:
-        writer.write_batch(batch)
-    return describe_block(path)
+def sizes_of_files(directory: AnyPath, num_files: int) -> tuple[int, ...]:
+    """Bytes of each file of blocks in a source's folder, found by listing it; 0 if it is absent."""
+    folder = blocks_file(directory, 0).parent
+    if isinstance(folder, StorePath):
+        sizes = dict(objects_below(folder))
+    else:
+        sizes = {path.name: path.stat().st_size for path in folder.glob("*.arrow")}
+    return tuple(sizes.get(blocks_file(directory, index).name, 0) for index in range(num_files))
 
 
-def describe_block(path: Path) -> BlockFile:
-    """What the manifest says of a committed block."""
-    return BlockFile(
-        name=path.name,
-        num_tokens=min(mapped_batches(path)[0].num_rows, BLOCK_TOKENS),
-        num_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-    )
+@lru_cache(maxsize=64)  # sources that a process reads at once
+def _index(path: AnyPath, sha256: str) -> dict[str, np.ndarray]:
+    """The columns of an index with this checksum, mapped, from a store in this node's cache:
+    int64[n], and uint8[n, 32]."""
+    if isinstance(path, StorePath):
+        (batch,) = batches_in(node_cache().mapped(f"{sha256}.arrow", path.read_bytes))
+    else:
+        (batch,) = mapped_batches(path)
+    offsets = {name: batch.column(name).to_numpy() for name in INDEX_SCHEMA.names[:2]}
+    sha256s = np.frombuffer(batch.column("sha256").buffers()[1], dtype=np.uint8)
+    return offsets | {"sha256": sha256s[: 32 * batch.num_rows].reshape(-1, 32)}
 
 
-def read_block(path: Path, sha256: str) -> np.ndarray:
-    """A block's tokens and the borrowed one, as a read-only memory-mapped view.
-
-    Raises UserError if the file's checksum is not ``sha256``.
-    """
-    _check_sha256(path, sha256, path.parent.parent)
-    return mapped_batches(path)[0].column(0).to_numpy(zero_copy_only=True)
-
-
-def _check_sha256(path: Path, sha256: str, directory: Path) -> None:
-    found = sha256_of(path)
-    if found != sha256:
-        what = f"block {int(path.stem)} is damaged" if path.stem.isdigit() else "damaged"
-        problem = f"its SHA-256 is {found[:16]}…, but the manifest says {sha256[:16]}…"
-        fate = "its tokens would not be the corpus's"
-        raise _unusable(directory, f"{path}: {what}, {problem}: {fate}")
-
-
-def _unusable(directory: Path, problem: str) -> UserError:
-    remedy = f"delete {directory} and run `glray prepare` again to remake it"
-    return UserError(f"{problem}; {remedy}")
+def _unusable(directory: AnyPath, problem: str) -> UserError:
+    return UserError(f"{problem}; {remedy(directory)}")

@@ -7,7 +7,6 @@ much, so one small micro-batch is measured and the rest is proportion.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
+from glray.files import AnyPath
 from glray.machine import free_memory_bytes
 from glray.model.config import longest_config
 from glray.progress import advance
@@ -38,7 +38,7 @@ SMALL_TOKENS = 2_048
 
 
 def micro_batches(
-    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: Path
+    spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext, path: AnyPath
 ) -> dict[str, int]:
     """Tokens of a micro-batch by length: declared, or what ``path`` records of an earlier probe
     under the same conditions, or probed now and added there. The same on every rank.
@@ -64,7 +64,7 @@ def micro_batches(
     return found
 
 
-def _recorded(path: Path) -> MicroBatches:
+def _recorded(path: AnyPath) -> MicroBatches:
     """What earlier probes have found."""
     return MicroBatches.read(path) or MicroBatches()
 

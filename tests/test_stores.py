@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import socket
 import threading
 import time
 from multiprocessing.synchronize import Event
@@ -298,6 +299,16 @@ def test_a_store_that_is_not_there_is_one_line(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example")
     with pytest.raises(UserError, match=r"http://store.example: is not encrypted"):
         bucket.exists()
+
+
+def test_http_is_allowed_in_a_network_that_is_trusted(
+    server: StoreServer, bucket: StorePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An address that is not known as this machine's own.
+    elsewhere = server.listen(socket.create_server(("127.0.0.2", 0)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", elsewhere)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    assert not bucket.exists()
 
 
 # ---- leases

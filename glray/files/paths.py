@@ -271,8 +271,8 @@ def _connected(url: str, seconds: float, environment: frozenset[tuple[str, str]]
             "that you trust"
         )
     options: dict[str, Any] = {"timeout": timedelta(seconds=max(seconds / 3, QUICK_SECONDS))}
-    if is_plain and is_local:
-        options["allow_http"] = True
+    if is_plain:
+        options["allow_http"] = True  # given options outweigh AWS_ALLOW_HTTP
     retries: dict[str, Any] = {
         "max_retries": 1000,
         "retry_timeout": timedelta(seconds=seconds),

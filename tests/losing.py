@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 PORT = 6379
 STORE_BYTES = 2**27
-NUM_STEPS, EVERY_STEPS = 3000, 300
+NUM_STEPS, EVERY_STEPS = 2400, 200
 """Of a run, and of those until its next checkpoint."""
 AWAY_SECONDS = 60.0
 """How long the store, or the network between two nodes, is away."""
@@ -62,7 +62,7 @@ def losing_cluster() -> Iterator["Cluster"]:
 
 
 class Cluster:
-    """A head without CPUs and two nodes of one CPU each; what ends is replaced, at a new address."""
+    """A head without CPUs and two nodes of one CPU; what ends is replaced, at a new address."""
 
     def __init__(self, network: Network, server: StoreServer, folder: Path) -> None:
         self.network, self.server, self.folder = network, server, folder

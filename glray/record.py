@@ -41,7 +41,7 @@ class Record(BaseModel):
         """The record of a file; None if the file does not exist. Raises UserError if it holds
         anything else."""
         try:
-            return cls.model_validate_json(path.read_bytes()) if path.exists() else None
+            return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(map(str, problem["loc"]))

@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("glray")
 
 
 TOGETHER = {
+    "test_bucket.py": "ray_local",
     "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
     "test_mixture.py": "ray_local",

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "glray"
 # Each layer may import itself and the layers before it.
 LAYERS = (
     ("errors", "progress"),
-    ("files", "machine"),
-    ("spec",),
+    ("files",),
+    ("machine", "spec"),
     ("storage", "record"),
     ("plan",),
     ("tree",),

@@ -184,7 +184,7 @@ def read_json(path: AnyPath, remedy: str = REMEDY) -> Any:
     """The value of a JSON file, None if it does not exist. Raises UserError for other content,
     which says the remedy."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or too deep
         raise UserError(f"{path}: damaged, it is not JSON ({error}); {remedy}") from None
 

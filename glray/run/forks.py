@@ -150,7 +150,7 @@ def has_begun(directory: AnyPath, num_steps: int = 1) -> bool:
     """Whether a run has ended, or has saved a checkpoint of so many steps."""
     committed = committed_checkpoints(directory / "checkpoints")
     reached = bool(committed) and step_of(committed[-1]) >= num_steps
-    return reached or any((directory / end).exists() for end in ENDS)
+    return reached or any((directory / end).is_file() for end in ENDS)
 
 
 def _root(run: Run) -> dict[str, object]:

@@ -177,7 +177,7 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the run has left its result and its last evaluation."""
         last = self.evaluation_path(self.plan.num_steps)
-        return (self.directory / RESULT).exists() and last.exists()
+        return (self.directory / RESULT).is_file() and last.is_file()
 
     @property
     def divergence(self) -> Divergence | None:
@@ -192,7 +192,7 @@ class Run:
     @property
     def has_ended(self) -> bool:
         """Whether nothing of it is left to train: it is finished, or has diverged."""
-        return self.is_finished or (self.directory / DIVERGED).exists()
+        return self.is_finished or (self.directory / DIVERGED).is_file()
 
     @property
     def result(self) -> Result | None:

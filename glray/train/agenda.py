@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from glray.data.corpus import PreparedCorpus
-from glray.files import sole_writer
+from glray.files import StorePath, sole_writer
 from glray.model.config import Start
 from glray.progress import working
 from glray.run.forks import RunTree, begin
@@ -23,6 +23,8 @@ ORPHAN_SECONDS = 120.0
 seen to go on for some seconds, and two groups would write the same files."""
 POLL_SECONDS = 1.0
 """How often a group that has to wait looks again."""
+STORE_POLL_SECONDS = 5.0
+"""The same where a look takes some requests to a store for each run."""
 WAIT, DONE = -1, -2
 """Instead of a run's place in the tree: no run is ready yet; no run is left."""
 
@@ -60,7 +62,8 @@ class Agenda:
                 if from_rank_zero(ctx, int(ctx.stop_requested())):
                     return
                 with working("waiting for other worker groups, or for the next trial"):
-                    time.sleep(POLL_SECONDS)
+                    is_remote = isinstance(self.runs[0].directory, StorePath)
+                    time.sleep(STORE_POLL_SECONDS if is_remote else POLL_SECONDS)
                 self._look()
                 continue
             run = self.runs[index]

@@ -25,7 +25,7 @@ def evaluate(session: RunSession) -> None:
     run, plan, step = session.run, session.run.plan, session.state.step
     boundary = next((boundary for boundary in plan.boundaries if boundary.step == step), None)
     paths = [run.evaluation_path(step)] + ([run.boundary_path(step)] if boundary else [])
-    if as_rank_zero_sees(session.ctx, lambda: all(path.exists() for path in paths)):
+    if as_rank_zero_sees(session.ctx, lambda: all(path.is_file() for path in paths)):
         return
     stage = plan.stage_index(step - 1)
     session.enter(stage)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from glray.cli import watch
 from glray.cli.watch import LiveWork, duration, progress_line, watching, work_line
+from glray.files import StorePath, add_line
 from glray.progress import advance, heard_by, working
 from glray.run.records import Progress, TrainingProgress
 
@@ -74,6 +75,18 @@ def test_only_events_from_now_on_are_shown(tmp_path: Path) -> None:
         progress("growlength").write(tmp_path / "progress.json")
     assert "old" not in output.getvalue()
     assert "00:00:01 grow: resumed at step 4" in output.getvalue()
+
+
+def test_a_store_is_watched_alike(bucket: StorePath) -> None:
+    add_line(bucket / "tiny/events.log", "2026-01-01 00:00:00 old")
+    progress("stale").write(bucket / "tiny/progress-2.json")
+    output = io.StringIO()
+    with watching(bucket / "tiny", Console(file=output, width=80)):
+        add_line(bucket / "tiny/events.log", "2026-01-01 00:00:01 grow: resumed at step 4")
+        progress("growlength").write(bucket / "tiny/progress.json")
+    assert "old" not in output.getvalue()
+    assert "00:00:01 grow: resumed at step 4" in output.getvalue()
+    assert "stale" not in output.getvalue()
 
 
 def shown(tmp_path: Path, **console: Any) -> str:

@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from glray.data.corpus import PreparedCorpus
+from glray.files import AnyPath
 from glray.progress import Work, heard_by, working
 from glray.ray.follower import follow
 from glray.ray.tune import _Chooser, _Following, _Scheduler, _Trials
@@ -51,11 +52,15 @@ def in_tune(name: str, **last: object) -> Any:
     return SimpleNamespace(config={"candidate": name}, last_result=last)
 
 
-def test_known_candidates_come_first_and_then_what_optuna_suggests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_known_candidates_come_first_and_then_what_optuna_suggests(
+    tmp_path: Path, request: pytest.FixtureRequest, is_stored: bool
+) -> None:
+    folder: AnyPath = request.getfixturevalue("bucket") if is_stored else tmp_path
     spec = searched_spec(tmp_path, method="optuna", num_trials=2)
     space, training = Space.of(spec), Future[None]()
     offered: list[Candidate] = []
-    chooser = _Chooser(["a", "b"], Suggestions(space, tmp_path), 2, offered.append, training)
+    chooser = _Chooser(["a", "b"], Suggestions(space, folder), 2, offered.append, training)
     assert [chooser.suggest(trial) for trial in "12"] == [{"candidate": "a"}, {"candidate": "b"}]
     chooser.on_trial_complete("1", {"loss": 3.0})
     suggested = [chooser.suggest(trial) for trial in "34"]
@@ -64,7 +69,7 @@ def test_known_candidates_come_first_and_then_what_optuna_suggests(tmp_path: Pat
     chooser.on_trial_complete("3", {"loss": 2.5})
 
     again: list[Candidate] = []  # after a kill: the one that was not told comes again
-    suggestions = Suggestions(space, tmp_path)
+    suggestions = Suggestions(space, folder)
     assert suggestions.ended == offered[:1]
     chooser = _Chooser([], suggestions, 1, again.append, training)
     assert chooser.suggest("6") == suggested[1]

@@ -49,6 +49,10 @@ WORKER_FAILURES = 3
 """Times in a row that a worker group is started again after a worker died and no checkpoint was
 committed meanwhile: a run of weeks may lose any number of workers, one that dies at the same step
 each time ends."""
+PREEMPTIONS = 100
+"""The same where the worker's node was taken away: that says nothing about the run. But each start
+takes half a minute or more, and nodes that never stay for one checkpoint would be paid for in
+vain."""
 RESIZE_SECONDS = 60.0
 """How often Ray Train looks whether a group of (fewest, most) workers could grow."""
 
@@ -77,6 +81,28 @@ class RayContext(WorkerContext):
     def report(self, metrics: dict[str, float]) -> None:
         """See WorkerContext. Blocks until the controller polls, so it is called at checkpoints."""
         ray.train.report(metrics)
+
+
+@dataclass
+class Restarts:
+    """What a worker group was started again after since it last committed a checkpoint."""
+
+    failures: int = 0
+    preemptions: int = 0
+
+    def count(
+        self,
+        failure: ray.train.WorkerGroupError | ray.train.PreemptionError,
+        *,
+        is_progress: bool,
+    ) -> None:
+        """Count the failure of a group, or none if it has committed something since its start."""
+        if is_progress:
+            self.failures = self.preemptions = 0
+        elif _is_preemption(failure):
+            self.preemptions += 1
+        else:
+            self.failures += 1
 
 
 Work = Callable[[PipelineSpec, PreparedCorpus, RayContext], None]
@@ -188,7 +214,7 @@ class WorkerGroups:
         Ray Train itself starts no group again: it does not know why one has ended, and says nothing
         while it waits for a node.
         """
-        directory, failures = self.directory, 0
+        directory, restarts = self.directory, Restarts()
         try:
             while True:
                 before = _committed(directory, group)
@@ -199,14 +225,20 @@ class WorkerGroups:
                 except (ray.train.WorkerGroupError, ray.train.PreemptionError) as failure:
                     if said := group.error():
                         raise UserError(said) from None
-                    is_progress = _committed(directory, group) != before
-                    if is_progress:
-                        failures = 0
-                    elif not isinstance(failure, ray.train.PreemptionError):
-                        failures += 1
-                    if failures > WORKER_FAILURES:
+                    restarts.count(failure, is_progress=_committed(directory, group) != before)
+                    lost = f"worker group {group.index} {_lost(failure)}"
+                    if restarts.failures > WORKER_FAILURES:
+                        times = f"{WORKER_FAILURES} times since its last checkpoint"
+                        write_event(directory, f"{lost}; it was started again {times}: it ends")
                         raise
-                    write_event(directory, f"worker group {group.index} {_lost(failure)}")
+                    if restarts.preemptions > PREEMPTIONS:
+                        raise UserError(
+                            f"{directory}: {lost}; it was started again {PREEMPTIONS} times "
+                            "without time for one more checkpoint: nothing new would be trained; "
+                            "give it nodes that stay longer, or lower "
+                            "compute.checkpoint_every_seconds, and the same command goes on"
+                        ) from None
+                    write_event(directory, lost)
                 self._await_room(group, stop)
                 if stop.is_set():
                     return
@@ -260,10 +292,21 @@ def _committed(directory: AnyPath, group: WorkerGroup) -> set[AnyPath]:
     return {path for run in runs for pattern in patterns for path in run.glob(pattern)}
 
 
+def _is_preemption(failure: ray.train.WorkerGroupError | ray.train.PreemptionError) -> bool:
+    """Whether a group was lost with a node that was taken away. If one worker was, the errors of
+    the others follow from it; and if not, they come again without it."""
+    if isinstance(failure, ray.train.PreemptionError):
+        return True
+    causes = (  # Ray Train wraps what its poll of a dead worker has met
+        getattr(error, "health_check_failure", error) for error in failure.worker_failures.values()
+    )
+    return any(isinstance(e, ray.exceptions.RayActorError) and e.preempted for e in causes)
+
+
 def _lost(failure: ray.train.WorkerGroupError | ray.train.PreemptionError) -> str:
     """Why a group has ended."""
-    if isinstance(failure, ray.train.PreemptionError):
-        return "has lost a node"
+    if _is_preemption(failure):
+        return "has lost a node that was taken away"
     errors = {rank: type(error).__name__ for rank, error in failure.worker_failures.items()}
     shown = ", ".join(f"{name} on rank {rank}" for rank, name in sorted(errors.items()))
     return f"has died ({shown})"

@@ -156,6 +156,7 @@ class PipelineSpec(Spec):
         self._check_lengths()
         self._check_stages()
         self._check_guard()
+        self._check_workers()
         if self.search is not None:
             self.search.check_lists(self.arm(self.search.arm))
 
@@ -214,6 +215,19 @@ class PipelineSpec(Spec):
                         f"which does not divide the longest of evaluation.seq_lens, {longest}: it "
                         "cannot be scored; add a length that every stage's length divides"
                     )
+
+    def _check_workers(self) -> None:
+        """Raises ValueError if seconds decide and the number of workers may change: each step is
+        charged what it cost the number that calibrated."""
+        fewest, most = self.compute.least_workers, self.compute.most_workers
+        if self.needs_calibration and fewest != most:
+            raise ValueError(
+                f"compute.num_workers ({fewest}, {most}): seconds decide here, and a step is "
+                "charged what it cost the number of workers that calibrated, though after a node "
+                "has gone or come it takes longer or shorter: equal time would not be equal; set "
+                f"one number (compute.num_workers={fewest}), or budget.tokens "
+                "(budget.seconds=null) and ratios_in=tokens"
+            )
 
 
 def _check_batch(where: str, tokens_per_batch: int, chunk_len: int) -> None:

@@ -35,13 +35,11 @@ from glray.spec.schedule import ArmSpec
 def validate_pipeline(spec: PipelineSpec, corpus: PreparedCorpus, start: Start) -> None:
     """Raises UserError for a plan that is impossible, a corpus smaller than a batch, a vocabulary
     larger than the model's, held-out documents shorter than a window, a run's directory that holds
-    another identity, RoPE scaling that the model cannot be given, parents that were trained on
-    other tokens or lack the state to go on from, or a number of workers that may change where
-    seconds decide."""
+    another identity, RoPE scaling that the model cannot be given, or parents that were trained on
+    other tokens or lack the state to go on from."""
     parents = start.by_seed if isinstance(start, Parents) else {}
     for parent in parents.values():
         _check_tokens(parent, corpus)
-    _check_workers(spec)
     _check_corpus_size(spec, corpus)
     embedding_rows(start, corpus.vocabulary.vocab_size)
     heldout_targets(corpus, spec.evaluation)
@@ -133,20 +131,6 @@ def _check_tokens(parent: Parent, corpus: PreparedCorpus) -> None:
             f"this pipeline reads {', '.join(ours)}: what the parent has read would not be "
             "known; declare the parent's corpus, tokenizer and heldout_fraction (stages may "
             "give its sources other weights)"
-        )
-
-
-def _check_workers(spec: PipelineSpec) -> None:
-    """Raises UserError if seconds decide and the number of workers may change: each step is charged
-    what it cost the number that calibrated."""
-    fewest, most = spec.compute.least_workers, spec.compute.most_workers
-    if spec.needs_calibration and fewest != most:
-        raise UserError(
-            f"compute.num_workers ({fewest}, {most}): seconds decide here, and a step is charged "
-            "what it cost the number of workers that calibrated, though after a node has gone or "
-            "come it takes longer or shorter: equal time would not be equal; set one number "
-            f"(compute.num_workers={fewest}), or budget.tokens (budget.seconds=null) and "
-            "ratios_in=tokens"
         )
 
 

@@ -241,6 +241,16 @@ def test_what_is_derived_is_validated(tmp_path: Path) -> None:
         schedule.derive(decay=0.6)
 
 
+@pytest.mark.parametrize("seconds", [{"budget": {"seconds": 60}}, {"ratios_in": "seconds"}])
+def test_seconds_and_a_number_of_workers_that_changes_are_refused(
+    tmp_path: Path, seconds: dict[str, Any]
+) -> None:
+    elastic = {"compute": {"storage": str(tmp_path), "num_workers": (2, 4)}}
+    tiny_spec(tmp_path, **elastic)  # nothing is in seconds
+    with pytest.raises(ValidationError, match=r"compute\.num_workers \(2, 4\): seconds decide"):
+        tiny_spec(tmp_path, **elastic, **seconds)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

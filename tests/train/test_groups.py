@@ -9,6 +9,9 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 
 import pytest
+import ray.train
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
@@ -222,6 +225,64 @@ def test_as_many_groups_as_have_room_and_a_run_to_train(
     assert ray_train.groups_at_once(elastic, 9) == 1
     room = 0  # a joined cluster that is busy: the group is waited for
     assert ray_train.groups_at_once(spec, 9) == 1
+
+
+DEATH = {0: RuntimeError("the other rank is gone"), 1: RayActorError()}
+TAKEN = WorkerHealthCheckFailedError("no answer", RayActorError(preempted=True))  # as Train has it
+PREEMPTED = {0: RuntimeError("the other rank is gone"), 1: TAKEN}
+
+
+def fits_until_it_ends(
+    tmp_path: Path,
+    corpus: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+    died: dict[int, Exception],
+    commits: tuple[int, ...] = (),
+) -> tuple[int, str]:
+    """How often a group is started whose workers die each time, in those of its lives that
+    ``commits`` numbers after they have committed a checkpoint; and what is raised at last."""
+    directory, fits = tmp_path / "tiny", 0
+
+    class Trainer:
+        def fit(self) -> None:
+            nonlocal fits
+            fits += 1
+            if fits in commits:
+                write_text(directory / f"grow-seed0/checkpoints/step-{fits:08d}/COMMITTED", "")
+            raise ray.train.WorkerGroupError("died", died)
+
+    monkeypatch.setattr(ray_train, "has_free_workers", lambda *_: True)
+    monkeypatch.setattr(ray_train.WorkerGroups, "_trainer", lambda *_: Trainer())
+    with launch(directory, 1, in_driver=True) as (group,):
+        group.claims("grow-seed0")
+        groups = ray_train.WorkerGroups(ray_train.train_runs, tiny_spec(tmp_path), corpus)
+        with pytest.raises((ray.train.WorkerGroupError, UserError)) as raised:
+            groups._run_group(group, threading.Event())
+    return fits, f"{raised.type.__name__}: {raised.value}"
+
+
+def test_a_group_that_dies_is_started_again_three_times_without_a_checkpoint(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, raised = fits_until_it_ends(tmp_path, corpus, monkeypatch, DEATH)
+    assert (fits, raised.partition(":")[0]) == (1 + 3, "WorkerGroupError")
+    events = (tmp_path / "tiny" / "events.log").read_text().splitlines()
+    died = "worker group 0 has died (RuntimeError on rank 0, RayActorError on rank 1)"
+    assert [line.split(" ", 2)[2] for line in events] == [
+        *[died] * 3,
+        f"{died}; it was started again 3 times since its last checkpoint: it ends",
+    ]
+    fits, _ = fits_until_it_ends(tmp_path, corpus, monkeypatch, DEATH, commits=(3, 5))
+    assert fits == 5 + 4
+
+
+def test_a_group_whose_node_is_taken_away_is_started_again_a_hundred_times(
+    tmp_path: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits, raised = fits_until_it_ends(tmp_path, corpus, monkeypatch, PREEMPTED, commits=(2,))
+    assert fits == 2 + 101
+    assert raised.startswith(f"UserError: {tmp_path / 'tiny'}: worker group 0 has lost a node")
+    assert "started again 100 times" in raised
 
 
 @pytest.mark.ray

@@ -223,17 +223,6 @@ def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path: Path, corpus: Prepar
         validated(spec, corpus)
 
 
-def test_seconds_and_a_number_of_workers_that_changes_are_refused(
-    tmp_path: Path, corpus: PreparedCorpus
-) -> None:
-    elastic = {"compute": {"storage": str(tmp_path), "num_workers": (2, 4)}}
-    for seconds in ({"budget": {"seconds": 60}}, {"ratios_in": "seconds"}):
-        spec = tiny_spec(tmp_path, **elastic, **seconds)
-        with pytest.raises(UserError, match=r"^compute\.num_workers \(2, 4\): seconds decide"):
-            validated(spec, corpus)
-    assert validated(tiny_spec(tmp_path, **elastic), corpus)
-
-
 def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(
     tmp_path: Path, corpus: PreparedCorpus
 ) -> None:

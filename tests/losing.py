@@ -39,6 +39,9 @@ REPOSITORY = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 PORT = 6379
 STORE_BYTES = 2**27
+HEALTH = {"RAY_health_check_period_ms": "2000", "RAY_health_check_timeout_ms": "3000"}
+"""Of the head, as docs/cluster.md advises: by default a node that is gone without a word is missed
+after a minute."""
 NUM_STEPS, EVERY_STEPS = 2400, 200
 """Of a run, and of those until its next checkpoint."""
 AWAY_SECONDS = 60.0
@@ -74,6 +77,7 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(REPOSITORY),
             "RAY_AUTH_MODE": "disabled",  # nobody else reaches these nodes
+            **HEALTH,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self._count = 0

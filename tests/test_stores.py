@@ -34,11 +34,13 @@ from glray.files import (
     remove_tree,
     sha256_of,
     sole_writer,
+    versions_of_leases,
     write_log,
     write_new,
     write_text,
 )
 from glray.files.commits import committed, write_bytes
+from glray.train.group import WorkerGroup
 
 from .stores import BUCKET, Headers, StoreServer
 
@@ -349,6 +351,28 @@ def test_a_lease_of_a_killed_process_is_taken_over(bucket: StorePath) -> None:
         assert time.monotonic() - start >= 3
         write_text(bucket / "run/a", "")
     assert said == ["waiting"]
+
+
+def test_the_time_of_a_lease_counts_from_when_it_was_first_seen(bucket: StorePath) -> None:
+    dead = leases.Lease(bucket / "run", ".lock", seconds=60)
+    assert dead.take(None)
+    dead._over.set()
+    dead._thread.join()
+    leases._held.remove(dead)
+
+    seen = versions_of_leases(bucket)
+    assert seen.keys() == {"run"}
+    group = WorkerGroup()
+    group.saw(seen)
+    first = group.seconds_seen("run", seen["run"])
+    group.saw(seen)
+    assert 0 < first < group.seconds_seen("run", seen["run"])
+    assert group.seconds_seen("run", "another version") == 0
+
+    start = time.monotonic()
+    with sole_writer(bucket / "run", seconds_seen={seen["run"]: 60.0}.__getitem__):
+        assert time.monotonic() - start < 30
+    assert versions_of_leases(bucket) != seen
 
 
 def test_a_writer_that_was_taken_over_writes_nothing_more(

@@ -10,16 +10,17 @@ a minute (503), and for a minute the network between two of the nodes. What has 
 and a command that has failed is given again. A run must end bit-identical to one that nothing has
 disturbed.
 
-What was measured is kept after each run; the same call goes on after the runs that are kept. Of a
-run that was killed with the benchmark nothing is kept.
+What was measured is kept after each loss. The same call goes on after the last run that has ended;
+what was lost of a run that was killed with the benchmark is lost again.
 """
 
 import argparse
-import dataclasses
 import random
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import RESULTS, keep
 from glray.files import read_json
 from glray.run.run import Run
-from tests.losing import LOSSES, Job, Loss, ended_run, is_same, losing_cluster
-from tests.losing import undisturbed_run as undisturbed
+from tests.losing import (
+    LOSSES,
+    Job,
+    Lose,
+    Loss,
+    ended_run,
+    is_same,
+    losing_cluster,
+    undisturbed_run,
+)
 
 NAME = "losses"
+MOST_SECONDS = 4.0
+"""From a checkpoint to the loss after it."""
 
 
 def main() -> None:
@@ -47,32 +58,31 @@ def main() -> None:
     with losing_cluster() as cluster:
         while (num_lost := sum(len(run["losses"]) for run in runs)) < arguments.losses:
             job = Job(cluster, f"losses-{len(runs)}")
-            losses = lose_things(job, arguments.seed, num_lost, arguments.losses)
+            losses: list[Loss] = []
+            for loss in lose_things(job, arguments.seed, num_lost, arguments.losses):
+                losses.append(loss)
+                keep_runs([*runs, as_json(losses)], arguments.seed)
             run = ended_run(job)
-            expected = expected or undisturbed(run)
-            identical = is_same(run, expected)
-            runs.append({"identical": identical, "losses": list(map(as_json, losses))})
-            print(f"{job.name}: {len(losses)} losses, {'' if identical else 'NOT '}bit-identical")
-            keep(NAME, {"seed": arguments.seed, "kinds": by_kind(runs), "runs": runs})
+            expected = expected or undisturbed_run(run)
+            runs.append(as_json(losses, is_same(run, expected)))
+            keep_runs(runs, arguments.seed)
     print_table(runs)
 
 
-def lose_things(job: Job, seed: int, num_before: int, num_losses: int) -> list[Loss]:
+def lose_things(job: Job, seed: int, num_before: int, num_losses: int) -> Iterator[Loss]:
     """Lose one thing after another, each some time after a checkpoint, until the run is over."""
-    losses: list[Loss] = []
-    while job.wait_for_checkpoint():
-        index = num_before + len(losses)
-        if index == num_losses:
-            job.wait_until(lambda: False)
-            break
+    for index in range(num_before, num_losses):
+        if not job.wait_for_checkpoint():
+            return
         rng = random.Random(seed * 1000 + index)
-        time.sleep(rng.uniform(0, 5))
-        losses.append(job.lose(kind_of(index, seed), rng))
-        print(losses[-1], flush=True)
-    return losses
+        time.sleep(rng.uniform(0, MOST_SECONDS))
+        loss = job.lose(kind_of(index, seed), rng)
+        print(loss, flush=True)
+        yield loss
+    job.wait_until(lambda: False)  # it is over
 
 
-def kind_of(index: int, seed: int) -> Any:
+def kind_of(index: int, seed: int) -> Lose:
     """What is lost: all kinds in a random order, then again in another."""
     turn, place = divmod(index, len(LOSSES))
     order = list(LOSSES)
@@ -81,14 +91,21 @@ def kind_of(index: int, seed: int) -> Any:
 
 
 def kept_runs(seed: int) -> list[dict[str, Any]]:
-    """The runs that an earlier call with the same seed has kept."""
+    """The runs that an earlier call with the same seed has ended."""
     kept = read_json(RESULTS / f"{NAME}.json")
-    return kept["runs"] if kept is not None and kept["seed"] == seed else []
+    runs = kept["runs"] if kept is not None and kept["seed"] == seed else []
+    return [run for run in runs if run["identical"] is not None]
 
 
-def as_json(loss: Loss) -> dict[str, Any]:
-    """A loss as it is kept."""
-    return dataclasses.asdict(loss) | {"repeated_steps": loss.repeated_steps}
+def keep_runs(runs: list[dict[str, Any]], seed: int) -> None:
+    """Write the result so far."""
+    keep(NAME, {"seed": seed, "kinds": by_kind(runs), "runs": runs})
+
+
+def as_json(losses: list[Loss], identical: bool | None = None) -> dict[str, Any]:
+    """A run as it is kept; ``identical`` is None until it has ended."""
+    fields = [asdict(loss) | {"repeated_steps": loss.repeated_steps} for loss in losses]
+    return {"identical": identical, "losses": fields}
 
 
 def by_kind(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -117,7 +134,7 @@ def print_table(runs: list[dict[str, Any]]) -> None:
             f"{kind:<16} {row['losses']:>5}  {row['seconds_median']:>22.0f} "
             f"{row['seconds_max']:>5.0f} {row['repeated_steps_max']:>20} {row['submissions']:>16}"
         )
-    num_identical = sum(run["identical"] for run in runs)
+    num_identical = sum(run["identical"] is True for run in runs)
     print(f"{num_identical} of {len(runs)} runs ended bit-identical to an undisturbed one")
 
 

@@ -158,7 +158,7 @@ class Loss:
     def repeated_steps(self) -> int:
         """Steps that were trained twice, at least."""
         trained = max(self.shown_step, self.begun_step)
-        return 0 if self.resumed_step is None else trained - self.resumed_step
+        return 0 if self.resumed_step is None else max(0, trained - self.resumed_step)
 
 
 class Job:

@@ -1,7 +1,9 @@
 """A real S3 server on loopback, whose conditional writes are atomic and which can be made to
 fail."""
 
+import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ class StoreServer:
         """``bytes=0-99`` and so on, of the requests that name one."""
         self._status = ""
         self._refuses: Callable[[str, Headers], bool] = _nothing
+        self._is_breaking = False
 
     @property
     def url(self) -> str:
@@ -81,10 +84,23 @@ class StoreServer:
         """Refuse nothing any more."""
         self._refuses = _nothing
 
+    @contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Reset the connection of the next request within the block."""
+        self._is_breaking = True
+        yield
+        assert not self._is_breaking, "there was no request"
+
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         query = environ.get("QUERY_STRING")
         self.requests.append(request)
+        if self._is_breaking:
+            self._is_breaking = False
+            connection: socket.socket = environ["werkzeug.socket"]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(connection.detach())
+            raise ConnectionResetError
         headers = EnvironHeaders(environ)
         if "Range" in headers:
             self.ranges.append(headers["Range"])

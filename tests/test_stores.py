@@ -303,6 +303,23 @@ def test_a_store_that_is_not_there_is_one_line(
         bucket.exists()
 
 
+def test_a_connection_that_breaks_is_no_failure(bucket: StorePath, server: StoreServer) -> None:
+    def hold() -> None:
+        with sole_writer(bucket / "run"):
+            pass
+
+    for work in (
+        lambda: write_new(bucket / "run/new", b"new"),
+        lambda: write_text(bucket / "run/text", "text"),
+        (bucket / "run/new").unlink,
+        lambda: remove_tree(bucket / "run"),
+        hold,
+    ):
+        with server.breaking():
+            work()
+    assert files_below(bucket) == ["run/.lock"]
+
+
 def test_http_is_allowed_in_a_network_that_is_trusted(
     server: StoreServer, bucket: StorePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:

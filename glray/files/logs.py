@@ -43,23 +43,23 @@ class Outbox:
                 self._thread.start()
             self._changed.notify_all()
 
-    def flush(self) -> None:
-        """Return when all of it is in the store. Raises what has gone wrong."""
+    def flush(self, most_seconds: float | None = None) -> None:
+        """Return when all of it is in the store, or after ``most_seconds``. Raises what has gone
+        wrong."""
         with self._changed:
             self._is_urgent = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._error or not (self._waiting or self._is_busy))
+            self._changed.wait_for(
+                lambda: self._error or not (self._waiting or self._is_busy), most_seconds
+            )
             self._is_urgent = False
             self._raise()
 
     def close(self) -> None:
-        """Flush, and end the thread; what cannot be written is lost."""
-        try:
-            self.flush()
-        finally:
-            with self._changed:
-                self._is_closed = True
-                self._changed.notify_all()
+        """End the thread; what was not flushed may be lost."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     def _raise(self) -> None:
         if (error := self._error) is not None:
@@ -130,7 +130,7 @@ class LineLog:
             self._outbox.flush()
 
     def close(self) -> None:
-        """Flush for the last time."""
+        """Nothing more is appended; what was not flushed may be lost."""
         if self._outbox is not None:
             self._outbox.close()
 

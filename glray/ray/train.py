@@ -352,6 +352,7 @@ def _check_storage(spec: PipelineSpec, nonce: str) -> None:
         raise UserError(
             f"node {ray.util.get_node_ip_address()} does not see what the command writes to "
             f"{directory}: its worker would find no token blocks there, or write where nobody "
-            "looks; mount the storage on every node under this path, or give a folder that all "
-            "see, --set compute.storage=FOLDER"
+            "looks; mount the storage on every node under this path, or give a place that all "
+            "see, --set compute.storage=… (of an object store its URL, with the same endpoint and "
+            "credentials on every node)"
         )

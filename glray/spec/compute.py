@@ -21,7 +21,8 @@ class ComputeSpec(Spec):
     use_gpu: bool = False
     """One GPU for each worker."""
     storage: str = "runs"
-    """Folder for token blocks and runs; on a cluster, one that every node sees under this path."""
+    """Folder for token blocks and runs; on a cluster, one that every node sees under this path. Or
+    a place in an object store: ``s3://bucket/folder``, ``gs://``, ``az://``."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """Each worker holds the whole model and optimizer (DDP) or a shard of them (FSDP2)."""
     activation_checkpointing: bool = False

@@ -19,8 +19,8 @@ class Fork(Spec):
     """A state of another pipeline's runs."""
 
     run: str = Field(min_length=1)
-    """``<pipeline's directory>/<arm>``, such as ``runs/quickstart/growlength``: a run goes on from
-    that arm's run under its own seed."""
+    """``<pipeline's directory>/<arm>``, such as ``runs/quickstart/growlength``, or its URL: a run
+    goes on from that arm's run under its own seed."""
     at: Literal["end"] | Count | StageEnd = "end"
     """After which of its steps: its end, a number of steps, or ``StageEnd(stage=0)``. It must have
     a checkpoint there: see ``compute.keep_checkpoints``."""

@@ -1,13 +1,16 @@
 """What is said while runs train: lines of ``events.log``, and a progress file of each group."""
 
 import time
+from contextlib import suppress
 
+from glray.errors import UserError
 from glray.files import AnyPath, Outbox, StorePath, add_line, line_path
 from glray.progress import Work
 from glray.run.records import Progress
 from glray.run.run import EVENTS
 from glray.train.context import WorkerContext
 
+LAST_WORDS_SECONDS = 10.0
 _OUTBOX = Outbox()
 """To a store all of it goes beside training, and how a group stands every some seconds."""
 
@@ -58,9 +61,10 @@ class Announcer:
             progress.write(self._progress, sync=False)  # the disk would keep steps waiting
 
     def flush(self) -> None:
-        """Return when all of it can be read. Raises OSError of a store."""
+        """Return when all of it can be read, or a store has not taken it for a while."""
         if not self._silent and isinstance(self._directory, StorePath):
-            _OUTBOX.flush()
+            with suppress(OSError, UserError):  # what matters has been written, or has failed
+                _OUTBOX.flush(LAST_WORDS_SECONDS)
 
 
 def write_event(directory: AnyPath, text: str) -> None:

@@ -182,7 +182,7 @@ class MetricsLog:
                 tracker.keep()
 
     def close(self) -> None:
-        """Keep it for the last time; the run goes no further in this process."""
+        """The run goes no further in this process. What was not kept is trained again."""
         if self._ctx.rank == 0:
             self._file.close()
         for tracker in self._trackers:

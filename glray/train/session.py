@@ -15,6 +15,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.data.targets import heldout_targets
 from glray.data.windows import Batch, stage_reads
 from glray.errors import UserError
+from glray.files import StorePath
 from glray.model.config import config_of
 from glray.model.decoder import meta_model, place_positions, pretrained_meta_model
 from glray.model.pretrained import check_unchanged, read_pretrained
@@ -359,10 +360,12 @@ class RunSession:
         try:
             yield
         except OSError as error:
+            checkpoints = self.run.checkpoints
+            remedy = "see to it" if isinstance(checkpoints, StorePath) else "make room there"
             raise UserError(
-                f"{self.run.checkpoints}: the checkpoint of step {step:,} cannot be written: "
-                f"{error.strerror or error}; the one before it stays, make room there or let it be "
-                "written, and the same command goes on from it"
+                f"{checkpoints}: the checkpoint of step {step:,} cannot be written: "
+                f"{error.strerror or error}; the one before it stays, {remedy} and the same "
+                "command goes on from it"
             ) from None
 
     def look_at_guard(self) -> None:

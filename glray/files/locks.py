@@ -11,7 +11,7 @@ from glray.errors import UserError
 from glray.files import leases
 from glray.files.commits import matching
 from glray.files.leases import Lease, Seen
-from glray.files.paths import AnyPath
+from glray.files.paths import AnyPath, StorePath
 from glray.progress import working
 
 POLL_SECONDS = 0.5
@@ -71,9 +71,8 @@ def sole_writer(
 def versions_of_leases(directory: AnyPath, lock: str = ".lock") -> dict[str, str]:
     """The version of each lease on a folder directly below ``directory``, by the folder's name. As
     long as it stays, nobody has replaced the lease. On this machine there are none."""
-    if isinstance(directory, Path):
-        return {}
-    return {path.parent.name: path.stat().e_tag or "" for path in matching(directory, f"*/{lock}")}
+    found = [path for path in matching(directory, f"*/{lock}") if isinstance(path, StorePath)]
+    return {path.parent.name: path.stat().e_tag or "" for path in found}
 
 
 def _wait_for(

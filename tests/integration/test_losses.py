@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-SAYS = {
+SAYS: dict[Lose, str] = {
     losing.worker: "has died",
     losing.raylet: "has died",
     losing.node: "has died",

@@ -19,6 +19,7 @@ import glray.cli
 import glray.ray
 
 from .measuring import measure_briefly
+from .nodes import in_node
 
 IMPORTED = [
     *("glray.train.worker", "glray.cli", "glray.ray.prepare", "glray.ray.train"),
@@ -34,9 +35,16 @@ def fork_server() -> ForkServerContext:
 
 
 def start_glray(
-    folder: Path, log: Path, environment: Mapping[str, str], *arguments: str
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    *arguments: str,
+    node: int | None = None,
 ) -> BaseProcess:
-    """Start ``glray ARGUMENTS`` in a folder; what it prints is added to the log."""
+    """Start ``glray ARGUMENTS`` in a folder, or there on the node that a process is of (see
+    ``nodes``); what it prints is added to the log."""
+    if node is not None:
+        return start(_glray_in_node, folder, log, environment, node, *arguments)
     return start(_glray, folder, log, environment, *arguments)
 
 
@@ -88,3 +96,8 @@ def _work(
 def _glray(*arguments: str) -> None:
     sys.argv = ["glray", *arguments]
     glray.cli.main()
+
+
+def _glray_in_node(node: int, *arguments: str) -> None:
+    in_node(node)
+    _glray(*arguments)

@@ -1,6 +1,9 @@
 """A real S3 server on loopback, whose conditional writes are atomic and which can be made to
 fail."""
 
+import os
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +13,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from werkzeug.datastructures import EnvironHeaders
-from werkzeug.serving import BaseWSGIServer
+from werkzeug.serving import BaseWSGIServer, make_server
 
 from glray.files import StorePath
 
@@ -40,11 +43,19 @@ class StoreServer:
         """``bytes=0-99`` and so on, of the requests that name one."""
         self._status = ""
         self._refuses: Callable[[str, Headers], bool] = _nothing
+        self._is_breaking = False
 
     @property
     def url(self) -> str:
         """Where it listens."""
         host, port = self._moto.get_host_and_port()
+        return f"http://{host}:{port}"
+
+    def listen(self, listening: socket.socket) -> str:
+        """Listen at a further socket too, as long as this process lives; the URL."""
+        host, port = listening.getsockname()
+        server = make_server(host, port, self._answer, threaded=True, fd=listening.detach())
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://{host}:{port}"
 
     def stop(self) -> None:
@@ -73,10 +84,23 @@ class StoreServer:
         """Refuse nothing any more."""
         self._refuses = _nothing
 
+    @contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Reset the connection of the next request within the block."""
+        self._is_breaking = True
+        yield
+        assert not self._is_breaking, "there was no request"
+
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         query = environ.get("QUERY_STRING")
         self.requests.append(request)
+        if self._is_breaking:
+            self._is_breaking = False
+            connection: socket.socket = environ["werkzeug.socket"]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(connection.detach())
+            raise ConnectionResetError
         headers = EnvironHeaders(environ)
         if "Range" in headers:
             self.ranges.append(headers["Range"])

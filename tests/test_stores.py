@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import socket
 import threading
 import time
 from multiprocessing.synchronize import Event
@@ -33,11 +34,13 @@ from glray.files import (
     remove_tree,
     sha256_of,
     sole_writer,
+    versions_of_leases,
     write_log,
     write_new,
     write_text,
 )
 from glray.files.commits import committed, write_bytes
+from glray.train.group import WorkerGroup
 
 from .stores import BUCKET, Headers, StoreServer
 
@@ -305,6 +308,33 @@ def test_a_store_that_is_not_there_is_one_line(
         bucket.exists()
 
 
+def test_a_connection_that_breaks_is_no_failure(bucket: StorePath, server: StoreServer) -> None:
+    def hold() -> None:
+        with sole_writer(bucket / "run"):
+            pass
+
+    for work in (
+        lambda: write_new(bucket / "run/new", b"new"),
+        lambda: write_text(bucket / "run/text", "text"),
+        (bucket / "run/new").unlink,
+        lambda: remove_tree(bucket / "run"),
+        hold,
+    ):
+        with server.breaking():
+            work()
+    assert files_below(bucket) == ["run/.lock"]
+
+
+def test_http_is_allowed_in_a_network_that_is_trusted(
+    server: StoreServer, bucket: StorePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An address that is not known as this machine's own.
+    elsewhere = server.listen(socket.create_server(("127.0.0.2", 0)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", elsewhere)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    assert not bucket.exists()
+
+
 # ---- leases
 
 
@@ -343,6 +373,28 @@ def test_a_lease_of_a_killed_process_is_taken_over(bucket: StorePath) -> None:
         assert time.monotonic() - start >= 3
         write_text(bucket / "run/a", "")
     assert said == ["waiting"]
+
+
+def test_the_time_of_a_lease_counts_from_when_it_was_first_seen(bucket: StorePath) -> None:
+    dead = leases.Lease(bucket / "run", ".lock", seconds=60)
+    assert dead.take(None)
+    dead._over.set()
+    dead._thread.join()
+    leases._held.remove(dead)
+
+    seen = versions_of_leases(bucket)
+    assert seen.keys() == {"run"}
+    group = WorkerGroup()
+    group.saw(seen)
+    first = group.seconds_seen("run", seen["run"])
+    group.saw(seen)
+    assert 0 < first < group.seconds_seen("run", seen["run"])
+    assert group.seconds_seen("run", "another version") == 0
+
+    start = time.monotonic()
+    with sole_writer(bucket / "run", seconds_seen={seen["run"]: 60.0}.__getitem__):
+        assert time.monotonic() - start < 30
+    assert versions_of_leases(bucket) != seen
 
 
 def test_the_lock_of_a_folder_that_was_copied_to_a_store_holds_nothing(

@@ -20,7 +20,7 @@ from glray.files.commits import (
     write_new,
     write_text,
 )
-from glray.files.locks import sole_writer
+from glray.files.locks import sole_writer, versions_of_leases
 from glray.files.logs import LineLog, NewLines, Outbox, add_line, line_path, read_log, write_log
 from glray.files.paths import AnyPath, StorePath, as_path, read_range
 
@@ -49,6 +49,7 @@ __all__ = [
     "remove_tree",
     "sha256_of",
     "sole_writer",
+    "versions_of_leases",
     "write_bytes",
     "write_chunks",
     "write_json",

@@ -27,6 +27,7 @@ from glray.files.paths import (
     REQUEST_BYTES,
     AnyPath,
     StorePath,
+    asked_again,
     naming_store,
     objects_below,
 )
@@ -96,8 +97,7 @@ def write_new(path: AnyPath, content: bytes) -> bool:
     if isinstance(path, StorePath):
         ensure_held(path)
         try:
-            with naming_store(path):
-                obstore.put(path.store, path.key, content, mode="create")
+            asked_again(path, lambda: obstore.put(path.store, path.key, content, mode="create"))
         except FileExistsError:  # perhaps by this very request, whose answer was lost
             return path.read_bytes() == content
         return True
@@ -130,7 +130,7 @@ def _put(path: StorePath, content: BinaryIO | bytes, size: int) -> None:
                     store, path.key, content, chunk_size=part_bytes, max_concurrency=AT_ONCE
                 )
         except TimeoutError:
-            if not is_small or time.monotonic() > end:
+            if time.monotonic() > end:
                 raise
             if not isinstance(content, bytes):
                 content.seek(0)
@@ -258,8 +258,7 @@ def remove_tree(path: AnyPath) -> None:
     ensure_held(path)
     names = [f"{path.key}/{name}" for name in files_below(path)]
     if names:
-        with naming_store(path):
-            obstore.delete(path.store, names)
+        asked_again(path, lambda: obstore.delete(path.store, names))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from glray.files.paths import (
     PATIENCE_SECONDS,
     AnyPath,
     StorePath,
+    asked_again,
     naming_store,
 )
 
@@ -147,10 +148,12 @@ class Lease:
         mode: Any = "create" if e_tag is None else {"e_tag": e_tag}
         start = time.monotonic()
         try:
-            with naming_store(self._path):
-                put = obstore.put(
-                    self._path.quick_store, self._path.key, claim.encoded(), mode=mode
-                )
+            store, key = self._path.quick_store, self._path.key
+            put = asked_again(
+                self._path,
+                lambda: obstore.put(store, key, claim.encoded(), mode=mode),
+                is_quick=True,
+            )
             written = put["e_tag"]
         except FileExistsError:
             # Perhaps by this very request, whose answer was lost.

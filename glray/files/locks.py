@@ -9,8 +9,9 @@ from filelock import FileLock, Timeout
 
 from glray.errors import UserError
 from glray.files import leases
+from glray.files.commits import matching
 from glray.files.leases import Lease, Seen
-from glray.files.paths import AnyPath
+from glray.files.paths import AnyPath, StorePath
 from glray.progress import working
 
 POLL_SECONDS = 0.5
@@ -25,10 +26,12 @@ def sole_writer(
     wait_seconds: float = 0.0,
     say_waiting: Callable[[], None] | None = None,
     lease_seconds: float | None = None,
+    seconds_seen: Callable[[str], float] = lambda version: 0.0,
 ) -> Iterator[None]:
     """Hold ``directory`` for this process. On this machine the lock goes with the process, however
     it ends; in a store the lease of a process that was killed counts for ``lease_seconds`` more
-    (``LEASE_SECONDS``), and that is waited for.
+    (``LEASE_SECONDS``), and that is waited for; less the ``seconds_seen`` of the version that it
+    has, which are known to have gone by since somebody saw it (``versions_of_leases``).
 
     Raises UserError if another process still holds it after ``wait_seconds``; but with
     ``say_waiting``, which is called once if another process holds it, waits as long as it takes.
@@ -42,7 +45,7 @@ def sole_writer(
         lease = Lease(directory, lock, lease_seconds or leases.LEASE_SECONDS)
         if not lease.take(None):
             with waiting:
-                _wait_for(lease, wait_seconds, say_waiting, refusal)
+                _wait_for(lease, wait_seconds, say_waiting, refusal, seconds_seen)
         try:
             yield
         finally:
@@ -65,11 +68,19 @@ def sole_writer(
         yield
 
 
+def versions_of_leases(directory: AnyPath, lock: str = ".lock") -> dict[str, str]:
+    """The version of each lease on a folder directly below ``directory``, by the folder's name. As
+    long as it stays, nobody has replaced the lease. On this machine there are none."""
+    found = [path for path in matching(directory, f"*/{lock}") if isinstance(path, StorePath)]
+    return {path.parent.name: path.stat().e_tag or "" for path in found}
+
+
 def _wait_for(
     lease: Lease,
     wait_seconds: float,
     say_waiting: Callable[[], None] | None,
     refusal: UserError,
+    seconds_seen: Callable[[str], float],
 ) -> None:
     """Take a lease that exists, when its holder releases it or no longer replaces it. Raises
     ``refusal`` if the holder lives and has not released it after ``wait_seconds``."""
@@ -80,7 +91,7 @@ def _wait_for(
         now, found = time.monotonic(), lease.look()
         is_free = found is None or not found.claim.is_held
         if found is not None and (seen is None or found.e_tag != seen.e_tag):
-            lives, seen, since = seen is not None, found, now
+            lives, seen, since = seen is not None, found, now - seconds_seen(found.e_tag)
         elif found is not None and now - since >= found.claim.seconds:
             is_free = True  # nobody has replaced it
         if is_free:

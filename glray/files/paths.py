@@ -10,14 +10,15 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -34,6 +35,7 @@ from upath.registry import register_implementation
 
 from glray.errors import UserError
 
+Answer = TypeVar("Answer")
 PROTOCOLS = ("s3", "gs", "az")
 """Of the URLs that can be a storage."""
 PATIENCE_SECONDS = 270.0
@@ -168,8 +170,7 @@ class StorePath(CloudPath):
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object; a store does not say whether there was one."""
-        with naming_store(self):
-            obstore.delete(self.store, self.key)
+        asked_again(self, lambda: obstore.delete(self.store, self.key))
 
 
 for _protocol in PROTOCOLS:
@@ -230,6 +231,20 @@ def naming_store(path: StorePath) -> Iterator[None]:
         raise _as_os_error(error, path) from None
 
 
+def asked_again(path: StorePath, ask: Callable[[], Answer], *, is_quick: bool = False) -> Answer:
+    """The answer to a deletion or a conditional write, which obstore does not repeat where the
+    connection broke: done twice they must do no harm. Errors as ``naming_store``."""
+    end = time.monotonic() + (QUICK_SECONDS if is_quick else PATIENCE_SECONDS)
+    while True:
+        try:
+            with naming_store(path):
+                return ask()
+        except TimeoutError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
 def _as_os_error(error: Exception, path: StorePath) -> OSError:
     text = str(error).partition("\n\nDebug source")[0]
     code = re.search(r"<Code>(\w+)</Code>", text)
@@ -271,8 +286,8 @@ def _connected(url: str, seconds: float, environment: frozenset[tuple[str, str]]
             "that you trust"
         )
     options: dict[str, Any] = {"timeout": timedelta(seconds=max(seconds / 3, QUICK_SECONDS))}
-    if is_plain and is_local:
-        options["allow_http"] = True
+    if is_plain:
+        options["allow_http"] = True  # given options outweigh AWS_ALLOW_HTTP
     retries: dict[str, Any] = {
         "max_retries": 1000,
         "retry_timeout": timedelta(seconds=seconds),

@@ -23,7 +23,7 @@ from glray.data.blocks.reading import reads_whole_blocks
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads
 from glray.errors import UserError
-from glray.files import AnyPath
+from glray.files import AnyPath, versions_of_leases
 from glray.model.config import starting_model
 from glray.ray.cluster import (
     groups_with_room,
@@ -228,6 +228,8 @@ class WorkerGroups:
         try:
             while True:
                 before = _committed(directory, group)
+                # Of workers that died; their time goes by while the next ones start.
+                group.saw(versions_of_leases(directory))
                 try:
                     with nonce_file(directory) as nonce:
                         self._trainer(group, nonce).fit()

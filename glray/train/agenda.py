@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from glray.data.corpus import PreparedCorpus
@@ -131,7 +132,12 @@ class Agenda:
             is_ours = False
             if ctx.rank == 0:
                 held.callback(ctx.group.release, run.name)
-                held.enter_context(sole_writer(run.directory, wait_seconds=ORPHAN_SECONDS))
+                writer = sole_writer(
+                    run.directory,
+                    wait_seconds=ORPHAN_SECONDS,
+                    seconds_seen=partial(ctx.group.seconds_seen, run.name),
+                )
+                held.enter_context(writer)
                 is_ours = not _has_ended(run)
             yield bool(from_rank_zero(ctx, int(is_ours)))
 

@@ -7,6 +7,7 @@ Nothing of it outlives its launch: what has to is a record in the storage. No Ra
 """
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Coordinator:
         self._costs: dict[int, Repetitions] = {}
         self._mean: Repetitions | None = None
         self._errors: dict[int, str] = {}
+        self._leases: dict[str, tuple[str, float]] = {}
 
     def claims(self, index: int, task: str) -> bool:
         """Whether a task is the group's: the first that asks has it."""
@@ -125,6 +127,21 @@ class Coordinator:
         with self._changed:
             return self._errors.get(index)
 
+    def saw(self, index: int, leases: dict[str, str]) -> None:
+        """The versions of leases as they are now, by the names of runs."""
+        now = time.monotonic()
+        with self._changed:
+            for run, version in leases.items():
+                if self._leases.get(run, ("", now))[0] != version:
+                    self._leases[run] = (version, now)
+
+    def seconds_seen(self, index: int, run: str, version: str) -> float:
+        """Seconds since a run's lease was seen first in a version; 0 if it was not."""
+        now = time.monotonic()
+        with self._changed:
+            seen, since = self._leases.get(run, ("", now))
+            return now - since if seen == version else 0.0
+
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         self._changed.notify_all()
         self._changed.wait_for(condition, MEETING_SECONDS)
@@ -197,6 +214,15 @@ class WorkerGroup:
     def error(self) -> str | None:
         """What has ended this group, if a person can fix it."""
         return self._ask("error")
+
+    def saw(self, leases: dict[str, str]) -> None:
+        """Say which versions the leases of runs have, before this group starts: see
+        ``glray.files.versions_of_leases``."""
+        self._ask("saw", leases)
+
+    def seconds_seen(self, run: str, version: str) -> float:
+        """For how many seconds a run's lease is known to have stayed as it is."""
+        return self._ask("seconds_seen", run, version)
 
     def _ask(self, name: str, *arguments: object) -> Any:
         return getattr(self.coordinator, name)(self.index, *arguments)

@@ -322,7 +322,7 @@ def terminal(head: Head, tmp_path: Path) -> Terminal:
 def test_a_submission_passes_on_log_and_exit_status_and_again_is_another_attempt(
     terminal: Terminal,
 ) -> None:
-    secret = {"AWS_SECRET_ACCESS_KEY": "abc"}
+    secret = {"SECRET_OF_THIS_MACHINE": "abc"}
     terminal.command = "cat pipeline.yaml; ls; env; exit 3"
     for attempt in (1, 2):
         status, said = terminal.run("submit", "tiny.py", *terminal.fields(), **secret)
@@ -332,7 +332,7 @@ def test_a_submission_passes_on_log_and_exit_status_and_again_is_another_attempt
         assert f"\n  storage: {terminal.storage}\n" in said
         assert "\npipeline.yaml\n" in said
         assert "RAY_JOB_STOP_WAIT_TIME_S=600" in said
-        assert "AWS_SECRET" not in said
+        assert "SECRET_OF_THIS_MACHINE" not in said
     status, said = terminal.run("status", "tiny.py")
     assert (status, said.count("\n")) == (0, 1)
     assert "-2: FAILED with exit status 3, 0:" in said

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -26,7 +25,7 @@ from glray.run.run import pipeline_directory
 from glray.spec import ComputeSpec, PipelineSpec, Spec
 from glray.spec.identity import differences
 from glray.spec.loading import to_yaml
-from glray.storage import storage_path
+from glray.storage import reached, storage_path
 
 if TYPE_CHECKING:
     from glray.ray.jobs import Job, Jobs
@@ -76,7 +75,7 @@ def submit(pipeline: PipelineFile, address: Address, overrides: Overrides = None
 @app.command()
 def status(
     pipeline: Annotated[
-        Path | None, typer.Argument(metavar="[PIPELINE]", help="As for glray run.")
+        str | None, typer.Argument(metavar="[PIPELINE]", help="As for glray run.")
     ] = None,
     address: Annotated[str | None, ADDRESS] = None,
     overrides: Overrides = None,
@@ -95,7 +94,7 @@ def status(
             "storage, or --address http://HEAD:8265 to list a cluster's jobs"
         )
     else:
-        directory = pipeline_directory(spec)
+        directory = reached(pipeline_directory(spec))
         _say_standing(f"{directory}: nothing was trained there yet", standing(directory))
 
 
@@ -137,24 +136,21 @@ def stop(pipeline: PipelineFile, address: Address, overrides: Overrides = None) 
 
 
 def _running(jobs: "Jobs", spec: PipelineSpec) -> "Job":
-    """The pipeline's job that runs; where several do, the one in the spec's storage. Raises
-    UserError."""
+    """The pipeline's job that runs in the spec's storage. Raises UserError."""
     running = jobs.running(spec.name)
-    if len(running) > 1:
-        there = [job for job in running if job.storage == spec.compute.storage]
-        if not there:
-            places = " and ".join(job.storage for job in running)
-            raise UserError(
-                f"{len(running)} jobs of the pipeline {spec.name!r} run, in {places}: none was "
-                "stopped; name one of them with --set compute.storage=…"
-            )
-        return there[0]
     if not running:
         raise UserError(
             f"no job of the pipeline {spec.name!r} runs at {jobs.address}: nothing was stopped; "
             "glray status lists what does"
         )
-    return running[0]
+    there = [job for job in running if job.storage == spec.compute.storage]
+    if not there:
+        places = " and ".join(job.storage for job in running)
+        raise UserError(
+            f"{spec.name!r} runs in {places}, not in {spec.compute.storage}: nothing was stopped, "
+            "as it may be somebody else's; name its storage with --set compute.storage=…"
+        )
+    return there[0]
 
 
 def check_paths(spec: PipelineSpec) -> None:
@@ -213,8 +209,8 @@ def exit_as(job: "Job") -> NoReturn:
         raise typer.Exit(TERMINATED_STATUS)  # as Ray has asked it
     if job.exit_code is None:  # not the command's end, but its node's, or it never began
         raise UserError(
-            f"{job.submission_id}: {job.message[:300]}: the job has ended without its command's "
-            "word; what is committed stays, the same command resumes"
+            f"{job.submission_id}: {job.message[:300]}: the job ended, and its command left no "
+            "exit status; what is committed stays, the same command resumes"
         )
     console.print(f"{job.submission_id} failed with exit status {job.exit_code}")
     raise typer.Exit(job.exit_code if job.exit_code > 0 else 128 - job.exit_code)
@@ -240,7 +236,7 @@ def _say_jobs(jobs: "Jobs", spec: PipelineSpec | None) -> None:
 def _standing(jobs: "Jobs", job: "Job") -> list[str]:
     """From the storage, if this machine sees it there; else the last lines of the job's log."""
     with suppress(UserError, OSError):
-        directory = storage_path(ComputeSpec(storage=job.storage)) / job.name
+        directory = reached(storage_path(ComputeSpec(storage=job.storage))) / job.name
         if lines := standing(directory):
             return lines
     return jobs.log(job).splitlines()[-LOG_LINES:]

@@ -35,7 +35,7 @@ begin within the third after that, and ends, well or not, within the next: ``2 *
 
 @dataclass(frozen=True)
 class Claim:
-    """What a lease says: who holds it, and the how manieth time it was replaced, so that no two of
+    """What a lease says: who holds it, and how many times it has been replaced, so that no two of
     its versions are alike."""
 
     holder: str

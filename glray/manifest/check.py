@@ -168,7 +168,7 @@ def _idle_gpus(manifest: Manifest, spec: PipelineSpec) -> Iterator[str]:
         why = "" if compute.use_gpu else " (compute.use_gpu is false)"
         yield (
             f"{gpus} GPUs are there all the time, {_counted(used, 'worker')} at once use {used}"
-            f"{why}: {gpus - used} cost without training; take nodes away or ask for more workers"
+            f"{why}: {gpus - used} are paid for and idle; take nodes away or ask for more workers"
         )
 
 
@@ -285,8 +285,8 @@ def _plain_secrets(manifest: Manifest) -> Iterator[str]:
                 places.setdefault(name, []).append(group.place)
     for name, where in places.items():
         yield (
-            f"{', '.join(where)}: {name} stands there in plain text: who reads the file has it; "
-            "take it from a secret or a role, and replace the one that was there"
+            f"{', '.join(where)}: {name} stands there in plain text: anyone who can read the file "
+            "has it; take it from a secret or a role, and rotate the exposed one"
         )
 
 

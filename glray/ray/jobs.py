@@ -221,9 +221,9 @@ class Jobs:
                 yield
         except AuthenticationError:
             raise UserError(
-                f"--address {self.address}: the cluster asks for its token, and none or another "
-                "one came: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE to what its head "
-                "was started with"
+                f"--address {self.address}: the cluster requires a token, and none or a wrong "
+                "one was sent: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE to what its "
+                "head was started with"
             ) from None
         except OSError as error:  # requests' errors are OSErrors, as is ConnectionError
             raise UserError(

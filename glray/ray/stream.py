@@ -138,7 +138,7 @@ def _segment_tables(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> I
         if isinstance(error.cause, OSError):
             what = error.cause.strerror or str(error.cause).partition("\n")[0]
             raise UserError(
-                f"{error.cause.filename or 'token blocks'}: {what}; when that is mended, the same "
+                f"{error.cause.filename or 'token blocks'}: {what}; once that is fixed, the same "
                 "command goes on from the latest checkpoint"
             ) from None
         raise

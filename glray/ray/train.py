@@ -251,8 +251,7 @@ class WorkerGroups:
                             "compute.checkpoint_every_seconds, and the same command goes on"
                         ) from None
                     write_event(directory, lost)
-                    is_preemption = isinstance(failure, ray.train.PreemptionError)
-                    shown.add("preemption" if is_preemption else "failure")
+                    shown.add("preemption" if _is_preemption(failure) else "failure")
                 self._await_room(group, stop)
                 if stop.is_set():
                     return

@@ -186,8 +186,7 @@ def _times_to_loss(scores: Sequence[ArmScore], base: ArmScore) -> list[str]:
     return [
         _time_to_loss(score, base)
         for score in scores
-        if score is not base
-        and all(len(run.evaluations) > len(run.plan.marked_ends) for run in score.runs)
+        if score is not base and all(run.is_scored_between for run in score.runs)
     ]
 
 

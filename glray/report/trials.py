@@ -237,7 +237,7 @@ class Trials:
     def have_curves(self) -> bool:
         """Whether all were scored between their stage boundaries: scores at boundaries alone say
         too little about when a loss was reached."""
-        return all(len(t.run.evaluations) > len(t.run.plan.stages) for t in self.scored)
+        return all(t.run.is_scored_between for t in self.scored)
 
     @cached_property
     def seconds_to_target(self) -> dict[str, float | None]:

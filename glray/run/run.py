@@ -209,6 +209,13 @@ class Run:
         """Ascending in ``step``."""
         return _all_in(self.directory / "evaluations", Evaluation)
 
+    @property
+    def is_scored_between(self) -> bool:
+        """Whether it was also scored where no stage ends."""
+        plan = self.plan
+        ends = plan.marked_ends if plan.evaluate_stage_ends else (plan.num_steps,)
+        return len(self.evaluations) > len(ends)
+
     @cached_property
     def boundaries(self) -> tuple[BoundaryRecord, ...]:
         """The stage boundaries that were reached, ascending in ``step``."""

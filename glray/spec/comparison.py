@@ -235,6 +235,11 @@ class ComparisonSpec(Spec):
                 raise ValueError(f"{where}: {claim.measure} has no length; remove at={claim.at}")
             if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
                 raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
+            if claim.measure == "jump" and not compared.pipeline.evaluation.stage_ends:
+                raise ValueError(
+                    f"{where} has evaluation.stage_ends=false, so its stage boundaries are not "
+                    "scored and there would be no jump to compare; set it to true"
+                )
             return
         longest, evaluated = max(arm.seq_lens), compared.pipeline.evaluation.seq_lens
         if claim.measure == "loss" and longest < (claim.at or 0):

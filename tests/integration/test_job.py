@@ -367,7 +367,7 @@ def test_a_second_submission_follows_and_a_stop_waits_for_the_checkpoint(
     assert f"{first_job}: RUNNING, for 0:" in said
     assert "\n  grow 1/2 seq_len 32 step 49/200\n" in said
 
-    status, said = terminal.run("stop", "tiny.py", "--set=name=stopped")
+    status, said = terminal.run("stop", "tiny.py", *terminal.fields(name="stopped"))
     assert status == 0, said
     assert said.splitlines() == [
         f"{first_job}: asked to stop at its next checkpoint",
@@ -391,7 +391,7 @@ def test_a_submitted_pipeline_is_stopped_and_resumed(terminal: Terminal, working
     status, said = terminal.run("status", "tiny.py")
     assert "step" in said.splitlines()[1]
     assert said.splitlines()[2].startswith("  checkpoint of step ")
-    status, said = terminal.run("stop", "tiny.py")
+    status, said = terminal.run("stop", "tiny.py", *terminal.fields())
     assert status == 0, said
     assert "stopped, its checkpoint is committed" in said
     assert first.wait(60) == 143
@@ -407,4 +407,4 @@ def test_a_submitted_pipeline_is_stopped_and_resumed(terminal: Terminal, working
 def test_a_cluster_that_cannot_be_asked_is_one_line(terminal: Terminal) -> None:
     status, said = terminal.run("status", RAY_AUTH_MODE="disabled")
     assert status == 2
-    assert f"error: --address {terminal.head.url}: the cluster asks for its token" in said
+    assert f"error: --address {terminal.head.url}: the cluster requires a token" in said

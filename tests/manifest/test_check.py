@@ -97,7 +97,7 @@ def test_what_is_to_be_filled_in_is_found(source: Path) -> None:
         (lambda j: workers(j).update(replicas=1), ("num_workers 8", "room for 4", "3600 s")),
         (lambda j: set_limits(j, cpu="40"), ("leave 0 of 40 CPUs", "cpus_per_worker=9")),
         (lambda j: set_limits(j, **{"nvidia.com/gpu": "3"}), ("num_workers 8", "room for 6")),
-        (lambda j: workers(j).update(replicas=3), ("12 GPUs", "8 workers", "4 cost")),
+        (lambda j: workers(j).update(replicas=3), ("12 GPUs", "8 workers", "4 are paid for")),
         (lambda j: head(j).update(rayStartParams={}), ("headGroupSpec", "offers 4 CPUs")),
         (lambda j: j["spec"].pop("backoffLimit"), ("backoffLimit is 0", "3 or more")),
         (lambda j: j["spec"].pop("shutdownAfterJobFinishes"), ("shutdownAfterJobFinishes",)),
@@ -232,7 +232,7 @@ def test_a_job_outside_of_the_files_queue_is_found(tmp_path: Path) -> None:
                 c["available_node_types"]["gpu"].update(min_workers=2)
                 or c["available_node_types"]["gpu"]["resources"].update(GPU=8)
             ),
-            ("16 GPUs", "8 cost"),
+            ("16 GPUs", "8 are paid for"),
         ),
         (
             lambda c: c["provider"].update(

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
@@ -72,7 +74,9 @@ def searched(storage: Path, steps: int, tried: list[Candidate]) -> PipelineSpec:
 def tree(folder: Path, corpus: PreparedCorpus, steps: int, rng: random.Random) -> dict[str, Any]:
     """Seconds of whole runs over those of the tree, and a sample of the runs alone."""
     spec = searched(folder / "tree", steps, schedules())
+    start = time.monotonic()
     train_all(spec, corpus, WorkerContext())
+    wall = time.monotonic() - start
     runs = [Run.open(run.directory) for run in planned(spec, corpus)]
     whole = sum(run.measured_seconds for run in runs)
     shared = sum(run.manifest.fork.measured_seconds for run in runs if run.manifest.fork)
@@ -87,6 +91,7 @@ def tree(folder: Path, corpus: PreparedCorpus, steps: int, rng: random.Random) -
         "steps": steps,
         "whole_seconds": whole,
         "spent_seconds": whole - shared,
+        "wall_seconds": wall,
         "ratio": whole / (whole - shared),
         "identical_to_training_alone": identical,
     }
@@ -100,18 +105,23 @@ def same(run: Run, other: Run) -> bool:
 
 
 def kills(
-    folder: Path, corpus: PreparedCorpus, steps: int, num_kills: int, rng: random.Random
+    folder: Path,
+    corpus: PreparedCorpus,
+    steps: int,
+    num_kills: int,
+    seconds: float,
+    rng: random.Random,
 ) -> dict[str, Any]:
-    """Train the tree under SIGKILLs until there were ``num_kills``, then to its end."""
+    """Train the tree, which takes ``seconds`` undisturbed, under SIGKILLs until there were
+    ``num_kills``, then to its end."""
     undisturbed = {
         run.name: run for run in planned(searched(folder / "tree", steps, schedules()), corpus)
     }
-    seconds = sum(Run.open(run.directory).measured_seconds for run in undisturbed.values())
     spec = searched(folder / "killed", steps, schedules())
     killed = 0
     while killed < num_kills:
         processes = start_group(_train_quietly, 1, spec, corpus)
-        time.sleep(rng.uniform(0.5, 1.5 * seconds / num_kills))
+        time.sleep(rng.uniform(0, 1.5 * seconds / num_kills))
         if not any(process.is_alive() for process in processes):
             break
         kill_group(processes)
@@ -169,6 +179,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the kills")
     options = parser.parse_args()
     parts = options.part or ["tree", "kills", "overhead"]
+    torch.set_num_threads(1)  # as a killed process has: sums in another order are other bits
     rng, found = random.Random(options.seed), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -177,7 +188,14 @@ def main() -> None:
             found["tree"] = tree(folder, corpus, options.steps, rng)
             print(found["tree"], flush=True)
         if "kills" in parts:
-            found["kills"] = kills(folder, corpus, options.steps, options.kills, rng)
+            found["kills"] = kills(
+                folder,
+                corpus,
+                options.steps,
+                options.kills,
+                found["tree"]["wall_seconds"],
+                rng,
+            )
             print(found["kills"], flush=True)
         if "overhead" in parts:
             found["overhead"] = overhead(folder)

@@ -7,7 +7,14 @@ Random tokens are written once to WORK, as glray's token blocks and as one flat 
 ``--peers-python`` only glray is measured). Every number is for batches of 16,384 tokens that arrive
 as torch.int64 in one process on this machine, with files in the page cache. glray's process is a
 worker of a Ray Train group. Rounds alternate in the order of contenders and lengths.
+
+    python benchmarks/stream.py --work stream --bucket
+
+measures glray alone on the same tokens in a bucket on loopback (``benchmarks/object_server.py``),
+none of them in the node's cache at first: an epoch, what is read for it, and a training loop.
 """
+
+import glray.ray  # noqa: F401, I001 (sets Ray's variables, before Ray is imported)
 
 import argparse
 import json
@@ -25,23 +32,25 @@ import pyarrow as pa
 import ray
 import ray.train.torch
 import torch
+from object_server import BUCKET, served
 from record import keep
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
 
-from glray.data.blocks.block_files import BLOCKS_PER_FILE, cut, write_blocks
+from glray.data.blocks.block_files import BLOCKS_PER_FILE, blocks_file, cut, write_blocks
 from glray.data.blocks.heldout import heldout_schema
+from glray.data.blocks.reading import cached_name
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
-    blocks_file,
     num_blocks_of,
     open_token_blocks,
     write_manifest,
 )
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import Batch, StageReads
-from glray.files import read_json, write_json
+from glray.files import as_path, read_json, write_json
+from glray.files.cache import node_cache
 from glray.machine import usable_cpus
 from glray.ray.cluster import connect
 from glray.ray.stream import ray_batches
@@ -80,9 +89,8 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
         )
         tokens.tofile(work / "stream.bin")
         index = pa.concat_tables(write_files(directory, tokens))
-        vocabulary = {f"<{token}>": token for token in range(VOCAB_SIZE)}
-        Tokenizer(models.WordLevel(vocabulary)).save(str(directory / "tokenizer.json"))
-        _write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
+        write_tokenizer(directory / "tokenizer.json")
+        write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
         blocks = TokenBlocks(
             directory=directory,
             fingerprint="0" * 16,
@@ -108,7 +116,14 @@ def write_files(directory: Path, tokens: np.ndarray) -> Iterator[pa.Table]:
         yield write_blocks(blocks_file(directory, number), cut([stream], num_blocks), "uint16")
 
 
-def _write_heldout(path: Path, tokens: np.ndarray) -> None:
+def write_tokenizer(path: Path) -> None:
+    """One of ``VOCAB_SIZE`` words."""
+    vocabulary = {f"<{token}>": token for token in range(VOCAB_SIZE)}
+    Tokenizer(models.WordLevel(vocabulary)).save(str(path))
+
+
+def write_heldout(path: Path, tokens: np.ndarray) -> None:
+    """Held-out documents: one, of these tokens."""
     schema = heldout_schema("uint16")
     table = pa.table(
         {"name": ["random"], "sha256": [bytes(32)], "num_bytes": [1], "tokens": [tokens]}
@@ -185,6 +200,26 @@ def switches(corpus: PreparedCorpus, num_switches: int, num_tokens: int) -> list
     return stages
 
 
+def epoch(corpus: PreparedCorpus) -> dict[str, float]:
+    """Mtok/s of an epoch, from its first batch on, and the wait for that one."""
+    begin = time.perf_counter()
+    batches = consumed(ray_batches(corpus, reads(corpus, [(SEQ_LENS[1], epoch_tokens(corpus))])))
+    next(batches)
+    first = time.perf_counter()
+    num_batches = sum(1 for _ in batches)
+    seconds = time.perf_counter() - first
+    return {
+        "first_batch_seconds": first - begin,
+        "mtok_per_second": num_batches * BATCH_TOKENS / seconds / 1e6,
+    }
+
+
+def epoch_tokens(corpus: PreparedCorpus) -> int:
+    """Of an epoch's whole batches."""
+    num_chunks = corpus.order(CHUNK_LEN, seed=0).num_chunks(0)
+    return num_chunks * CHUNK_LEN // BATCH_TOKENS * BATCH_TOKENS
+
+
 def memory_mib() -> dict[str, float]:
     """This process's own memory, and what it has mapped of the object store."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -198,12 +233,13 @@ def memory_mib() -> dict[str, float]:
 def worker(config: dict[str, Any]) -> None:
     """Everything that is measured of glray alone; rank 0's numbers go to ``config["out"]``."""
     torch.set_num_threads(1)
-    directory = Path(config["directory"])
-    corpus = PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
+    corpus = opened(config["directory"])
     if config["what"] == "throughput":
         throughput(corpus, CHUNK_LEN, config["num_tokens"] // 4)  # readers start, files are cached
         lengths = SEQ_LENS if config["round"] % 2 == 0 else SEQ_LENS[::-1]
         figures: Any = {n: throughput(corpus, n, config["num_tokens"]) for n in lengths}
+    elif config["what"] == "epoch":
+        figures = epoch(corpus)
     else:
         figures = switches(corpus, num_switches=10, num_tokens=config["num_tokens"])
     write_json(Path(config["out"]), figures)
@@ -226,7 +262,9 @@ def in_a_worker(what: str, corpus: PreparedCorpus, work: Path, **config: int) ->
     return read_json(out)
 
 
-def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
+def attached(
+    corpus: PreparedCorpus, work: Path, steps: int = 60, layers: int = 4
+) -> dict[str, float]:
     """The share of a real training loop's time that it waits for batches, over two stage
     boundaries.
 
@@ -236,9 +274,9 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
         name=f"attached-{time.time_ns()}",
         corpus=StdlibCorpus(),
         tokenizer=BpeTokenizer(vocab_size=512),
-        model=GPTNeoXModel(num_layers=4, hidden_size=64, num_heads=4, intermediate_size=256),
+        model=GPTNeoXModel(num_layers=layers, hidden_size=64, num_heads=4, intermediate_size=256),
         arms=(grow(*SEQ_LENS[:2], *SEQ_LENS[:1], name="loop"),),
-        budget=BudgetSpec(tokens=60 * BATCH_TOKENS),
+        budget=BudgetSpec(tokens=steps * BATCH_TOKENS),
         tokens_per_batch=BATCH_TOKENS,
         chunk_len=CHUNK_LEN,
         optimizer=OptimizerSpec(lr=1e-3),
@@ -258,6 +296,50 @@ def attached(corpus: PreparedCorpus, work: Path) -> dict[str, float]:
         "first_wait_after_a_boundary_ms": max(line["data_wait_seconds"] for line in boundaries)
         * 1e3,
     }
+
+
+# ---- from a bucket
+
+
+def from_a_bucket(work: Path, num_blocks: int) -> None:
+    """Measure and keep what a bucket on loopback gives to one worker."""
+    written_tokens(work, num_blocks)
+    with served(work) as server:
+        connect(ComputeSpec(storage=str(work)), print)
+        corpus = opened(f"s3://{BUCKET}/blocks")
+        forget(corpus)
+        before = server.counts()
+        figures = in_a_worker("epoch", corpus, work)
+        after = server.counts()
+        read = {name: after[name] - before[name] for name in after}
+        forget(corpus)
+        loop = attached(corpus, work, steps=400, layers=1)
+        ray.shutdown()
+    kept = {
+        "tokens": num_blocks * BLOCK_TOKENS,
+        "batch_tokens": BATCH_TOKENS,
+        "processors": usable_cpus(),
+        "epoch": figures
+        | {
+            "requests": read["requests"],
+            "bytes_read_per_byte_trained": read["bytes"] / (2 * epoch_tokens(corpus)),
+        },
+        "training_loop": loop,
+    }
+    keep("stream-bucket", kept)
+    print(json.dumps(kept))
+
+
+def opened(place: str) -> PreparedCorpus:
+    """The tokens in a folder or a bucket."""
+    return PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(as_path(place))),))
+
+
+def forget(corpus: PreparedCorpus) -> None:
+    """Drop the corpus's blocks from this node's cache."""
+    blocks = corpus.sources[0].blocks
+    for place in blocks.places(range(blocks.num_blocks)):
+        node_cache().discard(cached_name(place))
 
 
 # ---- the peers
@@ -290,11 +372,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens and runs")
     parser.add_argument("--peers-python", help="interpreter with requirements-peers.txt")
+    parser.add_argument("--bucket", action="store_true", help="measure the stream from a bucket")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=128, help="of 2^20 tokens")
     parser.add_argument("--switch-tokens", type=int, default=10**9)
     arguments = parser.parse_args()
     work = arguments.work.resolve()
+    if arguments.bucket:
+        from_a_bucket(work, arguments.blocks)
+        return
     corpus = written_tokens(work, arguments.blocks)
     connect(ComputeSpec(storage=str(work)), print)
 

@@ -1,4 +1,4 @@
-"""Renders ``docs/metrics.md`` from ``docs/metrics.md.j2`` and the records' docstrings.
+"""Renders ``docs/metrics.md`` from ``docs/metrics.md.j2``, the records' docstrings and the gauges.
 
 python docs/metrics.py
 """
@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from glray.files import write_text
+from glray.ray.metrics import METRICS
 from glray.record import Record
 from glray.run import records
 
@@ -19,7 +20,7 @@ def page() -> str:
     """The whole page."""
     template = (DOCS / "metrics.md.j2").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(template).render(table=table, **vars(records))
+    return environment.from_string(template).render(table=table, gauges=gauges, **vars(records))
 
 
 def table(record: type[Record]) -> str:
@@ -35,6 +36,15 @@ def table(record: type[Record]) -> str:
         "| --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *rows])
+
+
+def gauges() -> str:
+    """A row for each metric that Prometheus sees."""
+    rows = [
+        f"| `ray_{name}` | {', '.join(f'`{tag}`' for tag in metric.tags)} | {metric.definition} |"
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(["| name | tags | definition |", "| --- | --- | --- |", *rows])
 
 
 def _extra(field: Any, name: str) -> str:

@@ -103,6 +103,8 @@ class Plan(Record):
     log_every_steps: int
     checkpoint_every_tokens: int | None
     evaluate_every_tokens: int | None
+    evaluate_stage_ends: bool = True
+    """Whether stage boundaries are scored; the end always is."""
 
     def model_post_init(self, context: Any) -> None:
         ends = (0, *(stage.end_step for stage in self.stages))
@@ -158,13 +160,15 @@ class Plan(Record):
 
     @cached_property
     def marked_ends(self) -> tuple[int, ...]:
-        """Those that a checkpoint and an evaluation mark; the last always is."""
+        """Those that a checkpoint marks, and an evaluation if stage boundaries are scored; the last
+        always is."""
         inner = (stage.end_step for stage in self.stages[:-1] if stage.mark_end)
         return (*inner, self.num_steps)
 
     @cached_property
     def boundaries(self) -> tuple[StageBoundary, ...]:
-        """The boundaries between the stages, where the end of the first of two is marked."""
+        """The boundaries between the stages that are scored: where the end of the first of two is
+        marked."""
         return tuple(
             StageBoundary(
                 step=after.first_step,
@@ -173,17 +177,19 @@ class Plan(Record):
                 rescore_step=after.first_step + min(RESCORE_STEPS, after.num_steps),
             )
             for before, after in pairwise(self.stages)
-            if before.mark_end
+            if before.mark_end and self.evaluate_stage_ends
         )
 
     def events_after(self, num_steps: int) -> list[Event]:
         """What is done when so many steps are trained, in this order. A marked stage ends with
-        a checkpoint and an evaluation, and whatever is done, the metrics are written first."""
+        a checkpoint and, where it is scored, an evaluation; whatever is done, the metrics are
+        written first."""
         ends = num_steps in self.marked_ends
+        scored = ends and (self.evaluate_stage_ends or num_steps == self.num_steps)
         due = {
             Event.RESCORE: any(num_steps == b.rescore_step for b in self.boundaries),
             Event.CHECKPOINT: ends or self._is_due(num_steps, self.checkpoint_every_tokens),
-            Event.EVALUATE: ends or self._is_due(num_steps, self.evaluate_every_tokens),
+            Event.EVALUATE: scored or self._is_due(num_steps, self.evaluate_every_tokens),
         }
         events = [event for event in Event if due.get(event)]
         return [Event.LOG, *events] if events or num_steps % self.log_every_steps == 0 else []
@@ -319,6 +325,7 @@ def make_plan(spec: PipelineSpec, arm: ArmSpec, before: Sequence[StagePlan] = ()
         log_every_steps=spec.compute.log_every_steps,
         checkpoint_every_tokens=spec.compute.checkpoint_every_tokens,
         evaluate_every_tokens=spec.evaluation.every_tokens,
+        evaluate_stage_ends=spec.evaluation.stage_ends,
     )
 
 

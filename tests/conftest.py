@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -17,6 +18,9 @@ from .tokens import periodic_corpus
 # One thread for each process that computes: small tensors, and two processes on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a shell starts in the background ignores Ctrl-C, and so would every command of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Speed is measured in benchmarks/, never asserted here.
 hypothesis.settings.register_profile("glray", deadline=None)
 hypothesis.settings.load_profile("glray")
@@ -26,6 +30,7 @@ TOGETHER = {
     "test_bucket.py": "ray_local",
     "test_cli.py": "ray_local",
     "test_cluster.py": "ray_local",
+    "test_metrics.py": "ray_local",
     "test_mixture.py": "ray_local",
     "test_prepare.py": "ray_local",
     "test_prepare_processes.py": "ray_local",

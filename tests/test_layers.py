@@ -21,7 +21,7 @@ LAYERS = (
     ("run",),
     ("data", "model"),
     ("train",),
-    ("search", "report"),
+    ("search", "report", "manifest"),
     ("ray",),
     ("cli",),
     ("__main__",),
@@ -41,6 +41,7 @@ WITHOUT_TORCH = {
     "run",
     "search",
     "report",
+    "manifest",
     "cli",
 }
 

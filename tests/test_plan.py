@@ -148,6 +148,19 @@ def test_events_after_a_step_are_a_literal_list() -> None:
     }
 
 
+def test_stage_boundaries_that_are_not_scored_keep_their_checkpoints() -> None:
+    pipeline = spec(tokens=160 * 4096)
+    plan = plan_of(pipeline.derive(evaluation={"stage_ends": False}))
+    seen = {n: [str(event) for event in plan.events_after(n)] for n in range(1, 161)}
+    assert {n: events for n, events in seen.items() if len(events) > 1} == {
+        40: ["log", "checkpoint"],
+        80: ["log", "checkpoint"],
+        120: ["log", "checkpoint"],
+        160: ["log", "checkpoint", "evaluate"],
+    }
+    assert plan.boundaries == ()
+
+
 def test_the_rate_is_of_the_declared_budget() -> None:
     # 10 batches and a rest of half of one: the middle of step 4 lies at 4.5 of 10.5 batches.
     plan = plan_of(spec(tokens=10 * 4096 + 2048))

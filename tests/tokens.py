@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from glray.data.blocks.block_files import cut, write_blocks
+from glray.data.blocks.block_files import blocks_file, cut, write_blocks
 from glray.data.blocks.heldout import heldout_schema
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
-    blocks_file,
     num_blocks_of,
     write_manifest,
 )

@@ -3,14 +3,14 @@
 import sys
 
 import glray.ray  # noqa: F401 (before a pipeline's file may import Ray: see there)
-from glray.cli import comparisons, pipelines, runs, search
+from glray.cli import cluster, comparisons, jobs, pipelines, runs, search
 from glray.cli.app import app, console
 from glray.cli.watch import LiveWork
 from glray.errors import UserError
 from glray.machine import unsupported
 from glray.progress import heard_by
 
-__all__ = ["app", "comparisons", "main", "pipelines", "runs", "search"]
+__all__ = ["app", "cluster", "comparisons", "jobs", "main", "pipelines", "runs", "search"]
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -35,7 +37,9 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 
 INTERRUPTED_STATUS = 130
-"""Of a command that Ctrl-C has stopped, as a shell counts it."""
+"""Of a command that Ctrl-C has stopped, as a shell counts it;"""
+TERMINATED_STATUS = 143
+"""and of one that SIGTERM has."""
 
 
 def _say_version(wanted: bool) -> None:
@@ -73,13 +77,18 @@ Overrides = Annotated[
 
 
 def load_spec(pipeline: AnyPath | str, overrides: list[str] | None) -> PipelineSpec:
-    """The resolved spec with absolute paths, so that its YAML runs from any folder. The storage
-    of one that lies where glray left it is the one around it, wherever that was moved."""
-    around = _storage_around(reached(as_path(str(pipeline))))
-    stored = [f"compute.storage={json.dumps(str(path))}" for path in around]
-    spec: PipelineSpec = absolute(load_pipeline(pipeline, [*stored, *(overrides or [])]))
+    """The resolved spec with absolute paths, so that its YAML runs from any folder."""
+    spec: PipelineSpec = absolute(declared_spec(pipeline, overrides))
     reached(storage_path(spec.compute))
     return spec
+
+
+def declared_spec(pipeline: AnyPath | str, overrides: list[str] | None) -> PipelineSpec:
+    """The spec with its paths as they are declared. The storage of one that lies where glray left
+    it is the one around it, wherever that was moved."""
+    around = _storage_around(reached(as_path(str(pipeline))))
+    stored = [f"compute.storage={json.dumps(str(path))}" for path in around]
+    return load_pipeline(pipeline, [*stored, *(overrides or [])])
 
 
 def _storage_around(pipeline: AnyPath) -> list[AnyPath]:
@@ -140,6 +149,7 @@ def prepared_corpus(spec: PipelineSpec) -> PreparedCorpus:
         validate_storage(storage_path(spec.compute))
         with resumable():
             connect(spec.compute, console.print)
+        with resumable():  # once it is connected, Ray has a handler of its own for SIGTERM
             corpus = prepare(spec, console.print)
     return corpus
 
@@ -150,13 +160,27 @@ def say_stopped(exit_status: int) -> NoReturn:
     raise typer.Exit(exit_status)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, taken like Ctrl-C."""
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C within the block is said to have stopped the command."""
+    """Ctrl-C or SIGTERM within the block is said to have stopped the command. Main thread only."""
+
+    def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except _Terminated:
+        say_stopped(TERMINATED_STATUS)
     except KeyboardInterrupt:
         say_stopped(INTERRUPTED_STATUS)
+    finally:
+        if before is not None:  # else it is not Python's
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

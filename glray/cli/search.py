@@ -9,6 +9,7 @@ from glray.cli.app import (
     console,
     load_spec,
     prepared_corpus,
+    resumable,
     say_stopped,
     validate_machine,
     write_and_show,
@@ -59,8 +60,10 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     directory = pipeline_directory(spec).with_name(search_name(spec.name))
     is_resumed = any(directory.glob("*/run.json"))
     with sole_writer(directory):
-        connect(spec.compute, console.print)
-        require_workers(spec.compute, console.print)
+        with resumable():
+            connect(spec.compute, console.print)
+        with resumable():
+            require_workers(spec.compute, console.print)
         with stop_on_signals(console.print) as stop, watching(directory, console):
             tried = in_a_thread(lambda: search(spec, corpus, console.print, stop.event))
     if tried is None:

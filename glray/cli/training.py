@@ -6,7 +6,14 @@ from importlib import import_module
 
 import typer
 
-from glray.cli.app import console, prepared_corpus, say_stopped, show, validate_machine
+from glray.cli.app import (
+    console,
+    prepared_corpus,
+    resumable,
+    say_stopped,
+    show,
+    validate_machine,
+)
 from glray.data.corpus import PreparedCorpus
 from glray.files import sole_writer
 from glray.machine import usable_cpus
@@ -165,8 +172,10 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
 
     directory = pipeline_directory(spec)
     with sole_writer(directory):
-        connect(spec.compute, console.print)
-        require_workers(spec.compute, console.print)
+        with resumable():
+            connect(spec.compute, console.print)
+        with resumable():
+            require_workers(spec.compute, console.print)
         with (
             stop_on_signals(console.print) as stop,
             watching(directory, console, starting),

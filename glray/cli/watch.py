@@ -14,6 +14,7 @@ from rich.console import Console
 
 from glray.files import AnyPath, NewLines, StorePath
 from glray.progress import Work
+from glray.run.checkpoint import COMMITTED, committed_checkpoints, step_of
 from glray.run.records import Progress
 from glray.run.run import EVENTS
 
@@ -159,6 +160,27 @@ class _Watch:
             keys[path]: progress_line(it, now - self._phases[keys[path]])
             for path, it in found.items()
         }
+
+
+def standing(directory: AnyPath) -> list[str]:
+    """How each worker group of a pipeline's directory stood when it last said so, and how old the
+    latest checkpoint of what it trains is; empty where nothing was trained yet."""
+    lines, now = [], time.time()
+    for path, modified in _progress_files(directory).items():
+        progress = Progress.model_validate_json(path.read_bytes())
+        lines.append(f"{progress_line(progress)} ({_ago(now - modified / 1e9)})")
+        committed = committed_checkpoints(directory / (progress.run or "") / "checkpoints")
+        if progress.run and committed:
+            age = _ago(now - (committed[-1] / COMMITTED).stat().st_mtime_ns / 1e9)
+            lines.append(f"checkpoint of step {step_of(committed[-1]):,}, {age}")
+        elif progress.run:
+            lines.append("no checkpoint yet")
+    return lines
+
+
+def _ago(seconds: float) -> str:
+    """Clocks of two machines may differ."""
+    return f"{duration(max(0.0, seconds))} ago"
 
 
 def _progress_files(directory: AnyPath) -> dict[AnyPath, int]:

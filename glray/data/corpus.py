@@ -85,12 +85,12 @@ class PreparedCorpus:
         numbers = np.unique(offsets // BLOCK_TOKENS)
         sources = np.searchsorted(self._first_blocks, numbers, side="right") - 1
         inside = numbers - np.array(self._first_blocks)[sources]
-        return {
-            number: self.sources[source].blocks.place(index)
-            for number, source, index in zip(
-                numbers.tolist(), sources.tolist(), inside.tolist(), strict=True
-            )
-        }
+        found: BlockPlaces = {}
+        for source in np.unique(sources).tolist():
+            mine = sources == source
+            places = self.sources[source].blocks.places(inside[mine].tolist())
+            found |= zip(numbers[mine].tolist(), places, strict=True)
+        return found
 
     def heldout(self) -> list[HeldoutDocument]:
         """The held-out documents of all sources by their hash, so in no order that means anything;

@@ -109,7 +109,8 @@ def require_workers(compute: ComputeSpec, say: Say) -> None:
         return
     if joined_address() is None:
         raise UserError(f"{_shortage(compute, room)} on this machine; {_remedy(room)}")
-    room = _room_in_time(bundle, asked, "worker", compute, say)
+    each = f"each takes {_each(compute)}"
+    room = _room_in_time(bundle, asked, "worker", compute, lambda text: say(f"{text}; {each}"))
     if room < asked:
         raise UserError(
             f"{_shortage(compute, room)} on the joined cluster after {compute.wait_seconds} s; "

@@ -27,6 +27,8 @@ from glray.errors import UserError
 
 READ_TOKENS = 2**22
 """One read task's tokens; Ray's cost is per task (about 50 ms), not per window."""
+FIRST_READ = 16
+"""The first task of a segment reads this part of it."""
 READ_TASKS = 2
 """Read tasks at once of one worker."""
 STORE_BYTES = 256 * 2**20
@@ -66,13 +68,8 @@ def segment_dataset(
     corpus: PreparedCorpus, reads: StageReads, *, whole: bool = True
 ) -> ray.data.Dataset:
     """One segment as a dataset: ``offset`` int64 and ``tokens`` fixed_shape_tensor[seq_len + 1]."""
-    num_steps, rows = reads.offsets.shape
-    steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
-    plan = [
-        pa.table({"offset": reads.offsets[start : start + steps_per_read].ravel()})
-        for start in range(0, num_steps, steps_per_read)
-    ]
-    dataset = ray.data.from_blocks(plan).map_batches(
+    plan = read_plan(reads)
+    dataset = ray.data.from_blocks([pa.table({"offset": offsets}) for offsets in plan]).map_batches(
         partial(
             _read, places=corpus.block_places(reads.offsets), seq_len=reads.seq_len, whole=whole
         ),
@@ -91,6 +88,18 @@ def segment_dataset(
         object_store_memory=STORE_BYTES
     )
     return dataset
+
+
+def read_plan(reads: StageReads) -> list[np.ndarray]:
+    """The windows of each read task of a segment, int64[rows]. The first task is short: a batch is
+    there when the whole task is, and from a store its windows may be a request each."""
+    num_steps, rows = reads.offsets.shape
+    steps_per_read = max(1, READ_TOKENS // (rows * (reads.seq_len + 1)))
+    starts = [0, *range(max(1, steps_per_read // FIRST_READ), num_steps, steps_per_read)]
+    return [
+        reads.offsets[start:stop].ravel()
+        for start, stop in zip(starts, [*starts[1:], num_steps], strict=True)
+    ]
 
 
 def _segment_batches(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> Iterator[Batch]:

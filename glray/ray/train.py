@@ -34,14 +34,15 @@ from glray.ray.cluster import (
     worker_resources,
 )
 from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
+from glray.ray.metrics import Prometheus, RestartGauges
 from glray.ray.stream import ray_batches, start_reader
 from glray.run.records import Progress
-from glray.run.run import ENDS, pipeline_directory, with_calibration
+from glray.run.run import ENDS, Run, pipeline_directory, with_calibration
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 from glray.storage import is_seen, nonce_file
 from glray.train.announcer import Announcer, write_event
-from glray.train.context import WorkerContext
+from glray.train.context import Tracker, WorkerContext
 from glray.train.group import WorkerGroup
 from glray.train.runs import plan_runs
 
@@ -65,6 +66,7 @@ class RayContext(WorkerContext):
         rank, world_size = context.get_world_rank(), context.get_world_size()
         self._node_share = context.get_local_world_size() / world_size
         super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
+        self._prometheus: Prometheus | None = None
 
     def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
         """See WorkerContext: through Ray Data."""
@@ -78,8 +80,15 @@ class RayContext(WorkerContext):
         """See WorkerContext: whether Ray drains a node that a worker is on."""
         return ray.train.get_preemption_info() is not None
 
+    def trackers(self, run: Run) -> list[Tracker]:
+        """See WorkerContext: what Prometheus sees, through Ray."""
+        self._prometheus = Prometheus(run, self.rank)
+        return [self._prometheus]
+
     def report(self, metrics: dict[str, float]) -> None:
         """See WorkerContext. Blocks until the controller polls, so it is called at checkpoints."""
+        if self._prometheus is not None:
+            self._prometheus.saved()
         ray.train.report(metrics)
 
 
@@ -215,6 +224,7 @@ class WorkerGroups:
         while it waits for a node.
         """
         directory, restarts = self.directory, Restarts()
+        shown = RestartGauges(self.spec, group)
         try:
             while True:
                 before = _committed(directory, group)
@@ -241,6 +251,8 @@ class WorkerGroups:
                             "compute.checkpoint_every_seconds, and the same command goes on"
                         ) from None
                     write_event(directory, lost)
+                    is_preemption = isinstance(failure, ray.train.PreemptionError)
+                    shown.add("preemption" if is_preemption else "failure")
                 self._await_room(group, stop)
                 if stop.is_set():
                     return
@@ -249,6 +261,8 @@ class WorkerGroups:
                 f"{directory}: Ray lost the node that led the run ({type(error).__name__}): "
                 "training has stopped; the same command goes on from the latest checkpoint"
             ) from None
+        finally:
+            shown.close()
 
     def _await_room(self, group: WorkerGroup, stop: threading.Event) -> None:
         """Return once there is room to start a group again, or once ``stop`` is set; say so where

@@ -210,7 +210,7 @@ def _take_over(
             own = {"calibrated_seconds": run.plan.calibrated_seconds(evaluation.step)}
             evaluation.model_copy(update=own).write(run.evaluation_path(evaluation.step))
     for boundary in trunk.boundaries if is_same else ():
-        if boundary.step < step and boundary.step in run.plan.marked_ends:
+        if boundary.step < step and any(b.step == boundary.step for b in run.plan.boundaries):
             _as_planned(boundary, run.plan).write(run.boundary_path(boundary.step))
     copy_tree(trunk.directory / "tensorboard", run.directory / "tensorboard")
     executions = tuple(e for e in trunk.manifest.executions if e.first_step < step)

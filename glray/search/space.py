@@ -259,8 +259,10 @@ def candidates(spec: PipelineSpec) -> list[Candidate]:
 
 def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineSpec:
     """One pipeline of all candidates as arms, named by ``search_name``, under the first seed, so
-    that they share steps. Shares divide the budget in its own unit."""
-    searched = spec.arm(_searched(spec).arm)
+    that they share steps. Shares divide the budget in its own unit. Stage boundaries are scored
+    only where that may stop a trial: ranking needs the end alone."""
+    search = _searched(spec)
+    searched = spec.arm(search.arm)
     return spec.derive(
         name=search_name(spec.name),
         arms=[candidate.arm(searched) for candidate in tried],
@@ -268,6 +270,7 @@ def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineS
         seeds=spec.seeds[:1],
         chunk_len=spec.chunk_tokens,
         ratios_in="tokens" if spec.budget.seconds is None else "seconds",
+        evaluation={"stage_ends": search.max_behind is not None},
         search=None,
     )
 

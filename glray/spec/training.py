@@ -90,6 +90,9 @@ class EvaluationSpec(Spec):
     sequences of the longest length each, have fewer."""
     every_tokens: Count | None = None
     """Tokens between evaluations, to whole steps. None: only at stage boundaries and the end."""
+    stage_ends: bool = True
+    """Score each stage boundary: before it, on it and some steps later. Without, a run is scored at
+    its end and every ``every_tokens`` alone, as the trials of a search are."""
     max_rise: float | None = Field(default=None, ge=0)
     """Nats per token by which the loss at the length before a stage boundary may rise in the 16
     steps after it. A run that exceeds it stops with a checkpoint. None: no limit."""
@@ -98,6 +101,12 @@ class EvaluationSpec(Spec):
         check_scorable("evaluation", self.seq_lens, self.num_tokens)
         if len(set(self.seq_lens)) != len(self.seq_lens):
             raise ValueError(f"evaluation.seq_lens {self.seq_lens} has a length twice; remove one")
+        if self.max_rise is not None and not self.stage_ends:
+            raise ValueError(
+                f"evaluation.max_rise {self.max_rise:g} limits what the loss does at stage "
+                "boundaries, but evaluation.stage_ends is false, so none would be scored and "
+                "nothing would stop a run; set stage_ends=true, or max_rise=null"
+            )
 
 
 def check_scorable(field: str, seq_lens: tuple[int, ...], num_tokens: int) -> None:

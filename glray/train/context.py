@@ -4,13 +4,30 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from glray.data.corpus import PreparedCorpus
 from glray.data.windows import Batch, StageReads, local_batches
+from glray.run.run import Run
 from glray.train.group import WorkerGroup
+
+
+class Tracker(Protocol):
+    """Where a run is watched from outside."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Show ``scalars`` at ``step``: the steps trained so far."""
+
+    def flush(self) -> None:
+        """See that all of it is written."""
+
+    def keep(self) -> None:
+        """See that it lies where the run's files are, before anything that counts on it."""
+
+    def close(self) -> None:
+        """Flush for the last time; the run goes no further in this process."""
 
 
 @dataclass
@@ -40,6 +57,10 @@ class WorkerContext:
         """Whether a node of the group is about to be taken away; every rank calls it at the same
         step and is told the same."""
         return False
+
+    def trackers(self, run: Run) -> list[Tracker]:
+        """What shows this rank's part of a run outside of its directory."""
+        return []
 
     def report(self, metrics: dict[str, float]) -> None:
         """Tell the controller, if there is one, how the run stands; every rank calls it at the same

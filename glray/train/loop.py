@@ -5,8 +5,6 @@ which stage a step belongs to, what the learning rate is and what is done after 
 checkpoints come by the clock (``RunSession.ending``).
 """
 
-from contextlib import closing
-
 from glray.data.corpus import PreparedCorpus
 from glray.plan import Event
 from glray.progress import working
@@ -33,7 +31,7 @@ def train(
     """
     with (
         working("training", run=run.name),
-        closing(open_session(run, corpus, ctx, execution, peak, needed)) as session,
+        open_session(run, corpus, ctx, execution, peak, needed) as session,
     ):
         catch_up(session)
         if ending := session.ending():

@@ -20,8 +20,7 @@ from glray.data.checksum import as_hex
 from glray.files import LineLog, read_log
 from glray.run.records import Step
 from glray.run.run import METRICS, Run
-from glray.train.context import WorkerContext, sum_over_ranks
-from glray.train.trackers import Tracker
+from glray.train.context import Tracker, WorkerContext, sum_over_ranks
 from glray.train.trainee import StepSums
 
 
@@ -79,7 +78,8 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """``metrics.jsonl`` of a run and its trackers, written by rank 0 after every logging boundary.
+    """``metrics.jsonl`` of a run, written by rank 0 after every logging boundary, and the trackers
+    of this rank.
 
     ``peak`` is what all workers together can do, in FLOP/s: the denominator of MFU.
     """
@@ -171,6 +171,7 @@ class MetricsLog:
         steps = steps[: bad[0] + 1] if bad else steps
         if self._ctx.rank == 0:
             self._write(steps)
+        self._track(steps)
         return Arrival(steps, signals)
 
     def keep(self) -> None:
@@ -190,6 +191,8 @@ class MetricsLog:
 
     def _write(self, steps: list[Step]) -> None:
         self._file.append([f"{step.model_dump_json()}\n".encode() for step in steps])
+
+    def _track(self, steps: list[Step]) -> None:
         for tracker in self._trackers:
             for step in steps:
                 numbers = {n: v for n, v in step if n != "step" and isinstance(v, int | float)}

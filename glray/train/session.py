@@ -33,7 +33,7 @@ from glray.run.records import (
     TrainState,
 )
 from glray.run.run import DIVERGED, METRICS, RESULT, Run, StepLog
-from glray.train.announcer import Announcer
+from glray.train.announcer import Announcer, Place
 from glray.train.checkpoint import Saver, load_checkpoint
 from glray.train.context import WorkerContext, as_rank_zero_sees, from_rank_zero
 from glray.train.evaluation import Scored, Windows, score
@@ -44,8 +44,11 @@ from glray.train.parallel import are_weights_finite, whole_weights
 from glray.train.trackers import open_trackers
 from glray.train.trainee import Trainee
 
-SEGMENT_TOKENS = 64 * 2**20
-"""A worker reads a stage in segments of about this many tokens of its own."""
+SEGMENT_TOKENS = 16 * 2**20
+"""A worker reads a stage in segments of about this many tokens of its own. A whole one, of ids of
+four bytes too, fits into half of the object store that Ray Data may fill for it (``STORE_BYTES`` of
+``glray.ray.stream``): as long as reads are held back for lack of room, Ray Data's scheduling thread
+spins in the worker's process, at the expense of training."""
 
 MOST_SHOWN = 8
 """Stages that are listed where a run starts."""
@@ -87,7 +90,7 @@ class RunSession:
                 f"{self.targets.sha256[:12]}…, rank 0 {scored[:12]}…: their losses could not be "
                 "summed; repeat the command when every node sees the same file"
             )
-        self.announcer = Announcer(run.directory.parent, ctx)
+        self.announcer = Announcer(run.directory.parent, ctx, lambda: _place(run, self.state.step))
         self.trackers = open_trackers(run, ctx, state.step)
         self._log = MetricsLog(run, ctx, self.trackers, peak)
         self._resumed_at = time.perf_counter()
@@ -205,6 +208,14 @@ class RunSession:
             self.announcer.event(f"{run.name}: finished at step {state.step:,}")
         return Ending.FINISHED
 
+    def __enter__(self) -> "RunSession":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            self.announcer.failed(error)
+        self.close()
+
     def close(self) -> None:
         """Close the trackers. A checkpoint still in flight, as after an error, does not count."""
         self._saver.close()
@@ -275,6 +286,7 @@ class RunSession:
                 f"{self.run.name}: keeps its checkpoint of step {step:,} ({size:,.1f} MiB) "
                 f"for {', '.join(needed[step])} to fork from"
             )
+        self.announcer.log(f"{self.run.name}: committed the checkpoint of step {step:,}")
         self.ctx.report({"step": float(step)})
         self.state.checkpoint_seconds += time.perf_counter() - start
 
@@ -412,8 +424,8 @@ def open_session(
 ) -> RunSession:
     """The weights that the run starts from, or its latest committed checkpoint, which rank 0
     names."""
-    announcer = Announcer(run.directory.parent, ctx)
     step = latest_step(run, ctx)
+    announcer = Announcer(run.directory.parent, ctx, lambda: _place(run, step))
     state = TrainState()
     with working(f"loading the checkpoint of step {step:,}" if step else "making the model"):
         trainee = Trainee(*_start(run, step), run.spec, ctx, execution)
@@ -440,6 +452,11 @@ def open_session(
         stages = " + ".join(steps) if len(steps) <= MOST_SHOWN else f"{len(steps)} stages"
         announcer.event(f"{run.name}: starts, {stages} = {run.plan.num_steps:,} steps")
     return RunSession(run, corpus, ctx, trainee, state, peak, needed)
+
+
+def _place(run: Run, step: int) -> Place:
+    """Where a run stands after ``step`` steps, in the stage of the last one."""
+    return {"run": run.name, "stage": run.plan.stage_index(max(0, step - 1)), "step": step}
 
 
 def latest_step(run: Run, ctx: WorkerContext) -> int:

@@ -1,6 +1,6 @@
 """Where a run is watched from outside: TensorBoard always, Weights & Biases where it is asked for.
 
-Rank 0 alone writes, at the flushes of the metrics and at evaluations. What cannot be written
+Rank 0 alone writes them, at the flushes of the metrics and at evaluations. What cannot be written
 is an error, as it is for ``metrics.jsonl``: a run that nobody sees is not what was asked for.
 """
 
@@ -16,7 +16,7 @@ from glray.files import StorePath, copy_file, naming, remove_tree
 from glray.run.run import Run
 from glray.spec.compute import ComputeSpec
 from glray.spec.identity import fingerprint
-from glray.train.context import WorkerContext
+from glray.train.context import Tracker, WorkerContext
 
 MOST_WRITTEN_AGAIN = 2**20
 """Bytes of an event file that goes to a store once more with each checkpoint."""
@@ -24,15 +24,14 @@ OFFLINE = ("offline", "dryrun", "disabled")
 """Modes of Weights & Biases that need no key."""
 
 
-def open_trackers(
-    run: Run, ctx: WorkerContext, step: int
-) -> "list[TensorBoard | WeightsAndBiases]":
-    """Trackers of a run that goes on after ``step`` steps; none but on rank 0."""
-    if ctx.rank != 0:
-        return []
-    trackers: list[Tracker] = [TensorBoard(run, step)]
-    if run.spec.compute.wandb_project is not None:
-        trackers.append(WeightsAndBiases(run))
+def open_trackers(run: Run, ctx: WorkerContext, step: int) -> list[Tracker]:
+    """Trackers of a run that goes on after ``step`` steps: those of the worker's context and, on
+    rank 0, those that need its directory."""
+    trackers = ctx.trackers(run)
+    if ctx.rank == 0:
+        trackers.append(TensorBoard(run, step))
+        if run.spec.compute.wandb_project is not None:
+            trackers.append(WeightsAndBiases(run))
     return trackers
 
 
@@ -100,14 +99,14 @@ class TensorBoard:
         self._append(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Show ``scalars`` at ``step``: the steps trained so far."""
+        """See Tracker."""
         event = self._event(wall_time=time.time(), step=step)
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag, simple_value=value)
         self._append(event)
 
     def flush(self) -> None:
-        """See that all of it is written."""
+        """See Tracker."""
         with naming(self._path):
             self._records.flush()
 
@@ -123,8 +122,8 @@ class TensorBoard:
                 self._open()
 
     def close(self) -> None:
-        """Flush for the last time; the run goes no further in this process. What has come to a
-        store's run since its last checkpoint is trained again."""
+        """See Tracker. What has come to a store's run since its last checkpoint is trained
+        again."""
         with naming(self._path):
             self._records.close()
         if isinstance(self._directory, StorePath):
@@ -162,18 +161,15 @@ class WeightsAndBiases:
             raise _untracked(str(project), error) from None
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """See TensorBoard."""
+        """See Tracker."""
         self._run.log(scalars, step=step)
 
     def flush(self) -> None:
-        """See TensorBoard: a process of its own sends what it is given."""
+        """See Tracker: a process of its own sends what it is given."""
 
     def keep(self) -> None:
         """See TensorBoard: its service keeps it."""
 
     def close(self) -> None:
-        """See TensorBoard."""
+        """See Tracker."""
         self._run.finish()
-
-
-Tracker = TensorBoard | WeightsAndBiases

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from glray.cli import watch
-from glray.cli.watch import LiveWork, duration, progress_line, watching, work_line
-from glray.files import StorePath, add_line
+from glray.cli.watch import LiveWork, duration, progress_line, standing, watching, work_line
+from glray.files import StorePath, add_line, write_text
 from glray.progress import advance, heard_by, working
 from glray.run.records import Progress, TrainingProgress
 
@@ -116,6 +116,37 @@ def test_elsewhere_a_line_for_each_group_is_printed(
     assert shown(tmp_path).splitlines()[-2:] == [
         progress_line(progress("growlength")),
         progress_line(progress("fixed512")),
+    ]
+
+
+def test_how_a_pipeline_stands_is_its_groups_last_words_and_their_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr("glray.cli.watch.time.time", lambda: now)
+    assert standing(tmp_path) == []
+    progress("growlength").write(tmp_path / "progress.json")
+    progress("fixed512").write(tmp_path / "progress-1.json")
+    Progress(phase="starting 2 workers").write(tmp_path / "progress-2.json")
+    committed = tmp_path / "growlength" / "checkpoints"
+    for step in (100, 150):
+        write_text(committed / f"step-{step:08d}" / "COMMITTED", "{}")
+    (committed / "step-00000175").mkdir()  # not committed
+    ages = {
+        "progress.json": 3,
+        "progress-1.json": -60,  # another clock
+        "progress-2.json": 43_509,
+        "growlength/checkpoints/step-00000100/COMMITTED": 500,
+        "growlength/checkpoints/step-00000150/COMMITTED": 62,
+    }
+    for name, seconds in ages.items():
+        os.utime(tmp_path / name, times=(now - seconds,) * 2)
+    assert standing(tmp_path) == [
+        f"{progress_line(progress('growlength'))} (0:03 ago)",
+        "checkpoint of step 150, 1:02 ago",
+        f"{progress_line(progress('fixed512'))} (0:00 ago)",
+        "no checkpoint yet",
+        "starting 2 workers (12h05 ago)",
     ]
 
 

@@ -87,8 +87,9 @@ def cut_all(found: ShardScan, folder: Path, block_tokens: int = BLOCK_TOKENS) ->
         for row in cut_file(index, found, folder, folder / "index", "uint16").to_pylist():
             first = len(blocks) * block_tokens
             num_tokens = min(block_tokens + 1, found.num_tokens - first)
-            path = folder / "blocks" / f"{index:05d}.arrow"
-            place = BlockPlace(path=path, number=0, num_tokens=num_tokens, dtype="uint16", **row)
+            place = BlockPlace(
+                directory=folder, number=len(blocks), num_tokens=num_tokens, dtype="uint16", **row
+            )
             blocks.append(read_block(place))
     return blocks
 

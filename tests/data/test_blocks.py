@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.data.blocks import block_files
-from glray.data.blocks.block_files import cut, pieces_of, write_blocks
+from glray.data.blocks.block_files import blocks_file, cut, pieces_of, write_blocks
 from glray.data.blocks.reading import mapped_block, read_block
 from glray.data.blocks.token_blocks import (
     TokenBlocks,
-    blocks_file,
     open_token_blocks,
     write_manifest,
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glray.data.blocks import block_files, near_copies, token_blocks
-from glray.data.blocks.block_files import cut, write_blocks
+from glray.data.blocks.block_files import blocks_file, cut, write_blocks
 from glray.data.blocks.heldout import HeldoutDocument
 from glray.data.blocks.near_copies import (
     BlockRun,
@@ -19,7 +19,7 @@ from glray.data.blocks.near_copies import (
     ngram_tokens,
     write_ngrams,
 )
-from glray.data.blocks.token_blocks import TokenBlocks, blocks_file, write_manifest
+from glray.data.blocks.token_blocks import TokenBlocks, write_manifest
 
 
 def document(name: str, tokens: list[int], num_bytes: int = 100) -> HeldoutDocument:

@@ -132,6 +132,23 @@ def test_a_trillion_tokens_need_no_memory() -> None:
     assert peak_bytes < 4 * 2**20
 
 
+def test_one_rank_of_many_works_out_its_own_chunks_alone() -> None:
+    order = ChunkOrder((SourceStream(10**12),), 4096, seed=0)
+    tracemalloc.start()
+    offsets = order.window_offsets(
+        first_token=2**40 - 2**36,
+        num_steps=1024,
+        tokens_per_batch=2**22,
+        seq_len=4096,
+        rank=700,
+        world_size=1024,
+    )
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert offsets.shape == (1024, 1)
+    assert peak_bytes < 2**20  # an int64 for each chunk of all ranks would be 8 MiB
+
+
 @given(
     num_chunks=st.integers(2, 40),
     tail=st.integers(0, 7),

@@ -1,7 +1,8 @@
 """Token blocks in an object store: what is read of them, how often, and what is kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.order import row_range
 from glray.data.windows import read_windows
 from glray.errors import UserError
-from glray.files import StorePath, copy_tree, write_bytes
+from glray.files import StorePath, copy_tree, files_below, write_bytes
 from glray.files.cache import NodeCache
+from glray.ray import prepare
 from glray.spec.pipeline import BLOCK_TOKENS
+from tests.data.preparing import files_of, found, prepared, stream, texts_pipeline, write_texts
 from tests.stores import StoreServer
 from tests.tokens import write_tokens
 
@@ -134,3 +137,46 @@ def test_a_file_that_is_gone_is_named(stored: TokenBlocks) -> None:
     assert error.value.filename == "s3://storage/tokens/blocks/00000.arrow"
     with pytest.raises(UserError, match=r"^s3://.*: 0 bytes, .* something is missing"):
         open_token_blocks(stored.directory)
+
+
+# ---- prepare
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray's tasks do, one after another: its workers may be older than the server."""
+
+    def one_by_one(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for item in items:
+            yield item, work(item)
+
+    monkeypatch.setattr(prepare, "_in_parallel", one_by_one)
+    monkeypatch.setattr(prepare, "require_cpu", lambda compute, say: None)
+
+
+@pytest.mark.usefixtures("in_this_process", "cache")
+def test_a_store_is_prepared_as_a_folder_and_goes_on_after_a_failure(
+    tmp_path: Path, bucket: StorePath, server: StoreServer
+) -> None:
+    spec = texts_pipeline(write_texts(tmp_path / "corpus"))
+    expected = prepared(spec)
+    elsewhere = spec.derive(compute={"storage": "s3://storage/runs"})
+
+    def puts_blocks(request: str, headers: object) -> bool:
+        return request.startswith("PUT ") and "/blocks/" in request
+
+    with (
+        server.refusing("400 Bad Request", puts_blocks),
+        pytest.raises(OSError, match="the store refuses the request"),
+    ):
+        prepared(elsewhere)
+    shards = {name for name in files_below(bucket / "runs") if "/shards/" in name}
+    server.requests.clear()
+    blocks = prepared(elsewhere)
+    assert shards
+    assert not any("/shards/" in r for r in server.requests if r.startswith("PUT"))
+    assert files_of(blocks) == files_of(expected)
+    assert stream(blocks) == stream(expected)
+    assert found(elsewhere) == blocks
+    left = [name for name in files_below(bucket / "runs/tokens/work") if ".lock" not in name]
+    assert left == []

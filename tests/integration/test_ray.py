@@ -1,6 +1,8 @@
 """What only Ray can show: its stream is the local one, and groups train side by side."""
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from glray.ray import train as ray_train
 from glray.ray.stream import ray_batches, segment_dataset
 from glray.ray.train import fit
 from glray.train.context import WorkerContext
+from glray.train.session import SEGMENT_TOKENS
 from glray.train.worker import train_all
 from tests.planned import planned
 
@@ -88,6 +91,20 @@ def test_rays_stream_is_the_local_one(
         assert ours.tokens.tobytes() == theirs.tokens.tobytes()
         steps.append(ours.step)
     assert steps == list(range(first_step, 120))
+
+
+@pytest.mark.soak  # 10 s
+def test_reads_ahead_end_while_the_loop_is_slow(ray_local: None, corpus: PreparedCorpus) -> None:
+    # Reads that Ray Data holds back have its thread spin in the worker's process.
+    offsets = np.zeros((SEGMENT_TOKENS // 2**14, 2**4), dtype=np.int64)  # steps of 2^14 tokens
+    segments = (StageReads(n * len(offsets), 2**10, 2**14, offsets) for n in range(2))
+    batches = ray_batches(corpus, segments)
+    next(batches)
+    end = time.monotonic() + 60
+    while any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_a_damaged_block_is_one_line(

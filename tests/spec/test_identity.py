@@ -107,6 +107,7 @@ FIELDS = {
     "evaluation.num_tokens": ("neither", 4096),
     "evaluation.every_tokens": ("neither", 4096),
     "evaluation.max_rise": ("neither", 0.5),
+    "evaluation.stage_ends": ("neither", False),
     "compute.num_workers": ("neither", 3),
     "compute.groups": ("neither", 3),
     "compute.cpus_per_worker": ("neither", 3),

@@ -10,6 +10,7 @@ import pytest
 
 from glray.data.corpus import PreparedCorpus
 from glray.files import read_json
+from glray.ray.metrics import METRICS
 from glray.run.records import Divergence, Progress
 from glray.train.announcer import Announcer
 from glray.train.context import WorkerContext
@@ -62,6 +63,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory, corpus: PreparedCorpus) -> 
         "boundaries/step-*.json": set(boundary),
         "jump": set(boundary["jump"]),
         "result.json": set(read_json(run.directory / "result.json")),
+        "Prometheus": {
+            f"ray_{name}" for name in METRICS
+        },  # tests/ray/test_metrics.py has scraped them
         "diverged.json": set(json.loads(diverged.model_dump_json())),
     }
 

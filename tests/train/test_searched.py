@@ -52,6 +52,9 @@ def test_trials_are_the_candidates(tmp_path: Path, corpus: PreparedCorpus) -> No
     assert report.trials.equal.seq_lens == (8, 16, 32)
     losses = [trial.loss for trial in report.trials.ranked]
     assert losses == sorted(losses)
+    # Ranking needs the end alone.
+    assert all([e.step for e in run.evaluations] == [run.plan.num_steps] for run in runs)
+    assert not any(run.boundaries for run in runs)
     assert 0 < report.cost.shared_seconds < report.cost.path_seconds
     # One list of lengths under two scalings is fitted apart.
     labels = [its.label for its in report.effects]

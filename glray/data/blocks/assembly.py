@@ -14,7 +14,13 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import committed_batches, mapped_batches
-from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, cut, write_blocks
+from glray.data.blocks.block_files import (
+    BLOCKS_PER_FILE,
+    INDEX_SCHEMA,
+    blocks_file,
+    cut,
+    write_blocks,
+)
 from glray.data.blocks.heldout import (
     FEWEST_SPANS,
     Span,
@@ -26,7 +32,7 @@ from glray.data.blocks.heldout import (
     span_tokens,
 )
 from glray.data.blocks.shards import Documents, read_shard
-from glray.data.blocks.token_blocks import SourceStats, blocks_file, num_blocks_of
+from glray.data.blocks.token_blocks import SourceStats, num_blocks_of
 from glray.data.blocks.tokenizer import Encoding, token_num_bytes
 from glray.data.read.documents import EMPTY, NO_COLUMN, NOT_UTF8
 from glray.files import AnyPath

@@ -25,6 +25,8 @@ from glray.spec.pipeline import BLOCK_TOKENS
 
 BLOCKS_PER_FILE = 128
 """2^27 tokens: files of 256 MiB where an id takes two bytes."""
+BLOCKS_FOLDER = "blocks"
+"""Where they lie in a source's folder."""
 PIECE_TOKENS = 4096
 """A longer piece would be read for a shorter chunk; of a shorter one, checksums would be more than
 an eighth of what a reader of single chunks reads."""
@@ -39,8 +41,8 @@ INDEX_SCHEMA = pa.schema(
 class BlockPlace:
     """Where a block lies, and what it holds."""
 
-    path: AnyPath
-    """Of its file."""
+    directory: AnyPath
+    """Its source's folder."""
     number: int
     """In its source."""
     checksums_offset: int
@@ -51,6 +53,11 @@ class BlockPlace:
     dtype: str
     sha256: bytes
     """Of the list of checksums."""
+
+    @property
+    def path(self) -> AnyPath:
+        """Its file."""
+        return blocks_file(self.directory, self.number // BLOCKS_PER_FILE)
 
     @property
     def end(self) -> int:
@@ -103,6 +110,16 @@ class Block:
                 what = f"the checksum of its tokens {first:,} to {last:,} is {found:08x}, but"
                 raise damaged(self.place, f"{what} {written:08x} was written")
             self.is_checked[piece] = True
+
+
+def blocks_file(directory: AnyPath, index: int) -> AnyPath:
+    """File ``index`` of the blocks in a source's folder."""
+    return directory / f"{BLOCKS_FOLDER}/{file_name(index)}"
+
+
+def file_name(index: int) -> str:
+    """Of file ``index`` of the blocks."""
+    return f"{index:05d}.arrow"
 
 
 def num_pieces(num_tokens: int) -> int:
@@ -193,10 +210,9 @@ def parsed_block(place: BlockPlace, content: np.ndarray) -> Block:
 
 def damaged(place: BlockPlace, problem: str) -> UserError:
     """The error for a block that is not what was written."""
-    folder = place.path.parent.parent
     return UserError(
         f"{place.path}: block {place.number} is damaged, {problem}: its tokens would not be the "
-        f"corpus's; {remedy(folder)}"
+        f"corpus's; {remedy(place.directory)}"
     )
 
 

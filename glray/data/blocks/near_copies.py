@@ -144,7 +144,7 @@ class BlockRun:
     def places(self) -> list[BlockPlace]:
         """Where they lie."""
         last = min(self.first + self.num_blocks, self.source.num_blocks)
-        return [self.source.place(number) for number in range(max(self.first - 1, 0), last)]
+        return self.source.places(range(max(self.first - 1, 0), last))
 
     def path(self, directory: AnyPath) -> AnyPath:
         """What was found in it; another cut into runs has other files."""

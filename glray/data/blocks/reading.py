@@ -87,13 +87,18 @@ def mapped_block(place: BlockPlace) -> Block:
 @lru_cache(maxsize=MAPPED_BLOCKS)
 def _cached(place: BlockPlace) -> Block:
     """A whole block of a store, mapped from this node's cache, all of it checked."""
-    start, name = place.checksums_offset, f"{place.sha256.hex()}.block"
+    start, name = place.checksums_offset, cached_name(place)
     fetch = partial(read_range, place.path, start, place.end - start)
     try:
         return _checked(place, node_cache().mapped(name, fetch))
     except UserError:  # damaged in the cache, as when the machine failed, or on the way
         node_cache().discard(name)
         return _checked(place, node_cache().mapped(name, fetch))
+
+
+def cached_name(place: BlockPlace) -> str:
+    """Of a block in a node's cache, by its content."""
+    return f"{place.sha256.hex()}.block"
 
 
 def _checked(place: BlockPlace, content: np.ndarray) -> Block:

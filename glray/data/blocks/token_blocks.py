@@ -13,6 +13,8 @@ Opening costs the listing of one folder and the checksum of the index, 48 bytes 
 then mapped: 10^12 tokens are 950,000 blocks in 7,500 files, with an index of 46 MB.
 """
 
+import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -22,7 +24,14 @@ from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
 from glray.data.blocks.arrow_files import batches_in, committed_batches, mapped_batches
-from glray.data.blocks.block_files import BLOCKS_PER_FILE, INDEX_SCHEMA, BlockPlace, remedy
+from glray.data.blocks.block_files import (
+    BLOCKS_FOLDER,
+    INDEX_SCHEMA,
+    BlockPlace,
+    blocks_file,
+    file_name,
+    remedy,
+)
 from glray.data.blocks.tokenizer import token_num_bytes
 from glray.errors import UserError
 from glray.files import AnyPath, StorePath, read_json, sha256_of
@@ -109,17 +118,28 @@ class TokenBlocks(SourceStats):
         return blocks_file(self.directory, index)
 
     def place(self, number: int) -> BlockPlace:
-        """Where block ``number`` lies. Reads its row of the index."""
+        """Where block ``number`` lies."""
+        (place,) = self.places([number])
+        return place
+
+    def places(self, numbers: Sequence[int]) -> list[BlockPlace]:
+        """Where these blocks lie. Reads their rows of the index."""
         index = _index(self.index_path, self.checksums[self.index_path.name])
-        return BlockPlace(
-            path=self.file_path(number // BLOCKS_PER_FILE),
-            number=number,
-            checksums_offset=int(index["checksums_offset"][number]),
-            tokens_offset=int(index["tokens_offset"][number]),
-            num_tokens=min(BLOCK_TOKENS + 1, self.num_tokens - number * BLOCK_TOKENS),
-            dtype=self.dtype,
-            sha256=index["sha256"][number].tobytes(),
-        )
+        rows = [column[numbers] for column in index]
+        return [
+            BlockPlace(
+                self.directory,
+                number,
+                checksums_offset,
+                tokens_offset,
+                min(BLOCK_TOKENS + 1, self.num_tokens - number * BLOCK_TOKENS),
+                self.dtype,
+                sha256.tobytes(),
+            )
+            for number, checksums_offset, tokens_offset, sha256 in zip(
+                numbers, rows[0].tolist(), rows[1].tolist(), rows[2], strict=True
+            )
+        ]
 
     @property
     def index_path(self) -> AnyPath:
@@ -148,11 +168,6 @@ class TokenBlocks(SourceStats):
 def num_blocks_of(num_tokens: int) -> int:
     """Blocks that a stream of so many tokens fills."""
     return -(-num_tokens // BLOCK_TOKENS)
-
-
-def blocks_file(directory: AnyPath, index: int) -> AnyPath:
-    """File ``index`` of the blocks in a source's folder."""
-    return directory / "blocks" / f"{index:05d}.arrow"
 
 
 def write_manifest(blocks: TokenBlocks, index: pa.Table) -> TokenBlocks:
@@ -197,11 +212,12 @@ def open_token_blocks(directory: AnyPath) -> TokenBlocks:
             problem = f"{size:,} bytes, the manifest says {num_bytes:,}: something is missing"
             raise _unusable(directory, f"{blocks.file_path(index)}: {problem}")
     for path in (blocks.index_path, blocks.tokenizer_path, blocks.heldout_path):
+        written = blocks.checksums.get(path.name, "none")
         try:
-            found = sha256_of(path)
+            is_index = path == blocks.index_path
+            found = _sha256_of_index(path, written) if is_index else sha256_of(path)
         except FileNotFoundError:
             raise _unusable(directory, f"{path}: does not exist") from None
-        written = blocks.checksums.get(path.name, "none")
         if found != written:
             problem = f"its SHA-256 is {found[:16]}…, but the manifest says {written[:16]}…"
             fate = "its tokens would not be the corpus's"
@@ -211,25 +227,45 @@ def open_token_blocks(directory: AnyPath) -> TokenBlocks:
 
 def sizes_of_files(directory: AnyPath, num_files: int) -> tuple[int, ...]:
     """Bytes of each file of blocks in a source's folder, found by listing it; 0 if it is absent."""
-    folder = blocks_file(directory, 0).parent
+    folder = directory / BLOCKS_FOLDER
     if isinstance(folder, StorePath):
         sizes = dict(objects_below(folder))
     else:
         sizes = {path.name: path.stat().st_size for path in folder.glob("*.arrow")}
-    return tuple(sizes.get(blocks_file(directory, index).name, 0) for index in range(num_files))
+    return tuple(sizes.get(file_name(index), 0) for index in range(num_files))
 
 
 @lru_cache(maxsize=64)  # sources that a process reads at once
-def _index(path: AnyPath, sha256: str) -> dict[str, np.ndarray]:
+def _index(path: AnyPath, sha256: str) -> list[np.ndarray]:
     """The columns of an index with this checksum, mapped, from a store in this node's cache:
     int64[n], and uint8[n, 32]."""
-    if isinstance(path, StorePath):
-        (batch,) = batches_in(node_cache().mapped(f"{sha256}.arrow", path.read_bytes))
-    else:
-        (batch,) = mapped_batches(path)
-    offsets = {name: batch.column(name).to_numpy() for name in INDEX_SCHEMA.names[:2]}
-    sha256s = np.frombuffer(batch.column("sha256").buffers()[1], dtype=np.uint8)
-    return offsets | {"sha256": sha256s[: 32 * batch.num_rows].reshape(-1, 32)}
+    is_stored = isinstance(path, StorePath)
+    (batch,) = batches_in(_cached(path, sha256)) if is_stored else mapped_batches(path)
+    *offsets, sha256s = batch.columns
+    content = np.frombuffer(sha256s.buffers()[1], dtype=np.uint8)
+    return [column.to_numpy() for column in offsets] + [
+        content[: 32 * batch.num_rows].reshape(-1, 32)
+    ]
+
+
+def _sha256_of_index(path: AnyPath, sha256: str) -> str:
+    """The SHA-256 that an index has, which should be this one; from a store it is read once a
+    node."""
+    if not isinstance(path, StorePath):
+        return sha256_of(path)
+    found = hashlib.sha256(_cached(path, sha256).data).hexdigest()
+    if found != sha256:  # in the cache, as when the machine failed, or in the store
+        node_cache().discard(_name(sha256))
+        found = hashlib.sha256(_cached(path, sha256).data).hexdigest()
+    return found
+
+
+def _cached(path: AnyPath, sha256: str) -> np.ndarray:
+    return node_cache().mapped(_name(sha256), path.read_bytes)
+
+
+def _name(sha256: str) -> str:
+    return f"{sha256}.index"
 
 
 def _unusable(directory: AnyPath, problem: str) -> UserError:

@@ -179,6 +179,15 @@ def is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
+def check_credentials(path: str) -> None:
+    """Raises UserError if ``path`` is a URI with a password or a key in it."""
+    if is_uri(path) and CREDENTIAL.search(path):
+        raise UserError(
+            f"corpus.paths: a {path.partition(':')[0]}:// URI holds a credential, which would "
+            "be written into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
+        )
+
+
 def stdlib_directory() -> Path:
     """Where the running Python keeps its standard library."""
     return Path(sysconfig.get_path("stdlib")).resolve()
@@ -188,11 +197,7 @@ def _declared(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFi
     """The files that one entry of ``corpus.paths`` stands for; counts what is ``left_out``."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
-    if is_uri(declared) and CREDENTIAL.search(declared):
-        raise UserError(
-            f"corpus.paths: a {declared.partition(':')[0]}:// URI holds a credential, which would "
-            "be written into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
-        )
+    check_credentials(declared)
     try:
         return (_stored if is_uri(declared) else _local)(declared, kind, left_out)
     except (OSError, RuntimeError, ImportError, ValueError) as error:

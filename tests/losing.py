@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from glray.data.corpus import run_corpus
-from glray.files import AnyPath, StorePath, copy_tree, files_below, read_log
+from glray.files import AnyPath, StorePath, copy_file, copy_tree, files_below, read_log
 from glray.run.run import Run, run_directory
 from glray.spec import load_pipeline
 
@@ -273,8 +273,9 @@ class Job:
 def ended_run(job: Job) -> Run:
     """The run of a job that is over, copied to this machine with its tokens."""
     storage, here = job.cluster.storage, job.cluster.folder / "ended"
-    for name in ("tokens", job.name):
+    for name in ("tokens", f"{job.name}/{RUN}"):
         copy_tree(storage / name, here / name)
+    copy_file(job.directory / "spec.yaml", here / job.name / "spec.yaml")
     return Run.open(here / job.name / RUN)
 
 

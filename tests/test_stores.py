@@ -9,6 +9,7 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pytest
 
@@ -306,6 +307,13 @@ def test_a_store_that_is_not_there_is_one_line(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example")
     with pytest.raises(UserError, match=r"http://store.example: is not encrypted"):
         bucket.exists()
+
+
+def test_the_marker_of_a_folder_is_no_file_below_it(bucket: StorePath, tmp_path: Path) -> None:
+    boto3.client("s3").put_object(Bucket=BUCKET, Key="run/")  # as pyarrow makes a folder
+    write_text(bucket / "run/a", "")
+    assert files_below(bucket / "run") == ["a"]
+    copy_tree(bucket / "run", tmp_path / "run")
 
 
 def test_a_connection_that_breaks_is_no_failure(bucket: StorePath, server: StoreServer) -> None:

@@ -207,7 +207,8 @@ def objects_below(folder: StorePath) -> Iterator[tuple[str, int]]:
     with naming_store(folder):
         for page in obstore.list(folder.store, folder.key or None):
             found += [(meta["path"][skip:], meta["size"]) for meta in page]
-    yield from sorted(found)
+    # Without the folder's own marker, an object that pyarrow leaves where it makes a folder.
+    yield from sorted((name, size) for name, size in found if name)
 
 
 def read_range(path: AnyPath, start: int, length: int) -> bytes:

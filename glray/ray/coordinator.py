@@ -14,9 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from glray.files import AnyPath, matching, remove_tree
 from glray.spec.schedule import ArmSpec
 from glray.storage import NONCE
-from glray.train.group import Coordinator, WorkerGroup
+from glray.train.group import MEETING_SECONDS, Coordinator, WorkerGroup
 
 POLL_SECONDS = 0.1
+ANSWER_SECONDS = 60.0
+"""How long the coordinator may take for an answer that waits for no other group. Where the driver's
+node is gone without a word, Ray itself would wait for many minutes, and the group, which still
+holds its run, would keep the next command from it."""
 RAY_TRAIN_STORAGE = ".ray-train"
 """What Ray Train writes in a pipeline's directory during a launch: nothing that matters."""
 
@@ -66,7 +70,11 @@ class RayGroup(WorkerGroup):
             return True
 
     def _ask(self, name: str, *arguments: object) -> Any:
-        return ray.get(getattr(self.coordinator, name).remote(self.index, *arguments))
+        """The coordinator's answer. Raises GetTimeoutError, which ends the group."""
+        meets = name in ("meet", "mean_of_all")
+        seconds = ANSWER_SECONDS + (MEETING_SECONDS if meets else 0.0)
+        answer = getattr(self.coordinator, name).remote(self.index, *arguments)
+        return ray.get(answer, timeout=seconds)
 
 
 @contextmanager

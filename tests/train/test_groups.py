@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import sole_writer, write_text
+from glray.ray import coordinator
 from glray.ray import train as ray_train
 from glray.ray.coordinator import launch
 from glray.run.records import Calibration
@@ -65,6 +66,16 @@ def test_a_stop_reaches_groups_in_other_processes(ray_local: None, tmp_path: Pat
         while not group.stop_requested():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.ray
+def test_a_group_whose_coordinator_does_not_answer_ends(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(coordinator, "MEETING_SECONDS", 0.0)
+    with launch(tmp_path, 2) as (group, _), pytest.raises(GetTimeoutError):
+        group.meet()  # the other one never comes
 
 
 @pytest.mark.ray

@@ -31,6 +31,7 @@ from glray.files import (
     paths,
     read_log,
     read_range,
+    remove,
     remove_tree,
     sha256_of,
     sole_writer,
@@ -83,7 +84,8 @@ def test_files_are_looked_for_listed_and_read_alike(place: AnyPath) -> None:
         assert file.read() == "“run-1/run.json”".encode()
     assert (place / "run-1/run.json").stat().st_size == len("“run-1/run.json”".encode())
     assert read_range(place / "run-1/run.json", 3, 5) == b"run-1"
-    (place / "run-1/run.json").unlink()
+    remove(place / "run-1/run.json")
+    remove(place / "run-1/run.json")
     assert not (place / "run-1/run.json").exists()
     with pytest.raises(FileNotFoundError) as caught:
         (place / "run-1/run.json").read_bytes()
@@ -275,7 +277,11 @@ def test_what_a_store_refuses_names_the_url(
     monkeypatch.setattr(commits, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(paths, "QUICK_SECONDS", 0.1)
     with server.refusing(status):
-        for look in ((bucket / "a").exists, (bucket / "a").read_bytes, (bucket / "a").unlink):
+        for look in (
+            (bucket / "a").exists,
+            (bucket / "a").read_bytes,
+            lambda: remove(bucket / "a"),
+        ):
             with pytest.raises(OSError, match=said) as caught:
                 look()
             assert caught.value.filename == f"s3://{BUCKET}/a"
@@ -316,7 +322,7 @@ def test_a_connection_that_breaks_is_no_failure(bucket: StorePath, server: Store
     for work in (
         lambda: write_new(bucket / "run/new", b"new"),
         lambda: write_text(bucket / "run/text", "text"),
-        (bucket / "run/new").unlink,
+        lambda: remove(bucket / "run/new"),
         lambda: remove_tree(bucket / "run"),
         hold,
     ):
@@ -405,6 +411,41 @@ def test_the_lock_of_a_folder_that_was_copied_to_a_store_holds_nothing(
     assert (bucket / "run/.lock").read_bytes() == b""
     with sole_writer(bucket / "run"):
         write_text(bucket / "run/a", "")
+
+
+@pytest.mark.parametrize("what", ["remove", "remove_tree", "write_new", "copy_tree"])
+def test_a_change_that_waits_for_the_store_does_not_land_after_a_takeover(
+    bucket: StorePath, server: StoreServer, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(paths, "QUICK_SECONDS", 0.2)
+    write_text(bucket / "run/a", "first")
+    write_text(bucket / "other/b", "other")
+    change = {
+        "remove": lambda: remove(bucket / "run/a"),
+        "remove_tree": lambda: remove_tree(bucket / "run"),
+        "write_new": lambda: write_new(bucket / "run/b", b"late"),
+        "copy_tree": lambda: copy_tree(bucket / "other", bucket / "run"),
+    }[what]
+    first = leases.Lease(bucket / "run", ".lock", seconds=3)
+    assert first.take(None)
+    first._over.set()  # it is not renewed any more
+    first._thread.join()
+
+    def take_over() -> None:
+        first._taken_by = "the second"
+        time.sleep(1)  # what was asked before has ended
+        server.recover()
+
+    changes = ("PUT", "POST", "DELETE")
+    server.refuse("503 Slow Down", lambda request, headers: request.startswith(changes))
+    over = threading.Timer(0.7, take_over)
+    over.start()
+    with pytest.raises(UserError, match="the second has taken over"):
+        change()
+    over.join()
+    leases._held.remove(first)
+    assert (bucket / "run/a").read_text() == "first"
+    assert not (bucket / "run/b").exists()
 
 
 def test_a_writer_that_was_taken_over_writes_nothing_more(bucket: StorePath) -> None:

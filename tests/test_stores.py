@@ -6,6 +6,7 @@ import pickle
 import socket
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from glray.files import (
     sha256_of,
     sole_writer,
     versions_of_leases,
+    write_chunks,
     write_log,
     write_new,
     write_text,
@@ -138,6 +140,17 @@ def test_large_files_and_trees_are_copied_and_removed(
     remove_tree(place / "a")
     assert files_below(place / "a") == []
     assert len(files_below(place)) == 4
+
+
+def test_an_upload_has_no_more_parts_than_a_store_takes(
+    bucket: StorePath, server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "REQUEST_BYTES", 5 * 2**20)
+    monkeypatch.setattr(commits, "MOST_PARTS", 2)
+    content = os.urandom(12 * 2**20)  # three parts of 5 MiB, two of 6
+    write_chunks(bucket / "a", iter([memoryview(content)]), len(content))
+    assert server.requests.count(f"PUT /{BUCKET}/a") == 2
+    assert (bucket / "a").read_bytes() == content
 
 
 def test_a_folder_is_filled_here_and_appears(place: AnyPath) -> None:
@@ -420,12 +433,12 @@ def test_a_change_that_waits_for_the_store_does_not_land_after_a_takeover(
     monkeypatch.setattr(paths, "QUICK_SECONDS", 0.2)
     write_text(bucket / "run/a", "first")
     write_text(bucket / "other/b", "other")
-    change = {
+    changes: dict[str, Callable[[], object]] = {
         "remove": lambda: remove(bucket / "run/a"),
         "remove_tree": lambda: remove_tree(bucket / "run"),
         "write_new": lambda: write_new(bucket / "run/b", b"late"),
         "copy_tree": lambda: copy_tree(bucket / "other", bucket / "run"),
-    }[what]
+    }
     first = leases.Lease(bucket / "run", ".lock", seconds=3)
     assert first.take(None)
     first._over.set()  # it is not renewed any more
@@ -436,12 +449,12 @@ def test_a_change_that_waits_for_the_store_does_not_land_after_a_takeover(
         time.sleep(1)  # what was asked before has ended
         server.recover()
 
-    changes = ("PUT", "POST", "DELETE")
-    server.refuse("503 Slow Down", lambda request, headers: request.startswith(changes))
+    methods = ("PUT", "POST", "DELETE")
+    server.refuse("503 Slow Down", lambda request, headers: request.startswith(methods))
     over = threading.Timer(0.7, take_over)
     over.start()
     with pytest.raises(UserError, match="the second has taken over"):
-        change()
+        changes[what]()
     over.join()
     leases._held.remove(first)
     assert (bucket / "run/a").read_text() == "first"

@@ -18,6 +18,7 @@ from glray.files import (
     files_below,
     new_directory,
     read_range,
+    remove,
     remove_tree,
     sole_writer,
     write_new,
@@ -107,7 +108,7 @@ def nonce_file(directory: AnyPath) -> Iterator[str]:
     try:
         yield name
     finally:
-        (directory / name).unlink(missing_ok=True)
+        remove(directory / name)
 
 
 def is_seen(nonce: AnyPath, wait_seconds: float = SEEN_SECONDS) -> bool:

@@ -6,6 +6,7 @@ import pickle
 import socket
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -32,10 +33,12 @@ from glray.files import (
     paths,
     read_log,
     read_range,
+    remove,
     remove_tree,
     sha256_of,
     sole_writer,
     versions_of_leases,
+    write_chunks,
     write_log,
     write_new,
     write_text,
@@ -84,7 +87,8 @@ def test_files_are_looked_for_listed_and_read_alike(place: AnyPath) -> None:
         assert file.read() == "“run-1/run.json”".encode()
     assert (place / "run-1/run.json").stat().st_size == len("“run-1/run.json”".encode())
     assert read_range(place / "run-1/run.json", 3, 5) == b"run-1"
-    (place / "run-1/run.json").unlink()
+    remove(place / "run-1/run.json")
+    remove(place / "run-1/run.json")
     assert not (place / "run-1/run.json").exists()
     with pytest.raises(FileNotFoundError) as caught:
         (place / "run-1/run.json").read_bytes()
@@ -137,6 +141,17 @@ def test_large_files_and_trees_are_copied_and_removed(
     remove_tree(place / "a")
     assert files_below(place / "a") == []
     assert len(files_below(place)) == 4
+
+
+def test_an_upload_has_no_more_parts_than_a_store_takes(
+    bucket: StorePath, server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "REQUEST_BYTES", 5 * 2**20)
+    monkeypatch.setattr(commits, "MOST_PARTS", 2)
+    content = os.urandom(12 * 2**20)  # three parts of 5 MiB, two of 6
+    write_chunks(bucket / "a", iter([memoryview(content)]), len(content))
+    assert server.requests.count(f"PUT /{BUCKET}/a") == 2
+    assert (bucket / "a").read_bytes() == content
 
 
 def test_a_folder_is_filled_here_and_appears(place: AnyPath) -> None:
@@ -276,7 +291,11 @@ def test_what_a_store_refuses_names_the_url(
     monkeypatch.setattr(commits, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(paths, "QUICK_SECONDS", 0.1)
     with server.refusing(status):
-        for look in ((bucket / "a").exists, (bucket / "a").read_bytes, (bucket / "a").unlink):
+        for look in (
+            (bucket / "a").exists,
+            (bucket / "a").read_bytes,
+            lambda: remove(bucket / "a"),
+        ):
             with pytest.raises(OSError, match=said) as caught:
                 look()
             assert caught.value.filename == f"s3://{BUCKET}/a"
@@ -324,7 +343,7 @@ def test_a_connection_that_breaks_is_no_failure(bucket: StorePath, server: Store
     for work in (
         lambda: write_new(bucket / "run/new", b"new"),
         lambda: write_text(bucket / "run/text", "text"),
-        (bucket / "run/new").unlink,
+        lambda: remove(bucket / "run/new"),
         lambda: remove_tree(bucket / "run"),
         hold,
     ):
@@ -413,6 +432,41 @@ def test_the_lock_of_a_folder_that_was_copied_to_a_store_holds_nothing(
     assert (bucket / "run/.lock").read_bytes() == b""
     with sole_writer(bucket / "run"):
         write_text(bucket / "run/a", "")
+
+
+@pytest.mark.parametrize("what", ["remove", "remove_tree", "write_new", "copy_tree"])
+def test_a_change_that_waits_for_the_store_does_not_land_after_a_takeover(
+    bucket: StorePath, server: StoreServer, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(paths, "QUICK_SECONDS", 0.2)
+    write_text(bucket / "run/a", "first")
+    write_text(bucket / "other/b", "other")
+    changes: dict[str, Callable[[], object]] = {
+        "remove": lambda: remove(bucket / "run/a"),
+        "remove_tree": lambda: remove_tree(bucket / "run"),
+        "write_new": lambda: write_new(bucket / "run/b", b"late"),
+        "copy_tree": lambda: copy_tree(bucket / "other", bucket / "run"),
+    }
+    first = leases.Lease(bucket / "run", ".lock", seconds=3)
+    assert first.take(None)
+    first._over.set()  # it is not renewed any more
+    first._thread.join()
+
+    def take_over() -> None:
+        first._taken_by = "the second"
+        time.sleep(1)  # what was asked before has ended
+        server.recover()
+
+    methods = ("PUT", "POST", "DELETE")
+    server.refuse("503 Slow Down", lambda request, headers: request.startswith(methods))
+    over = threading.Timer(0.7, take_over)
+    over.start()
+    with pytest.raises(UserError, match="the second has taken over"):
+        changes[what]()
+    over.join()
+    leases._held.remove(first)
+    assert (bucket / "run/a").read_text() == "first"
+    assert not (bucket / "run/b").exists()
 
 
 def test_a_writer_that_was_taken_over_writes_nothing_more(bucket: StorePath) -> None:

@@ -12,12 +12,13 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import obstore
+from obstore.store import ObjectStore
 from safetensors import SafetensorError
 
 from glray.errors import UserError
@@ -27,7 +28,6 @@ from glray.files.paths import (
     REQUEST_BYTES,
     AnyPath,
     StorePath,
-    asked_again,
     naming_store,
     objects_below,
 )
@@ -38,6 +38,8 @@ SMALL_BYTES = 2**20
 """Written in one request that comes soon or not at all."""
 AT_ONCE = 8
 """Requests of a large file at once."""
+DELETED_AT_ONCE = 1_000
+"""Names that S3 takes in one request."""
 MOST_PARTS = 9_000
 """Of an upload in parts; stores take 10,000."""
 MOST_COPIED_BYTES = 5 * 2**30
@@ -95,9 +97,12 @@ def write_new(path: AnyPath, content: bytes) -> bool:
     """Make a file that is not there yet; False if it is. Of several processes that try at once, one
     has made it; their contents must differ."""
     if isinstance(path, StorePath):
-        ensure_held(path)
         try:
-            asked_again(path, lambda: obstore.put(path.store, path.key, content, mode="create"))
+            _while_held(
+                path,
+                lambda store: obstore.put(store, path.key, content, mode="create"),
+                len(content),
+            )
         except FileExistsError:  # perhaps by this very request, whose answer was lost
             return path.read_bytes() == content
         return True
@@ -114,38 +119,49 @@ def write_new(path: AnyPath, content: bytes) -> bool:
     return True
 
 
-def _put(path: StorePath, content: BinaryIO | bytes, size: int) -> None:
-    """Replace an object; ``content`` is as long as ``size``. What is small comes while this process
-    surely holds the folder's lease, however often the store must be asked; what is large has a name
-    of its own, and something small makes it count."""
+def _while_held(path: StorePath, ask: Callable[[ObjectStore], object], num_bytes: int = 0) -> None:
+    """Change a store. ``ask``, which may be called several times, makes one request that moves
+    ``num_bytes``: what is small comes while this process surely holds the folder's lease, however
+    often the store must be asked; what is large has a name of its own, and something small makes it
+    count. Raises UserError if the lease was taken over, else as ``naming_store``."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
         ensure_held(path)
-        is_small = size <= SMALL_BYTES
-        store = path.quick_store if is_small else path.store
-        part_bytes = max(REQUEST_BYTES, -(-size // MOST_PARTS))
         try:
             with naming_store(path):
-                obstore.put(
-                    store, path.key, content, chunk_size=part_bytes, max_concurrency=AT_ONCE
-                )
+                ask(path.quick_store if num_bytes <= SMALL_BYTES else path.store)
         except TimeoutError:
             if time.monotonic() > end:
                 raise
-            if not isinstance(content, bytes):
-                content.seek(0)
+            time.sleep(0.1)
         else:
             return
 
 
-def write_chunks(path: AnyPath, pieces: Iterator[memoryview]) -> None:
-    """Replace a file by what comes, piece by piece, and is nowhere whole; an error of ``pieces``
-    leaves nothing."""
+def _put(path: StorePath, content: BinaryIO | bytes, size: int) -> None:
+    """Replace an object; ``content`` is as long as ``size``."""
+
+    def put(store: ObjectStore) -> None:
+        if not isinstance(content, bytes):
+            content.seek(0)
+        obstore.put(store, path.key, content, chunk_size=_part_bytes(size), max_concurrency=AT_ONCE)
+
+    _while_held(path, put, size)
+
+
+def _part_bytes(size: int) -> int:
+    """Bytes of each part of an upload, so that there are not too many."""
+    return max(REQUEST_BYTES, -(-size // MOST_PARTS))
+
+
+def write_chunks(path: AnyPath, pieces: Iterator[memoryview], size: int) -> None:
+    """Replace a file by what comes, piece by piece, and is nowhere whole: ``size`` bytes in all. An
+    error of ``pieces`` leaves nothing."""
     if isinstance(path, StorePath):
         ensure_held(path)
         with naming_store(path):
             obstore.put(
-                path.store, path.key, pieces, chunk_size=REQUEST_BYTES, max_concurrency=AT_ONCE
+                path.store, path.key, pieces, chunk_size=_part_bytes(size), max_concurrency=AT_ONCE
             )
         return
     with committed(path) as file:
@@ -194,10 +210,8 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
     where there are hard links, a copy by the store itself within a bucket."""
     if isinstance(source, StorePath) and isinstance(target, StorePath):
         is_one = (source.protocol, source.drive) == (target.protocol, target.drive)
-        if is_one and source.stat().st_size <= MOST_COPIED_BYTES:
-            ensure_held(target)
-            with naming_store(target):
-                obstore.copy(target.store, source.key, target.key)
+        if is_one and (size := source.stat().st_size) <= MOST_COPIED_BYTES:
+            _while_held(target, lambda store: obstore.copy(store, source.key, target.key), size)
             return
     elif isinstance(source, Path) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,10 +269,21 @@ def remove_tree(path: AnyPath) -> None:
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    ensure_held(path)
     names = [f"{path.key}/{name}" for name in files_below(path)]
-    if names:
-        asked_again(path, lambda: obstore.delete(path.store, names))
+    for start in range(0, len(names), DELETED_AT_ONCE):
+        _delete(path, names[start : start + DELETED_AT_ONCE])
+
+
+def remove(path: AnyPath) -> None:
+    """Delete a file, if it is there."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+    else:
+        _delete(path, [path.key])
+
+
+def _delete(path: StorePath, names: list[str]) -> None:
+    _while_held(path, lambda store: obstore.delete(store, names))
 
 
 @contextmanager

@@ -152,7 +152,6 @@ class Lease:
             put = asked_again(
                 self._path,
                 lambda: obstore.put(store, key, claim.encoded(), mode=mode),
-                is_quick=True,
             )
             written = put["e_tag"]
         except FileExistsError:

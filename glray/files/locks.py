@@ -11,7 +11,7 @@ from glray.errors import UserError
 from glray.files import leases
 from glray.files.commits import matching
 from glray.files.leases import Lease, Seen
-from glray.files.paths import AnyPath, StorePath
+from glray.files.paths import QUICK_SECONDS, AnyPath, StorePath
 from glray.progress import working
 
 POLL_SECONDS = 0.5
@@ -89,6 +89,8 @@ def _wait_for(
     lives = has_said = False
     while True:
         now, found = time.monotonic(), lease.look()
+        if time.monotonic() - now > QUICK_SECONDS:
+            since = time.monotonic()  # the store was away, also for the holder
         is_free = found is None or not found.claim.is_held
         if found is not None and (seen is None or found.e_tag != seen.e_tag):
             lives, seen, since = seen is not None, found, now - seconds_seen(found.e_tag)

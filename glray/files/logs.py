@@ -10,7 +10,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from glray.files.commits import files_below, naming, remove_tree, write_bytes
+from glray.files.commits import files_below, naming, remove, remove_tree, write_bytes
 from glray.files.paths import AnyPath, StorePath, objects_below
 
 PACE_SECONDS = 10.0
@@ -206,9 +206,9 @@ def _write_parts(path: StorePath, lines: list[bytes]) -> tuple[bytes, int]:
         if sizes.get(name) != len(part):
             write_bytes(path / name, part)
     for name in sizes.keys() - wanted.keys():
-        (path / name).unlink()
+        remove(path / name)
     if not sizes:
-        path.unlink()  # a file that was copied here
+        remove(path)  # a file that was copied here
     return parts[-1], len(parts) - 1
 
 

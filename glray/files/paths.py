@@ -169,8 +169,8 @@ class StorePath(CloudPath):
         """Nothing: folders are names."""
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Delete the object; a store does not say whether there was one."""
-        asked_again(self, lambda: obstore.delete(self.store, self.key))
+        """Not known: ``glray.files.remove`` deletes, as long as the lease is this process's."""
+        raise io.UnsupportedOperation(f"{self}: unlink")
 
 
 for _protocol in PROTOCOLS:
@@ -232,10 +232,10 @@ def naming_store(path: StorePath) -> Iterator[None]:
         raise _as_os_error(error, path) from None
 
 
-def asked_again(path: StorePath, ask: Callable[[], Answer], *, is_quick: bool = False) -> Answer:
-    """The answer to a deletion or a conditional write, which obstore does not repeat where the
-    connection broke: done twice they must do no harm. Errors as ``naming_store``."""
-    end = time.monotonic() + (QUICK_SECONDS if is_quick else PATIENCE_SECONDS)
+def asked_again(path: StorePath, ask: Callable[[], Answer]) -> Answer:
+    """The answer to a conditional write that must come soon, which obstore does not repeat where
+    the connection broke: done twice it must do no harm. Errors as ``naming_store``."""
+    end = time.monotonic() + QUICK_SECONDS
     while True:
         try:
             with naming_store(path):

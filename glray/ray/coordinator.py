@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glray.files import AnyPath, matching, remove_tree
+from glray.files import AnyPath, matching, remove, remove_tree
 from glray.spec.schedule import ArmSpec
 from glray.storage import NONCE
 from glray.train.group import MEETING_SECONDS, Coordinator, WorkerGroup
@@ -95,7 +95,7 @@ def launch(
     left = [f"{NONCE}*", RAY_TRAIN_STORAGE, "progress-*.json"]
     found = (matching(directory, pattern) for pattern in left)
     for path in chain.from_iterable(found):  # also of groups not of this launch
-        remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_tree(path) if path.is_dir() else remove(path)
     if in_driver:
         coordinator = Coordinator(count, stop, is_open=is_open)
         yield [WorkerGroup(index, count, coordinator) for index in range(count)]

@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from glray.data.corpus import PreparedCorpus
-from glray.files import AnyPath, StorePath, matching, write_bytes
+from glray.files import AnyPath, StorePath, matching, remove, write_bytes
 from glray.model.config import starting_model
 from glray.progress import advance, working
 from glray.ray.cluster import Say
@@ -166,7 +166,7 @@ def _run_tune(
     directory = pipeline_directory(trials.spec)
     over = directory / ".ray-tune" / "over"
     over.parent.mkdir(parents=True, exist_ok=True)
-    over.unlink(missing_ok=True)
+    remove(over)
     training.add_done_callback(lambda _: write_bytes(over, b""))
 
     def offer(candidate: Candidate) -> None:

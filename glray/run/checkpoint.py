@@ -10,11 +10,13 @@ is filled where it stays, each attempt under file names of its own: one that was
 write.
 """
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from glray.errors import UserError
@@ -24,6 +26,7 @@ from glray.files import (
     copy_tree,
     files_below,
     new_directory,
+    remove,
     remove_tree,
     sha256_of,
     write_bytes,
@@ -74,23 +77,29 @@ def commit(
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
-    prune(path.parent, needed)
-    _discard(path.parent)
+    with suppress(OSError):  # it counts already, and the next commit deletes what was left
+        prune(path.parent, needed)
+        _discard(path.parent)
 
 
 def prune(directory: AnyPath, needed: Collection[int] = ()) -> None:
     """Delete the checkpoints before the ``KEPT`` latest, except at the ``needed`` steps."""
     for old in committed_checkpoints(directory)[:-KEPT]:
         if step_of(old) not in needed:
-            remove_tree(old)
+            remove_checkpoint(old)
+
+
+def remove_checkpoint(path: AnyPath) -> None:
+    """Delete a checkpoint: first it no longer counts. Raises OSError."""
+    remove(path / COMMITTED)
+    remove_tree(path)
 
 
 def _discard(directory: AnyPath) -> None:
-    """Delete what attempts left that were killed while they wrote."""
+    """Delete what was left by who was killed while it wrote or deleted."""
     if isinstance(directory, Path):
         for left in directory.glob(".partial-*"):
             remove_tree(left)
-        return
     for name, is_committed in _checkpoints(directory).items():
         if not is_committed:
             remove_tree(directory / name)
@@ -111,12 +120,15 @@ def _checkpoints(directory: AnyPath) -> dict[str, bool]:
 
 def adopt(source: AnyPath, path: AnyPath) -> None:
     """Commit another run's checkpoint as ``path``. Its files never change, so both share them where
-    the storage has hard links; a store copies them itself, and what commits them last."""
+    the storage has hard links; a store copies them itself, and what commits them last. Raises
+    FileNotFoundError if it is not there any more."""
+    names = files_below(source)
+    if COMMITTED not in names:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source / COMMITTED))
     if isinstance(path, Path):
         with new_directory(path) as partial:
             copy_tree(source, partial)
         return
-    names = files_below(source)
     for name in sorted(names, key=lambda name: name == COMMITTED):
         copy_file(source / name, path / name)
 

@@ -13,6 +13,7 @@ from glray.errors import UserError
 from glray.files import AnyPath, copy_tree, read_log, remove_tree, write_log, write_text
 from glray.plan import WATCHED_STEPS, Event, Plan, make_plan
 from glray.run.checkpoint import (
+    COMMITTED,
     adopt,
     checkpoint_path,
     committed_checkpoints,
@@ -101,7 +102,7 @@ class RunTree:
                 return _fork(run, *source)
             except FileNotFoundError:
                 trunk, step = source  # which may train on, and then delete older checkpoints
-                if checkpoint_path(trunk.checkpoints, step).exists():
+                if (checkpoint_path(trunk.checkpoints, step) / COMMITTED).exists():
                     raise
         return None
 

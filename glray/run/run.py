@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from glray.errors import UserError
-from glray.files import AnyPath, as_path, matching, read_log
+from glray.files import AnyPath, as_path, matching, read_log, remove
 from glray.plan import MICROSECONDS, WATCHED_STEPS, Plan, StagePlan
 from glray.record import Record
 from glray.run.checkpoint import committed_checkpoints, step_of
@@ -227,7 +227,7 @@ class Run:
         for folder in ("evaluations", "boundaries"):
             for path in (self.directory / folder).glob("step-*.json"):
                 if step_of(path) > step:
-                    path.unlink()
+                    remove(path)
         for boundary in self.plan.boundaries:
             if boundary.step <= step < boundary.rescore_step:
                 path = self.boundary_path(boundary.step)

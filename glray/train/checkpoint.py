@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import torch
 
 from glray.errors import UserError
-from glray.files import AnyPath, StorePath, remove_tree
+from glray.files import AnyPath, StorePath
 from glray.machine import yield_to_other_threads
 from glray.run.checkpoint import (
     TENSORS,
     CommittedFile,
     checkpoint_path,
     commit,
+    remove_checkpoint,
     state_of,
     verify,
 )
@@ -116,6 +117,7 @@ class Saver:
         """
         assert self._in_flight is not None
         ctx, (saved, self._in_flight) = self._ctx, (self._in_flight, None)
+        is_committed = False
         try:
             files = self._gathered(saved)
             number = 0
@@ -123,11 +125,13 @@ class Saver:
                 try:
                     path = checkpoint_path(self._directory, saved.state.step)
                     commit(saved.partial, path, saved.state, files, needed)
+                    is_committed = True
                 except OSError as error:
                     number = error.errno or errno.EIO
             _raise_if(from_rank_zero(ctx, number), self._directory)
         except BaseException:
-            self._remove(saved.partial)
+            if not is_committed:
+                self._remove(saved.partial)
             raise
         return saved.state.step
 
@@ -146,7 +150,7 @@ class Saver:
     def _remove(self, partial: AnyPath) -> None:
         if self._ctx.rank == 0:
             with suppress(OSError, UserError):  # the next one does
-                remove_tree(partial)
+                remove_checkpoint(partial)
 
     def _gathered(self, saved: InFlight) -> dict[str, CommittedFile]:
         """What each rank has written, by file. Raises the OSError of a rank on all of them."""

@@ -83,7 +83,7 @@ class RankFile:
                 is_awaited.wait(REST * (time.thread_time() - start))
 
         with naming(self.path):
-            write_chunks(self.path, chunks())
+            write_chunks(self.path, chunks(), len(self.content))
         return CommittedFile(bytes=len(self.content), sha256=digest.hexdigest())
 
 

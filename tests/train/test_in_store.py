@@ -18,6 +18,7 @@ from glray.cli import app
 from glray.data.corpus import PreparedCorpus
 from glray.errors import UserError
 from glray.files import (
+    AnyPath,
     StorePath,
     as_path,
     copy_tree,
@@ -27,7 +28,16 @@ from glray.files import (
     sha256_of,
     write_text,
 )
-from glray.run.checkpoint import CommittedFile, commit, committed_checkpoints, step_of, verify
+from glray.run.checkpoint import (
+    CommittedFile,
+    adopt,
+    checkpoint_path,
+    commit,
+    committed_checkpoints,
+    remove_checkpoint,
+    step_of,
+    verify,
+)
 from glray.run.records import TrainState
 from glray.run.run import Run
 from glray.spec import PipelineSpec
@@ -207,6 +217,53 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     assert step_of(committed_checkpoints(run.checkpoints)[-1]) == 4
     train_all(spec, corpus, WorkerContext())
     assert same_weights(run, finished[0])
+
+
+def commit_empty(checkpoints: AnyPath, step: int) -> AnyPath:
+    """A checkpoint without tensors."""
+    path = checkpoint_path(checkpoints, step)
+    commit(path, path, TrainState(step=step), {})
+    return path
+
+
+def is_deletion(request: str, _: Headers) -> bool:
+    return request.endswith("?delete") or request.startswith("DELETE")
+
+
+def test_a_checkpoint_counts_although_older_ones_could_not_be_deleted(
+    bucket: StorePath, server: StoreServer
+) -> None:
+    for step in (1, 2):
+        commit_empty(bucket, step)
+    with server.refusing("403 Forbidden", is_deletion):
+        commit_empty(bucket, 3)
+    assert [step_of(path) for path in committed_checkpoints(bucket)] == [1, 2, 3]
+    commit_empty(bucket, 4)
+    assert [step_of(path) for path in committed_checkpoints(bucket)] == [3, 4]
+
+
+def test_a_checkpoint_that_is_half_deleted_does_not_count(
+    bucket: StorePath, server: StoreServer
+) -> None:
+    path, deletions = commit_empty(bucket, 1), count(1)
+
+    def refuses(request: str, headers: Headers) -> bool:
+        return is_deletion(request, headers) and next(deletions) > 1
+
+    with server.refusing("403 Forbidden", refuses), pytest.raises(PermissionError):
+        remove_checkpoint(path)
+    assert files_below(path) == ["state.json"]
+    commit_empty(bucket, 2)
+    assert files_below(path) == []
+
+
+def test_a_checkpoint_that_is_gone_is_not_adopted(bucket: StorePath, tmp_path: Path) -> None:
+    write_text(bucket / "half/step-00000001/state.json", "{}")
+    for source in (bucket / "gone/step-00000001", bucket / "half/step-00000001", tmp_path / "gone"):
+        for place in (bucket / "fork", tmp_path / "fork"):
+            with pytest.raises(FileNotFoundError, match="COMMITTED"):
+                adopt(source, checkpoint_path(place, 1))
+    assert files_below(bucket / "fork") == files_below(tmp_path / "fork") == []
 
 
 def test_each_rank_reads_what_it_needs_of_several_files(

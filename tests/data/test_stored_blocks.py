@@ -13,7 +13,7 @@ from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.order import row_range
 from glray.data.windows import read_windows
 from glray.errors import UserError
-from glray.files import StorePath, copy_tree, files_below, write_bytes
+from glray.files import StorePath, copy_tree, files_below, remove, write_bytes
 from glray.files.cache import NodeCache
 from glray.ray import prepare
 from glray.spec.pipeline import BLOCK_TOKENS
@@ -131,7 +131,7 @@ def test_what_is_damaged_in_the_store_is_one_line(stored: TokenBlocks, nodes: in
 
 def test_a_file_that_is_gone_is_named(stored: TokenBlocks) -> None:
     place = stored.place(0)
-    place.path.unlink()
+    remove(place.path)
     with pytest.raises(FileNotFoundError) as error:
         reading.read_block(place)
     assert error.value.filename == "s3://storage/tokens/blocks/00000.arrow"

@@ -27,8 +27,9 @@ from .test_survival import write_pipeline
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
+@pytest.mark.soak  # tests/train/test_in_store.py has the same without Ray
 def test_a_killed_command_goes_on_in_a_bucket(bucket: StorePath, tmp_path: Path) -> None:
-    write_pipeline(tmp_path, num_steps=300, num_workers=1, every_steps=40)
+    write_pipeline(tmp_path, num_steps=1200, num_workers=1, every_steps=100)
     arguments = ("run", "tiny.py", "--set", f"compute.storage=s3://{BUCKET}/runs")
     pipeline, log = bucket / "runs/tiny", tmp_path / "log"
     first = start_glray(tmp_path, log, persons_environment(), *arguments)
@@ -51,7 +52,7 @@ def test_a_killed_command_goes_on_in_a_bucket(bucket: StorePath, tmp_path: Path)
         train_all(spec.derive(compute={"storage": str(storage)}), corpus, WorkerContext())
     undisturbed = Run.open(tmp_path / "alone/tiny/grow-seed0")
     assert same_weights(killed, undisturbed)
-    assert killed.log.step.tolist() == list(range(1, 301))
+    assert killed.log.step.tolist() == list(range(1, 1201))
     events = read_log(pipeline / "events.log").decode()
     assert events.count("resumed at step") == 1
     assert "bit-identity" not in events

@@ -130,6 +130,7 @@ def test_two_at_once_do_no_harm(tmp_path: Path) -> None:
     assert left_behind(tmp_path / "runs") == [blocks.fingerprint]
 
 
+@pytest.mark.soak
 def test_a_corpus_larger_than_the_object_store(tmp_path: Path) -> None:
     write_words(tmp_path / "a.jsonl", 1000, 2400)  # 11 MB
     tokenizer = train_bpe([" ".join(f"word{number}" for number in range(5000))], 6000)

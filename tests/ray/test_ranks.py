@@ -59,6 +59,7 @@ def test_a_block_that_one_rank_cannot_read(
     assert sorted(starts.read_text().split()) == ["0", "1"]
 
 
+@pytest.mark.soak  # tests/train/test_workers.py has the same without Ray
 def test_a_disk_that_is_full_on_one_rank(
     ray_local: None, corpus: PreparedCorpus, tmp_path: Path
 ) -> None:

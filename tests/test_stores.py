@@ -120,6 +120,18 @@ def test_one_of_two_makes_a_new_file(place: AnyPath) -> None:
     assert files_below(place) == ["a"]
 
 
+def test_a_copy_stays_as_it_is_when_its_source_grows(place: AnyPath) -> None:
+    write_text(place / "a/events", "first ")
+    copy_tree(place / "a", place / "copy")
+    if isinstance(place, Path):
+        with (place / "a/events").open("a") as file:
+            file.write("second")
+    else:
+        write_text(place / "a/events", "first second")
+    assert (place / "a/events").read_text() == "first second"
+    assert (place / "copy/events").read_text() == "first "
+
+
 def test_large_files_and_trees_are_copied_and_removed(
     place: AnyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from glray.files.paths import (
     REQUEST_BYTES,
     AnyPath,
     StorePath,
+    asked_again,
     naming_store,
     objects_below,
 )
@@ -124,18 +124,12 @@ def _while_held(path: StorePath, ask: Callable[[ObjectStore], object], num_bytes
     ``num_bytes``: what is small comes while this process surely holds the folder's lease, however
     often the store must be asked; what is large has a name of its own, and something small makes it
     count. Raises UserError if the lease was taken over, else as ``naming_store``."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
+
+    def change() -> None:
         ensure_held(path)
-        try:
-            with naming_store(path):
-                ask(path.quick_store if num_bytes <= SMALL_BYTES else path.store)
-        except TimeoutError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+        ask(path.quick_store if num_bytes <= SMALL_BYTES else path.store)
+
+    asked_again(path, change, PATIENCE_SECONDS)
 
 
 def _put(path: StorePath, content: BinaryIO | bytes, size: int) -> None:
@@ -206,8 +200,7 @@ def read_json(path: AnyPath, remedy: str = REMEDY) -> Any:
 
 
 def copy_file(source: AnyPath, target: AnyPath) -> None:
-    """Make ``target`` the same as ``source``, whose content never changes: one file of two names
-    where there are hard links, a copy by the store itself within a bucket."""
+    """Copy a file; within a bucket the store does it itself."""
     if isinstance(source, StorePath) and isinstance(target, StorePath):
         is_one = (source.protocol, source.drive) == (target.protocol, target.drive)
         if is_one and (size := source.stat().st_size) <= MOST_COPIED_BYTES:
@@ -215,10 +208,7 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
             return
     elif isinstance(source, Path) and isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
+        shutil.copyfile(source, target)
         return
     if isinstance(source, Path) and isinstance(target, StorePath):
         with source.open("rb") as content:

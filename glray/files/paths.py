@@ -232,10 +232,13 @@ def naming_store(path: StorePath) -> Iterator[None]:
         raise _as_os_error(error, path) from None
 
 
-def asked_again(path: StorePath, ask: Callable[[], Answer]) -> Answer:
-    """The answer to a conditional write that must come soon, which obstore does not repeat where
-    the connection broke: done twice it must do no harm. Errors as ``naming_store``."""
-    end = time.monotonic() + QUICK_SECONDS
+def asked_again(
+    path: StorePath, ask: Callable[[], Answer], seconds: float = QUICK_SECONDS
+) -> Answer:
+    """The answer to a request that is made again for so long where the store does not answer:
+    obstore itself repeats no deletion and no conditional write where the connection broke. Done
+    twice it must do no harm. Errors as ``naming_store``."""
+    end = time.monotonic() + seconds
     while True:
         try:
             with naming_store(path):

@@ -23,7 +23,6 @@ from glray.errors import UserError
 from glray.files import (
     AnyPath,
     copy_file,
-    copy_tree,
     files_below,
     new_directory,
     remove,
@@ -127,10 +126,20 @@ def adopt(source: AnyPath, path: AnyPath) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source / COMMITTED))
     if isinstance(path, Path):
         with new_directory(path) as partial:
-            copy_tree(source, partial)
+            for name in names:
+                _link(source / name, partial / name)
         return
     for name in sorted(names, key=lambda name: name == COMMITTED):
         copy_file(source / name, path / name)
+
+
+def _link(source: AnyPath, target: Path) -> None:
+    """One file of two names where there are hard links, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(str(source), target)
+    except OSError:
+        copy_file(source, target)
 
 
 def committed_checkpoints(directory: AnyPath) -> list[AnyPath]:

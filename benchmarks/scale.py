@@ -24,16 +24,13 @@ import numpy as np
 import pyarrow as pa
 from object_server import BUCKET, FolderServer, served
 from record import keep
-from stream import CHUNK_LEN, VOCAB_SIZE, write_heldout, write_tokenizer
+from stream import CHUNK_LEN, VOCAB_SIZE, complete
 
 from glray.data.blocks.block_files import BLOCKS_PER_FILE, blocks_file, cut, write_blocks
 from glray.data.blocks.reading import reads_whole_blocks
 from glray.data.blocks.token_blocks import (
-    TokenBlocks,
     num_blocks_of,
     open_token_blocks,
-    sizes_of_files,
-    write_manifest,
 )
 from glray.data.corpus import PreparedCorpus, PreparedSource
 from glray.data.windows import StageReads, read_windows
@@ -67,19 +64,8 @@ def written_tokens(directory: Path, num_tokens: int) -> None:
     last = write_blocks(
         blocks_file(directory, num_whole), cut([tokens[:rest]], num_blocks_of(rest)), "uint16"
     )
-    write_tokenizer(directory / "tokenizer.json")
-    write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
-    blocks = TokenBlocks(
-        directory=directory,
-        fingerprint="0" * 16,
-        dtype="uint16",
-        num_tokens=num_tokens,
-        vocab_size=VOCAB_SIZE,
-        eos_id=0,
-        returned=(),
-        file_bytes=sizes_of_files(directory, num_whole + 1),
-    )
-    write_manifest(blocks, pa.concat_tables([*[whole] * num_whole, last]))
+    index = pa.concat_tables([*[whole] * num_whole, last])
+    complete(directory, num_tokens, index, heldout=tokens[: 4 * CHUNK_LEN])
 
 
 def opened(place: str) -> PreparedCorpus:

@@ -45,6 +45,7 @@ from glray.data.blocks.token_blocks import (
     TokenBlocks,
     num_blocks_of,
     open_token_blocks,
+    sizes_of_files,
     write_manifest,
 )
 from glray.data.corpus import PreparedCorpus, PreparedSource
@@ -89,22 +90,26 @@ def written_tokens(work: Path, num_blocks: int) -> PreparedCorpus:
         )
         tokens.tofile(work / "stream.bin")
         index = pa.concat_tables(write_files(directory, tokens))
-        write_tokenizer(directory / "tokenizer.json")
-        write_heldout(directory / "heldout.arrow", tokens[: 4 * CHUNK_LEN])
-        blocks = TokenBlocks(
-            directory=directory,
-            fingerprint="0" * 16,
-            dtype="uint16",
-            num_tokens=len(tokens),
-            vocab_size=VOCAB_SIZE,
-            eos_id=0,
-            returned=(),
-            file_bytes=tuple(
-                file.stat().st_size for file in sorted((directory / "blocks").iterdir())
-            ),
-        )
-        write_manifest(blocks, index)
+        complete(directory, len(tokens), index, heldout=tokens[: 4 * CHUNK_LEN])
     return PreparedCorpus((PreparedSource("stdlib", 1, open_token_blocks(directory)),))
+
+
+def complete(directory: Path, num_tokens: int, index: pa.Table, *, heldout: np.ndarray) -> None:
+    """Write what files of random blocks lack to be a corpus; the manifest last."""
+    write_tokenizer(directory / "tokenizer.json")
+    write_heldout(directory / "heldout.arrow", heldout)
+    num_files = -(-num_blocks_of(num_tokens) // BLOCKS_PER_FILE)
+    blocks = TokenBlocks(
+        directory=directory,
+        fingerprint="0" * 16,
+        dtype="uint16",
+        num_tokens=num_tokens,
+        vocab_size=VOCAB_SIZE,
+        eos_id=0,
+        returned=(),
+        file_bytes=sizes_of_files(directory, num_files),
+    )
+    write_manifest(blocks, index)
 
 
 def write_files(directory: Path, tokens: np.ndarray) -> Iterator[pa.Table]:

@@ -21,6 +21,7 @@ from glray.report.render import terminal
 from glray.report.sheets import Sheet
 from glray.run.run import open_runs
 from glray.spec import ComputeSpec, PipelineSpec, Spec, load_pipeline
+from glray.spec.base import FILE_FIELDS
 from glray.storage import reached, storage_path, validate_storage
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def absolute(value: Any, field: str = "") -> Any:
         return value.derive(**{name: absolute(below, name) for name, below in value})
     if isinstance(value, tuple):
         return tuple(absolute(item, field) for item in value)
-    if field in ("init", "path", "paths") and value and "://" not in value:
+    if field in FILE_FIELDS and value and "://" not in value:
         return os.path.abspath(os.path.expanduser(value))
     return value
 
@@ -181,6 +182,17 @@ def resumable() -> Iterator[None]:
     finally:
         if before is not None:  # else it is not Python's
             signal.signal(signal.SIGTERM, before)
+
+
+def join_cluster(compute: ComputeSpec) -> None:
+    """Return once Ray is connected and has room for the workers. Raises UserError; Ctrl-C and
+    SIGTERM stop the command."""
+    from glray.ray.cluster import connect, require_workers
+
+    with resumable():
+        connect(compute, console.print)
+    with resumable():  # once it is connected, Ray has a handler of its own for SIGTERM
+        require_workers(compute, console.print)
 
 
 @contextmanager

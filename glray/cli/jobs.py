@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -22,7 +21,8 @@ from glray.data.read.sources import check_credentials, is_uri
 from glray.errors import UserError
 from glray.progress import working
 from glray.run.run import pipeline_directory
-from glray.spec import ComputeSpec, PipelineSpec, Spec
+from glray.spec import ComputeSpec, PipelineSpec
+from glray.spec.base import named_files
 from glray.spec.identity import differences
 from glray.spec.loading import to_yaml
 from glray.storage import reached, storage_path
@@ -30,8 +30,6 @@ from glray.storage import reached, storage_path
 if TYPE_CHECKING:
     from glray.ray.jobs import Job, Jobs
 
-PATHS = ("init", "path", "paths", "storage")
-"""Fields that name a file or a folder; what ``start`` names is also looked for in the storage."""
 LOG_LINES = 3
 """How many of a job's last lines stand for a storage that this machine does not see."""
 
@@ -156,7 +154,7 @@ def _running(jobs: "Jobs", spec: PipelineSpec) -> "Job":
 def check_paths(spec: PipelineSpec) -> None:
     """Raises UserError for a path that the cluster's nodes cannot see as it is declared, and for a
     URI with a credential, which anybody there could read."""
-    for field, path in _paths(spec):
+    for field, path in (*named_files(spec), ("compute.storage", spec.compute.storage)):
         check_credentials(path)
         if not is_uri(path) and not os.path.isabs(path):
             raise UserError(
@@ -164,18 +162,6 @@ def check_paths(spec: PipelineSpec) -> None:
                 "not see: nothing was submitted; give an absolute path that every node sees, or a "
                 "URI (s3://bucket/folder)"
             )
-
-
-def _paths(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every file or folder that a spec names, by its field."""
-    if isinstance(value, Spec):
-        for name, below in value:
-            yield from _paths(below, f"{place}.{name}" if place else name)
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _paths(item, place if isinstance(item, str) else f"{place}.{index}")
-    elif isinstance(value, str) and place.rpartition(".")[2] in PATHS:
-        yield place, value
 
 
 def _say_unapplied(job: "Job", spec: PipelineSpec) -> None:

@@ -7,9 +7,9 @@ from glray.cli.app import (
     PipelineFile,
     app,
     console,
+    join_cluster,
     load_spec,
     prepared_corpus,
-    resumable,
     say_stopped,
     validate_machine,
     write_and_show,
@@ -47,7 +47,6 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         from glray.cli.stopping import in_a_thread, stop_on_signals
         from glray.cli.watch import watching
         from glray.model.config import starting_model
-        from glray.ray.cluster import connect, require_workers
         from glray.ray.tune import search
         from glray.report.search_page import search_report
         from glray.report.trials import Trials
@@ -60,10 +59,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     directory = pipeline_directory(spec).with_name(search_name(spec.name))
     is_resumed = any(directory.glob("*/run.json"))
     with sole_writer(directory):
-        with resumable():
-            connect(spec.compute, console.print)
-        with resumable():
-            require_workers(spec.compute, console.print)
+        join_cluster(spec.compute)
         with stop_on_signals(console.print) as stop, watching(directory, console):
             tried = in_a_thread(lambda: search(spec, corpus, console.print, stop.event))
     if tried is None:

@@ -8,8 +8,8 @@ import typer
 
 from glray.cli.app import (
     console,
+    join_cluster,
     prepared_corpus,
-    resumable,
     say_stopped,
     show,
     validate_machine,
@@ -164,7 +164,7 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
     with working("importing Ray Train"):
         from glray.cli.stopping import in_a_thread, stop_on_signals
         from glray.cli.watch import watching
-        from glray.ray.cluster import connect, require_workers, starting_workers
+        from glray.ray.cluster import starting_workers
         from glray.ray.train import fit
 
     def starting() -> str:
@@ -172,10 +172,7 @@ def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:
 
     directory = pipeline_directory(spec)
     with sole_writer(directory):
-        with resumable():
-            connect(spec.compute, console.print)
-        with resumable():
-            require_workers(spec.compute, console.print)
+        join_cluster(spec.compute)
         with (
             stop_on_signals(console.print) as stop,
             watching(directory, console, starting),

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,7 @@ from glray.manifest.launcher import read_launcher
 from glray.manifest.nodes import PLACEHOLDER, Manifest, NodeGroup
 from glray.manifest.rayjob import read_rayjob
 from glray.manifest.slurm import read_slurm
-from glray.spec.base import Spec
+from glray.spec.base import named_files
 from glray.spec.compute import ComputeSpec
 from glray.spec.pipeline import PipelineSpec
 
@@ -227,7 +226,7 @@ def _url_storage(manifest: Manifest, storage: str, scheme: str) -> Iterator[str]
 
 def _local_files(manifest: Manifest, spec: PipelineSpec) -> Iterator[str]:
     """Files that the spec names and nodes may not see."""
-    for field, path in _paths(spec, ""):
+    for field, path in named_files(spec):
         if "://" in path or (manifest.sees_local_files and not path.startswith(OWN_FOLDERS)):
             continue
         blind = [g.place for g in manifest.groups if not _is_shared(path, g)]
@@ -236,18 +235,6 @@ def _local_files(manifest: Manifest, spec: PipelineSpec) -> Iterator[str]:
                 f"{field} {path!r}: {', '.join(blind)} may not see this file: tasks there fail; "
                 "give a URL (s3://…) or a path in a folder that every node mounts"
             )
-
-
-def _paths(value: Any, field: str) -> Iterator[tuple[str, str]]:
-    """(field, path) of everything that the spec reads from files."""
-    if isinstance(value, Spec):
-        for name, below in value:
-            yield from _paths(below, f"{field}.{name}".lstrip("."))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _paths(item, field)
-    elif isinstance(value, str) and field.rpartition(".")[2] in ("init", "path", "paths"):
-        yield field, value
 
 
 def _versions(manifest: Manifest) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glray.errors import UserError
-from glray.manifest.nodes import Manifest, NodeGroup, assignments
+from glray.manifest.nodes import Manifest, NodeGroup, assignments, installed_glray
 from glray.spec.loading import describe
 
 SSH_PORT = 22
@@ -92,12 +92,11 @@ def read_launcher(path: Path, document: dict[str, Any]) -> Manifest:
             f"{path}: head_node_type {cluster.head_node_type!r} is none of available_node_types "
             f"({', '.join(cluster.available_node_types)}); name one of them"
         )
-    installed = re.search(r"\bglray(?:\[[^\]]*\])?==([\w.]+)", "\n".join(cluster.commands))
     return Manifest(
         path=path,
         groups=tuple(_nodes(cluster, name) for name in cluster.available_node_types),
         command=None,
-        glray_version=installed[1] if installed else None,
+        glray_version=installed_glray("\n".join(cluster.commands)),
         own_findings=tuple(_findings(cluster)),
     )
 

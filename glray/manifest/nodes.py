@@ -95,6 +95,12 @@ def assignments(commands: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
+def installed_glray(commands: str) -> str | None:
+    """The version of glray that shell commands install by ``pip install glray==…``."""
+    installed = re.search(r"\bglray(?:\[[^\]]*\])?==([\w.]+)", commands)
+    return installed[1] if installed else None
+
+
 def _command(verb: str, rest: list[str]) -> Command:
     positional: list[str] = []
     overrides: list[str] = []

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glray.errors import UserError
-from glray.manifest.nodes import Manifest, NodeGroup, assignments, command_in, words_of
+from glray.manifest.nodes import (
+    Manifest,
+    NodeGroup,
+    assignments,
+    command_in,
+    installed_glray,
+    words_of,
+)
 
 SHORT = {"N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "G": "gpus"}
 LEAST_NOTICE_SECONDS = 60
@@ -21,7 +28,6 @@ def read_slurm(path: Path, text: str) -> Manifest:
     joined = re.sub(r"\\\n", " ", text)
     lines = [line.strip() for line in joined.splitlines() if not line.lstrip().startswith("#")]
     commands = (command_in(words_of(line)) for line in lines)
-    installed = re.search(r"\bglray(?:\[[^\]]*\])?==([\w.]+)", joined)
     nodes = _number(path, "nodes", options.get("nodes", "1").split("-")[0])
     group = NodeGroup(
         place="#SBATCH",
@@ -41,7 +47,7 @@ def read_slurm(path: Path, text: str) -> Manifest:
         groups=(group,),
         command=next((command for command in commands if command is not None), None),
         sees_local_files=True,
-        glray_version=installed[1] if installed else None,
+        glray_version=installed_glray(joined),
         own_findings=tuple(_findings(path, options, lines, group)),
     )
 

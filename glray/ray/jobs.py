@@ -118,13 +118,9 @@ class Jobs:
         with self._answers():
             return _job(self._client.get_job_info(job.submission_id))
 
-    def running(self, name: str, storage: str | None = None) -> list[Job]:
-        """What runs, or is about to, of a pipeline; in any storage unless one is named."""
-        return [
-            job
-            for job in self.all()
-            if not job.has_ended and job.name == name and storage in (None, job.storage)
-        ]
+    def running(self, name: str) -> list[Job]:
+        """What runs, or is about to, of a pipeline, in any storage."""
+        return [job for job in self.all() if not job.has_ended and job.name == name]
 
     def submit(self, spec: PipelineSpec) -> tuple[Job, bool]:
         """The job that trains the pipeline's runs, and whether it is new: one that runs already is
@@ -135,7 +131,11 @@ class Jobs:
         """
         declared = spec.resolved().model_dump(mode="json")
         base = f"glray-{spec.name}-{job_fingerprint(declared)}"
-        for running in self.running(spec.name, spec.compute.storage):
+        known = self.all()
+        for running in known:
+            place = (running.name, running.storage)
+            if running.has_ended or place != (spec.name, spec.compute.storage):
+                continue
             if other := differences(identity_of(running.declared), identity_of(declared)):
                 raise UserError(
                     f"{running.submission_id}: runs the pipeline {spec.name!r} of this storage "
@@ -144,7 +144,7 @@ class Jobs:
                     "name=…)"
                 )
             return running, False
-        attempts = [job.attempt for job in self.all() if job.submission_id.startswith(f"{base}-")]
+        attempts = [job.attempt for job in known if job.submission_id.startswith(f"{base}-")]
         submission_id = f"{base}-{max(attempts, default=0) + 1}"
         with tempfile.TemporaryDirectory() as folder, self._answers():
             Path(folder, FILE).write_text(to_yaml(spec), encoding="utf-8")

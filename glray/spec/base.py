@@ -1,6 +1,6 @@
 """What every spec shares: frozen, no unknown keys, fields documented where they stand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Self
 
@@ -12,6 +12,9 @@ from pydantic import (
     StringConstraints,
     field_validator,
 )
+
+FILE_FIELDS = ("init", "path", "paths")
+"""Fields, at any depth, that name files or folders which are read."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 """A name that is also a directory's name: letters, digits, dot, underscore and dash."""
@@ -92,3 +95,15 @@ def check_unique(field: str, kind: str, names: Sequence[str], consequence: str) 
                 f"{field}: {names.count(name)} {field} have the {kind} {name!r}, so {consequence}; "
                 "rename one of them"
             )
+
+
+def named_files(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Field and path of every file and folder that a spec reads: ``corpus.sources.0.paths``."""
+    if isinstance(value, Spec):
+        for name, below in value:
+            yield from named_files(below, f"{place}.{name}" if place else name)
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from named_files(item, place if isinstance(item, str) else f"{place}.{index}")
+    elif isinstance(value, str) and place.rpartition(".")[2] in FILE_FIELDS:
+        yield place, value

@@ -108,7 +108,7 @@ def export_model(
         "tokens_by_seq_len": state.tokens_by_seq_len,
         "use_cache": True,  # training has no use for it, generation is slow without
     }
-    tokenizer = Tokenizer.from_str(corpus.vocabulary.tokenizer_path.read_text(encoding="utf-8"))
+    tokenizer = corpus.vocabulary.tokenizer()
     generation = GenerationConfig(bos_token_id=eos_id, eos_token_id=eos_id, pad_token_id=eos_id)
     disable_progress_bar()
     with new_directory(path) as partial:

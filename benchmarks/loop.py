@@ -18,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,7 +83,7 @@ class BatchesInMemory(WorkerContext):
 
     turns: Turns = field(default_factory=lambda: Turns(("glray",)))
 
-    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Generator[Batch]:
         """See WorkerContext."""
         for batch in list(local_batches(corpus, segments)):
             self.turns.next("glray")

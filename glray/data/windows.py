@@ -4,7 +4,7 @@ A window's inputs and targets are two views of it. A window never crosses a bloc
 a chunk, chunks divide blocks, and each block carries the first token of the next one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +95,7 @@ def stage_reads(
             start += num_steps
 
 
-def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+def local_batches(corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Generator[Batch]:
     """The batches of ``segments`` read directly: the reference that Ray Data's stream must equal,
     and the stream of the local worker context."""
     for reads in segments:

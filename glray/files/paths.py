@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -267,7 +268,7 @@ def _as_os_error(error: Exception, path: StorePath) -> OSError:
         return OSError(errno.EACCES, wanted, str(path))
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return OSError(errno.EACCES, f"the store allows no such request ({said})", str(path))
-    if status and int(status[1]) < 500:
+    if status and (int(status[1]) < 500 or int(status[1]) == HTTPStatus.NOT_IMPLEMENTED):
         return OSError(errno.EIO, f"the store refuses the request ({said})", str(path))
     if status:
         return OSError(errno.ETIMEDOUT, f"the store answers {said}", str(path))

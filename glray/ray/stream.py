@@ -10,8 +10,10 @@ that a stage boundary is only a segment border.
 step. (``num_cpus=0``: a worker holds its CPUs, and a read that asked for one would wait forever.)
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain
 
@@ -33,20 +35,28 @@ READ_TASKS = 2
 """Read tasks at once of one worker."""
 STORE_BYTES = 256 * 2**20
 """Object store that one worker's segment may fill ahead of the loop."""
+RAY_DATAS_THREAD = "iter_threaded"
+END_SECONDS = 5.0
+"""How long a thread of Ray Data is waited for, which ends within 0.1 s of being told."""
 
 
 def ray_batches(
     corpus: PreparedCorpus, segments: Iterator[StageReads], *, whole: bool = True
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of ``segments`` in order, read through Ray Data one segment ahead; from a store
-    in ``whole`` blocks, or what is needed of them (see ``glray.data.blocks.reading``)."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+    in ``whole`` blocks, or what is needed of them (see ``glray.data.blocks.reading``). Once it is
+    closed, nothing of it uses Ray any more."""
+    with (
+        ExitStack() as opened,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool,
+    ):
+        opened.callback(_await_ray_datas_threads)
 
         def open_next() -> Iterator[Batch] | None:
             reads = next(segments, None)  # its order is worked out here, beside the loop, too
             if reads is None:
                 return None
-            batches = _segment_batches(corpus, reads, whole)
+            batches = opened.enter_context(closing(_segment_batches(corpus, reads, whole)))
             return chain([next(batches)], batches)  # the first is fetched here
 
         opening = pool.submit(open_next)
@@ -102,7 +112,16 @@ def read_plan(reads: StageReads) -> list[np.ndarray]:
     ]
 
 
-def _segment_batches(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> Iterator[Batch]:
+def _await_ray_datas_threads() -> None:
+    """Return once the threads of closed iterators have ended. Ray Data does not wait for them, and
+    one that drops its last block while Ray shuts down ends the process on the spot, with status 1.
+    """
+    for thread in threading.enumerate():
+        if thread.name == RAY_DATAS_THREAD:
+            thread.join(END_SECONDS)
+
+
+def _segment_batches(corpus: PreparedCorpus, reads: StageReads, whole: bool) -> Generator[Batch]:
     rows = reads.offsets.shape[1]
     if rows == 0:
         nothing = np.empty((0, reads.seq_len + 1), dtype=corpus.vocabulary.dtype)

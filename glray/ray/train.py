@@ -9,7 +9,7 @@ storage holds nothing that matters: checkpoints and records are glray's, in the 
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class RayContext(WorkerContext):
         super().__init__(rank, world_size, ray.train.torch.get_device(), group=group)
         self._prometheus: Prometheus | None = None
 
-    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Generator[Batch]:
         """See WorkerContext: through Ray Data."""
         return ray_batches(corpus, segments, whole=reads_whole_blocks(self._node_share))
 

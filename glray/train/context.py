@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,8 +45,8 @@ class WorkerContext:
     group: WorkerGroup = field(default_factory=WorkerGroup)
     """Its group among those that train side by side."""
 
-    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
-        """The batches of ``segments``, in order."""
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Generator[Batch]:
+        """The batches of ``segments``, in order; to be closed by who asks for them."""
         return local_batches(corpus, segments)
 
     def stop_requested(self) -> bool:

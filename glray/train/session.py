@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from enum import Enum
 from functools import partial
 from itertools import groupby
@@ -99,6 +99,7 @@ class RunSession:
         self._saver = Saver(run.checkpoints, ctx)
         self._saved_step, self._saved_at = state.step, self._resumed_at
         self._stage: int | None = None
+        self._open = ExitStack()
         self._stop = self._guarded = self._preempted = self._must_save = self._is_due = False
         self.has_diverged = False
 
@@ -106,7 +107,7 @@ class RunSession:
 
     def stages(self) -> Iterator[tuple[int, Iterator[Batch]]]:
         """Each stage from the state's on, by its index, with this rank's batches. They are read
-        one segment ahead, across stage boundaries."""
+        one segment ahead, across stage boundaries, until the session is closed."""
         run, plan, state = self.run, self.run.plan, self.state
         if state.step == plan.num_steps:
             return
@@ -127,8 +128,8 @@ class RunSession:
             rank=self.ctx.rank,
             world_size=self.ctx.world_size,
         )
-        batches = self._timed(self.ctx.batches(self.corpus, segments))
-        yield from groupby(batches, key=lambda batch: plan.stage_index(batch.step))
+        batches = self._open.enter_context(closing(self.ctx.batches(self.corpus, segments)))
+        yield from groupby(self._timed(batches), key=lambda batch: plan.stage_index(batch.step))
 
     def enter(self, stage: int) -> None:
         """Give the network the stage's RoPE."""
@@ -217,7 +218,9 @@ class RunSession:
         self.close()
 
     def close(self) -> None:
-        """Close the trackers. A checkpoint still in flight, as after an error, does not count."""
+        """Close the token stream and the trackers. A checkpoint still in flight, as after an error,
+        does not count."""
+        self._open.close()
         self._saver.close()
         self._log.close()
 

@@ -104,7 +104,23 @@ def test_reads_ahead_end_while_the_loop_is_slow(ray_local: None, corpus: Prepare
     while any(thread.name.startswith("StreamingExecutor") for thread in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.1)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
+
+
+def test_a_stream_that_is_closed_early_leaves_no_thread_that_uses_ray(
+    ray_local: None, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    # One that drops a block while Ray shuts down would end the process with status 1.
+    batches = ray_batches(corpus, reads(corpus, tmp_path, first_step=0, rank=0, world_size=1))
+    next(batches)
+    names = ("iter_threaded", "StreamingExecutor", "read-ahead")
+
+    def left() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name.startswith(names)]
+
+    assert left()
+    batches.close()
+    assert not left()
 
 
 def test_a_damaged_block_is_one_line(

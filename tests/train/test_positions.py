@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,7 @@ class Mortal(WorkerContext):
 
     dies_after: int = 0
 
-    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Iterator[Batch]:
+    def batches(self, corpus: PreparedCorpus, segments: Iterator[StageReads]) -> Generator[Batch]:
         for batch in super().batches(corpus, segments):
             if batch.step == self.dies_after:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -46,7 +46,7 @@ def storage_path(compute: ComputeSpec) -> AnyPath:
     try:
         path = as_path(compute.storage)
     except UserError as error:
-        raise UserError(f"compute.storage {error}") from None
+        raise UserError(f"compute.storage: {error}") from None
     if isinstance(path, StorePath):
         return path
     if not path.is_absolute() and _SUBMITTED_JOB_VARIABLE in os.environ:

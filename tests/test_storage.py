@@ -52,7 +52,7 @@ def test_an_absolute_path_in_a_submitted_job_is_itself(in_submitted_job: None) -
 
 def test_a_url_of_a_store_is_itself_and_another_is_refused(in_submitted_job: None) -> None:
     assert str(storage_path(ComputeSpec(storage="s3://bucket/glray/"))) == "s3://bucket/glray"
-    with pytest.raises(UserError, match=r"^compute\.storage hdfs://host/glray: .*s3://, gs://"):
+    with pytest.raises(UserError, match=r"^compute\.storage: hdfs://host/glray: .*s3://, gs://"):
         storage_path(ComputeSpec(storage="hdfs://host/glray"))
 
 

@@ -44,6 +44,7 @@ from glray.files import (
     write_text,
 )
 from glray.files.commits import committed, write_bytes
+from glray.spec import ComputeSpec
 from glray.train.group import WorkerGroup
 
 from .stores import BUCKET, Headers, StoreServer
@@ -195,6 +196,18 @@ def test_another_url_is_one_line(url: str) -> None:
     assert str(caught.value).startswith(url)
 
 
+def test_a_url_with_a_credential_is_one_line_without_it() -> None:
+    with pytest.raises(UserError, match="a s3:// URL holds a credential") as caught:
+        as_path("s3://key:hidden@bucket/runs")
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_storage_has_one_name() -> None:
+    assert ComputeSpec(storage="s3://bucket/runs//").storage == "s3://bucket/runs"
+    assert ComputeSpec(storage="/runs/").storage == "/runs"
+    assert ComputeSpec(storage="/").storage == "/"
+
+
 # ---- logs
 
 
@@ -226,6 +239,14 @@ def test_a_log_may_be_copied_from_one_place_to_the_other(bucket: StorePath, tmp_
     write_log(bucket / "a.jsonl", lines)
     copy_tree(bucket / "a.jsonl", tmp_path / "a.jsonl")
     assert read_log(tmp_path / "a.jsonl") == b"1\n2\n3\n"
+    log = LineLog(tmp_path / "a.jsonl")
+    log.keep(lines[:2])
+    log.append([b"4\n"])
+    assert (tmp_path / "a.jsonl").read_bytes() == b"1\n2\n4\n"
+    copy_tree(bucket / "a.jsonl", tmp_path / ".c.log.parts")  # killed while it became a file
+    add_line(tmp_path / "c.log", "4")
+    assert (tmp_path / "c.log").read_bytes() == b"1\n2\n3\n4\n"
+    assert files_below(tmp_path) == ["a.jsonl", "c.log"]
     write_bytes(bucket / "b.jsonl", b"1\n2\n3\n")
     assert read_log(bucket / "b.jsonl") == b"1\n2\n3\n"
     log = LineLog(bucket / "b.jsonl")

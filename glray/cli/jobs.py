@@ -17,8 +17,9 @@ from glray.cli.app import (
     declared_spec,
 )
 from glray.cli.watch import duration, standing
-from glray.data.read.sources import check_credentials, is_uri
+from glray.data.read.sources import is_uri
 from glray.errors import UserError
+from glray.files import check_credentials
 from glray.progress import working
 from glray.run.run import pipeline_directory
 from glray.spec import ComputeSpec, PipelineSpec
@@ -155,7 +156,7 @@ def check_paths(spec: PipelineSpec) -> None:
     """Raises UserError for a path that the cluster's nodes cannot see as it is declared, and for a
     URI with a credential, which anybody there could read."""
     for field, path in (*named_files(spec), ("compute.storage", spec.compute.storage)):
-        check_credentials(path)
+        check_credentials(path, field)
         if not is_uri(path) and not os.path.isabs(path):
             raise UserError(
                 f"{field} {path!r} is relative to a folder of this machine, which the cluster does "

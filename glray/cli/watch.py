@@ -140,17 +140,25 @@ class _Watch:
         self._before = _progress_files(directory)
         self._start = time.monotonic()
         self._phases: dict[str, float] = {}
+        self._last: Lines = {}
 
     def lines(self) -> Lines:
-        """Print the events that are new; a line for each group that says how it stands."""
+        """Print the events that are new; a line for each group that says how it stands, as it did
+        last while the store is away."""
+        with suppress(OSError):
+            self._last = self._look()
+        return self._last
+
+    def _look(self) -> Lines:
         for line in self._events.read():
             # drop the date: it stays in the file
             self._console.print(line.partition(" ")[2], markup=False)
         now = time.monotonic()
         found = {
-            path: Progress.model_validate_json(path.read_bytes())
+            path: progress
             for path, modified in _progress_files(self._directory).items()
             if modified != self._before.get(path)  # else of an earlier launch
+            if (progress := Progress.read(path)) is not None
         }
         if not found:
             return {"": work_line(self._starting(), None, "", None, now - self._start)}
@@ -167,7 +175,8 @@ def standing(directory: AnyPath) -> list[str]:
     latest checkpoint of what it trains is; empty where nothing was trained yet."""
     lines, now = [], time.time()
     for path, modified in _progress_files(directory).items():
-        progress = Progress.model_validate_json(path.read_bytes())
+        if (progress := Progress.read(path)) is None:
+            continue
         lines.append(f"{progress_line(progress)} ({_ago(now - modified / 1e9)})")
         committed = committed_checkpoints(directory / (progress.run or "") / "checkpoints")
         if progress.run and committed:

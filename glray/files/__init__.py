@@ -22,8 +22,17 @@ from glray.files.commits import (
     write_text,
 )
 from glray.files.locks import sole_writer, versions_of_leases
-from glray.files.logs import LineLog, NewLines, Outbox, add_line, line_path, read_log, write_log
-from glray.files.paths import AnyPath, StorePath, as_path, read_range
+from glray.files.logs import (
+    LineLog,
+    NewLines,
+    Outbox,
+    add_line,
+    as_file,
+    line_path,
+    read_log,
+    write_log,
+)
+from glray.files.paths import AnyPath, StorePath, as_path, check_credentials, read_range
 
 __all__ = [
     "REMEDY",
@@ -33,7 +42,9 @@ __all__ = [
     "Outbox",
     "StorePath",
     "add_line",
+    "as_file",
     "as_path",
+    "check_credentials",
     "chunks",
     "committed",
     "copy_file",

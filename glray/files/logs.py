@@ -1,12 +1,15 @@
 """Logs of lines. Here they are files that are appended to. Stores have no appending: there a log is
 a folder of parts, of which the last is written again and again, beside who appends.
 
-A log may be copied from one to the other: both kinds of place are read both ways.
+A log may be copied from one to the other: both kinds of place are read both ways, and go on in
+their own.
 """
 
+import os
 import threading
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -106,7 +109,7 @@ class LineLog:
     def keep(self, lines: list[bytes]) -> None:
         """Let only these, each with its end, stay: the first of the lines that it has."""
         if isinstance(self._path, Path):
-            write_bytes(self._path, b"".join(lines))
+            write_bytes(as_file(self._path), b"".join(lines))
             return
         self._tail, self._number = _write_parts(self._path, lines)
 
@@ -156,6 +159,19 @@ def read_log(path: AnyPath) -> bytes:
     return path.read_bytes() if path.is_file() else b""  # of a store, copied from elsewhere
 
 
+def as_file(path: Path) -> Path:
+    """The log, one file from now on if it was copied here from a store, in parts."""
+    parts = path.with_name(f".{path.name}.parts")
+    with suppress(FileNotFoundError):  # another process does it
+        if path.is_dir():
+            os.rename(path, parts)
+    if parts.is_dir():
+        if not path.exists():
+            write_bytes(path, read_log(parts))
+        remove_tree(parts)
+    return path
+
+
 def add_line(path: AnyPath, line: str) -> None:
     """Append one line, in one piece, to a log that other processes append to as well."""
     content = f"{line}\n".encode()
@@ -163,7 +179,7 @@ def add_line(path: AnyPath, line: str) -> None:
         write_bytes(line_path(path), content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), path.open("ab") as file:
+    with naming(path), as_file(path).open("ab") as file:
         file.write(content)
 
 
@@ -181,9 +197,10 @@ class NewLines:
         path = self._path
         if isinstance(path, StorePath):
             names = [name for name in files_below(path) if name not in self._seen]
+            texts = [(path / name).read_text() for name in names]
             self._seen.update(names)
-            return [line for name in names for line in (path / name).read_text().splitlines()]
-        if not path.exists():
+            return [line for text in texts for line in text.splitlines()]
+        if not as_file(path).exists():
             return []
         with path.open("rb") as file:
             file.seek(self._position)

@@ -45,6 +45,9 @@ would expire."""
 QUICK_SECONDS = 5.0
 """The same for a request that must not come late, and for the first one: a wrong address is no
 reason to wait."""
+CREDENTIAL = re.compile(
+    r"://[^/@:]+:(?!\d+/)[^@]*@|[?&]sig=|[?&][^=&]*(secret|signature|token|password|[_-]key)", re.I
+)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REQUEST_BYTES = 8 * 2**20
 """Read or written in one request."""
@@ -183,17 +186,28 @@ AnyPath = Path | StorePath
 
 def as_path(text: str) -> AnyPath:
     """The path of a URL or of a file of this machine, ``~`` expanded. Raises UserError for a URL of
-    another kind. Touches nothing."""
+    another kind, or with a credential. Touches nothing."""
     if "://" not in text:
         return Path(os.path.expanduser(text))
+    check_credentials(text)
     parts = urlsplit(text)
     if parts.scheme not in PROTOCOLS or not parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"{text}: is no place for files: glray knows {', '.join(f'{p}://' for p in PROTOCOLS)}"
+            f"{text}: files cannot be kept there: give {', '.join(f'{p}://' for p in PROTOCOLS)}"
             "BUCKET/FOLDER, with endpoint and region from the environment (AWS_ENDPOINT_URL, "
-            "AWS_REGION), and folders that every node sees"
+            "AWS_REGION), or a folder that every node sees"
         )
     return StorePath(text.rstrip("/"))
+
+
+def check_credentials(text: str, field: str = "") -> None:
+    """Raises UserError if a URL, of a spec's ``field`` perhaps, has a password or a key in it."""
+    if "://" in text and CREDENTIAL.search(text):
+        where = f"{field}: " if field else ""
+        raise UserError(
+            f"{where}a {text.partition(':')[0]}:// URL holds a credential, which would be written "
+            "into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
+        )
 
 
 def is_magic(part: str) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray.tune
@@ -19,6 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
 from glray.files import AnyPath, StorePath, matching, remove, write_bytes
 from glray.model.config import starting_model
 from glray.progress import advance, working
@@ -167,7 +169,6 @@ def _run_tune(
     over = directory / ".ray-tune" / "over"
     over.parent.mkdir(parents=True, exist_ok=True)
     remove(over)
-    training.add_done_callback(lambda _: write_bytes(over, b""))
 
     def offer(candidate: Candidate) -> None:
         arm = candidate.arm(template)
@@ -182,6 +183,7 @@ def _run_tune(
         follow, directory=directory, seed=seed, seq_len=seq_len, over=over
     )
     following = _Following(trials, num_trials, seq_len)
+    training.add_done_callback(partial(following.end, over))
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, FOLLOWER_RESOURCES),
         tune_config=ray.tune.TuneConfig(
@@ -296,6 +298,20 @@ class _Following(_InDriver, ray.tune.Callback):
         self._trials, self._num_trials, self._seq_len = trials, num_trials, seq_len
         self._num_done, self._told, self._looks_next = 0, 0.0, 0.0
         self._best: tuple[float, str] | None = None
+        self._error: BaseException | None = None
+
+    def end(self, over: AnyPath, training: "Future[None]") -> None:
+        """Tell the followers that training has ended, or end Tune's loop without them: from a
+        storage that cannot be written they would wait for it forever."""
+        try:
+            write_bytes(over, b"")
+        except (OSError, UserError) as error:
+            self._error = training.exception() or error
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """See ray.tune.Callback: in every turn of Tune's loop."""
+        if self._error is not None:
+            raise self._error
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """See ray.tune.Callback: in every turn of Tune's loop."""
@@ -330,7 +346,7 @@ class _Following(_InDriver, ray.tune.Callback):
 
 def _trained_share(path: AnyPath) -> float:
     """How much of a group's current run is trained, 0 to 1, by the group's progress file."""
-    progress = Progress.read(path) if path.stat().st_size else None  # the machine had failed
+    progress = Progress.read(path)
     if progress is None or progress.training is None:
         return 0.0
     done, left = progress.training.last_step.measured_seconds, progress.training.seconds_left

@@ -112,6 +112,16 @@ class Progress(Record):
     training: TrainingProgress | None = measure("", default=None)
     """How training stands, see below; `null` in other phases."""
 
+    @classmethod
+    def read(cls, path: AnyPath) -> "Progress | None":
+        """See Record. None also for an empty file, which a failing machine leaves: what is shown
+        depends on it, and nothing else."""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # a launch removes those of the one before
+            return None
+        return cls.model_validate_json(content) if content else None
+
 
 class LengthLoss(Record):
     """Held-out loss at one window length."""

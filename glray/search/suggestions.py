@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from glray.errors import UserError
-from glray.files import AnyPath, LineLog, StorePath, read_log
+from glray.files import AnyPath, LineLog, StorePath, as_file, read_log
 from glray.search.space import Candidate, Space
 
 JOURNAL = "optuna.journal"
@@ -69,7 +69,7 @@ def _backend(path: AnyPath) -> Any:
     from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
     if not isinstance(path, StorePath):
-        return JournalFileBackend(str(path))
+        return JournalFileBackend(str(as_file(path)))
 
     class StoreBackend(BaseJournalBackend):  # type: ignore[misc]  # Optuna's are Any
         """Optuna's lines, in memory and in a log of the store."""

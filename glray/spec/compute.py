@@ -1,11 +1,16 @@
 """Where and how it runs. Nothing here changes what is computed, except the order of float sums and,
 under FSDP2, what bfloat16 rounds."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from glray.spec.base import Count, Integer, Spec
+
+
+def _without_last_slash(folder: str) -> str:
+    return re.sub(r"(?<=[^/:])/+$", "", folder)
 
 
 class ComputeSpec(Spec):
@@ -20,7 +25,7 @@ class ComputeSpec(Spec):
     """CPU cores, and compute threads, of each worker."""
     use_gpu: bool = False
     """One GPU for each worker."""
-    storage: str = "runs"
+    storage: Annotated[str, AfterValidator(_without_last_slash)] = "runs"
     """Folder for token blocks and runs; on a cluster, one that every node sees under this path. Or
     a place in an object store: ``s3://bucket/folder``, ``gs://``, ``az://``."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"

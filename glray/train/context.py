@@ -21,10 +21,10 @@ class Tracker(Protocol):
         """Show ``scalars`` at ``step``: the steps trained so far."""
 
     def flush(self) -> None:
-        """See that all of it is written."""
+        """Return once all of it is written."""
 
     def keep(self) -> None:
-        """See that it lies where the run's files are, before anything that counts on it."""
+        """Return once it lies where the run's files are; what relies on it comes after."""
 
     def close(self) -> None:
         """Flush for the last time; the run goes no further in this process."""

@@ -376,7 +376,7 @@ class RunSession:
             yield
         except OSError as error:
             checkpoints = self.run.checkpoints
-            remedy = "see to it" if isinstance(checkpoints, StorePath) else "make room there"
+            remedy = "fix that" if isinstance(checkpoints, StorePath) else "make room there"
             raise UserError(
                 f"{checkpoints}: the checkpoint of step {step:,} cannot be written: "
                 f"{error.strerror or error}; the one before it stays, {remedy} and the same "

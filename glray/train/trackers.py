@@ -111,8 +111,8 @@ class TensorBoard:
             self._records.flush()
 
     def keep(self) -> None:
-        """See that it lies in the run's directory: to a store, which cannot append, the file goes
-        whole, and when it is long another one is begun."""
+        """See Tracker: to a store, which cannot append, the file goes whole, and when it is long
+        another one is begun."""
         self.flush()
         if isinstance(self._directory, StorePath):
             copy_file(self._path, self._directory / self._path.name)

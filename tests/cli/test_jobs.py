@@ -56,7 +56,7 @@ def test_what_every_node_may_see_passes() -> None:
 
 
 def test_a_uri_with_a_credential_is_not_sent() -> None:
-    with pytest.raises(UserError, match="s3:// URI holds a credential") as error:
+    with pytest.raises(UserError, match="s3:// URL holds a credential") as error:
         check_paths(declared(corpus=TextCorpus(paths=("s3://key:secret@bucket/text",))))
     assert "secret@" not in str(error.value)
 

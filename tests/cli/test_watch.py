@@ -11,9 +11,11 @@ from rich.console import Console
 
 from glray.cli import watch
 from glray.cli.watch import LiveWork, duration, progress_line, standing, watching, work_line
-from glray.files import StorePath, add_line, write_text
+from glray.files import StorePath, add_line, paths, write_text
 from glray.progress import advance, heard_by, working
 from glray.run.records import Progress, TrainingProgress
+
+from ..stores import StoreServer
 
 LAST_STEP = {
     "stage": 2,
@@ -89,6 +91,23 @@ def test_a_store_is_watched_alike(bucket: StorePath) -> None:
     assert "stale" not in output.getvalue()
 
 
+def test_a_store_that_is_away_for_a_while_is_watched_on(
+    bucket: StorePath, server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "STORE_POLL_SECONDS", 0.1)
+    output = io.StringIO()
+    with watching(bucket / "tiny", Console(file=output, width=80)):
+        server.refuse("503 Slow Down")
+        time.sleep(1)
+        server.recover()
+        add_line(bucket / "tiny/events.log", "2026-01-01 00:00:01 grow: resumed at step 4")
+        end = time.monotonic() + 30
+        while "resumed" not in output.getvalue() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert "00:00:01 grow: resumed at step 4" in output.getvalue()
+
+
 def shown(tmp_path: Path, **console: Any) -> str:
     """What a second group's progress adds while an earlier launch's file of a third lies there."""
     progress("stale").write(tmp_path / "progress-2.json")
@@ -128,6 +147,7 @@ def test_how_a_pipeline_stands_is_its_groups_last_words_and_their_checkpoints(
     progress("growlength").write(tmp_path / "progress.json")
     progress("fixed512").write(tmp_path / "progress-1.json")
     Progress(phase="starting 2 workers").write(tmp_path / "progress-2.json")
+    (tmp_path / "progress-3.json").touch()  # emptied by a machine that failed
     committed = tmp_path / "growlength" / "checkpoints"
     for step in (100, 150):
         write_text(committed / f"step-{step:08d}" / "COMMITTED", "{}")

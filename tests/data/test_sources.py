@@ -269,9 +269,9 @@ def test_fsspec_opens_what_pyarrow_does_not(tmp_path: Path) -> None:
     [
         ("nowhere://bucket/a.txt", "nowhere://bucket/a.txt cannot be reached: .*nowhere"),
         ("s3://bucket/a.txt?colour=red", "unknown S3 option colour"),
-        ("s3://key:secret@bucket/a.txt", "a s3:// URI holds a credential"),
-        ("s3://bucket/a.txt?access_key=A&secret_key=B", "a s3:// URI holds a credential"),
-        ("abfs://c@a.net/x.txt?sig=abc", "a abfs:// URI holds a credential"),
+        ("s3://key:secret@bucket/a.txt", "a s3:// URL holds a credential"),
+        ("s3://bucket/a.txt?access_key=A&secret_key=B", "a s3:// URL holds a credential"),
+        ("abfs://c@a.net/x.txt?sig=abc", "a abfs:// URL holds a credential"),
     ],
 )
 def test_a_uri_that_cannot_be_is_one_line(uri: str, problem: str) -> None:

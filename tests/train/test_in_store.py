@@ -39,7 +39,7 @@ from glray.run.checkpoint import (
     verify,
 )
 from glray.run.records import TrainState
-from glray.run.run import Run
+from glray.run.run import Run, pipeline_directory
 from glray.spec import PipelineSpec
 from glray.train.context import WorkerContext
 from glray.train.export import export_run
@@ -49,6 +49,7 @@ from glray.train.worker import train_all
 from tests.measuring import measure_briefly
 from tests.planned import planned
 
+from ..killing import same_run
 from ..stores import BUCKET, Headers, StoreServer, emptied
 from ..tiny import tiny_spec
 from ..weights import same_weights
@@ -152,6 +153,24 @@ def test_a_run_copied_from_a_store_goes_on_here(
     here = Run.open(tmp_path / "tiny/grow-seed0")
     assert records(here) == records(finished[0])
     assert here.is_finished
+
+
+def test_a_storage_copied_from_a_store_is_resumed_here(
+    finished: list[Run], corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    there, here = in_bucket(tiny_spec(tmp_path), "copied"), tiny_spec(tmp_path / "here")
+    asked = iter([False, False, True])
+    train_all(there, corpus, WorkerContext(stop=lambda: next(asked)))
+    copy_tree(pipeline_directory(there), pipeline_directory(here))
+    events = pipeline_directory(here) / "events.log"
+    assert events.is_dir()  # in parts
+    train_all(here, corpus, WorkerContext())
+    for run, undisturbed in zip(planned(here, corpus), finished, strict=True):
+        assert same_run(run, undisturbed)
+    lines = events.read_text().splitlines()
+    assert any("grow-seed0: starts" in line for line in lines)
+    assert any("grow-seed0: resumed at step" in line for line in lines)
+    assert not list(pipeline_directory(here).rglob("*.parts"))
 
 
 def test_runs_fork_within_a_store(corpus: PreparedCorpus, tmp_path: Path) -> None:

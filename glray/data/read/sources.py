@@ -33,6 +33,7 @@ from fsspec.utils import glob_translate
 from pydantic import TypeAdapter
 
 from glray.errors import UserError
+from glray.files import check_credentials
 from glray.spec.corpus import SourceCorpus
 
 STDLIB_EXCLUDED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -83,10 +84,6 @@ S3_OPTIONS = ("endpoint_override", "scheme", "region", "anonymous")
 
 REQUEST_SECONDS = 10
 """S3's silence that ends one of three attempts; connecting has AWS's one second."""
-
-CREDENTIAL = re.compile(
-    r"://[^/@:]+:(?!\d+/)[^@]*@|[?&]sig=|[?&][^=&]*(secret|signature|token|password|[_-]key)", re.I
-)
 
 
 @dataclass(frozen=True)
@@ -179,15 +176,6 @@ def is_uri(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
-def check_credentials(path: str) -> None:
-    """Raises UserError if ``path`` is a URI with a password or a key in it."""
-    if is_uri(path) and CREDENTIAL.search(path):
-        raise UserError(
-            f"corpus.paths: a {path.partition(':')[0]}:// URI holds a credential, which would "
-            "be written into records; set it in the environment instead (AWS_ACCESS_KEY_ID, …)"
-        )
-
-
 def stdlib_directory() -> Path:
     """Where the running Python keeps its standard library."""
     return Path(sysconfig.get_path("stdlib")).resolve()
@@ -197,7 +185,7 @@ def _declared(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFi
     """The files that one entry of ``corpus.paths`` stands for; counts what is ``left_out``."""
     if declared.startswith("file://"):
         declared = unquote(declared.removeprefix("file://"))
-    check_credentials(declared)
+    check_credentials(declared, "corpus.paths")
     try:
         return (_stored if is_uri(declared) else _local)(declared, kind, left_out)
     except (OSError, RuntimeError, ImportError, ValueError) as error:

@@ -28,6 +28,8 @@ PARTS = {
     "half-budget": 3,
     "half-width": 3,
     "llama": 3,
+    "one-more-stage": 3,
+    "code": 3,
 }
 """Comparisons of the study, in the order of training, and their seeds."""
 TEXT = {

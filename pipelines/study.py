@@ -19,6 +19,7 @@ from glray.spec import (
     ComparedArm,
     ComparisonSpec,
     Fork,
+    NtkAware,
     PipelineSpec,
     Spec,
     StageEnd,
@@ -56,6 +57,7 @@ class Study(Spec):
 
     base: PipelineSpec  # what all pipelines share; its name is the scale
     lengths: tuple[int, ...]  # ascending by doubling
+    longer_length: int  # of one more stage
     rates: dict[str, float]  # by arm
     segments: int  # of the shuffled arm
     pilot_lrs: tuple[float, ...]
@@ -129,7 +131,11 @@ class Study(Spec):
         leaps = [
             grow(first, long, name=f"leap-{long // first}{of}", positions=positions, lr=rate)
             for first in (long // 2, long // 4, short)
-            for of, positions in (("", spec.Extrapolation()), ("-yarn", Yarn()))
+            for of, positions in (
+                ("", spec.Extrapolation()),
+                ("-yarn", Yarn()),
+                ("-theta", NtkAware()),
+            )
         ]
         rewarmed = grow(*lengths, name="rewarmed", lr=rate).derive(rewarm_steps=20)
         return (*by_share, *starts, *leaps, rewarmed)
@@ -190,7 +196,7 @@ class Study(Spec):
         return self._further("starts", self._named("from-"))
 
     def leaps(self) -> ComparisonSpec:
-        """One leap of ×2, ×4 and ×8, extrapolated or with YaRN: without the middle stages."""
+        """One leap of ×2, ×4 and ×8, extrapolated, with YaRN or a larger θ: no stages between."""
         return self._further("leaps", self._named("leap-"))
 
     def rewarming(self) -> ComparisonSpec:
@@ -224,6 +230,20 @@ class Study(Spec):
         )
         return self._again("llama", model=grouped)
 
+    def one_more_stage(self) -> ComparisonSpec:
+        """Does the sign hold with one more stage, at four times the length?"""
+        scored = self.base.evaluation.seq_lens
+        return self._again(
+            "one-more-stage",
+            (*self.lengths, self.longer_length),
+            chunk_len=self.longer_length,
+            evaluation={"seq_lens": (*scored, self.longer_length)},
+        )
+
+    def code(self) -> ComparisonSpec:
+        """Does the sign hold for another corpus, the standard library's code?"""
+        return self._again("code", corpus=spec.StdlibCorpus())
+
     def _run(self, arm: str) -> str:
         return f"{self.base.compute.storage}/{self.base.name}/{arm}"
 
@@ -255,16 +275,20 @@ class Study(Spec):
         title = (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
         return self._comparison(name, title, self.pipeline()[names], claims)
 
-    def _again(self, name: str, **changes: object) -> ComparisonSpec:
+    def _again(
+        self, name: str, lengths: tuple[int, ...] | None = None, **changes: object
+    ) -> ComparisonSpec:
         """The first contrast in another pipeline, with the rates of this one."""
+        lengths = lengths or self.lengths
         arms = (
-            grow(*self.lengths, lr=self.rates[self.growing]),
-            fixed(self.lengths[-1], lr=self.rates[self.long]),
+            grow(*lengths, lr=self.rates[self.growing]),
+            fixed(lengths[-1], lr=self.rates[self.long]),
         )
         pipeline = self.base.derive(name=f"{self.base.name}-{name}", arms=arms, **changes)
         title = (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
-        claims = [lower(self.growing, self.long)]
-        return self._comparison(name, title, pipeline[self.growing, self.long], claims)
+        growing, long = (arm.name for arm in arms)
+        claims = [lower(growing, long)]
+        return self._comparison(name, title, pipeline[growing, long], claims)
 
     def _comparison(
         self, name: str, title: str, arms: Sequence[ComparedArm], claims: Sequence[ClaimSpec]
@@ -314,6 +338,7 @@ small = Study(
         ),
     ),
     lengths=(128, 256, 512, 1024),
+    longer_length=4096,
     rates=RATES,
     segments=60,
     pilot_lrs=(1.5e-3, 3e-3, 6e-3),
@@ -334,6 +359,7 @@ toy = small.derive(
         "compute": {"cpus_per_worker": 1},
     },
     lengths=(8, 16, 32, 64),
+    longer_length=128,
     rates={"growlength": 1e-2, "llm64": 1e-2, "llm8": 2e-2},
     segments=12,
     pilot_lrs=(5e-3, 1e-2, 2e-2, 4e-2),

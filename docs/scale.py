@@ -49,7 +49,7 @@ def page() -> str:
     )
     measured = {
         name: read_json(RESULTS / f"{name}.json", "measure it again")
-        for name in ("checkpoint", "parity", "prepare", "scale", "startup", "stream")
+        for name in ("checkpoint", "losses", "parity", "prepare", "scale", "startup", "stream")
     }
     return environment.get_template("scale.md.j2").render(
         gpus=GPUS,

@@ -4,14 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glray.files import AnyPath, matching, remove, remove_tree
+from glray.files import AnyPath, matching, remove
 from glray.spec.schedule import ArmSpec
 from glray.storage import NONCE
 from glray.train.group import MEETING_SECONDS, Coordinator, WorkerGroup
@@ -21,8 +20,6 @@ ANSWER_SECONDS = 60.0
 """How long the coordinator may take for an answer that waits for no other group. Where the driver's
 node is gone without a word, Ray itself would wait for many minutes, and the group, which still
 holds its run, would keep the next command from it."""
-RAY_TRAIN_STORAGE = ".ray-train"
-"""What Ray Train writes in a pipeline's directory during a launch: nothing that matters."""
 
 
 class RayGroup(WorkerGroup):
@@ -92,10 +89,9 @@ def launch(
     actor. ``is_open``: they wait for further arms to be offered, until the launch is closed.
     """
     stop = stop or threading.Event()
-    left = [f"{NONCE}*", RAY_TRAIN_STORAGE, "progress-*.json"]
-    found = (matching(directory, pattern) for pattern in left)
-    for path in chain.from_iterable(found):  # also of groups not of this launch
-        remove_tree(path) if path.is_dir() else remove(path)
+    for pattern in (f"{NONCE}*", "progress-*.json"):  # also of groups not of this launch
+        for path in matching(directory, pattern):
+            remove(path)
     if in_driver:
         coordinator = Coordinator(count, stop, is_open=is_open)
         yield [WorkerGroup(index, count, coordinator) for index in range(count)]
@@ -115,7 +111,6 @@ def launch(
     finally:
         over.set()
         ray.kill(actor)
-        remove_tree(directory / RAY_TRAIN_STORAGE)
 
 
 def _new_actor(name: str, count: int, is_open: bool) -> Any:

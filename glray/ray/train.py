@@ -4,7 +4,8 @@ Each calibrates if need be, with the others, and then trains run after run, whic
 start a group costs 12–36 s, so it is started once: where there is room for one alone, or one run,
 it trains all. One group of one worker without a GPU, on a cluster that this process has started, is
 not worth a process of its own: it trains in this one (Ray Train's local mode). Ray Train's own
-storage holds nothing that matters: checkpoints and records are glray's, in the run's directory.
+storage is a temporary folder, since it holds nothing that matters: checkpoints and records are
+glray's, in the run's directory.
 """
 
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import ray.exceptions
 import ray.train
@@ -33,7 +35,7 @@ from glray.ray.cluster import (
     wait_for_free_workers,
     worker_resources,
 )
-from glray.ray.coordinator import RAY_TRAIN_STORAGE, launch
+from glray.ray.coordinator import launch
 from glray.ray.metrics import Prometheus, RestartGauges
 from glray.ray.stream import ray_batches, start_reader
 from glray.run.records import Progress
@@ -231,8 +233,8 @@ class WorkerGroups:
                 # Of workers that died; their time goes by while the next ones start.
                 group.saw(versions_of_leases(directory))
                 try:
-                    with nonce_file(directory) as nonce:
-                        self._trainer(group, nonce).fit()
+                    with nonce_file(directory) as nonce, TemporaryDirectory() as folder:
+                        self._trainer(group, nonce, folder).fit()
                     return
                 except (ray.train.WorkerGroupError, ray.train.PreemptionError) as failure:
                     if said := group.error():
@@ -277,7 +279,8 @@ class WorkerGroups:
         if not stop.is_set():
             announcer.progress(Progress(phase=starting_workers(compute)))
 
-    def _trainer(self, group: WorkerGroup, nonce: str) -> ray.train.torch.TorchTrainer:
+    def _trainer(self, group: WorkerGroup, nonce: str, folder: str) -> ray.train.torch.TorchTrainer:
+        """``folder`` is Ray Train's own, on this node, where its controller is too."""
         work, spec, corpus, compute = self.work, self.spec, self.corpus, self.spec.compute
 
         def start_worker() -> None:
@@ -294,7 +297,7 @@ class WorkerGroups:
             ),
             run_config=ray.train.RunConfig(
                 name=uuid.uuid4().hex[:8],
-                storage_path=str(pipeline_directory(spec) / RAY_TRAIN_STORAGE),
+                storage_path=folder,
                 failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )

@@ -162,4 +162,3 @@ def test_runs_side_by_side_end_as_they_do_one_after_another(
         assert same_run(run, expected)
         models = [(r.directory / "model" / "model.safetensors") for r in (run, expected)]
         assert sha256_of(models[0]) == sha256_of(models[1])
-    assert not (directory / ".ray-train").exists()

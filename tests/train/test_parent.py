@@ -19,6 +19,7 @@ from glray.report.plan_sheets import event_sheets, plan_sheets
 from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.parent import Parents
 from glray.run.run import Run
+from glray.search.space import candidates, search_pipeline
 from glray.spec import (
     BaseFrequencies,
     CosineSchedule,
@@ -26,6 +27,7 @@ from glray.spec import (
     Interpolation,
     LinearSchedule,
     PipelineSpec,
+    SearchSpec,
     StageEnd,
     to_yaml,
 )
@@ -456,3 +458,20 @@ def test_a_start_is_declared_alone_and_read_back(tmp_path: Path) -> None:
         tiny_spec(tmp_path, model=None)
     with pytest.raises(ValueError, match=r"start.run '.' names no arm"):
         tiny_spec(tmp_path, model=None, start={"run": "."})
+
+
+def test_a_search_goes_on_from_its_parent(
+    children: dict[str, Run], copied: Path, corpus: PreparedCorpus
+) -> None:
+    search = SearchSpec(arm="growing", lengths=((8, 16),), grid=4, num_trials=4)
+    spec = child_spec(copied, name="searched", arms=(arm("growing", 8, 16),), search=search)
+    tried = candidates(spec)
+    runs = trained(search_pipeline(spec, tried), corpus)
+    assert len(runs) == len(tried) == 4
+    (fixed,) = (candidate.name for candidate in tried if candidate.seq_lens == (16,))
+    assert same_weights(runs[fixed], children["longer"])
+    for run in runs.values():
+        parent = opened(run).manifest.parent
+        assert parent is not None
+        assert parent.run == "short-seed0"
+        assert len(records(run)["metrics"]) == 24  # of the whole path

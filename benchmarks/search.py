@@ -142,7 +142,7 @@ def overhead(folder: Path) -> dict[str, Any]:
     pipeline = Path(__file__).parents[1] / "pipelines" / "search.py"
     settings = {
         "budget.seconds": 60,
-        "search.num_trials": 14,
+        "search.num_trials": 16,
         "search.confirm": 0,
         "compute.storage": folder / "overhead",
     }

@@ -9,7 +9,8 @@ bit.
 ``kills``: the same runs, trained by a process that is killed by SIGKILL at random moments and
 started again, compared with the undisturbed ones. ``overhead``: ``glray tune`` of 16 trials of 60 s
 on two cores without confirmation, from the command to the answer: the share that is not training.
-Each part is kept as soon as it has ended; the last line is one JSON object.
+The first two are kept as ``search.json``, the last as ``search-overhead.json``; the last line is
+one JSON object.
 """
 
 import argparse
@@ -197,9 +198,11 @@ def main() -> None:
                 rng,
             )
             print(found["kills"], flush=True)
+        if found:
+            keep("search", {"seed": options.seed, **found})
         if "overhead" in parts:
             found["overhead"] = overhead(folder)
-    keep("search", {"seed": options.seed, **found})
+            keep("search-overhead", found["overhead"])
     print(json.dumps(found))
 
 

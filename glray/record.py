@@ -31,6 +31,8 @@ class Record(BaseModel):
 
     remedy: ClassVar[str] = REMEDY
     """What to do about a file that cannot be read."""
+    may_be_empty: ClassVar[bool] = False
+    """Whether an empty file, which a failing machine leaves, is as good as none."""
 
     def write(self, path: AnyPath, *, sync: bool = True) -> None:
         """Replace the file at once; see ``glray.files.committed`` for ``sync``."""
@@ -41,7 +43,13 @@ class Record(BaseModel):
         """The record of a file; None if the file does not exist. Raises UserError if it holds
         anything else."""
         try:
-            return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+            content = path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        if cls.may_be_empty and not content:
+            return None
+        try:
+            return cls.model_validate_json(content)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(map(str, problem["loc"]))

@@ -272,8 +272,7 @@ class Study(Spec):
         growing."""
         names = (self.long, self.growing, *arms)
         claims = [lower(arm, self.growing) for arm in arms]
-        title = (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
-        return self._comparison(name, title, self.pipeline()[names], claims)
+        return self._comparison(name, self._title(name), self.pipeline()[names], claims)
 
     def _again(
         self, name: str, lengths: tuple[int, ...] | None = None, **changes: object
@@ -285,10 +284,13 @@ class Study(Spec):
             fixed(lengths[-1], lr=self.rates[self.long]),
         )
         pipeline = self.base.derive(name=f"{self.base.name}-{name}", arms=arms, **changes)
-        title = (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
         growing, long = (arm.name for arm in arms)
         claims = [lower(growing, long)]
-        return self._comparison(name, title, pipeline[growing, long], claims)
+        return self._comparison(name, self._title(name), pipeline[growing, long], claims)
+
+    def _title(self, name: str) -> str:
+        """What the comparison of this name says of itself."""
+        return (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
 
     def _comparison(
         self, name: str, title: str, arms: Sequence[ComparedArm], claims: Sequence[ClaimSpec]

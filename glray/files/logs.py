@@ -187,7 +187,7 @@ class NewLines:
     """The lines that come to a log, whoever appends them, from when this is made."""
 
     def __init__(self, path: AnyPath) -> None:
-        self._path = path
+        self._path = path if isinstance(path, StorePath) else as_file(path)
         self._position = 0
         self._seen: set[str] = set()
         self.read()
@@ -200,7 +200,7 @@ class NewLines:
             texts = [(path / name).read_text() for name in names]
             self._seen.update(names)
             return [line for text in texts for line in text.splitlines()]
-        if not as_file(path).exists():
+        if not path.exists():
             return []
         with path.open("rb") as file:
             file.seek(self._position)

@@ -48,6 +48,7 @@ reason to wait."""
 CREDENTIAL = re.compile(
     r"://[^/@:]+:(?!\d+/)[^@]*@|[?&]sig=|[?&][^=&]*(secret|signature|token|password|[_-]key)", re.I
 )
+"""Found in a URL that holds a password or a key."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REQUEST_BYTES = 8 * 2**20
 """Read or written in one request."""

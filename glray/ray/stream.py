@@ -47,7 +47,7 @@ def ray_batches(
     in ``whole`` blocks, or what is needed of them (see ``glray.data.blocks.reading``). Once it is
     closed, nothing of it uses Ray any more."""
     with (
-        ExitStack() as opened,
+        ExitStack() as opened,  # closed when the pool, which opens, has ended
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool,
     ):
         opened.callback(_await_ray_datas_threads)

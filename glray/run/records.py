@@ -100,6 +100,8 @@ class Progress(Record):
     """``progress.json``: what the pipeline's worker group is doing, replaced at most once a second.
     With several groups the second writes ``progress-1.json``, and so on."""
 
+    may_be_empty = True  # what is shown depends on it, and nothing else
+
     run: str | None = measure("", default=None)
     """The run's name."""
     phase: str = measure("")
@@ -111,16 +113,6 @@ class Progress(Record):
     training."""
     training: TrainingProgress | None = measure("", default=None)
     """How training stands, see below; `null` in other phases."""
-
-    @classmethod
-    def read(cls, path: AnyPath) -> "Progress | None":
-        """See Record. None also for an empty file, which a failing machine leaves: what is shown
-        depends on it, and nothing else."""
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # a launch removes those of the one before
-            return None
-        return cls.model_validate_json(content) if content else None
 
 
 class LengthLoss(Record):

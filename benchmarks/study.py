@@ -31,10 +31,10 @@ from benchmarks.study_records import (
     PARTS,
     PIPELINES,
     STUDIES,
-    TEXT,
     Work,
     endpoint,
     gain_of,
+    plan_text,
 )
 from glray.errors import UserError
 from glray.files import AnyPath, read_json, write_text
@@ -86,10 +86,10 @@ def register(work: Work) -> None:
         raise UserError(
             f"{found}: {work.study.long} gains {gain['mean']:+.3f} ± {gain['half']:.3f} nats from "
             f"context, not surely more than {work.study.gate:g}: where it learns no long context, "
-            "nothing can be said of growing; raise TOKENS and repeat the pilot"
+            "nothing can be said of growing; raise the budget and repeat the pilot"
         )
     figures = {
-        **TEXT,
+        **plan_text(work.study),
         "parts": PARTS,
         "contrasts": [[claim.arm, claim.against] for claim in work.study.contrasts],
         "margin": MARGIN,

@@ -13,11 +13,11 @@ from benchmarks.study_records import (
     COST_RATIOS,
     MARGIN,
     PARTS,
-    TEXT,
     Work,
     endpoint,
     gain_of,
     own_losses,
+    plan_text,
 )
 from glray.files import read_json
 from glray.report.formats import mean_text
@@ -126,7 +126,7 @@ def page(work: Work) -> str:
     results = Results(work.study, records) if len(records) == all_seeds["core"] else None
     registered = {record["registered"]["commit"] for record in records.values()}
     return template("study.md.j2").render(
-        text=plan or TEXT,
+        text=plan or plan_text(work.study),
         plan=plan,
         study=work.study,
         seeds=list(records),

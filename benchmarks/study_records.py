@@ -9,6 +9,7 @@ import numpy as np
 from glray.files import read_json
 from glray.run.statistics import crossed
 from glray.spec import ComparisonSpec, load_comparison
+from glray.train.evaluation import far_windows
 from pipelines import study as studies
 
 PIPELINES = Path(__file__).parents[1] / "pipelines" / "study.py"
@@ -32,42 +33,48 @@ PARTS = {
     "code": 3,
 }
 """Comparisons of the study, in the order of training, and their seeds."""
-TEXT = {
-    "question": "Does growing the training length from 128 to 1,024 tokens lower the loss at full "
-    "length against training at 1,024 throughout, on equal training tokens, and is it the growing "
-    "that does it?",
-    "endpoint": "Mean held-out loss in nats per token, of the trained weights, on targets with at "
-    "least 512 tokens of their own document before them. Each arm is scored at the longest length "
-    "that it is trained on, in windows that slide by half of it. The targets are the same for all "
-    "arms and seeds.",
-    "analysis": "Each contrast is tested two-sided by a paired t test over seeds, of the mean over "
-    "documents, documents weighted by their targets. The four p values are adjusted by Holm at 5%. "
-    "Sensitivity: an exact sign-flip test, and the 95% interval in which documents are a sample "
-    "too. Two arms are the same if two one-sided tests at 5% place the difference within ± 0.02 "
-    "nats. The worth of an arm is the budget at which training at full length throughout reaches "
-    "its loss, read from the curve of the same seed (straight over the logarithm of tokens, and "
-    "beyond its ends as between the nearest two points), over the time that the arm takes. A "
-    "token's cost rises in a straight line with the length, to the cost ratio at full length. "
-    "Intervals of the worth and of the break-even ratio are over seeds. Everything else only "
-    "describes.",
-    "rules": "No arm, length, document or seed is left out. A run that diverges is not repeated, "
-    "and its contrasts are inconclusive. Runs are repeated only after a failure of the machine. "
-    "The number of seeds is fixed. Rates are those with the lowest primary endpoint of a pilot "
-    "under a seed of its own, scored on the same documents.",
-    "outcomes": [
-        "growing − fixed full length < 0: growing is better on equal tokens. If also growing − "
-        "fixed shortest length < 0, the paper's claim is supported: training long was worth it.",
-        "growing − shuffled < 0 as well: the order matters, so it is the growing. If the two are "
-        "the same, it is short windows, in whatever order.",
-        "growing − two phases < 0: the lengths between matter. If the two are the same, two phases "
-        "are enough.",
-        "growing the same as the fixed full length: what is saved is time alone, as the cost ratio "
-        "says.",
-    ],
-    "prediction": "growing − fixed full length: −0.02; − shuffled: −0.01; − two phases: 0.00; − "
-    "fixed shortest length: −0.15.",
-}
-"""What is registered in words."""
+
+
+def plan_text(study: studies.Study) -> dict[str, Any]:
+    """What is registered in words."""
+    short, full = study.lengths[0], study.lengths[-1]
+    return {
+        "question": f"Does growing the training length from {short:,} to {full:,} tokens lower the "
+        "loss at full length against training at full length throughout, on equal training tokens, "
+        "and is it the growing that does it?",
+        "endpoint": "Mean held-out loss in nats per token, of the trained weights, on targets with "
+        f"at least {far_windows(full, full)[0]:,} tokens of their own document before them. Each "
+        "arm is scored at the longest length that it is trained on, in windows that slide by half "
+        "of it. The targets are the same for all arms and seeds.",
+        "analysis": "Each contrast is tested two-sided by a paired t test over seeds, of the mean "
+        "over documents, documents weighted by their targets. The four p values are adjusted by "
+        "Holm at 5%. Sensitivity: an exact sign-flip test, and the 95% interval in which documents "
+        f"are a sample too. Two arms are the same if two one-sided tests at 5% place the "
+        f"difference within ± {MARGIN:g} nats. The worth of an arm is the budget at which training "
+        "at full length throughout reaches its loss, read from the curve of the same seed "
+        "(straight over the logarithm of tokens, and beyond its ends as between the nearest two "
+        "points), over the time that the arm takes. A token's cost rises in a straight line with "
+        "the length, to the cost ratio at full length. Intervals of the worth and of the "
+        "break-even ratio are over seeds. Everything else only describes.",
+        "rules": "No arm, length, document or seed is left out. A run that diverges is not "
+        "repeated, and its contrasts are inconclusive. Runs are repeated only after a failure of "
+        "the machine. The number of seeds is fixed. Rates are those with the lowest primary "
+        f"endpoint of a pilot on {studies.PILOT:.0%} of the budget under a seed of its own, scored "
+        "on the same documents.",
+        "outcomes": [
+            "growing − fixed full length < 0: growing is better on equal tokens. If also growing "
+            "− fixed shortest length < 0, the paper's claim is supported: training long was worth "
+            "it.",
+            "growing − shuffled < 0 as well: the order matters, so it is the growing. If the two "
+            "are the same, it is short windows, in whatever order.",
+            "growing − two phases < 0: the lengths between matter. If the two are the same, two "
+            "phases are enough.",
+            "growing the same as the fixed full length: what is saved is time alone, as the cost "
+            "ratio says.",
+        ],
+        "prediction": "growing − fixed full length: −0.02; − shuffled: −0.01; − two phases: 0.00; "
+        "− fixed shortest length: −0.04.",
+    }
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,6 @@ from glray.spec import (
     two_phase,
 )
 
-TOKENS = 6_000_000
-"""The budget. To be settled by the pilot: the full length must learn to use its context in it."""
-RATES = {"growlength": 3e-3, "llm1024": 3e-3, "llm128": 3e-3}
-"""Peak rates, to be settled by the pilot. What shares a prefix with ``growlength`` has its rate."""
-
 CURVE = (0.5, 0.6, 0.8)
 """Shares of the budget at which the full length's loss is known too: decays that fork from its
 stable phase. Its whole run is the last point."""
@@ -49,6 +44,8 @@ full length costs up to 1.43 times as much as one at the shortest, growing takes
 1.17 times as many of these."""
 TRUNK_END = 0.8
 """Share of the budget up to which that run shares the stable phase of the others."""
+PILOT = 0.5
+"""Share of the budget on which the pilot tries the rates."""
 FULL_SHARES = (0.1, 0.25, 0.36, 0.5, 0.75)
 
 
@@ -63,6 +60,12 @@ class Study(Spec):
     pilot_lrs: tuple[float, ...]
     pilot_seed: int = 100
     gate: float  # nats: the full length's far-context gain in the pilot must surely be above it
+
+    @property
+    def tokens(self) -> int:
+        """The budget of an arm."""
+        assert self.base.budget.tokens is not None
+        return self.base.budget.tokens
 
     # ---- the arms, by their roles
 
@@ -166,8 +169,12 @@ class Study(Spec):
     def pilot(self) -> PipelineSpec:
         """Rates for the arms that have one of their own, under a seed of its own."""
         tuned = (fixed(self.lengths[-1]), fixed(self.lengths[0]), grow(*self.lengths))
-        arms = [arm.at_rate(lr) for arm in tuned for lr in self.pilot_lrs]
-        return self.base.derive(name=f"{self.base.name}-pilot", arms=arms, seeds=(self.pilot_seed,))
+        return self.base.derive(
+            name=f"{self.base.name}-pilot",
+            arms=[arm.at_rate(lr) for arm in tuned for lr in self.pilot_lrs],
+            budget={"tokens": round(PILOT * self.tokens)},
+            seeds=(self.pilot_seed,),
+        )
 
     # ---- comparisons
 
@@ -209,9 +216,7 @@ class Study(Spec):
 
     def half_budget(self) -> ComparisonSpec:
         """Does the sign hold at half the budget?"""
-        tokens = self.base.budget.tokens
-        assert tokens is not None
-        return self._again("half-budget", budget={"tokens": tokens // 2})
+        return self._again("half-budget", budget={"tokens": self.tokens // 2})
 
     def half_width(self) -> ComparisonSpec:
         """Does the sign hold at half the width?"""
@@ -252,15 +257,14 @@ class Study(Spec):
     ) -> PipelineSpec:
         """A pipeline that goes on from a stable phase, for a share of the budget, the last part
         ``decay`` of which decays as the base does."""
-        tokens, schedule = self.base.budget.tokens, self.base.optimizer.schedule
-        assert tokens is not None
+        schedule = self.base.optimizer.schedule
         ends = spec.StableDecaySchedule(warmup=0, decay=round(decay, 6), final=schedule.final)
         return self.base.derive(
             name=f"{self.base.name}-{name}",
             model=None,
             start=start,
             arms=(arm,),
-            budget={"tokens": round(share * tokens)},
+            budget={"tokens": round(share * self.tokens)},
             optimizer={"schedule": ends},
         )
 
@@ -320,31 +324,31 @@ small = Study(
         name="study",
         corpus=spec.ParquetCorpus(paths=("docs.parquet",)),
         tokenizer=spec.BpeTokenizer(vocab_size=1024),
-        model=spec.GPTNeoXModel(num_layers=4, hidden_size=256, num_heads=4, intermediate_size=1024),
-        arms=(fixed(1024),),
-        budget=spec.BudgetSpec(tokens=TOKENS),
+        model=spec.GPTNeoXModel(num_layers=4, hidden_size=128, num_heads=2, intermediate_size=512),
+        arms=(fixed(256),),
+        budget=spec.BudgetSpec(tokens=3_000_000),
         ratios_in="tokens",
-        tokens_per_batch=8192,
-        chunk_len=1024,
+        tokens_per_batch=2048,
+        chunk_len=256,
         optimizer=spec.OptimizerSpec(
-            lr=3e-3, schedule=spec.StableDecaySchedule(warmup=0.05, decay=DECAY)
+            lr=6e-3, schedule=spec.StableDecaySchedule(warmup=0.05, decay=DECAY)
         ),
         seeds=tuple(range(8)),
-        evaluation=spec.EvaluationSpec(seq_lens=(128, 256, 512, 1024), num_tokens=131_072),
+        evaluation=spec.EvaluationSpec(seq_lens=(32, 64, 128, 256), num_tokens=65_536),
         compute=spec.ComputeSpec(
-            groups=1,
-            cpus_per_worker=2,
-            micro_batch_tokens=4096,
+            groups=2,
+            cpus_per_worker=1,
+            micro_batch_tokens=2048,
             checkpoint_every_tokens=1_000_000,
             keep_checkpoints="stages",
         ),
     ),
-    lengths=(128, 256, 512, 1024),
-    longer_length=4096,
-    rates=RATES,
+    lengths=(32, 64, 128, 256),
+    longer_length=1024,
+    rates={"growlength": 6e-3, "llm256": 6e-3, "llm32": 6e-3},
     segments=60,
-    pilot_lrs=(1.5e-3, 3e-3, 6e-3),
-    gate=0.03,
+    pilot_lrs=(3e-3, 6e-3, 1.2e-2),
+    gate=0.02,
 )
 toy = small.derive(
     base={

@@ -1,8 +1,8 @@
 """Does growing the length pay, and is it the growing? A study with controls, on equal tokens.
 
 ``benchmarks/study.py`` trains it seed by seed, keeps its records and renders ``docs/study.md``.
-``small`` is for two CPU cores and the ``docs.parquet`` of ``benchmarks/docs_corpus.py``, at a quarter
-of the paper's lengths; ``toy`` takes seconds and only tests that script.
+``small`` is for two CPU cores and the ``docs.parquet`` of ``benchmarks/docs_corpus.py``, at a
+quarter of the paper's lengths; ``toy`` takes seconds and only tests that script.
 
 The controls: the full length throughout, whose loss is known at several budgets; the shortest one
 throughout; two phases, without the lengths between; and the same lengths shuffled and reversed.
@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 
 from glray import spec
+from glray.search.space import Space, search_pipeline
 from glray.spec import (
     ArmSpec,
     ClaimSpec,
@@ -176,6 +177,17 @@ class Study(Spec):
             seeds=(self.pilot_seed,),
         )
 
+    def schedules(self) -> PipelineSpec:
+        """Every schedule of the lengths whose boundaries lie at tenths of the budget: what a search
+        may meet (``benchmarks/surface.py``). On as many tokens as the pilot."""
+        searched = self.base.derive(
+            name=f"{self.base.name}-schedules",
+            arms=(grow(*self.lengths, lr=self.rates[self.growing]),),
+            budget={"tokens": round(PILOT * self.tokens)},
+            search=spec.SearchSpec(arm=self.growing, grid=10),
+        )
+        return search_pipeline(searched, Space.of(searched).all())
+
     # ---- comparisons
 
     def core(self) -> ComparisonSpec:
@@ -334,7 +346,9 @@ small = Study(
             lr=6e-3, schedule=spec.StableDecaySchedule(warmup=0.05, decay=DECAY)
         ),
         seeds=tuple(range(8)),
-        evaluation=spec.EvaluationSpec(seq_lens=(32, 64, 128, 256), num_tokens=65_536),
+        evaluation=spec.EvaluationSpec(
+            seq_lens=(32, 64, 128, 256), num_tokens=65_536, stage_ends=False
+        ),
         compute=spec.ComputeSpec(
             groups=2,
             cpus_per_worker=1,

@@ -177,15 +177,19 @@ class Study(Spec):
             seeds=(self.pilot_seed,),
         )
 
-    def schedules(self) -> PipelineSpec:
-        """Every schedule of the lengths whose boundaries lie at tenths of the budget: what a search
-        may meet (``benchmarks/surface.py``). On as many tokens as the pilot."""
-        searched = self.base.derive(
+    def searched(self) -> PipelineSpec:
+        """For a search: the schedules of the lengths whose boundaries lie at tenths of the budget.
+        On as many tokens as the pilot."""
+        return self.base.derive(
             name=f"{self.base.name}-schedules",
             arms=(grow(*self.lengths, lr=self.rates[self.growing]),),
             budget={"tokens": round(PILOT * self.tokens)},
             search=spec.SearchSpec(arm=self.growing, grid=10),
         )
+
+    def schedules(self) -> PipelineSpec:
+        """All of them (``benchmarks/surface.py``)."""
+        searched = self.searched()
         return search_pipeline(searched, Space.of(searched).all())
 
     # ---- comparisons

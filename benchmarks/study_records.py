@@ -26,7 +26,7 @@ PARTS = {
     "leaps": 3,
     "rewarming": 3,
     "documents-apart": 3,
-    "half-budget": 3,
+    "double-budget": 3,
     "half-width": 3,
     "llama": 3,
     "one-more-stage": 3,
@@ -59,8 +59,7 @@ def plan_text(study: studies.Study) -> dict[str, Any]:
         "rules": "No arm, length, document or seed is left out. A run that diverges is not "
         "repeated, and its contrasts are inconclusive. Runs are repeated only after a failure of "
         "the machine. The number of seeds is fixed. Rates are those with the lowest primary "
-        f"endpoint of a pilot on {studies.PILOT:.0%} of the budget under a seed of its own, scored "
-        "on the same documents.",
+        "endpoint of a pilot under a seed of its own, scored on the same documents.",
         "outcomes": [
             "growing − fixed full length < 0: growing is better on equal tokens. If also growing "
             "− fixed shortest length < 0, the paper's claim is supported: training long was worth "

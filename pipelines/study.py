@@ -45,8 +45,6 @@ full length costs up to 1.43 times as much as one at the shortest, growing takes
 1.17 times as many of these."""
 TRUNK_END = 0.8
 """Share of the budget up to which that run shares the stable phase of the others."""
-PILOT = 0.5
-"""Share of the budget on which the pilot tries the rates."""
 FULL_SHARES = (0.1, 0.25, 0.36, 0.5, 0.75)
 
 
@@ -173,17 +171,15 @@ class Study(Spec):
         return self.base.derive(
             name=f"{self.base.name}-pilot",
             arms=[arm.at_rate(lr) for arm in tuned for lr in self.pilot_lrs],
-            budget={"tokens": round(PILOT * self.tokens)},
             seeds=(self.pilot_seed,),
         )
 
     def searched(self) -> PipelineSpec:
-        """For a search: the schedules of the lengths whose boundaries lie at tenths of the budget.
-        On as many tokens as the pilot."""
+        """For a search: the schedules of the lengths whose boundaries lie at tenths of the
+        budget."""
         return self.base.derive(
             name=f"{self.base.name}-schedules",
             arms=(grow(*self.lengths, lr=self.rates[self.growing]),),
-            budget={"tokens": round(PILOT * self.tokens)},
             search=spec.SearchSpec(arm=self.growing, grid=10),
         )
 
@@ -230,9 +226,9 @@ class Study(Spec):
         """Is it the same if no window crosses a document?"""
         return self._again("documents-apart", attention="document")
 
-    def half_budget(self) -> ComparisonSpec:
-        """Does the sign hold at half the budget?"""
-        return self._again("half-budget", budget={"tokens": self.tokens // 2})
+    def double_budget(self) -> ComparisonSpec:
+        """Does the sign hold at twice the budget?"""
+        return self._again("double-budget", budget={"tokens": 2 * self.tokens})
 
     def half_width(self) -> ComparisonSpec:
         """Does the sign hold at half the width?"""
@@ -342,7 +338,7 @@ small = Study(
         tokenizer=spec.BpeTokenizer(vocab_size=1024),
         model=spec.GPTNeoXModel(num_layers=4, hidden_size=128, num_heads=2, intermediate_size=512),
         arms=(fixed(256),),
-        budget=spec.BudgetSpec(tokens=3_000_000),
+        budget=spec.BudgetSpec(tokens=1_500_000),
         ratios_in="tokens",
         tokens_per_batch=2048,
         chunk_len=256,
@@ -366,7 +362,7 @@ small = Study(
     rates={"growlength": 6e-3, "llm256": 6e-3, "llm32": 6e-3},
     segments=60,
     pilot_lrs=(3e-3, 6e-3, 1.2e-2),
-    gate=0.01,
+    gate=0.02,
 )
 toy = small.derive(
     base={

@@ -77,9 +77,9 @@ def test_the_studys_arms_share_their_prefixes() -> None:
     plans = [(arm, make_plan(spec, arm)) for arm in spec.trained_arms]
     branches = tree([Trajectory.of(spec, arm, 0, plan) for arm, plan in plans if plan])
     forks = {b.trajectory.arm: (b.trunk.arm, b.fork_step) for b in branches if b.trunk}
-    assert forks["two-phase-64"] == ("growlength", 366)
-    assert forks["two-phase-90"] == ("two-phase-64", 936)
-    assert forks["llm32"] == ("two-phase-90", 1317)
+    assert forks["two-phase-64"] == ("growlength", 183)
+    assert forks["two-phase-90"] == ("two-phase-64", 468)
+    assert forks["llm32"] == ("two-phase-90", 658)
     assert not {"growlength", "growlength-shuffled"} & forks.keys()
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -478,18 +479,29 @@ def test_a_killed_search_ends_with_the_table_of_an_undisturbed_one(
 
 @pytest.mark.ray
 @trained
-def test_ctrl_c_stops_at_a_checkpoint(folder: Path) -> None:
-    log = folder / "stopped.log"
-    arguments = ["run", "tiny.py", "--set", "name=stopped", "--set", "budget.seconds=600"]
-    process = start_glray(folder, log, persons_environment(), *arguments)
+@pytest.mark.usefixtures("own_ray")
+def test_ctrl_c_stops_at_a_checkpoint(folder: Path, here: Command) -> None:
+    """How a process of its own ends that has its own Ray to stop: test_survival.py, by SIGTERM."""
     run = folder / "runs" / "stopped" / "grow-seed0"
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    assert status_of(process, log, 60) == 130, log.read_text()
-    assert "the same command resumes" in log.read_text()
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not (run / "metrics.jsonl").exists():
+            if over.wait(0.1):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    arguments = ["run", "tiny.py", "--set", "name=stopped", "--set", "budget.seconds=600"]
+    arguments += ["--set", "calibration={step_microseconds: {16: 900, 32: 1000}}"]
+    try:
+        stopped = here(folder, *arguments)
+    finally:
+        over.set()
+        interrupting.join()
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    assert "the same command resumes" in stopped.stdout
     (checkpoint,) = committed_checkpoints(run / "checkpoints")
     steps = int(checkpoint.name.removeprefix("step-"))
     assert metrics(run)[-1]["step"] == steps

@@ -7,8 +7,8 @@ from math import isfinite
 from typing import Any
 
 from glray.errors import UserError
-from glray.files import AnyPath, LineLog, StorePath, as_file, read_log
-from glray.search.space import Candidate, Space
+from glray.files import AnyPath, LineLog, read_log
+from glray.search.space import Candidate, Space, SuggestingTrial
 
 JOURNAL = "optuna.journal"
 
@@ -32,7 +32,9 @@ class Suggestions:
         )
         asked = self._study.get_trials(deepcopy=False)
         suggested = {
-            trial.number: space.suggest(optuna.trial.FixedTrial(trial.params)) for trial in asked
+            trial.number: candidate
+            for trial in asked
+            if (candidate := _whole(space, optuna.trial.FixedTrial(trial.params))) is not None
         }
         ended = {trial.number for trial in asked if trial.state.is_finished()}
         self._begun = {n: its for n, its in suggested.items() if n not in ended}
@@ -63,19 +65,25 @@ class Suggestions:
             self._study.tell(number, loss)
 
 
+def _whole(space: Space, asked: SuggestingTrial) -> Candidate | None:
+    """What an earlier call was suggested; None if it was killed between two of its parameters."""
+    try:
+        return space.suggest(asked)
+    except ValueError:
+        return None
+
+
 def _backend(path: AnyPath) -> Any:
-    """Where Optuna's journal is kept. In a store it has one writer, which holds the search's
-    folder."""
-    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+    """Where Optuna's journal is kept. It has one writer, which holds the search's folder, so it
+    takes none of Optuna's locks, which outlive a kill."""
+    from optuna.storages.journal import BaseJournalBackend
 
-    if not isinstance(path, StorePath):
-        return JournalFileBackend(str(as_file(path)))
-
-    class StoreBackend(BaseJournalBackend):  # type: ignore[misc]  # Optuna's are Any
-        """Optuna's lines, in memory and in a log of the store."""
+    class Journal(BaseJournalBackend):  # type: ignore[misc]  # Optuna's are Any
+        """Optuna's lines, in memory and in a log. One that was cut short when a disk was full is
+        left out."""
 
         def __init__(self) -> None:
-            lines = read_log(path).splitlines(keepends=True)
+            lines = [line for line in read_log(path).splitlines(True) if line.endswith(b"\n")]
             self._logs = [json.loads(line) for line in lines]
             self._file = LineLog(path)
             self._file.keep(lines)
@@ -90,7 +98,7 @@ def _backend(path: AnyPath) -> Any:
             self._file.append([f"{json.dumps(log)}\n".encode() for log in logs])
             self._file.flush()
 
-    return StoreBackend()
+    return Journal()
 
 
 def validate_optuna() -> None:

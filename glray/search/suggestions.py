@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from hashlib import sha256
 from importlib.util import find_spec
 from math import isfinite
 from typing import Any
@@ -11,6 +12,15 @@ from glray.files import AnyPath, LineLog, read_log
 from glray.search.space import Candidate, Space, SuggestingTrial
 
 JOURNAL = "optuna.journal"
+CHOSEN_BESIDE_THE_SPACE = (
+    "method",
+    "num_trials",
+    "seed",
+    "max_behind",
+    "confirm",
+    "confirm_seeds",
+)
+"""Fields of a search that may change between two calls while its space stays the same."""
 
 
 class Suggestions:
@@ -28,7 +38,7 @@ class Suggestions:
         storage = optuna.storages.JournalStorage(_backend(directory / JOURNAL))
         self._space = space
         self._study = optuna.create_study(
-            storage=storage, study_name="search", load_if_exists=True, direction="minimize"
+            storage=storage, study_name=_name(space), load_if_exists=True, direction="minimize"
         )
         asked = self._study.get_trials(deepcopy=False)
         suggested = {
@@ -39,8 +49,9 @@ class Suggestions:
         ended = {trial.number for trial in asked if trial.state.is_finished()}
         self._begun = {n: its for n, its in suggested.items() if n not in ended}
         self.ended = [suggested[number] for number in sorted(ended)]
-        """Candidates of earlier calls that were trained to their end, in that order."""
-        seed = space.search.seed + len(asked)
+        """Candidates of earlier calls over this space that were trained to their end, in that
+        order."""
+        seed = (space.search.seed + len(asked)) % 2**32  # NumPy's seeds
         with warnings.catch_warnings():  # it calls these options experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.sampler = optuna.samplers.TPESampler(
@@ -63,6 +74,14 @@ class Suggestions:
             self._study.tell(number, state=TrialState.FAIL)
         else:
             self._study.tell(number, loss)
+
+
+def _name(space: Space) -> str:
+    """Of the space's study. Parameters are places in the space, so in another one they would be
+    other candidates: it has a study of its own, in the same journal."""
+    chosen = space.search.model_dump_json(exclude=set(CHOSEN_BESIDE_THE_SPACE))
+    lists = [family.seq_lens for family in space.families]
+    return f"search {sha256(f'{lists} {chosen}'.encode()).hexdigest()[:16]}"
 
 
 def _whole(space: Space, asked: SuggestingTrial) -> Candidate | None:

@@ -35,9 +35,9 @@ from glray.search.space import (
     Candidate,
     Space,
     candidates,
+    open_pipeline,
     ranking_seq_len,
     search_name,
-    search_pipeline,
 )
 from glray.search.stopping import Standing, stop
 from glray.search.suggestions import Suggestions
@@ -83,7 +83,8 @@ def search(
         suggestions = Suggestions(space, directory)
         left = max(0, spec.search.num_trials - len(suggestions.ended))
         known = list(dict.fromkeys([*known, *suggestions.ended]))
-    pipeline, start = search_pipeline(spec, known), starting_model(spec)
+    pipeline = open_pipeline(spec, known)
+    start = starting_model(pipeline)  # of the search's seed alone
     validate_pipeline(with_calibration(pipeline), corpus, start)  # before any is trained
     num_trials = len(known) + left
     say(

@@ -10,7 +10,7 @@ from glray.spec.pipeline import PipelineSpec
 def best_pipeline(spec: PipelineSpec, tried: PipelineSpec, best: Candidate) -> PipelineSpec:
     """``<name>-best``: repeats the run of a candidate exactly; ``tried`` is the pipeline that
     trained it, with its calibration."""
-    return tried.derive(name=f"{spec.name}-best", arms=[tried.arm(best.name)], only=None)
+    return tried.derive(name=f"{spec.name}-best", arms=[tried.arm(best.name)], search=None)
 
 
 def confirmation(
@@ -33,7 +33,7 @@ def confirmation(
     pipeline = tried.derive(
         name=f"{spec.name}-confirm",
         arms=[tried.arm(name) for name in names],
-        only=None,
+        search=None,
         seeds=fresh_seeds(spec),
     )
     return ComparisonSpec(

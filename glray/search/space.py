@@ -275,6 +275,15 @@ def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineS
     )
 
 
+def open_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineSpec:
+    """``search_pipeline`` where more candidates may come, in this call or a later one: it declares
+    the search as well, as one of its equal shares, so that a calibration and a probe of the memory
+    cover all lengths of the search. ``tried`` has the baselines."""
+    pipeline, own = search_pipeline(spec, tried), spec.arm(_searched(spec).arm)
+    equal = next(arm.name for arm in pipeline.arms if arm.seq_lens == own.seq_lens)
+    return pipeline.derive(search=_searched(spec).derive(arm=equal))
+
+
 def search_name(pipeline: str) -> str:
     """Name of the pipeline that trains the trials of a pipeline's search."""
     return f"{pipeline}-search"

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 
 from glray.errors import UserError
 from glray.plan import make_plan
+from glray.search.confirm import best_pipeline
 from glray.search.space import (
     Candidate,
     Space,
@@ -20,6 +21,7 @@ from glray.search.space import (
     candidates,
     check_search,
     fresh_seeds,
+    open_pipeline,
     ranking_seq_len,
     search_pipeline,
 )
@@ -313,6 +315,20 @@ def test_one_pipeline_trains_all_candidates() -> None:
         plan = make_plan(pipeline, trained)
         assert plan is not None
         assert plan.num_steps == 100
+
+
+@pytest.mark.parametrize("method", ["tree", "random", "optuna"])
+def test_all_lengths_of_a_search_are_calibrated_also_those_that_come_later(method: str) -> None:
+    """Optuna suggests during the search, and a later call may have more trials."""
+    lists = ((4, 32), (16, 32), (64,), (8, 64))
+    spec = searched(arm("grow", 16, 32), lengths=lists, method=method, num_trials=1)
+    tried = candidates(spec)
+    assert open_pipeline(spec, tried).all_seq_lens == (4, 8, 16, 32, 64)
+    assert open_pipeline(spec, tried).arms == search_pipeline(spec, tried).arms
+    every = search_pipeline(spec, tried)
+    assert best_pipeline(spec, open_pipeline(spec, tried), tried[0]) == best_pipeline(
+        spec, every, tried[0]
+    )
 
 
 def test_the_best_are_confirmed_on_seeds_that_chose_nothing() -> None:

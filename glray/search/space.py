@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from glray.errors import UserError
 from glray.search.simplex import Simplex
+from glray.spec.base import MAX_NAME
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import BaseFrequencies, PositionsSpec, stage_scaling
 from glray.spec.schedule import ArmSpec
@@ -17,9 +18,6 @@ from glray.spec.search import SearchSpec, lengths_text
 from glray.spec.training import rate_text
 
 T = TypeVar("T")
-
-MAX_NAME = 80
-"""Characters of a ``Name``."""
 
 
 class SuggestingTrial(Protocol):
@@ -304,7 +302,22 @@ def check_search(spec: PipelineSpec) -> None:
             f"{spec.name}: evaluation.max_rise {spec.evaluation.max_rise:g} would stop trials, "
             "which then have no loss to compare; --set evaluation.max_rise=null"
         )
+    most = MAX_NAME - len("-confirm")
+    if len(spec.name) > most:
+        raise UserError(
+            f"name {spec.name!r} has {len(spec.name)} characters, but a search trains pipelines "
+            "that are named after it, <name>-search and <name>-confirm, and a name has at most "
+            f"{MAX_NAME}; use one of at most {most}"
+        )
     ranking_seq_len(spec)
+    own, scored = spec.arm(spec.search.arm).seq_lens, max(spec.evaluation.seq_lens)
+    longest = max(longest_seq_len(spec), *own)
+    if spec.search.confirm and scored < longest:
+        raise UserError(
+            f"{spec.name}: evaluation.seq_lens ends at {scored}, the search trains up to {longest} "
+            "tokens: the best could not be confirmed at the length that they are trained at; add "
+            f"{longest} to evaluation.seq_lens, or --set search.confirm=0"
+        )
 
 
 def longest_seq_len(spec: PipelineSpec) -> int:

@@ -341,9 +341,16 @@ def test_trials_are_ranked_at_the_longest_evaluated_length_of_the_search() -> No
     spec = searched(*with_longer_arm).derive(evaluation={"seq_lens": (8, 16, 64)})
     assert ranking_seq_len(spec) == 16
     check_search(spec)
+    shorter = spec.derive(evaluation={"seq_lens": (4, 8)})
+    with pytest.raises(UserError, match="ends at 8, the search trains up to 16 tokens"):
+        check_search(shorter)
+    check_search(shorter.derive(search={"confirm": 0}))
     unscored = spec.derive(evaluation={"seq_lens": (64,), "num_tokens": 64})
     with pytest.raises(UserError, match=r"\(64,\) are all longer than 16"):
         check_search(unscored)
+    check_search(spec.derive(name="n" * 72))
+    with pytest.raises(UserError, match=r"73 characters, but .* use one of at most 72"):
+        check_search(spec.derive(name="n" * 73))
     with pytest.raises(UserError, match="declares no search"):
         check_search(spec.derive(search=None))
     with pytest.raises(UserError, match=r"max_rise 0\.1 would stop trials"):

@@ -52,7 +52,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         from glray.report.trials import Trials
 
     start = time.monotonic()
-    starting_model(spec)
+    starting_model(spec.derive(seeds=spec.seeds[:1]))  # the search's
     if spec.start is not None and spec.search is not None and spec.search.confirm:
         starting_model(spec.derive(seeds=fresh_seeds(spec)))  # they need parents of their own
     corpus = prepared_corpus(spec)

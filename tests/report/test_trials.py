@@ -8,13 +8,15 @@ import pytest
 from glray.errors import UserError
 from glray.report.answers import answer, cost, front, noise, rate_at_end, target, unranked
 from glray.report.confirmation import Confirmation
+from glray.report.effects import effects_of
 from glray.report.search_sheets import confirmed, ranking
 from glray.report.trials import Cost, Trials, far_limit
 from glray.run.records import Stopped
-from glray.run.run import STOPPED, open_runs
+from glray.run.run import STOPPED, Run, open_runs
+from glray.spec import to_yaml
 
 from .searched import write_trial
-from .written import scored_at
+from .written import scored_at, write_run
 
 BASELINES = ("8x100", "4x50-8x50")
 
@@ -144,6 +146,47 @@ def test_the_fixed_length_is_the_one_at_its_best_rate(tmp_path: Path) -> None:
     assert rate_at_end(trials) == (
         "Its peak rate, 1e-2, is the highest that was tried, so a better one may lie beyond it."
     )
+
+
+def test_the_longest_fixed_length_is_the_rival_of_shorter_lists(tmp_path: Path) -> None:
+    """Though the arm that is searched has a longer length, and its equal shares with it."""
+    for name, loss in (("4x100", 4.5), ("2x50-4x50", 4.4), ("4x50-8x50", 4.6)):
+        write_trial(tmp_path / "toy", name, {4: loss})
+    trials = Trials.of(open_runs([tmp_path / "toy"]), 4, ("4x100", "4x50-8x50"))
+    assert "; fixed 4 has 4.500, 0.100 (95%" in answer(trials)
+
+
+def gone_on(directory: Path) -> None:
+    """Let the first stage be a parent's."""
+    run = Run.open(directory)
+    plan = run.plan.model_copy(update={"first_step": run.plan.stages[0].end_step})
+    run.manifest.model_copy(update={"plan": plan}).write(directory / "run.json")
+    (arm,) = run.spec.arms
+    own = run.spec.derive(arms=[arm.derive(stages=arm.stages[1:])])
+    (directory / "spec.yaml").write_text(to_yaml(own))
+
+
+def test_a_parents_stages_are_not_the_trials(tmp_path: Path) -> None:
+    """Each trial goes on for 20 s after the same 5 s at 4 tokens."""
+    for folder, seed in (("search", 0), ("confirm", 1)):
+        for name, own, loss in (
+            ("8x100", [(8, 10)], 4.5),
+            ("4x50-8x50", [(4, 10), (8, 5)], 4.4),
+        ):
+            stages = [(4, 5), *own]
+            gone_on(write_run(tmp_path / folder, name, stages, {8: loss}, seed=seed))
+    trials = Trials.of(open_runs([tmp_path / "search"]), 8, BASELINES)
+    assert trials.fixed is trials.ranked[1]
+    assert trials.equal is trials.ranked[0]
+    assert [trial.boundaries for trial in trials.ranked] == [(0.5,), ()]
+    assert [(its.label, its.factors) for its in effects_of(trials.ranked)] == [
+        ("4-8", ()),
+        ("8", ()),
+    ]
+    assert trials.cost().path_seconds == pytest.approx(40)
+    confirmation = Confirmation.of(trials, open_runs([tmp_path / "confirm"]))
+    assert confirmation is not None
+    assert "-0.100 (95% -0.100 to -0.100) from the longest length" in confirmation.sentence
 
 
 def test_seconds_to_the_fixed_lengths_loss(tmp_path: Path) -> None:

@@ -116,6 +116,23 @@ def test_what_would_train_the_same_is_there_once() -> None:
     assert counts == [1, 2 * 2 * 3, 1 * 2 * 4]
 
 
+def test_after_a_parent_one_length_has_a_boundary_before_it() -> None:
+    """There it is re-warmed, and scaled to the parent's lengths, which the space does not know."""
+    scalings = (Extrapolation(), Interpolation(), Interpolation(relative_to="previous"))
+    spec = searched(
+        arm("grow", 32), rewarm_steps=(0, 10), positions=scalings, num_trials=99
+    ).derive(model=None, start={"run": "runs/parent/short"})
+    assert names(candidates(spec)) == names(baselines(spec))
+    assert names(Space.of(spec).all()) == [
+        "32x100-rewarm0-extrapolation",
+        "32x100-rewarm0-interpolation",
+        "32x100-rewarm0-interpolation-previous",
+        "32x100-rewarm10-extrapolation",
+        "32x100-rewarm10-interpolation",
+        "32x100-rewarm10-interpolation-previous",
+    ]
+
+
 def test_every_schedule_of_a_list_is_as_likely_as_the_others_and_every_list() -> None:
     space = Space.of(searched(lengths=((8, 32), (8, 16, 32)), grid=6))
     rng = random.Random(1)

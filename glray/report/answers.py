@@ -58,8 +58,8 @@ def noise(trials: Trials) -> str:
         return ""
     documents = counted(len(best.scored.document_losses), "held-out document")
     return (
-        f"{apart(trials)} it, judged by {documents} (paired, adjusted for the number of trials). "
-        "That is one seed: another one may rank them otherwise."
+        f"{apart(trials)} {best.name} in the search, judged by {documents} (paired, adjusted for "
+        "the number of trials). That is one seed: another one may rank them otherwise."
     )
 
 
@@ -82,8 +82,8 @@ def rate_at_end(trials: Trials) -> str:
         return ""
     end = "lowest" if trials.best.lr == rates[0] else "highest"
     return (
-        f"Its peak rate, {rate_text(trials.best.lr)}, is the {end} that was tried, so a better "
-        "one may lie beyond it."
+        f"The peak rate of {trials.best.name}, {rate_text(trials.best.lr)}, is the {end} that was "
+        "tried, so a better one may lie beyond it."
     )
 
 
@@ -145,7 +145,7 @@ def unranked(trials: Trials) -> str:
 
 def cost(spent: Cost) -> str:
     """Seconds trained, shared and otherwise."""
-    text = f"Training took {seconds_text(spent.trained_seconds)} s"
+    text = f"Training the trials took {seconds_text(spent.trained_seconds)} s"
     if spent.shared_seconds > 0:
         text += (
             f": the trials' {seconds_text(spent.path_seconds)} s less the "
@@ -153,11 +153,14 @@ def cost(spent: Cost) -> str:
         )
     if spent.wall_seconds and spent.other_seconds is not None:
         whole = spent.wall_seconds * spent.at_once
-        at_once = f" with {spent.at_once} trials at once" if spent.at_once > 1 else ""
+        times, at_once = "", ""
+        if spent.at_once > 1:
+            times = f"{spent.at_once} times "
+            at_once = f", as {spent.at_once} trials were trained at once"
         text += (
             f". Everything else took {seconds_text(spent.other_seconds)} s, "
-            f"{spent.other_seconds / whole:.0%} of the {seconds_text(spent.wall_seconds)} s from "
-            f"the command to its answer{at_once}"
+            f"{spent.other_seconds / whole:.0%} of {times}the {seconds_text(spent.wall_seconds)} s "
+            f"from the command to the end of the search{at_once}"
         )
     return f"{text}."
 

@@ -120,7 +120,8 @@ class Cost:
     """Seconds of these that another trial had already trained, so that they were not spent
     again."""
     wall_seconds: float | None = None
-    """From the command to its answer, all calls together; None if not known."""
+    """From the command to the end of the search, before its best are confirmed; None if not
+    known."""
     at_once: int = 1
     """Trials that were trained at the same time."""
 

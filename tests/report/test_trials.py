@@ -84,7 +84,8 @@ def test_differences_are_paired_by_document(toy: Path) -> None:
     assert trials.gaps["8x100"].half == 0
     assert trials.within_noise == {"4x30-8x70"}
     assert noise(trials).startswith(
-        "1 of the other 3 cannot be told apart from it, judged by 16 held-out documents"
+        "1 of the other 3 cannot be told apart from 4x50-8x50 in the search, judged by 16 held-out "
+        "documents (paired"
     )
 
 
@@ -94,14 +95,14 @@ def test_many_comparisons_are_adjusted_for(tmp_path: Path) -> None:
     write_trial(tmp_path / "toy", "4x1-8x99", {8: 4.425}, document_spread=0.04)
     trials = Trials.of(open_runs([tmp_path / "toy"]), 8)
     assert trials.within_noise == frozenset()
-    assert noise(trials).startswith("The other one is worse than it, judged by")
+    assert noise(trials).startswith("The other one is worse than 4x50-8x50 in the search, ")
     for units in range(2, 11):
         name = f"4x{units}-8x{100 - units}"
         write_trial(tmp_path / "toy", name, {8: 4.425}, document_spread=0.04)
     trials = Trials.of(open_runs([tmp_path / "toy"]), 8)
     assert trials.gaps["4x1-8x99"].low > 0
     assert len(trials.within_noise) == 10
-    assert noise(trials).startswith("None of the other 10 can be told apart from it, judged by")
+    assert noise(trials).startswith("None of the other 10 can be told apart from 4x50-8x50 in ")
 
 
 def test_the_front_has_what_nothing_beats_at_both_lengths(toy: Path) -> None:
@@ -144,7 +145,8 @@ def test_the_fixed_length_is_the_one_at_its_best_rate(tmp_path: Path) -> None:
     trials = Trials.of(open_runs([directory]), 8)
     assert "; fixed 8 at its best rate, 3e-3, has 4.500, 0.100 (95%" in answer(trials)
     assert rate_at_end(trials) == (
-        "Its peak rate, 1e-2, is the highest that was tried, so a better one may lie beyond it."
+        "The peak rate of 4x40-8x60-lr0.01, 1e-2, is the highest that was tried, so a better one "
+        "may lie beyond it."
     )
 
 
@@ -221,12 +223,15 @@ def test_the_cost_counts_what_was_shared_once(toy: Path) -> None:
 
 def test_the_cost_is_said() -> None:
     assert cost(Cost(110.0, 30.0, 100.0)) == (
-        "Training took 80.0 s: the trials' 110.0 s less the 30.0 s that they share, which were not "
-        "trained again. Everything else took 20.0 s, 20% of the 100.0 s from the command to its "
-        "answer."
+        "Training the trials took 80.0 s: the trials' 110.0 s less the 30.0 s that they share, "
+        "which were not trained again. Everything else took 20.0 s, 20% of the 100.0 s from the "
+        "command to the end of the search."
     )
-    assert cost(Cost(80.0, 0.0)) == "Training took 80.0 s."
-    assert "20.0 s, 20% of the 50.0 s" in cost(Cost(80.0, 0.0, 50.0, at_once=2))
+    assert cost(Cost(80.0, 0.0)) == "Training the trials took 80.0 s."
+    assert cost(Cost(80.0, 0.0, 50.0, at_once=2)).endswith(
+        "Everything else took 20.0 s, 20% of 2 times the 50.0 s from the command to the end of the "
+        "search, as 2 trials were trained at once."
+    )
     assert Cost(80.0, 0.0, 50.0).other_seconds is None  # of other calls than those that trained
 
 

@@ -33,15 +33,18 @@ def answer(trials: Trials) -> str:
 
 
 def _baseline(trials: Trials, trial: Trial) -> str:
-    """``fixed 1,024 at its best rate, 3e-3, has 3.498``, and how far that is above the best."""
+    """``fixed 1,024 at its best rate, 3e-3, has 3.498`` or ``equal shares have 3.482``, and how far
+    that is above the best."""
     if trial is trials.best:
         return ""
     alike = [each for each in trials.ranked if each.seq_lens == trial.seq_lens]
     alike = [each for each in alike if each.shares == trial.shares]
     several = len({each.lr for each in alike}) > 1
-    rate = f" at its best rate, {rate_text(trial.lr)}," if several else ""
-    what = "equal shares" if len(trial.seq_lens) > 1 else f"fixed {trial.seq_lens[0]:,}"
-    return f"{what}{rate} has {trial.loss:.3f}, {gap_text(trials.gaps[trial.name])} more"
+    what, its, has = f"fixed {trial.seq_lens[0]:,}", "its", "has"
+    if len(trial.seq_lens) > 1:
+        what, its, has = "equal shares", "their", "have"
+    rate = f" at {its} best rate, {rate_text(trial.lr)}," if several else ""
+    return f"{what}{rate} {has} {trial.loss:.3f}, {gap_text(trials.gaps[trial.name])} more"
 
 
 def gap_text(gap: Estimate) -> str:

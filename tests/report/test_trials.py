@@ -141,9 +141,11 @@ def test_the_fixed_length_is_the_one_at_its_best_rate(tmp_path: Path) -> None:
     directory = tmp_path / "toy"
     for lr, loss in ((1e-3, 4.6), (3e-3, 4.5), (1e-2, 4.7)):
         write_trial(directory, f"8x100-lr{lr:g}", {8: loss}, lr=lr)
+        write_trial(directory, f"4x50-8x50-lr{lr:g}", {8: loss + 1}, lr=lr)
     write_trial(directory, "4x40-8x60-lr0.01", {8: 4.4}, lr=1e-2)
-    trials = Trials.of(open_runs([directory]), 8)
+    trials = Trials.of(open_runs([directory]), 8, ("4x50-8x50-lr0.003",))
     assert "; fixed 8 at its best rate, 3e-3, has 4.500, 0.100 (95%" in answer(trials)
+    assert "; equal shares at their best rate, 3e-3, have 5.500, 1.100 (95%" in answer(trials)
     assert rate_at_end(trials) == (
         "The peak rate of 4x40-8x60-lr0.01, 1e-2, is the highest that was tried, so a better one "
         "may lie beyond it."

@@ -39,9 +39,12 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         ranking_seq_len,
         search_name,
     )
+    from glray.search.suggestions import validate_optuna
 
     spec = load_spec(pipeline, overrides)
     check_search(spec)
+    if spec.search is not None and spec.search.method == "optuna":
+        validate_optuna()
     validate_machine(spec)
     with working("importing Ray Tune"):
         from glray.cli.stopping import in_a_thread, stop_on_signals
@@ -52,7 +55,7 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
         from glray.report.trials import Trials
 
     start = time.monotonic()
-    starting_model(spec)
+    starting_model(spec.derive(seeds=spec.seeds[:1]))  # the search's
     if spec.start is not None and spec.search is not None and spec.search.confirm:
         starting_model(spec.derive(seeds=fresh_seeds(spec)))  # they need parents of their own
     corpus = prepared_corpus(spec)
@@ -70,10 +73,14 @@ def tune(pipeline: PipelineFile, overrides: Overrides = None) -> None:
     ranked = [by_name[trial.name] for trial in Trials.of(runs, seq_len).scored]
     if not ranked:
         lowest = min(tried.spec.optimizer_of(arm).lr for arm in tried.spec.arms)
+        remedy = f"set peak rates below {rate_text(lowest)}, the lowest tried"
+        num_stopped = sum(run.stopped is not None for run in runs)
+        if num_stopped:
+            remedy = f"raise search.max_behind, or {remedy}"
         raise UserError(
-            f"{directory}: 0 of {len(runs)} trials have a loss (they diverged or were stopped), so "
-            f"there is no best schedule; set peak rates below {rate_text(lowest)}, the lowest "
-            "tried, under another name (--set name=…)"
+            f"{directory}: 0 of {len(runs)} trials have a loss ({len(runs) - num_stopped} "
+            f"diverged, {num_stopped} were stopped), so there is no best schedule; {remedy}, under "
+            "another name (--set name=…)"
         )
     best_yaml = pipeline_directory(spec) / "best.yaml"
     write_text(best_yaml, to_yaml(best_pipeline(spec, tried.spec, ranked[0])))

@@ -35,9 +35,9 @@ from glray.search.space import (
     Candidate,
     Space,
     candidates,
+    open_pipeline,
     ranking_seq_len,
     search_name,
-    search_pipeline,
 )
 from glray.search.stopping import Standing, stop
 from glray.search.suggestions import Suggestions
@@ -83,7 +83,8 @@ def search(
         suggestions = Suggestions(space, directory)
         left = max(0, spec.search.num_trials - len(suggestions.ended))
         known = list(dict.fromkeys([*known, *suggestions.ended]))
-    pipeline, start = search_pipeline(spec, known), starting_model(spec)
+    pipeline = open_pipeline(spec, known)
+    start = starting_model(pipeline)  # of the search's seed alone
     validate_pipeline(with_calibration(pipeline), corpus, start)  # before any is trained
     num_trials = len(known) + left
     say(
@@ -248,7 +249,8 @@ class _Chooser(_InDriver, Searcher):
     ) -> None:
         """See Searcher: Optuna is told."""
         was_trained = not self._training.done()
-        if self._suggestions is not None and trial_id in self._asked and was_trained:
+        is_followed = was_trained and not error  # else its run may end well
+        if self._suggestions is not None and trial_id in self._asked and is_followed:
             loss = result.get("loss") if result else None
             self._suggestions.tell(self._asked[trial_id], loss)
 
@@ -283,6 +285,8 @@ class _Scheduler(_InDriver, FIFOScheduler):
         reason = stop(standing, self._standings, self._max_behind)
         self._standings.append(standing)
         if reason is None or self._trials.tree().needed(run.name):
+            return TrialScheduler.CONTINUE
+        if run.has_ended or run.stopped is not None:  # by now, or in an earlier call
             return TrialScheduler.CONTINUE
         Stopped(step=evaluation.step, reason=reason.sentence).write(run.directory / STOPPED)
         self._group.withdraw(run.name)

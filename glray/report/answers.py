@@ -33,15 +33,18 @@ def answer(trials: Trials) -> str:
 
 
 def _baseline(trials: Trials, trial: Trial) -> str:
-    """``fixed 1,024 at its best rate, 3e-3, has 3.498``, and how far that is above the best."""
+    """``fixed 1,024 at its best rate, 3e-3, has 3.498`` or ``equal shares have 3.482``, and how far
+    that is above the best."""
     if trial is trials.best:
         return ""
     alike = [each for each in trials.ranked if each.seq_lens == trial.seq_lens]
     alike = [each for each in alike if each.shares == trial.shares]
     several = len({each.lr for each in alike}) > 1
-    rate = f" at its best rate, {rate_text(trial.lr)}," if several else ""
-    what = "equal shares" if len(trial.seq_lens) > 1 else f"fixed {trial.seq_lens[0]:,}"
-    return f"{what}{rate} has {trial.loss:.3f}, {gap_text(trials.gaps[trial.name])} more"
+    what, its, has = f"fixed {trial.seq_lens[0]:,}", "its", "has"
+    if len(trial.seq_lens) > 1:
+        what, its, has = "equal shares", "their", "have"
+    rate = f" at {its} best rate, {rate_text(trial.lr)}," if several else ""
+    return f"{what}{rate} {has} {trial.loss:.3f}, {gap_text(trials.gaps[trial.name])} more"
 
 
 def gap_text(gap: Estimate) -> str:
@@ -58,8 +61,8 @@ def noise(trials: Trials) -> str:
         return ""
     documents = counted(len(best.scored.document_losses), "held-out document")
     return (
-        f"{apart(trials)} it, judged by {documents} (paired, adjusted for the number of trials). "
-        "That is one seed: another one may rank them otherwise."
+        f"{apart(trials)} {best.name} in the search, judged by {documents} (paired, adjusted for "
+        "the number of trials). That is one seed: another one may rank them otherwise."
     )
 
 
@@ -82,8 +85,8 @@ def rate_at_end(trials: Trials) -> str:
         return ""
     end = "lowest" if trials.best.lr == rates[0] else "highest"
     return (
-        f"Its peak rate, {rate_text(trials.best.lr)}, is the {end} that was tried, so a better "
-        "one may lie beyond it."
+        f"The peak rate of {trials.best.name}, {rate_text(trials.best.lr)}, is the {end} that was "
+        "tried, so a better one may lie beyond it."
     )
 
 
@@ -145,7 +148,7 @@ def unranked(trials: Trials) -> str:
 
 def cost(spent: Cost) -> str:
     """Seconds trained, shared and otherwise."""
-    text = f"Training took {seconds_text(spent.trained_seconds)} s"
+    text = f"Training the trials took {seconds_text(spent.trained_seconds)} s"
     if spent.shared_seconds > 0:
         text += (
             f": the trials' {seconds_text(spent.path_seconds)} s less the "
@@ -153,11 +156,14 @@ def cost(spent: Cost) -> str:
         )
     if spent.wall_seconds and spent.other_seconds is not None:
         whole = spent.wall_seconds * spent.at_once
-        at_once = f" with {spent.at_once} trials at once" if spent.at_once > 1 else ""
+        times, at_once = "", ""
+        if spent.at_once > 1:
+            times = f"{spent.at_once} times "
+            at_once = f", as {spent.at_once} trials were trained at once"
         text += (
             f". Everything else took {seconds_text(spent.other_seconds)} s, "
-            f"{spent.other_seconds / whole:.0%} of the {seconds_text(spent.wall_seconds)} s from "
-            f"the command to its answer{at_once}"
+            f"{spent.other_seconds / whole:.0%} of {times}the {seconds_text(spent.wall_seconds)} s "
+            f"from the command to the end of the search{at_once}"
         )
     return f"{text}."
 

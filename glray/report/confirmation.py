@@ -7,7 +7,6 @@ from statistics import fmean
 from glray.report.comparison import (
     ArmScore,
     compare,
-    longest_fixed,
     paired_difference,
     share_targets,
 )
@@ -61,7 +60,11 @@ class Confirmation:
         compared = [run for score in scores for run in score.runs]
         if not scores or not share_targets([*compared, trials.scored[0].run]):
             return None
-        fixed = _fixed(scores)
+        fixed = min(
+            (score for score in scores if trials.is_fixed(searched[score.runs[0].arm])),
+            key=lambda score: score.loss,
+            default=None,
+        )
         schedules = [
             Confirmed(
                 searched[score.runs[0].arm],
@@ -120,13 +123,6 @@ class Confirmation:
             text += ", the longest length throughout"
         left_out = f" Left out: {', '.join(self.without)}." if self.without else ""
         return f"{text}.{left_out}"
-
-
-def _fixed(scores: Sequence[ArmScore]) -> ArmScore | None:
-    """The longest fixed length, at its best rate on these seeds."""
-    longest = longest_fixed(scores)
-    alike = [score for score in scores if longest and score.seq_lens == longest.seq_lens]
-    return min(alike, key=lambda score: score.loss, default=None)
 
 
 def _moved(difference: float) -> str:

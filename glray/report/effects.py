@@ -162,10 +162,9 @@ class Effects:
         far = f", {self.num_far} far above them left out," if self.num_far else ""
         fitted = f"{self.label}: a quadratic surface fitted to {num} trials{far}"
         if not surface.explains:
-            return (
-                f"{fitted} explains nothing ({found}), so these trials do not say where the "
-                "boundaries should lie."
-            )
+            has_boundary = any(factor.kind == "boundary" for factor in self.factors)
+            what = "where the boundaries should lie" if has_boundary else "which value is best"
+            return f"{fitted} explains nothing ({found}), so these trials do not say {what}."
         lowest = plus_minus(self.optimum.loss, self.optimum.half)
         beyond = [
             end

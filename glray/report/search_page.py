@@ -107,8 +107,8 @@ def search_report(
 
     ``runs`` are a pipeline's, one for each schedule that has begun; ``baselines`` the names of the
     arms that every search trains. ``confirmed`` is the comparison of the best on fresh seeds, whose
-    arms have the same names. ``wall_seconds`` are those from the command to its answer, with
-    ``at_once`` runs trained at the same time. Raises UserError if the runs cannot be ranked.
+    arms have the same names. ``wall_seconds`` are those from the command to the end of the search,
+    with ``at_once`` runs trained at the same time. Raises UserError if the runs cannot be ranked.
     """
     trials = Trials.of(runs, seq_len, baselines)
     return SearchReport(

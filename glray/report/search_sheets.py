@@ -133,7 +133,10 @@ def cost(spent: Cost) -> Sheet:
     ]
     rows.append(["shared, not trained again", seconds_text(spent.shared_seconds), ""])
     note = (
-        "Measured training seconds. Everything else: start-up, calibration, evaluation, "
-        "checkpoints and waiting, from the command to its answer."
+        "Measured training seconds of the search, without fresh seeds. Everything else: start-up, "
+        "calibration, evaluation, checkpoints and waiting, from the command to the end of the "
+        "search."
     )
+    if spent.at_once > 1:
+        note += f" The wall clock counts {spent.at_once} times, once for each trial at once."
     return Sheet("Cost", ["", "seconds", "of the wall clock"], rows, [note])

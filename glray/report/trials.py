@@ -47,8 +47,8 @@ class Trial:
 
     @property
     def seq_lens(self) -> tuple[int, ...]:
-        """Length of each stage in tokens."""
-        return self.run.seq_lens
+        """Length of each stage in tokens, without those of a parent, which all trials have."""
+        return tuple(stage.seq_len for stage in self.run.plan.own_stages)
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -65,6 +65,12 @@ class Trial:
     def lr(self) -> float:
         """Peak learning rate."""
         return self.run.optimizer.lr
+
+    @property
+    def measured_seconds(self) -> float:
+        """Training seconds measured over its whole path, without the parent's."""
+        parents = self.run.log.measured_seconds[: self.run.plan.first_step]
+        return self.run.measured_seconds - (float(parents[-1]) if len(parents) else 0.0)
 
     @cached_property
     def scored(self) -> LengthLoss | None:
@@ -109,12 +115,13 @@ class Cost:
     """Seconds that a search took."""
 
     path_seconds: float
-    """Measured training seconds of all trials, each over its whole path."""
+    """Measured training seconds of all trials, each over its whole path, without a parent's."""
     shared_seconds: float
     """Seconds of these that another trial had already trained, so that they were not spent
     again."""
     wall_seconds: float | None = None
-    """From the command to its answer, all calls together; None if not known."""
+    """From the command to the end of the search, before its best are confirmed; None if not
+    known."""
     at_once: int = 1
     """Trials that were trained at the same time."""
 
@@ -188,8 +195,12 @@ class Trials:
     @cached_property
     def fixed(self) -> Trial | None:
         """The best one of the longest length throughout."""
-        longest = max((max(trial.seq_lens) for trial in self.ranked), default=0)
-        return next((trial for trial in self.scored if trial.seq_lens == (longest,)), None)
+        return next((trial for trial in self.scored if self.is_fixed(trial)), None)
+
+    def is_fixed(self, trial: Trial) -> bool:
+        """Whether a trial has the longest length throughout: the longest that any has."""
+        longest = max((t.seq_lens for t in self.ranked if len(t.seq_lens) == 1), default=None)
+        return trial.seq_lens == longest
 
     @property
     def equal(self) -> Trial | None:
@@ -256,7 +267,7 @@ class Trials:
         of trials that were trained at the same time."""
         forks = [trial.run.manifest.fork for trial in self.ranked if trial.run.steps_done]
         return Cost(
-            sum(trial.run.measured_seconds for trial in self.ranked),
+            sum(trial.measured_seconds for trial in self.ranked),
             sum(fork.measured_seconds for fork in forks if fork),
             wall_seconds,
             at_once,

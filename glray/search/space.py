@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from glray.errors import UserError
 from glray.search.simplex import Simplex
+from glray.spec.base import MAX_NAME
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import BaseFrequencies, PositionsSpec, stage_scaling
 from glray.spec.schedule import ArmSpec
@@ -17,9 +18,6 @@ from glray.spec.search import SearchSpec, lengths_text
 from glray.spec.training import rate_text
 
 T = TypeVar("T")
-
-MAX_NAME = 80
-"""Characters of a ``Name``."""
 
 
 class SuggestingTrial(Protocol):
@@ -94,19 +92,21 @@ class Family:
     """Shares of the stages, in units of the grid."""
     lrs: tuple[float | None, ...]
     rewarm_steps: tuple[int | None, ...]
-    """Only None for a single length, which has no stage boundary."""
+    """Only None where there is no stage boundary: of a single length without a parent."""
     positions: tuple[PositionsSpec | None, ...]
     """Choices that differ at these lengths."""
 
     @classmethod
-    def of(cls, search: SearchSpec, seq_lens: tuple[int, ...]) -> "Family":
+    def of(cls, spec: PipelineSpec, seq_lens: tuple[int, ...]) -> "Family":
         """The family of one of the search's lists of lengths, or of any other list."""
+        search, goes_on = _searched(spec), spec.start is not None
+        has_boundary = len(seq_lens) > 1 or goes_on
         return cls(
             seq_lens,
             Simplex(search.grid, search.bounds(seq_lens)),
             search.lrs or (None,),
-            (search.rewarm_steps if len(seq_lens) > 1 else ()) or (None,),
-            tuple(dict.fromkeys(_alike(search.positions, seq_lens).values())) or (None,),
+            (search.rewarm_steps if has_boundary else ()) or (None,),
+            tuple(dict.fromkeys(_alike(search.positions, seq_lens, goes_on).values())) or (None,),
         )
 
     @property
@@ -148,13 +148,16 @@ class Space:
     search: SearchSpec
     families: tuple[Family, ...]
     """One for each list of lengths, as declared."""
+    goes_on: bool = False
+    """Whether the trials go on from a parent, whose stages come before theirs."""
 
     @classmethod
     def of(cls, spec: PipelineSpec) -> "Space":
         """The space of a pipeline that declares a search."""
         search = _searched(spec)
         lists = search.lists(spec.arm(search.arm))
-        return cls(search, tuple(Family.of(search, seq_lens) for seq_lens in lists))
+        families = tuple(Family.of(spec, seq_lens) for seq_lens in lists)
+        return cls(search, families, spec.start is not None)
 
     @property
     def num_candidates(self) -> int:
@@ -220,7 +223,7 @@ class Space:
         elif positions:
             (chosen,) = positions.values()
         if chosen is not None:
-            chosen = _alike(self.search.positions, family.seq_lens)[chosen]
+            chosen = _alike(self.search.positions, family.seq_lens, self.goes_on)[chosen]
         shares = family.schedules.at(quantiles)
         return Candidate(family.seq_lens, shares, lr, rewarm_steps, chosen)
 
@@ -240,7 +243,7 @@ def baselines(spec: PipelineSpec) -> list[Candidate]:
     """
     search = _searched(spec)
     own = spec.arm(search.arm).seq_lens
-    fixed = Family.of(search, (longest_seq_len(spec),))
+    fixed = Family.of(spec, (longest_seq_len(spec),))
     equal = (Candidate(own, (1,) * len(own), lr) for lr in search.lrs or (None,))
     return _unique([*fixed, *equal])
 
@@ -275,6 +278,15 @@ def search_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineS
     )
 
 
+def open_pipeline(spec: PipelineSpec, tried: Iterable[Candidate]) -> PipelineSpec:
+    """``search_pipeline`` where more candidates may come, in this call or a later one: it declares
+    the search as well, as one of its equal shares, so that a calibration and a probe of the memory
+    cover all lengths of the search. ``tried`` has the baselines."""
+    pipeline, own = search_pipeline(spec, tried), spec.arm(_searched(spec).arm)
+    equal = next(arm.name for arm in pipeline.arms if arm.seq_lens == own.seq_lens)
+    return pipeline.derive(search=_searched(spec).derive(arm=equal))
+
+
 def search_name(pipeline: str) -> str:
     """Name of the pipeline that trains the trials of a pipeline's search."""
     return f"{pipeline}-search"
@@ -295,7 +307,22 @@ def check_search(spec: PipelineSpec) -> None:
             f"{spec.name}: evaluation.max_rise {spec.evaluation.max_rise:g} would stop trials, "
             "which then have no loss to compare; --set evaluation.max_rise=null"
         )
+    most = MAX_NAME - len("-confirm")
+    if len(spec.name) > most:
+        raise UserError(
+            f"name {spec.name!r} has {len(spec.name)} characters, but a search trains pipelines "
+            "that are named after it, <name>-search and <name>-confirm, and a name has at most "
+            f"{MAX_NAME}; use one of at most {most}"
+        )
     ranking_seq_len(spec)
+    own, scored = spec.arm(spec.search.arm).seq_lens, max(spec.evaluation.seq_lens)
+    longest = max(longest_seq_len(spec), *own)
+    if spec.search.confirm and scored < longest:
+        raise UserError(
+            f"{spec.name}: evaluation.seq_lens ends at {scored}, the search trains up to {longest} "
+            "tokens: the best could not be confirmed at the length that they are trained at; add "
+            f"{longest} to evaluation.seq_lens, or --set search.confirm=0"
+        )
 
 
 def longest_seq_len(spec: PipelineSpec) -> int:
@@ -340,9 +367,12 @@ def _fitting(positions: PositionsSpec, seq_lens: Sequence[int]) -> PositionsSpec
 
 
 def _alike(
-    choices: Sequence[PositionsSpec], seq_lens: Sequence[int]
+    choices: Sequence[PositionsSpec], seq_lens: Sequence[int], goes_on: bool
 ) -> dict[PositionsSpec, PositionsSpec]:
-    """Each choice with the first one that does the same at all of these lengths."""
+    """Each choice with the first one that does the same at all of these lengths; with itself after
+    a parent, to whose lengths positions may be scaled."""
+    if goes_on:
+        return {choice: choice for choice in choices}
     first: dict[object, PositionsSpec] = {}
     alike = {}
     for choice in choices:

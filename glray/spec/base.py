@@ -16,7 +16,12 @@ from pydantic import (
 FILE_FIELDS = ("init", "path", "paths")
 """Fields, at any depth, that name files or folders which are read."""
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+MAX_NAME = 80
+"""Characters of a name."""
+
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)
+]
 """A name that is also a directory's name: letters, digits, dot, underscore and dash."""
 
 

@@ -88,6 +88,16 @@ def test_nothing_is_suggested_or_told_once_the_workers_have_ended(tmp_path: Path
     assert Suggestions(space, tmp_path).ended == []
 
 
+def test_a_candidate_whose_trial_of_tune_failed_is_not_told_as_bad(tmp_path: Path) -> None:
+    """Its run trains on, and the next call is told its loss."""
+    space, training = Space.of(searched_spec(tmp_path, method="optuna")), Future[None]()
+    offered: list[Candidate] = []
+    chooser = _Chooser([], Suggestions(space, tmp_path), 1, offered.append, training)
+    chooser.suggest("1")
+    chooser.on_trial_complete("1", error=True)
+    assert Suggestions(space, tmp_path).ended == []
+
+
 def results(scheduler: _Scheduler, trials: _Trials, order: list[str]) -> dict[str, list[str]]:
     """What the scheduler says of each trial at each evaluation before its last."""
     runs = {name: trials.run(name) for name in order}
@@ -107,10 +117,15 @@ def test_a_trial_that_is_far_behind_is_stopped(tmp_path: Path, corpus: PreparedC
     spec = searched_spec(tmp_path, lengths=((32,),), lrs=(1e-6, 1e-2), num_trials=2)
     trials, group = trained(spec, corpus, said), WorkerGroup()
     names = ["32x100-lr1e-2", "32x100-lr1e-6"]
+    slow = trials.run("32x100-lr1e-6")
+    finished = results(_Scheduler(trials, group, 0.01), trials, names)  # of an earlier call
+    assert {answer for its in finished.values() for answer in its} == {TrialScheduler.CONTINUE}
+    assert slow.stopped is None
+
+    (here(slow.directory) / "result.json").unlink()  # now it still trains
     stopped = results(_Scheduler(trials, group, 0.01), trials, names)
     assert set(stopped["32x100-lr1e-2"]) == {TrialScheduler.CONTINUE}
     assert TrialScheduler.STOP in stopped["32x100-lr1e-6"]
-    slow = trials.run("32x100-lr1e-6")
     assert group.is_withdrawn(slow.name)
     record = slow.stopped
     assert record is not None

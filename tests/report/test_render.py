@@ -40,6 +40,16 @@ def test_numbers_are_never_broken_words_are() -> None:
     assert max(len(line.rstrip()) for line in lines) <= 80
 
 
+def test_no_number_is_cut_off_where_words_can_be_folded() -> None:
+    columns = ["schedule", "", "in the search", "confirmed", "over seeds", "change", "from fixed"]
+    name = "128x10-256x30-512x35-1024x25-lr3.16e-3"
+    numbers = ["3.450", "3.500", "3.490 to 3.510", "+0.050", "-0.150 ± 0.012"]
+    shown = rendered([Sheet("", columns, [[name, "baseline", *numbers]], left=(0, 1))])
+    for number in numbers:
+        assert number in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+
+
 def test_a_page_escapes_all_that_it_is_given() -> None:
     text = "<b>&"
     page = html(

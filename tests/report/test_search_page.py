@@ -94,6 +94,14 @@ def test_a_surface_of_noise_has_no_optimum(tmp_path: Path) -> None:
     assert headline(figure).startswith("No fitted surface explains anything")
 
 
+def test_one_length_has_no_boundary_to_place(tmp_path: Path) -> None:
+    for place, loss in enumerate((3.41, 3.39, 3.42, 3.40, 3.38, 3.43, 3.39, 3.41), 1):
+        write_trial(tmp_path / "toy", f"8x100-lr{place}e-3", {8: loss}, lr=place * 1e-3)
+    (its,) = search_report(open_runs([tmp_path / "toy"]), 8, title="toy").effects
+    assert its.sentence.startswith("8: a quadratic surface fitted to 8 trials explains nothing")
+    assert its.sentence.endswith("so these trials do not say which value is best.")
+
+
 def headline(figure: Figure) -> str:
     return figure.get_suptitle().replace("\n", " ")
 

@@ -8,13 +8,15 @@ import pytest
 from glray.errors import UserError
 from glray.report.answers import answer, cost, front, noise, rate_at_end, target, unranked
 from glray.report.confirmation import Confirmation
+from glray.report.effects import effects_of
 from glray.report.search_sheets import confirmed, ranking
 from glray.report.trials import Cost, Trials, far_limit
 from glray.run.records import Stopped
-from glray.run.run import STOPPED, open_runs
+from glray.run.run import STOPPED, Run, open_runs
+from glray.spec import to_yaml
 
 from .searched import write_trial
-from .written import scored_at
+from .written import scored_at, write_run
 
 BASELINES = ("8x100", "4x50-8x50")
 
@@ -82,7 +84,8 @@ def test_differences_are_paired_by_document(toy: Path) -> None:
     assert trials.gaps["8x100"].half == 0
     assert trials.within_noise == {"4x30-8x70"}
     assert noise(trials).startswith(
-        "1 of the other 3 cannot be told apart from it, judged by 16 held-out documents"
+        "1 of the other 3 cannot be told apart from 4x50-8x50 in the search, judged by 16 held-out "
+        "documents (paired"
     )
 
 
@@ -92,14 +95,14 @@ def test_many_comparisons_are_adjusted_for(tmp_path: Path) -> None:
     write_trial(tmp_path / "toy", "4x1-8x99", {8: 4.425}, document_spread=0.04)
     trials = Trials.of(open_runs([tmp_path / "toy"]), 8)
     assert trials.within_noise == frozenset()
-    assert noise(trials).startswith("The other one is worse than it, judged by")
+    assert noise(trials).startswith("The other one is worse than 4x50-8x50 in the search, ")
     for units in range(2, 11):
         name = f"4x{units}-8x{100 - units}"
         write_trial(tmp_path / "toy", name, {8: 4.425}, document_spread=0.04)
     trials = Trials.of(open_runs([tmp_path / "toy"]), 8)
     assert trials.gaps["4x1-8x99"].low > 0
     assert len(trials.within_noise) == 10
-    assert noise(trials).startswith("None of the other 10 can be told apart from it, judged by")
+    assert noise(trials).startswith("None of the other 10 can be told apart from 4x50-8x50 in ")
 
 
 def test_the_front_has_what_nothing_beats_at_both_lengths(toy: Path) -> None:
@@ -138,12 +141,56 @@ def test_the_fixed_length_is_the_one_at_its_best_rate(tmp_path: Path) -> None:
     directory = tmp_path / "toy"
     for lr, loss in ((1e-3, 4.6), (3e-3, 4.5), (1e-2, 4.7)):
         write_trial(directory, f"8x100-lr{lr:g}", {8: loss}, lr=lr)
+        write_trial(directory, f"4x50-8x50-lr{lr:g}", {8: loss + 1}, lr=lr)
     write_trial(directory, "4x40-8x60-lr0.01", {8: 4.4}, lr=1e-2)
-    trials = Trials.of(open_runs([directory]), 8)
+    trials = Trials.of(open_runs([directory]), 8, ("4x50-8x50-lr0.003",))
     assert "; fixed 8 at its best rate, 3e-3, has 4.500, 0.100 (95%" in answer(trials)
+    assert "; equal shares at their best rate, 3e-3, have 5.500, 1.100 (95%" in answer(trials)
     assert rate_at_end(trials) == (
-        "Its peak rate, 1e-2, is the highest that was tried, so a better one may lie beyond it."
+        "The peak rate of 4x40-8x60-lr0.01, 1e-2, is the highest that was tried, so a better one "
+        "may lie beyond it."
     )
+
+
+def test_the_longest_fixed_length_is_the_rival_of_shorter_lists(tmp_path: Path) -> None:
+    """Though the arm that is searched has a longer length, and its equal shares with it."""
+    for name, loss in (("4x100", 4.5), ("2x50-4x50", 4.4), ("4x50-8x50", 4.6)):
+        write_trial(tmp_path / "toy", name, {4: loss})
+    trials = Trials.of(open_runs([tmp_path / "toy"]), 4, ("4x100", "4x50-8x50"))
+    assert "; fixed 4 has 4.500, 0.100 (95%" in answer(trials)
+
+
+def gone_on(directory: Path) -> None:
+    """Let the first stage be a parent's."""
+    run = Run.open(directory)
+    plan = run.plan.model_copy(update={"first_step": run.plan.stages[0].end_step})
+    run.manifest.model_copy(update={"plan": plan}).write(directory / "run.json")
+    (arm,) = run.spec.arms
+    own = run.spec.derive(arms=[arm.derive(stages=arm.stages[1:])])
+    (directory / "spec.yaml").write_text(to_yaml(own))
+
+
+def test_a_parents_stages_are_not_the_trials(tmp_path: Path) -> None:
+    """Each trial goes on for 20 s after the same 5 s at 4 tokens."""
+    for folder, seed in (("search", 0), ("confirm", 1)):
+        for name, own, loss in (
+            ("8x100", [(8, 10)], 4.5),
+            ("4x50-8x50", [(4, 10), (8, 5)], 4.4),
+        ):
+            stages = [(4, 5), *own]
+            gone_on(write_run(tmp_path / folder, name, stages, {8: loss}, seed=seed))
+    trials = Trials.of(open_runs([tmp_path / "search"]), 8, BASELINES)
+    assert trials.fixed is trials.ranked[1]
+    assert trials.equal is trials.ranked[0]
+    assert [trial.boundaries for trial in trials.ranked] == [(0.5,), ()]
+    assert [(its.label, its.factors) for its in effects_of(trials.ranked)] == [
+        ("4-8", ()),
+        ("8", ()),
+    ]
+    assert trials.cost().path_seconds == pytest.approx(40)
+    confirmation = Confirmation.of(trials, open_runs([tmp_path / "confirm"]))
+    assert confirmation is not None
+    assert "-0.100 (95% -0.100 to -0.100) from the longest length" in confirmation.sentence
 
 
 def test_seconds_to_the_fixed_lengths_loss(tmp_path: Path) -> None:
@@ -178,12 +225,15 @@ def test_the_cost_counts_what_was_shared_once(toy: Path) -> None:
 
 def test_the_cost_is_said() -> None:
     assert cost(Cost(110.0, 30.0, 100.0)) == (
-        "Training took 80.0 s: the trials' 110.0 s less the 30.0 s that they share, which were not "
-        "trained again. Everything else took 20.0 s, 20% of the 100.0 s from the command to its "
-        "answer."
+        "Training the trials took 80.0 s: the trials' 110.0 s less the 30.0 s that they share, "
+        "which were not trained again. Everything else took 20.0 s, 20% of the 100.0 s from the "
+        "command to the end of the search."
     )
-    assert cost(Cost(80.0, 0.0)) == "Training took 80.0 s."
-    assert "20.0 s, 20% of the 50.0 s" in cost(Cost(80.0, 0.0, 50.0, at_once=2))
+    assert cost(Cost(80.0, 0.0)) == "Training the trials took 80.0 s."
+    assert cost(Cost(80.0, 0.0, 50.0, at_once=2)).endswith(
+        "Everything else took 20.0 s, 20% of 2 times the 50.0 s from the command to the end of the "
+        "search, as 2 trials were trained at once."
+    )
     assert Cost(80.0, 0.0, 50.0).other_seconds is None  # of other calls than those that trained
 
 

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 
 from glray.errors import UserError
 from glray.plan import make_plan
+from glray.search.confirm import best_pipeline
 from glray.search.space import (
     Candidate,
     Space,
@@ -20,6 +21,7 @@ from glray.search.space import (
     candidates,
     check_search,
     fresh_seeds,
+    open_pipeline,
     ranking_seq_len,
     search_pipeline,
 )
@@ -112,6 +114,23 @@ def test_what_would_train_the_same_is_there_once() -> None:
     )
     counts = [family.num_candidates for family in Space.of(spec).families]
     assert counts == [1, 2 * 2 * 3, 1 * 2 * 4]
+
+
+def test_after_a_parent_one_length_has_a_boundary_before_it() -> None:
+    """There it is re-warmed, and scaled to the parent's lengths, which the space does not know."""
+    scalings = (Extrapolation(), Interpolation(), Interpolation(relative_to="previous"))
+    spec = searched(
+        arm("grow", 32), rewarm_steps=(0, 10), positions=scalings, num_trials=99
+    ).derive(model=None, start={"run": "runs/parent/short"})
+    assert names(candidates(spec)) == names(baselines(spec))
+    assert names(Space.of(spec).all()) == [
+        "32x100-rewarm0-extrapolation",
+        "32x100-rewarm0-interpolation",
+        "32x100-rewarm0-interpolation-previous",
+        "32x100-rewarm10-extrapolation",
+        "32x100-rewarm10-interpolation",
+        "32x100-rewarm10-interpolation-previous",
+    ]
 
 
 def test_every_schedule_of_a_list_is_as_likely_as_the_others_and_every_list() -> None:
@@ -315,6 +334,20 @@ def test_one_pipeline_trains_all_candidates() -> None:
         assert plan.num_steps == 100
 
 
+@pytest.mark.parametrize("method", ["tree", "random", "optuna"])
+def test_all_lengths_of_a_search_are_calibrated_also_those_that_come_later(method: str) -> None:
+    """Optuna suggests during the search, and a later call may have more trials."""
+    lists = ((4, 32), (16, 32), (64,), (8, 64))
+    spec = searched(arm("grow", 16, 32), lengths=lists, method=method, num_trials=1)
+    tried = candidates(spec)
+    assert open_pipeline(spec, tried).all_seq_lens == (4, 8, 16, 32, 64)
+    assert open_pipeline(spec, tried).arms == search_pipeline(spec, tried).arms
+    every = search_pipeline(spec, tried)
+    assert best_pipeline(spec, open_pipeline(spec, tried), tried[0]) == best_pipeline(
+        spec, every, tried[0]
+    )
+
+
 def test_the_best_are_confirmed_on_seeds_that_chose_nothing() -> None:
     assert fresh_seeds(searched()) == (1, 2, 3)
     assert fresh_seeds(searched(confirm_seeds=2).derive(seeds=(1, 0))) == (0, 2)
@@ -325,9 +358,16 @@ def test_trials_are_ranked_at_the_longest_evaluated_length_of_the_search() -> No
     spec = searched(*with_longer_arm).derive(evaluation={"seq_lens": (8, 16, 64)})
     assert ranking_seq_len(spec) == 16
     check_search(spec)
+    shorter = spec.derive(evaluation={"seq_lens": (4, 8)})
+    with pytest.raises(UserError, match="ends at 8, the search trains up to 16 tokens"):
+        check_search(shorter)
+    check_search(shorter.derive(search={"confirm": 0}))
     unscored = spec.derive(evaluation={"seq_lens": (64,), "num_tokens": 64})
     with pytest.raises(UserError, match=r"\(64,\) are all longer than 16"):
         check_search(unscored)
+    check_search(spec.derive(name="n" * 72))
+    with pytest.raises(UserError, match=r"73 characters, but .* use one of at most 72"):
+        check_search(spec.derive(name="n" * 73))
     with pytest.raises(UserError, match="declares no search"):
         check_search(spec.derive(search=None))
     with pytest.raises(UserError, match=r"max_rise 0\.1 would stop trials"):

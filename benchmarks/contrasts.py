@@ -184,6 +184,11 @@ class Worth:
     budgets: np.ndarray
     """float64[seeds]: how many of its own tokens the full length needs for the arm's loss."""
 
+    @property
+    def is_extended(self) -> bool:
+        """Whether one of them is above the full length's whole run, beyond what was trained."""
+        return bool((self.budgets > self.full_tokens).any())
+
     @cached_property
     def log_share(self) -> Estimate:
         """The logarithm of these as shares of its whole run, over seeds."""

@@ -11,16 +11,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from pydantic import TypeAdapter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.pages import template
+from benchmarks.study_headline import sentences
+from benchmarks.study_records import Work
+from benchmarks.study_results import Results
 from glray.files import read_json, write_text
 from glray.report.formats import mean_text, seconds_text, tokens_text
 from glray.report.outcome import Outcome, Verdict, adjusted
 from glray.report.profile_sheets import costs_sheet
-from glray.report.render import markdown
 from glray.report.sheets import Sheet
 from glray.run.profile import SettingCosts
 from glray.run.statistics import mean_interval
@@ -49,18 +51,6 @@ def render() -> None:
     write_text(PAGE, page())
 
 
-def template(name: str) -> Template:
-    """A page's template, which lies beside this file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["markdown"] = markdown
-    return environment.get_template(name)
-
-
 def page() -> str:
     """The whole page."""
     found = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
@@ -69,7 +59,9 @@ def page() -> str:
         names = {name: f"paper-{scale}-{name}" for name in ("tables", *FIGURES, "cost")}
         return {name: found[stem] for name, stem in names.items() if stem in found}
 
+    study = Results.of(Work("small", Path("runs"), RESULTS / "study"))
     text = template("results.md.j2").render(
+        study=sentences(study) if study else [],
         scales=SCALES,
         results_of=results_of,
         claims=claims_sheet({scale: results_of(scale) for scale in SCALES}),

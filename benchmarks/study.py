@@ -9,7 +9,9 @@
 ``--seeds 0,1`` and ``--only core,starts`` train a part. ``glray compare`` does the work, so the
 same command goes on after any stop. When a seed is finished, its losses are kept as
 ``results/study/PART-seedN.json``: commit it, and another machine can go on with the next seed. The
-page shows no result before the last seed is there, so that nobody stops where it looks good.
+page shows no result before the last seed is there, so that nobody stops where it looks good; then
+what ``glray recommend`` knows is written as well, ``glray/report/study.json``, and
+``benchmarks/results.py`` shows the study first.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import RESULTS, keep
+from benchmarks.study_findings import FINDINGS, findings
+from benchmarks.study_headline import picture
 from benchmarks.study_page import PAGE, page
 from benchmarks.study_records import (
     COST_RATIOS,
@@ -36,10 +40,12 @@ from benchmarks.study_records import (
     gain_of,
     plan_text,
 )
+from benchmarks.study_results import Results
 from glray.errors import UserError
 from glray.files import AnyPath, read_json, write_text
 from glray.plan import make_plan
 from glray.report.compared import labelled_runs
+from glray.report.look import save
 from glray.run.records import FarContext
 from glray.run.run import Run, run_directory
 from glray.spec import PipelineSpec, load_comparison, load_pipeline
@@ -82,9 +88,10 @@ def register(work: Work) -> None:
     arms = read_json(found)["arms"]
     chosen = _check_rates(work.study, arms)
     gain = gain_of(_by_rate(arms, work.study.long)[chosen[work.study.long]])
-    if not gain["low"] > work.study.gate:
+    assert gain is not None, "the full length is beyond the short context"
+    if not gain.low > work.study.gate:
         raise UserError(
-            f"{found}: {work.study.long} gains {gain['mean']:+.3f} ± {gain['half']:.3f} nats from "
+            f"{found}: {work.study.long} gains {gain.mean:+.3f} ± {gain.half:.3f} nats from "
             f"context, not surely more than {work.study.gate:g}: where it learns no long context, "
             "nothing can be said of growing; raise the budget and repeat the pilot"
         )
@@ -95,7 +102,7 @@ def register(work: Work) -> None:
         "margin": MARGIN,
         "cost_ratios": COST_RATIOS,
         "rates": chosen,
-        "gain": gain,
+        "gain": {"mean": gain.mean, "half": gain.half, "low": gain.low},
         "design": {part: design(work, part) for part in PARTS},
     }
     keep("registration", figures, folder=work.results)
@@ -321,6 +328,18 @@ def _opened(directory: AnyPath) -> Run | None:
     return Run.open(directory) if (directory / "run.json").is_file() else None
 
 
+def render(work: Work, path: Path, findings_path: Path) -> None:
+    """Write the page; once the core is whole, also its picture and what ``glray recommend``
+    knows."""
+    write_text(path, page(work))
+    if (results := Results.of(work)) is None:
+        return
+    if (drawn := picture(results)) is not None:
+        save(drawn, path.parent / "results" / "study.png")
+    if (found := findings(work)) is not None:
+        found.write(findings_path)
+
+
 def main() -> None:
     """Do what is asked; what a person can fix is one line and exit status 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -333,6 +352,7 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=RESULTS / "study")
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--findings", type=Path, default=FINDINGS)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
     overrides = tuple(options.overrides)
@@ -342,6 +362,11 @@ def main() -> None:
         if unknown := [part for part in parts if part not in PARTS]:
             raise UserError(f"--only {unknown[0]}: no part of the study; known: {', '.join(PARTS)}")
         seeds = None if options.seeds is None else [int(seed) for seed in options.seeds.split(",")]
+        if options.study == "toy" and (options.page == PAGE or options.findings == FINDINGS):
+            raise UserError(
+                "--study toy would write over the pages of the study; give --results, --page and "
+                "--findings"
+            )
         done = 0
         if options.pilot:
             done = pilot(work)
@@ -352,7 +377,7 @@ def main() -> None:
         elif not options.render:
             done = train(work, parts, seeds)
         if not options.status:
-            write_text(options.page, page(work))
+            render(work, options.page, options.findings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         done = 2

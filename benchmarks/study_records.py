@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glray.files import read_json
-from glray.run.statistics import crossed
+from glray.run.statistics import Estimate, crossed
 from glray.spec import ComparisonSpec, load_comparison
 from glray.train.evaluation import far_windows
 from pipelines import study as studies
@@ -18,7 +18,7 @@ MARGIN = 0.02
 """Nats per token within which two arms count as the same."""
 COST_RATIOS = (1.0, 1.22, 1.43)
 """A token's cost at full length over that at the shortest: equal, as the paper measured on an A100
-(its Table 1), and the highest that was measured in float32 on CPUs."""
+(its Table 1), and the highest of four starts of one CPU in float32."""
 PARTS = {
     "core": 8,
     "full-shares": 3,
@@ -134,9 +134,11 @@ def own_losses(arm: dict[str, Any]) -> np.ndarray:
     return np.array(arm["far"][str(max(lengths))])
 
 
-def gain_of(arm: dict[str, Any]) -> dict[str, float]:
-    """Far-context gain of one run, with half of its 95% interval over documents."""
+def gain_of(arm: dict[str, Any]) -> Estimate | None:
+    """Far-context gain of one run, over documents; None where it was not trained beyond the short
+    context."""
     lengths = sorted(int(name) for name in arm["far"] if name != "document_tokens")
+    if len(lengths) == 1:
+        return None
     short, own = (np.array(arm["far"][str(lengths[n])]) for n in (0, -1))
-    found = crossed((short - own)[None], np.array(arm["far"]["document_tokens"]))
-    return {"mean": found.mean, "half": found.half, "low": found.low}
+    return crossed((short - own)[None], np.array(arm["far"]["document_tokens"]))

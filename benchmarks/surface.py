@@ -11,10 +11,11 @@ another machine trains the rest.
 
 A replay is a search whose trials are looked up. What a trial shares with those before it costs
 nothing; Optuna, which asks for one trial after another, shares up to a stage's end alone, where
-there is a checkpoint. Each replay sees the losses with a seed's noise added and is judged without:
-its *regret* is the loss of the schedule that it would choose over the best of the surface. Kept as
-``regret.json``; the last line is one JSON object. Left out: the baselines and the confirmation,
-which cost every method the same.
+there is a checkpoint. Each replay sees the losses with a seed's noise added, independently for each
+schedule, though those that share steps share some of theirs. It is judged by the losses of seed 0
+as they are, which stand for the truth: its *regret* is the loss of the schedule that it would
+choose less the best of the surface. Kept as ``regret.json``; the last line is one JSON object. Left
+out: the baselines and the confirmation, which cost every method the same.
 """
 
 import argparse
@@ -34,7 +35,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import RESULTS, keep
+from glray.errors import UserError
 from glray.files import read_json
+from glray.run.profile import Profile, SettingCosts, prices_of, profile_path
 from glray.run.run import Run, run_directory
 from glray.search.space import Candidate, Space
 from glray.search.suggestions import Suggestions
@@ -50,60 +53,74 @@ FINAL = 16
 REPLAYS = 100
 LEVEL = 0.95
 
-Losses = dict[str, float]
-"""By schedule, nats per token at the longest length."""
+DIVERGED = 3
+"""Exit status of ``glray run`` where a run has diverged."""
+
+Losses = dict[str, Any]
+"""By schedule, nats per token at the longest length; null where it diverged."""
 
 
 # ---- the surface
 
 
 def train(storage: Path) -> int:
-    """Train what the kept surface lacks, and keep what is finished. Returns the exit status."""
+    """Train what the kept surface lacks, and keep what has ended. Returns the exit status."""
     settings = [f"compute.storage={storage}"]
-    every = [arm.name for arm in load_pipeline(SCHEDULES).arms]
-    space = Space.of(load_pipeline(f"{SCHEDULES.rpartition('.')[0]}.searched"))
-    design = [candidate.name for candidate in space.designed(DESIGN)]
-    for seed, names in ((0, every), (1, design)):
-        missing = [name for name in names if name not in kept().get(str(seed), {})]
+    spec = load_pipeline(SCHEDULES, settings)
+    if _prices(spec) is None:
+        raise UserError(
+            f"{profile_path(spec)}: has no prices of {SCHEDULES}, so trials would have no cost; "
+            f"run glray profile {SCHEDULES} --set compute.storage={storage}"
+        )
+    design = [candidate.name for candidate in _space().designed(DESIGN)]
+    for seed, names in ((0, [arm.name for arm in spec.arms]), (1, design)):
+        missing = [name for name in names if name not in kept(seed)]
         if not missing:
             continue
         own = [*settings, f"seeds=[{seed}]", f"only={json.dumps(missing)}"]
         options = [part for setting in own for part in ("--set", setting)]
         command = [sys.executable, "-m", "glray", "run", SCHEDULES, *options]
         status = subprocess.run(command, check=False).returncode
-        keep_finished(load_pipeline(SCHEDULES, own), seed)
-        if status:
+        keep_ended(load_pipeline(SCHEDULES, own), seed)
+        if status not in (0, DIVERGED):
             return status
     return 0
 
 
-def kept() -> dict[str, Losses]:
-    """Losses by seed."""
-    path = RESULTS / "surface.json"
-    return dict(read_json(path)["losses"]) if path.exists() else {}
+def kept(seed: int) -> Losses:
+    """The losses under a seed."""
+    return dict(_kept().get("losses", {}).get(str(seed), {}))
 
 
-def keep_finished(spec: PipelineSpec, seed: int) -> None:
-    """Add the runs that have finished, and what a token costs by length."""
-    losses = kept()
-    seconds: dict[int, float] = {}
-    tokens: dict[int, int] = {}
+def keep_ended(spec: PipelineSpec, seed: int) -> None:
+    """Add the runs that have ended; the loss of one that has diverged is null."""
+    before, losses = _kept(), kept(seed)
     for arm in spec.trained_arms:
         directory = run_directory(spec, arm.name, seed)
-        if not (directory / "result.json").is_file():
-            continue
-        run = Run.open(directory)
-        last = run.evaluations[-1].lengths[-1]
-        losses.setdefault(str(seed), {})[arm.name] = round(last.loss, 5)
-        for stage in run.stages:
-            length = stage.seq_len
-            seconds[length] = seconds.get(length, 0.0) + (stage.measured_seconds or 0.0)
-            tokens[length] = tokens.get(length, 0) + stage.tokens_trained
-    if not tokens:
-        return
-    cost = {str(length): seconds[length] / tokens[length] for length in sorted(tokens)}
-    budget = spec.budget.tokens
-    keep("surface", {"tokens": budget, "seconds_per_token": cost, "losses": losses})
+        run = Run.open(directory) if (directory / "run.json").is_file() else None
+        if run is not None and run.divergence is not None:
+            losses[arm.name] = None
+        elif run is not None and run.is_finished:
+            losses[arm.name] = round(run.evaluations[-1].lengths[-1].loss, 5)
+    costs = _prices(spec)
+    assert costs is not None, "training came after it"
+    seconds = {str(each.seq_len): each.seconds / spec.tokens_per_batch for each in costs.fitting}
+    all_losses = before.get("losses", {}) | {str(seed): losses}
+    figures = {"tokens": spec.budget.tokens, "seconds_per_token": seconds, "losses": all_losses}
+    keep("surface", figures)
+
+
+def _kept() -> dict[str, Any]:
+    path = RESULTS / "surface.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _prices(spec: PipelineSpec) -> SettingCosts | None:
+    return prices_of(Profile.read(profile_path(spec)), spec, spec.all_seq_lens)
+
+
+def _space() -> Space:
+    return Space.of(load_pipeline(SCHEDULES.replace(".schedules", ".searched")))
 
 
 # ---- replays
@@ -122,10 +139,17 @@ class Surface:
 
     @classmethod
     def kept(cls) -> "Surface":
-        """What is kept."""
-        found = read_json(RESULTS / "surface.json")
-        first, again = found["losses"]["0"], found["losses"]["1"]
-        apart = np.array([again[name] - first[name] for name in again])
+        """What is kept, without schedules that diverged. Raises UserError if it is not whole."""
+        found = _kept()
+        first, again = ({n: x for n, x in kept(seed).items() if x is not None} for seed in (0, 1))
+        both = [name for name in again if name in first]
+        if len(kept(0)) < _space().num_candidates or not both:
+            raise UserError(
+                f"surface.json: has {len(kept(0))} of {_space().num_candidates} schedules under "
+                f"seed 0 and {len(kept(1))} under seed 1, so a search could meet a gap; run "
+                "without --replay first"
+            )
+        apart = np.array([again[name] - first[name] for name in both])
         unit = found["tokens"] / 10
         cost = {int(n): seconds * unit for n, seconds in found["seconds_per_token"].items()}
         return cls(first, float(apart.std(ddof=1)) / 2**0.5, cost)
@@ -140,12 +164,12 @@ class Surface:
 
     def seconds(self, candidate: Candidate, before: Sequence[Candidate], *, at_ends: bool) -> float:
         """What training a candidate costs after others."""
-        units = path(candidate)
+        units = tenths(candidate)
         shared = max((_shared(candidate, other, at_ends=at_ends) for other in before), default=0)
         return sum(self.seconds_per_unit[length] for length in units[shared:])
 
 
-def path(candidate: Candidate) -> list[int]:
+def tenths(candidate: Candidate) -> list[int]:
     """The length of each tenth of the budget."""
     shares = zip(candidate.seq_lens, candidate.units, strict=True)
     return [length for length, percent in shares for _ in range(percent // 10)]
@@ -154,7 +178,7 @@ def path(candidate: Candidate) -> list[int]:
 def _shared(one: Candidate, other: Candidate, *, at_ends: bool) -> int:
     """Tenths that two candidates have in common from the start; ``at_ends``: up to a stage's end of
     the other alone."""
-    pairs = zip(path(one), path(other), strict=True)
+    pairs = zip(tenths(one), tenths(other), strict=True)
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     if not at_ends:
         return common
@@ -268,7 +292,8 @@ def reached(searches: Sequence[Replay], target: float, final: float) -> float | 
 
 
 def interval(differences: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """The mean, and the ends of its interval over replays by the bootstrap."""
+    """The mean, and the ends of its interval over replays by the bootstrap: of one surface, so it
+    says nothing of others."""
     drawn = rng.choice(differences, (2000, len(differences))).mean(axis=1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(differences.mean()), float(low), float(high)]
@@ -280,10 +305,14 @@ def main() -> None:
     parser.add_argument("--replay", action="store_true")
     parser.add_argument("--storage", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    if not options.replay and (status := train(options.storage.absolute())):
-        sys.exit(status)
-    space = Space.of(load_pipeline(f"{SCHEDULES.rpartition('.')[0]}.searched"))
-    found = replay(Surface.kept(), space, REPLAYS)
+    try:
+        if not options.replay and (status := train(options.storage.absolute())):
+            sys.exit(status)
+        surface = Surface.kept()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    found = replay(surface, _space(), REPLAYS)
     keep("regret", found)
     print(json.dumps(found))
 

@@ -14,10 +14,12 @@ import pytest
 
 from benchmarks.record import RESULTS
 from benchmarks.study import register, status, train
+from benchmarks.study_findings import FINDINGS, findings
 from benchmarks.study_page import PAGE, page
 from benchmarks.study_records import Work
 from glray.errors import UserError
 from glray.files import read_json, write_json
+from glray.report.recommend import Findings
 from tests.integration.test_survival import processes_of
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "study.py"
@@ -28,6 +30,12 @@ TRIED = {"5e-3": 5e-3, "1e-2": 1e-2, "2e-2": 2e-2, "4e-2": 4e-2}
 def test_the_page_is_rendered_from_the_records() -> None:
     found = page(Work("small", Path("runs"), RESULTS / "study"))
     assert PAGE.read_text(encoding="utf-8") == found, "run python benchmarks/study.py --render"
+
+
+def test_what_is_recommended_is_what_the_records_say() -> None:
+    found = findings(Work("small", Path("runs"), RESULTS / "study"))
+    assert found is not None
+    assert Findings.read(FINDINGS) == found, "run python benchmarks/study.py --render"
 
 
 @pytest.fixture
@@ -172,6 +180,15 @@ def test_the_page_of_a_whole_study(work: Work) -> None:
     assert worth == ["growlength", *[worth[1]] * 3, worth[4]]
     assert float(worth[1].split()[0]) == pytest.approx(np.exp(0.095 / 0.5), abs=0.02)
     assert "*Break-even*" in text
+    assert (
+        "- **On equal tokens:** Growing from 8 to 64 reaches a lower loss than 64 tokens "
+        "throughout: -0.095 nats (-0.107 to -0.083)."
+    ) in text
+    assert (
+        "Growing from 8 to 64 cannot be told from 8 for 90% of the tokens and 64 for the rest: "
+        "-0.002 nats (-0.007 to +0.003); any difference is below 0.02."
+    ) in text
+    assert "64 throughout would need 1.20 (1.16 to 1.25) times as long" in text
 
 
 def test_a_diverged_run_makes_its_contrasts_inconclusive(work: Work) -> None:
@@ -183,6 +200,28 @@ def test_a_diverged_run_makes_its_contrasts_inconclusive(work: Work) -> None:
     assert "Diverged: llm8 under seed 1 (diverged at step 7)" in text
     assert "growlength − llm8 |" not in text
     assert "| growlength − llm64 |" in text
+
+
+def test_what_is_recommended_is_what_schedules_were_worth(work: Work) -> None:
+    """Of arms that grow alone, and not before the last seed."""
+    write_records(work, 2, LOSSES)
+    assert findings(work) is None
+    write_records(work, 3, LOSSES)
+    for seed in range(3):
+        record = read_json(work.record("core", seed))
+        record["arms"]["growlength"]["tokens_by_seq_len"] = {"8": 1920, "64": 5760}
+        write_json(work.record("core", seed), record)
+    found = findings(work)
+    assert found is not None
+    assert (found.seq_lens, found.num_tokens) == ((8, 16, 32, 64), 7680)
+    assert [tried.name for tried in found.schedules] == ["growlength", "two-phase-90"]
+    growing = found.schedules[0]
+    assert growing.stages == ((0.125, 0.25), (1.0, 0.75))
+    assert growing.num_seeds == 3
+    assert growing.extended
+    mean, low, high = growing.worth
+    assert mean == pytest.approx(np.exp(0.095 / 0.5), abs=0.02)
+    assert low < mean < high
 
 
 # ---- the whole of it
@@ -202,6 +241,8 @@ def test_a_study_that_is_killed_goes_on(work: Work, tmp_path: Path) -> None:
         work.results,
         "--page",
         tmp_path / "study.md",
+        "--findings",
+        tmp_path / "study.json",
     )
     own += ("--storage", work.storage, "--only", "core")
     script = [sys.executable, str(SCRIPT), *map(str, own)]
@@ -227,6 +268,8 @@ def test_a_study_that_is_killed_goes_on(work: Work, tmp_path: Path) -> None:
     text = (tmp_path / "study.md").read_text()
     assert "All 3 seeds are trained" in text
     assert status(work, ["core"])[-1].startswith("0 tokens left: 0.0 h at the")
+
+    assert (tmp_path / "results" / "study.png").exists()
 
     shutil.rmtree(work.storage)
     assert page(work) == text

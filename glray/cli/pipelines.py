@@ -1,4 +1,4 @@
-"""Commands that take a pipeline: plan, profile, prepare, data, run."""
+"""Commands that take a pipeline: plan, profile, recommend, prepare, data, run."""
 
 from itertools import product
 from typing import Annotated, Any
@@ -126,6 +126,43 @@ def _listed(option: str, text: str, choices: tuple[str, ...]) -> list[Any]:
         if name not in choices:
             raise UserError(f"{option} {name}: unknown; choose from {', '.join(choices)}")
     return names
+
+
+@app.command()
+def recommend(pipeline: PipelineFile, overrides: Overrides = None) -> None:
+    """Name a schedule from glray's own study, without a search.
+
+    What schedules were worth there, for the pipeline's longest length and at the prices of glray
+    profile on this machine. Where none was clearly faster it says so. Touches nothing.
+    """
+    from glray.data.blocks.snapshot import find_prepared
+    from glray.report.recommend import Findings, lengths, priced
+    from glray.report.recommendation import recommendation
+
+    spec = load_spec(pipeline, overrides)
+    findings, full = Findings.packaged(), spec.all_seq_lens[-1]
+    needed = lengths(findings, full)
+    kept = Profile.read(profile_path(spec))
+    costs = kept.of(spec) if kept is not None else None
+    measured = {cost.seq_len for cost in costs.lengths} if costs is not None else set()
+    if kept is None or costs is None or not measured.issuperset(needed):
+        own = "".join(f" --set {override}" for override in overrides or [])
+        listed = ",".join(map(str, needed))
+        raise UserError(
+            f"{profile_path(spec)}: lacks some of the lengths {listed}, so schedules have no "
+            f"price; run glray profile {pipeline}{own} --seq-lens {listed}"
+        )
+    for seq_len in needed:
+        if costs.at(seq_len) is None:
+            raise UserError(
+                f"{profile_path(spec)}: a step of {seq_len:,} tokens does not fit on this machine, "
+                "so the full length has no price; lower compute.micro_batch_tokens"
+            )
+    try:
+        corpus = find_prepared(spec)
+    except UserError:  # its lengths are a remark
+        corpus = None
+    show(*recommendation(findings, priced(findings, full, costs), full, kept, corpus))
 
 
 @app.command()

@@ -1,15 +1,29 @@
-"""The processes that a measured command has started, its Ray's too."""
+"""Commands that a benchmark has train, and the processes that they start, their Ray's too."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 MARK = "GLRAY_BENCHMARK"
 """A variable that all of them inherit."""
+
+
+DIVERGED = 3
+"""Exit status of ``glray run`` and ``glray compare`` where a run has diverged."""
+
+
+def trained(command: str, reference: str, settings: Sequence[str]) -> int:
+    """Have ``glray run`` or ``glray compare`` train. Returns its exit status, but 0 where a run has
+    diverged: its record says so."""
+    own = [argument for setting in settings for argument in ("--set", setting)]
+    arguments = [sys.executable, "-m", "glray", command, reference, *own]
+    status = subprocess.run(arguments, check=False).returncode
+    return 0 if status == DIVERGED else status
 
 
 def start_glray_run(

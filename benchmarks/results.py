@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.pages import template
 from benchmarks.study_headline import sentences
-from benchmarks.study_records import Work
+from benchmarks.study_records import KEPT
 from benchmarks.study_results import Results
 from glray.files import read_json, write_text
 from glray.report.formats import mean_text, seconds_text, tokens_text
@@ -59,7 +59,7 @@ def page() -> str:
         names = {name: f"paper-{scale}-{name}" for name in ("tables", *FIGURES, "cost")}
         return {name: found[stem] for name, stem in names.items() if stem in found}
 
-    study = Results.of(Work("small", Path("runs"), RESULTS / "study"))
+    study = Results.of(KEPT)
     text = template("results.md.j2").render(
         study=sentences(study) if study else [],
         scales=SCALES,

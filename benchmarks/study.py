@@ -25,12 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.record import RESULTS, keep
-from benchmarks.study_findings import FINDINGS, findings
+from benchmarks.processes import trained
+from benchmarks.record import keep
+from benchmarks.study_findings import findings
 from benchmarks.study_headline import picture
 from benchmarks.study_page import PAGE, page
 from benchmarks.study_records import (
     COST_RATIOS,
+    KEPT,
     MARGIN,
     PARTS,
     PIPELINES,
@@ -46,6 +48,7 @@ from glray.files import AnyPath, read_json, write_text
 from glray.plan import make_plan
 from glray.report.compared import labelled_runs
 from glray.report.look import save
+from glray.report.recommend import FINDINGS
 from glray.run.records import FarContext
 from glray.run.run import Run, run_directory
 from glray.spec import PipelineSpec, load_comparison, load_pipeline
@@ -53,19 +56,14 @@ from glray.spec.identity import differences, training_identity
 from glray.tree import Trajectory, tree
 from pipelines.study import Study
 
-DIVERGED = 3
-"""Exit status of ``glray run`` and ``glray compare`` where a run has diverged: its record says so.
-"""
-
-
 # ---- the pilot, and the plan of the study
 
 
 def pilot(work: Work) -> int:
     """Train the pilot and keep its losses. Returns the exit status."""
     reference = f"{PIPELINES}:{work.name}.pilot"
-    status = _glray("run", reference, work.settings)
-    if status not in (0, DIVERGED):
+    status = trained("run", reference, work.settings)
+    if status:
         return status
     spec = load_pipeline(reference, work.settings)
     (seed,) = spec.seeds
@@ -200,8 +198,8 @@ def train(work: Work, parts: Sequence[str], seeds: Sequence[int] | None) -> int:
             if work.record(part, seed).exists():
                 continue
             settings = [*work.settings, f"seeds=[{seed}]"]
-            status = _glray("compare", work.reference(part), settings)
-            if status not in (0, DIVERGED):
+            status = trained("compare", work.reference(part), settings)
+            if status:
                 return status
             keep(f"{part}-seed{seed}", _figures(work, part, seed, registered), folder=work.results)
     return 0
@@ -259,12 +257,6 @@ def _far(context: FarContext) -> dict[str, list[float]]:
         "document_tokens": context.document_tokens.tolist(),
         **{str(n): [round(loss, 5) for loss in losses.tolist()] for n, losses in kept.items()},
     }
-
-
-def _glray(command: str, reference: str, settings: Sequence[str]) -> int:
-    own = [argument for setting in settings for argument in ("--set", setting)]
-    arguments = [sys.executable, "-m", "glray", command, reference, *own]
-    return subprocess.run(arguments, check=False).returncode
 
 
 # ---- what is done, and what is left
@@ -350,7 +342,7 @@ def main() -> None:
     parser.add_argument("--seeds", help="default: those that are declared")
     parser.add_argument("--only", default=",".join(PARTS), help="default: every part, in order")
     parser.add_argument("--storage", type=Path, default=Path("runs"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "study")
+    parser.add_argument("--results", type=Path, default=KEPT.results)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--findings", type=Path, default=FINDINGS)
     parser.add_argument("--set", action="append", default=[], dest="overrides")

@@ -2,7 +2,6 @@
 
 import math
 from itertools import groupby
-from pathlib import Path
 
 from benchmarks.contrasts import Worth
 from benchmarks.study_records import Work
@@ -12,8 +11,6 @@ from glray.model.decoder import meta_model
 from glray.report import recommend
 from glray.spec import ArmSpec, BpeTokenizer
 from pipelines.study import Study
-
-FINDINGS = Path(recommend.__file__).with_name("study.json")
 
 
 def findings(work: Work) -> recommend.Findings | None:

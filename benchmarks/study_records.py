@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import RESULTS
 from glray.files import read_json
 from glray.run.statistics import Estimate, crossed
 from glray.spec import ComparisonSpec, load_comparison
@@ -120,6 +121,10 @@ class Work:
     def seeds(self, part: str) -> tuple[int, ...]:
         """The seeds that are declared for a part."""
         return self.study.base.seeds[: PARTS[part]]
+
+
+KEPT = Work("small", Path("runs"), RESULTS / "study")
+"""The study whose records are committed."""
 
 
 def endpoint(arm: dict[str, Any]) -> float:

@@ -84,13 +84,11 @@ class Results:
     @property
     def worths(self) -> list[Worth]:
         """What each arm is worth, where the full length's curve can be read."""
-        longer = f"{self.study.short}-longer"
+        longer, curves = f"{self.study.short}-longer", self.full_curves
         return [
             worth
             for label in self.labels
-            if label not in self._ends
-            and label != longer
-            and (worth := self.worth(label, self.full_curves))
+            if label not in self._ends and label != longer and (worth := self.worth(label, curves))
         ]
 
     def worth(self, label: str, curves: Sequence[BudgetCurve] | None) -> Worth | None:

@@ -21,11 +21,10 @@ out: the baselines and the confirmation, which cost every method the same.
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.processes import trained
 from benchmarks.record import RESULTS, keep
 from glray.errors import UserError
 from glray.files import read_json
@@ -50,11 +50,9 @@ TRIALS = 24
 """Of a replay, at most."""
 FINAL = 16
 """Trials after which the regret of random is what the others are measured by."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of random's seconds, at which the regrets are compared."""
 REPLAYS = 100
-LEVEL = 0.95
-
-DIVERGED = 3
-"""Exit status of ``glray run`` where a run has diverged."""
 
 Losses = dict[str, Any]
 """By schedule, nats per token at the longest length; null where it diverged."""
@@ -78,11 +76,9 @@ def train(storage: Path) -> int:
         if not missing:
             continue
         own = [*settings, f"seeds=[{seed}]", f"only={json.dumps(missing)}"]
-        options = [part for setting in own for part in ("--set", setting)]
-        command = [sys.executable, "-m", "glray", "run", SCHEDULES, *options]
-        status = subprocess.run(command, check=False).returncode
+        status = trained("run", SCHEDULES, own)
         keep_ended(load_pipeline(SCHEDULES, own), seed)
-        if status not in (0, DIVERGED):
+        if status:
             return status
     return 0
 
@@ -140,13 +136,13 @@ class Surface:
     @classmethod
     def kept(cls) -> "Surface":
         """What is kept, without schedules that diverged. Raises UserError if it is not whole."""
-        found = _kept()
-        first, again = ({n: x for n, x in kept(seed).items() if x is not None} for seed in (0, 1))
+        found, by_seed, whole = _kept(), (kept(0), kept(1)), _space().num_candidates
+        first, again = ({n: x for n, x in its.items() if x is not None} for its in by_seed)
         both = [name for name in again if name in first]
-        if len(kept(0)) < _space().num_candidates or not both:
+        if len(by_seed[0]) < whole or not both:
             raise UserError(
-                f"surface.json: has {len(kept(0))} of {_space().num_candidates} schedules under "
-                f"seed 0 and {len(kept(1))} under seed 1, so a search could meet a gap; run "
+                f"surface.json: has {len(by_seed[0])} of {whole} schedules under seed 0 and "
+                f"{len(by_seed[1])} under seed 1, so a search could meet a gap; run "
                 "without --replay first"
             )
         apart = np.array([again[name] - first[name] for name in both])
@@ -230,7 +226,7 @@ def by_tree(surface: Surface, space: Space, seed: int, seen: Losses) -> Replay:
 
 def by_optuna(surface: Surface, space: Space, seed: int, seen: Losses) -> Replay:
     """Optuna's choice after each loss."""
-    seeded = Space(space.search.derive(seed=1000 * seed), space.families)
+    seeded = replace(space, search=space.search.derive(seed=1000 * seed))
     tried: list[Candidate] = []
     with tempfile.TemporaryDirectory() as folder:
         suggestions = Suggestions(seeded, Path(folder))
@@ -256,7 +252,7 @@ def replay(surface: Surface, space: Space, num: int) -> dict[str, Any]:
         for method, search in METHODS.items():
             searches[method].append(search(surface, space, seed, seen))
     final = float(np.mean([found.seconds[FINAL - 1] for found in searches["random"]]))
-    at = [share * final for share in (0.25, 0.5, 0.75, 1.0)]
+    at = [share * final for share in SHARES]
     regrets = {
         method: np.array([[found.at(seconds) for seconds in at] for found in its])
         for method, its in searches.items()
@@ -267,7 +263,7 @@ def replay(surface: Surface, space: Space, num: int) -> dict[str, Any]:
         "replays": num,
         "noise": surface.noise,
         "random_seconds": final,
-        "at_shares_of_random_seconds": [0.25, 0.5, 0.75, 1.0],
+        "at_shares_of_random_seconds": SHARES,
         "methods": {
             method: {
                 "regret": found.mean(axis=0).tolist(),
@@ -292,10 +288,10 @@ def reached(searches: Sequence[Replay], target: float, final: float) -> float | 
 
 
 def interval(differences: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """The mean, and the ends of its interval over replays by the bootstrap: of one surface, so it
-    says nothing of others."""
+    """The mean, and the ends of its 95% interval over replays by the bootstrap: of one surface, so
+    it says nothing of others."""
     drawn = rng.choice(differences, (2000, len(differences))).mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return [float(differences.mean()), float(low), float(high)]
 
 

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.record import RESULTS
 from benchmarks.study import register, status, train
-from benchmarks.study_findings import FINDINGS, findings
+from benchmarks.study_findings import findings
 from benchmarks.study_page import PAGE, page
-from benchmarks.study_records import Work
+from benchmarks.study_records import KEPT, MARGIN, Work
 from benchmarks.study_results import Results
 from glray.errors import UserError
 from glray.files import read_json, write_json
-from glray.report.recommend import Findings
+from glray.report.recommend import FINDINGS, Findings
 from tests.integration.test_survival import processes_of
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "study.py"
@@ -29,22 +28,22 @@ TRIED = {"5e-3": 5e-3, "1e-2": 1e-2, "2e-2": 2e-2, "4e-2": 4e-2}
 
 
 def test_the_page_is_rendered_from_the_records() -> None:
-    found = page(Work("small", Path("runs"), RESULTS / "study"))
+    found = page(KEPT)
     assert PAGE.read_text(encoding="utf-8") == found, "run python benchmarks/study.py --render"
 
 
 def test_the_readme_has_the_contrasts_of_the_records() -> None:
-    results = Results.of(Work("small", Path("runs"), RESULTS / "study"))
+    results = Results.of(KEPT)
     assert results is not None
     readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
-    for contrast in results.contrasts(0.02):
+    for contrast in results.contrasts(MARGIN):
         found = contrast.over_seeds
         numbers = f"**{found.mean:+.3f}** ({found.low:+.3f} to {found.high:+.3f})"
         assert f"{numbers.replace('-', '−')} | {contrast.verdict} |" in readme
 
 
 def test_what_is_recommended_is_what_the_records_say() -> None:
-    found = findings(Work("small", Path("runs"), RESULTS / "study"))
+    found = findings(KEPT)
     assert found is not None
     assert Findings.read(FINDINGS) == found, "run python benchmarks/study.py --render"
 

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from importlib.resources import files
+from pathlib import Path
 
 from glray.errors import UserError
 from glray.record import Record
 from glray.run.profile import SettingCosts
 from glray.spec.schedule import ArmSpec, StageSpec
+
+FINDINGS = Path(__file__).with_name("study.json")
+"""Of this version."""
 
 Interval = tuple[float, float, float]
 """A mean and the ends of its 95% interval."""
@@ -44,7 +47,9 @@ class Findings(Record):
     @classmethod
     def packaged(cls) -> "Findings":
         """Those of this version."""
-        return cls.model_validate_json(files("glray.report").joinpath("study.json").read_text())
+        found = cls.read(FINDINGS)
+        assert found is not None, "it is packaged"
+        return found
 
     @property
     def shares(self) -> list[Fraction]:

@@ -5,21 +5,10 @@ import pytest
 from glray.errors import UserError
 from glray.report.recommend import Findings, Tried, best, lengths, priced
 from glray.report.recommendation import answer, recommendation
-from glray.run.profile import LengthCost, Profile, Setting, SettingCosts
 
+from .test_profile import COSTS, PROFILE
 from .test_table import rendered, rows_of
 
-COSTS = SettingCosts(
-    Setting("sdpa", False, "float32"),
-    tuple(LengthCost(n, None, None, (seconds,)) for n, seconds in ((8, 1.0), (16, 2.0), (32, 4.0))),
-)
-PROFILE = Profile(
-    pipeline="tiny",
-    tokens_per_batch=64,
-    budget_bytes=2**33,
-    environment={"gpu": None, "processor": "an abacus"},
-    settings=(COSTS,),
-)
 HALF = Tried(
     name="half",
     stages=((0.25, 0.5), (1.0, 0.5)),

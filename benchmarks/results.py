@@ -19,6 +19,7 @@ from benchmarks.pages import template
 from benchmarks.study_headline import sentences
 from benchmarks.study_records import KEPT
 from benchmarks.study_results import Results
+from benchmarks.surface_page import kept_answers, methods_sheet
 from glray.files import read_json, write_text
 from glray.report.formats import mean_text, seconds_text, tokens_text
 from glray.report.outcome import Outcome, Verdict, adjusted
@@ -59,9 +60,11 @@ def page() -> str:
         names = {name: f"paper-{scale}-{name}" for name in ("tables", *FIGURES, "cost")}
         return {name: found[stem] for name, stem in names.items() if stem in found}
 
-    study = Results.of(KEPT)
+    study, replayed = Results.of(KEPT), found.get("regret")
     text = template("results.md.j2").render(
         study=sentences(study) if study else [],
+        schedules=kept_answers().sentences(replayed) if replayed else [],
+        methods=methods_sheet(replayed) if replayed else None,
         scales=SCALES,
         results_of=results_of,
         claims=claims_sheet({scale: results_of(scale) for scale in SCALES}),

@@ -1,16 +1,18 @@
 """What the tree and the search save, and whether any bit changes.
 
-    python benchmarks/search.py [--part tree|kills|overhead] [--steps N] [--kills N]
+    python benchmarks/search.py [--part tree|kills|figures|overhead] [--steps N] [--kills N]
 
 ``tree``: 27 schedules of four lengths, whose boundaries lie at 15, 25 or 35%, at 40, 50 or 60% and
 at 65, 75 or 85% of the tokens: measured training seconds of the 27 runs' whole paths
 over the seconds that were spent; and three of the runs compared with training them alone, bit for
 bit.
 ``kills``: the same runs, trained by a process that is killed by SIGKILL at random moments and
-started again, compared with the undisturbed ones. ``overhead``: ``glray tune`` of 16 trials of 60 s
-on two cores without confirmation, from the command to the answer: the share that is not training.
-The first two are kept as ``search.json``, the last as ``search-overhead.json``; the last line is
-one JSON object.
+started again, compared with the undisturbed ones. ``figures``: the five arms of the paper's Figures
+1 and 5, which share the steps of 128 tokens, at the tiny scale's model and a few seconds each: what
+sharing saves, and all five compared with training them alone, bit for bit. ``overhead``: ``glray
+tune`` of 16 trials of 60 s on two cores without confirmation, from the command to the answer: the
+share that is not training. The first two are kept as ``search.json``, the others as
+``search-figures.json`` and ``search-overhead.json``; the last line is one JSON object.
 """
 
 import argparse
@@ -29,10 +31,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.record import keep
+from glray.data.blocks.snapshot import find_prepared
 from glray.data.corpus import PreparedCorpus
 from glray.run.run import Run
 from glray.search.space import Candidate, search_pipeline
-from glray.spec import GPTNeoXModel, PipelineSpec, SearchSpec
+from glray.spec import GPTNeoXModel, PipelineSpec, SearchSpec, load_pipeline
 from glray.train.context import WorkerContext
 from glray.train.worker import train_all
 from tests.group import kill_group, start_group
@@ -41,8 +44,10 @@ from tests.tiny import arm, tiny_spec
 from tests.tokens import periodic_corpus
 from tests.weights import same_weights
 
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 LENGTHS = (8, 16, 32, 64)
 BOUNDARIES = ((15, 25, 35), (40, 50, 60), (65, 75, 85))
+PARTS = ("tree", "kills", "figures", "overhead")
 ALONE = 3
 """Runs of the tree that are trained again alone."""
 
@@ -133,6 +138,41 @@ def kills(
     return {"kills": killed, "runs": len(table), "identical": sum(table.values())}
 
 
+def figures(folder: Path, seconds: float) -> dict[str, Any]:
+    """The arms of Figures 1 and 5 on ``seconds`` each, by a declared calibration."""
+    pipeline = f"{PIPELINES / 'paper_tiny.py'}:tiny.equal_time"
+    costs = "{step_microseconds: {128: 155000, 256: 165000, 512: 198000, 1024: 225000}}"
+    settings = {
+        "budget.seconds": seconds,
+        "calibration": costs,
+        "compute.storage": folder / "figures",
+    }
+    overrides = [f"{name}={value}" for name, value in settings.items()]
+    options = [part for override in overrides for part in ("--set", override)]
+    subprocess.run([sys.executable, "-m", "glray", "prepare", pipeline, *options], check=True)
+    spec = load_pipeline(pipeline, overrides)
+    corpus = find_prepared(spec)
+    assert corpus is not None, "it was prepared"
+    together, *alone = (
+        spec.derive(name=f"{spec.name}-{len(only)}-{only[0]}", only=only)
+        for only in ([arm.name for arm in spec.arms], *([arm.name] for arm in spec.arms))
+    )
+    for each in (together, *alone):
+        train_all(each, corpus, WorkerContext())
+    runs = {run.arm: Run.open(run.directory) for run in planned(together, corpus)}
+    others = [Run.open(planned(each, corpus)[0].directory) for each in alone]
+    whole = sum(run.calibrated_seconds or 0.0 for run in runs.values())
+    forks = [run.manifest.fork for run in runs.values()]
+    shared = sum(fork.calibrated_seconds or 0.0 for fork in forks if fork is not None)
+    return {
+        "seconds": seconds,
+        "calibrated_seconds": whole,
+        "shared_seconds": shared,
+        "saved": shared / whole,
+        "identical_to_training_alone": {its.arm: same(runs[its.arm], its) for its in others},
+    }
+
+
 def _train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContext) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     train_all(spec, corpus, ctx)
@@ -140,7 +180,7 @@ def _train_quietly(spec: PipelineSpec, corpus: PreparedCorpus, ctx: WorkerContex
 
 def overhead(folder: Path) -> dict[str, Any]:
     """``glray tune`` of 16 trials of 60 s, the baselines among them, without confirmation."""
-    pipeline = Path(__file__).parents[1] / "pipelines" / "search.py"
+    pipeline = PIPELINES / "search.py"
     settings = {
         "budget.seconds": 60,
         "search.num_trials": 16,
@@ -174,12 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--part", choices=("tree", "kills", "overhead"), action="append")
+    parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--steps", type=int, default=400, help="of each run of the tree")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=20, help="of each arm of the figures")
     parser.add_argument("--seed", type=int, default=0, help="of the sample and of the kills")
     options = parser.parse_args()
-    parts = options.part or ["tree", "kills", "overhead"]
+    parts = options.part or PARTS
     torch.set_num_threads(1)  # as a killed process has: sums in another order are other bits
     rng, found = random.Random(options.seed), {}
     with tempfile.TemporaryDirectory() as name:
@@ -200,6 +241,9 @@ def main() -> None:
             print(found["kills"], flush=True)
         if found:
             keep("search", {"seed": options.seed, **found})
+        if "figures" in parts:
+            found["figures"] = figures(folder, options.seconds)
+            keep("search-figures", found["figures"])
         if "overhead" in parts:
             found["overhead"] = overhead(folder)
             keep("search-overhead", found["overhead"])

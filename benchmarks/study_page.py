@@ -19,8 +19,9 @@ from benchmarks.study_records import (
 from benchmarks.study_results import Results
 from glray.files import read_json
 from glray.report.formats import mean_text
+from glray.report.outcome import SIGNIFICANT
 from glray.report.sheets import Sheet
-from glray.run.statistics import crossed, mean_interval
+from glray.run.statistics import Estimate, crossed, mean_interval
 from pipelines import study as studies
 
 PAGE = Path(__file__).parents[1] / "docs" / "study.md"
@@ -50,11 +51,11 @@ def page(work: Work) -> str:
         losses=losses_sheet(results) if results else None,
         worths=worths_sheet(results) if results else None,
         equal_time=equal_time_sheet(results) if results else None,
-        parts={
-            part: further_sheet(work.study, found)
+        further=[
+            further_sheet(work.study, part, found)
             for part in PARTS
             if part != "core" and len(found := work.records(part)) == all_seeds[part]
-        },
+        ],
         longer=studies.LONGER,
         margin=MARGIN,
     )
@@ -143,18 +144,34 @@ def equal_time_sheet(results: Results) -> Sheet | None:
     return Sheet("", ("cost ratio", pair), rows) if rows else None
 
 
-def further_sheet(study: studies.Study, records: dict[int, dict[str, Any]]) -> Sheet:
-    """One row an arm of a further question, less growing; over seeds and documents."""
+def further_sheet(study: studies.Study, part: str, records: dict[int, dict[str, Any]]) -> Sheet:
+    """One row an arm of a further question, less growing: over seeds and documents, unadjusted."""
     results = Results(study, records)
     growing, tokens = results.losses(study.growing), results.document_tokens
     rows = []
     for label in results.labels:
         losses = results.losses(label)
-        if label == study.growing or losses is None or growing is None:
+        if label == study.growing:
+            continue
+        if losses is None or growing is None:
+            rows.append((label, str(len(records)), "-", "a run diverged"))
             continue
         found = crossed(losses - growing, tokens)
-        rows.append((label, str(len(records)), _interval(found.mean, found.low, found.high)))
-    return Sheet("", ("arm", "seeds", f"less {study.growing}"), rows)
+        interval = _interval(found.mean, found.low, found.high)
+        rows.append((label, str(len(records)), interval, _described(found)))
+    columns = ("arm", "seeds", f"less {study.growing}", "so its loss is")
+    return Sheet(f"{part}: {study.title(part)}", columns, rows)
+
+
+def _described(found: Estimate) -> str:
+    """Where a difference lies, by its interval and the margin."""
+    is_same = max(found.p_below(MARGIN), found.p_above(-MARGIN)) < SIGNIFICANT
+    same = ", by less than the margin" if is_same else ""
+    if found.low > 0 or found.high < 0:
+        return f"{'higher' if found.mean > 0 else 'lower'}{same}"
+    if is_same:
+        return "the same"
+    return "not known: too few seeds" if found.half > MARGIN else "within noise"
 
 
 def _interval(mean: float, low: float, high: float) -> str:

@@ -288,7 +288,7 @@ class Study(Spec):
         growing."""
         names = (self.long, self.growing, *arms)
         claims = [lower(arm, self.growing) for arm in arms]
-        return self._comparison(name, self._title(name), self.pipeline()[names], claims)
+        return self._comparison(name, self.title(name), self.pipeline()[names], claims)
 
     def _again(
         self, name: str, lengths: tuple[int, ...] | None = None, **changes: object
@@ -302,10 +302,10 @@ class Study(Spec):
         pipeline = self.base.derive(name=f"{self.base.name}-{name}", arms=arms, **changes)
         growing, long = (arm.name for arm in arms)
         claims = [lower(growing, long)]
-        return self._comparison(name, self._title(name), pipeline[growing, long], claims)
+        return self._comparison(name, self.title(name), pipeline[growing, long], claims)
 
-    def _title(self, name: str) -> str:
-        """What the comparison of this name says of itself."""
+    def title(self, name: str) -> str:
+        """What the comparison of this name asks."""
         return (getattr(type(self), name.replace("-", "_")).__doc__ or name).splitlines()[0]
 
     def _comparison(

@@ -138,18 +138,20 @@ def test_what_is_left_is_counted_once(work: Work) -> None:
 # ---- the page
 
 
-def write_records(work: Work, seeds: int, losses: dict[str, float]) -> None:
-    """Seeds that agree but for a thousandth, in which each arm has its loss."""
+def write_records(
+    work: Work, seeds: int, losses: dict[str, float], part: str = "core", spread: float = 0.001
+) -> None:
+    """Seeds that agree but for the spread and a name's length, in which each arm has its loss."""
     tokens = {"llm64-50": 3840, "llm64-60": 4608, "llm64-80": 6144, "llm8-longer": 9216}
     for seed in range(seeds):
         arms = {}
         for label, loss in losses.items():
             short = label.startswith("llm8")
-            own = run_of(1e-2, loss + 0.001 * seed * len(label), [8] if short else [8, 64])
+            own = run_of(1e-2, loss + spread * seed * len(label), [8] if short else [8, 64])
             by_length = {"8" if short else "64": tokens.get(label, 7680)}
             arms[label] = own | {"tokens_by_seq_len": by_length, "processor": "one"}
         record = {"registered": {"commit": "abc1234"}, "document_tokens": [32, 32], "arms": arms}
-        write_json(work.record("core", seed), record)
+        write_json(work.record(part, seed), record)
 
 
 LOSSES = {
@@ -199,6 +201,18 @@ def test_the_page_of_a_whole_study(work: Work) -> None:
         "-0.002 nats (-0.007 to +0.003); any difference is below 0.02."
     ) in text
     assert "64 throughout would need 1.20 (1.16 to 1.25) times as long" in text
+
+
+def test_a_further_question_is_answered_by_interval_and_margin(work: Work) -> None:
+    """Arms whose names are as long as growing's differ from it by the same under each seed."""
+    losses = {"growlength": 2.9, "rewarmed64": 2.9, "rewarmed-x": 2.93}
+    write_records(work, 3, losses | {"far-too-long-a-name": 2.92}, "rewarming", spread=0.004)
+    text = page(work)
+    assert "### rewarming: Does the rate have to warm up again at each boundary?" in text
+    assert "| rewarmed64 | 3 | +0.000 (+0.000 to +0.000) | the same |" in text
+    assert "| rewarmed-x | 3 | +0.030 (+0.030 to +0.030) | higher |" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| far-too-long"))
+    assert row.endswith("| not known: too few seeds |")
 
 
 def test_a_diverged_run_makes_its_contrasts_inconclusive(work: Work) -> None:

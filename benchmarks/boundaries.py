@@ -59,7 +59,7 @@ def of_arm(runs: list[Run]) -> dict[str, Any]:
 def shown(value: tuple[float, float | None]) -> str:
     """``+0.123 ± 0.045``."""
     mean, half = value
-    return f"{mean:+.3f}" if half is None else f"{mean:+.3f} ± {half:.3f}"
+    return f"{mean:+z.3f}" if half is None else f"{mean:+z.3f} ± {half:.3f}"
 
 
 def main() -> None:

@@ -143,12 +143,12 @@ def _difference(claim: dict[str, Any]) -> str:
     """``growlength − llm1024: -0.144 (-0.210 to -0.078) nats``."""
     pair = f"{claim['arm']} − {claim['against']}: "
     if shares := claim["shares"]:
-        return f"{pair}{fmean(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%}, range)"
+        return f"{pair}{fmean(shares):+z.1%} ({min(shares):+.1%} to {max(shares):+.1%}, range)"
     if (found := claim["difference"]) is None:
         return "-"
     mean, half = found["mean"], found["half"]
     interval = "" if half is None else f" ({mean - half:+.3f} to {mean + half:+.3f})"
-    return f"{pair}{mean:+.3f}{interval} nats"
+    return f"{pair}{mean:+z.3f}{interval} nats"
 
 
 def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:
@@ -173,7 +173,7 @@ def arms_sheet(arms: Sequence[dict[str, Any]]) -> Sheet:
                 tokens_text(fmean(run["tokens"] for run in runs)),
                 *(seconds_text(None if None in each else fmean(each)) for each in seconds),
                 *(mean_text(*mean_interval(each)) for each in losses),
-                f"{fmean(map(max, jumps)):+.3f}" if has_jumps else "-",
+                f"{fmean(map(max, jumps)):+z.3f}" if has_jumps else "-",
             )
         )
     columns = ("arm", "stages", "tokens", "calibrated s", "measured s", "warm-up s", "eval s")

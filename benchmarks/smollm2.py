@@ -99,7 +99,7 @@ def main() -> None:
             gain, half = paired_gain(record, direct)
             print(
                 f"{name:14} {record['seq_len']:>6,}: {record['loss']:.3f} ± "
-                f"{record['standard_error'] or 0:.3f}, below extrapolation by {gain:+.3f} ± "
+                f"{record['standard_error'] or 0:.3f}, below extrapolation by {gain:+z.3f} ± "
                 f"{half or 0:.3f}"
             )
             losses = {key: record[key] for key in ("seq_len", "loss", "standard_error")}

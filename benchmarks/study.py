@@ -89,7 +89,7 @@ def register(work: Work) -> None:
     assert gain is not None, "the full length is beyond the short context"
     if not gain.low > work.study.gate:
         raise UserError(
-            f"{found}: {work.study.long} gains {gain.mean:+.3f} ± {gain.half:.3f} nats from "
+            f"{found}: {work.study.long} gains {gain.mean:+z.3f} ± {gain.half:.3f} nats from "
             f"context, not surely more than {work.study.gate:g}: where it learns no long context, "
             "nothing can be said of growing; raise the budget and repeat the pilot"
         )

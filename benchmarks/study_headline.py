@@ -40,7 +40,7 @@ def sentences(results: Results) -> list[str]:
 def _compared(contrast: Contrast, control: str) -> str:
     estimate = contrast.over_seeds
     low, high = (f"{end:+.3f}" for end in (estimate.low, estimate.high))
-    numbers = f"{estimate.mean:+.3f} nats ({low} to {high})"
+    numbers = f"{estimate.mean:+z.3f} nats ({low} to {high})"
     same = f"; any difference is below {MARGIN:g}" if contrast.is_same else ""
     match contrast.verdict:
         case Verdict.SUPPORTED:
@@ -69,7 +69,7 @@ def _worth(results: Results) -> str:
         against = over_seeds(differences)
         at_equal_time = (
             f" But on equal time, where a token of {full} costs {ratio:g} times one of {short}, "
-            f"growing differs from {short} throughout by {against.mean:+.3f} nats "
+            f"growing differs from {short} throughout by {against.mean:+z.3f} nats "
             f"({against.low:+.3f} to {against.high:+.3f})."
         )
     return (
@@ -108,7 +108,7 @@ def picture(results: Results) -> Figure | None:
             found.mean, row, xerr=found.half, fmt="o", color="#0072B2", capsize=4, markersize=7
         )
         axes.annotate(
-            f"{found.mean:+.3f}".replace("-", "−"),
+            f"{found.mean:+z.3f}".replace("-", "−"),
             (found.mean, row),
             (0, 8),
             textcoords="offset points",

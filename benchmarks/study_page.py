@@ -75,7 +75,7 @@ def pilot_sheet(work: Work) -> Sheet | None:
             rows.append((label, "diverged", "-"))
             continue
         gain = gain_of(arm)
-        gained = f"{gain.mean:+.3f} ± {gain.half:.3f}" if gain else "-"
+        gained = f"{gain.mean:+z.3f} ± {gain.half:.3f}" if gain else "-"
         rows.append((label, f"{endpoint(arm):.3f}", gained))
     return Sheet("", ("arm", "loss", "gain from far context"), rows)
 
@@ -175,7 +175,7 @@ def _described(found: Estimate) -> str:
 
 
 def _interval(mean: float, low: float, high: float) -> str:
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{mean:+z.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _p(p: float | None) -> str:

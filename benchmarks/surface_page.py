@@ -148,8 +148,8 @@ class Answers:
         apart = np.array([kept(seed)[name] - self.loss("growlength", seed) for seed in seeds])
         found, searched = over_seeds(apart), self.surface.losses[name] - self.loss("growlength")
         return (
-            f"{name} less equal quarters is {searched:+.3f} under the seed that chose it, "
-            f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) under "
+            f"{name} less equal quarters is {searched:+z.3f} under the seed that chose it, "
+            f"{found.mean:+z.3f} ({found.low:+.3f} to {found.high:+.3f}) under "
             f"{counted(len(seeds), 'other seed')}."
         )
 
@@ -192,7 +192,7 @@ def methods_sheet(replayed: dict[str, Any]) -> Sheet:
     for method, its in replayed["methods"].items():
         cells = []
         for regret, (mean, low, high) in zip(its["regret"], its["less_random"], strict=True):
-            less = f" ({mean:+.4f}, {low:+.4f} to {high:+.4f})" if method != "random" else ""
+            less = f" ({mean:+z.4f}, {low:+.4f} to {high:+.4f})" if method != "random" else ""
             cells.append(f"{regret:.4f}{less}")
         reached = its["share_of_seconds_to_random_regret"]
         rows.append((method, *cells, "never" if reached is None else f"{reached:.0%}"))

@@ -150,13 +150,21 @@ def exit_if_diverged(runs: list[Run]) -> None:
             kept = f"the checkpoint of step {step_of(committed[-1]):,} is kept"
         console.print(
             f"{run.name}: {run.divergence.sentence}; {kept}, and the run is not trained again: "
-            f"set an optimizer.lr below {rate_text(run.optimizer.lr)} under another name "
+            f"{_lower_rate(run)} under another name "
             "(--set name=…; for a comparison in another folder, --set compute.storage=…), or "
             f"delete {run.directory} to train it again",
             markup=False,
         )
     if diverged:
         raise typer.Exit(WORSENED_STATUS)
+
+
+def _lower_rate(run: Run) -> str:
+    """What to set: an arm's own rate, which a comparison's grid may have chosen, comes first."""
+    rate = rate_text(run.optimizer.lr)
+    if run.spec.arm(run.arm).lr is None:
+        return f"set an optimizer.lr below {rate}"
+    return f"set arms.{run.arm}.lr (or the rates.lrs that it is chosen from) below {rate}"
 
 
 def _train(spec: PipelineSpec, corpus: PreparedCorpus) -> int:

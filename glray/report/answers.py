@@ -97,15 +97,17 @@ def target(trials: Trials) -> str:
         return ""
     fixed = trials.fixed
     goal = f"the final loss of {fixed.name}, {fixed.loss:.3f}"
+    others = len(trials.seconds_to_target)
     if not reached:
-        return f"None of the other {len(trials.seconds_to_target)} reached {goal}."
+        whoever = f"None of the other {others} reached" if others > 1 else "The other did not reach"
+        return f"{whoever} {goal}."
     soonest = min(reached, key=lambda name: (reached[name], name))
     run = fixed.run
     whole = run.measured_seconds if run.calibrated_seconds is None else run.calibrated_seconds
-    return (
-        f"{len(reached)} of the other {len(trials.seconds_to_target)} reached {goal}, {soonest} "
-        f"the soonest: after {seconds_text(reached[soonest])} of {seconds_text(whole)} s."
-    )
+    after = f"after {seconds_text(reached[soonest])} of {seconds_text(whole)} s"
+    if others == 1:
+        return f"{soonest} reached {goal}, {after}."
+    return f"{len(reached)} of the other {others} reached {goal}, {soonest} the soonest: {after}."
 
 
 def front(trials: Trials) -> str:

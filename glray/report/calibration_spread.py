@@ -49,8 +49,9 @@ def _slope(arm: Arm) -> float | None:
         return None
     slopes = []
     for run in arm.runs:
-        last, seq_len = run.evaluations[-1], run.longest_seq_len
-        before = [scored for scored in run.evaluations[:-1] if scored.tokens <= 0.75 * last.tokens]
+        *earlier, last = run.comparable_evaluations
+        seq_len = run.longest_seq_len
+        before = [scored for scored in earlier if scored.tokens <= 0.75 * last.tokens]
         half = min(before, key=lambda e: abs(e.tokens - last.tokens / 2), default=None)
         then, now = half.at(seq_len) if half else None, last.at(seq_len)
         if half is None or then is None or now is None:

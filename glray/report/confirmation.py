@@ -118,7 +118,7 @@ class Confirmation:
         if (apart := best.against_fixed) is not None:
             over = f" (95% {apart.low:+.3f} to {apart.high:+.3f})" if apart.parts else ""
             paired = "paired by seed and document" if self.num_seeds > 1 else "paired by document"
-            text += f": {apart.mean:+.3f}{over} from the longest length throughout, {paired}"
+            text += f": {apart.mean:+z.3f}{over} from the longest length throughout, {paired}"
         elif len(best.trial.seq_lens) == 1:
             text += ", the longest length throughout"
         left_out = f" Left out: {', '.join(self.without)}." if self.without else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from glray.report.arms import Arm, by_arm
 from glray.report.comparison import share_targets
+from glray.report.formats import counted, listed
 from glray.report.sheets import Sheet
 from glray.run.records import FarContext
 from glray.run.run import Run
@@ -52,15 +53,25 @@ class FarGain:
     def __str__(self) -> str:
         estimate = self.estimate
         half = f" ± {estimate.half:.3f}" if estimate.parts else ""
-        return f"{estimate.mean:+.3f}{half}"
+        return f"{estimate.mean:+z.3f}{half}"
 
 
 def far_contexts(arm: Arm) -> list[FarContext]:
     """Of each of the arm's runs; empty if one lacks it, or they are scored on different targets."""
-    found = [run.latest for run in arm.runs if run.is_finished and run.latest is not None]
-    scored = [last.far_context for last in found if last.far_context is not None]
+    scored = finished_contexts(arm)
     is_whole = len(scored) == len(arm.runs) and share_targets(arm.runs)
     return scored if is_whole and are_alike(scored) else []
+
+
+def finished_contexts(arm: Arm) -> list[FarContext]:
+    """Of those of the arm's runs that are finished and have it."""
+    found = [run.latest for run in arm.runs if run.is_finished and run.latest is not None]
+    return [last.far_context for last in found if last.far_context is not None]
+
+
+def sees_short_alone(contexts: Sequence[FarContext]) -> bool:
+    """Whether these are of an arm that is trained on no more than the short context."""
+    return bool(contexts) and all(len(context.losses) == 1 for context in contexts)
 
 
 def are_alike(contexts: Sequence[FarContext]) -> bool:
@@ -79,7 +90,7 @@ def are_alike(contexts: Sequence[FarContext]) -> bool:
 def gain_of(contexts: Sequence[FarContext]) -> FarGain | None:
     """Of an arm's runs; None if they were not scored, have diverged, or are trained on no more than
     the short context."""
-    if not contexts or len(contexts[0].losses) == 1:
+    if not contexts or sees_short_alone(contexts):
         return None
     short, own = (far_losses(contexts, end) for end in (0, -1))
     if not np.isfinite(gains := short - own).all():
@@ -113,12 +124,16 @@ def far_sheet(runs: Sequence[Run]) -> Sheet:
     notes = []
     if scored:
         context = scored[0][1][0]
+        targets = "The arms are not scored on the same targets: their losses do not compare."
+        if share_targets([run for arm, _ in scored for run in arm.runs]):
+            targets = (
+                f"The same {context.document_tokens.sum():,} targets of "
+                f"{counted(len(context.document_tokens), 'document')} at every length, each with "
+                f"at least {context.tokens_before:,} tokens of its document before it."
+            )
         notes.append(
-            f"The same {context.document_tokens.sum():,} targets of "
-            f"{len(context.document_tokens)} documents at every length, each with at least "
-            f"{context.tokens_before:,} tokens of its document before it. Windows slide by half "
-            "their length. Gain: loss at the shortest length less that at the longest trained, "
-            "± its 95% interval over documents and, of several, seeds."
+            f"{targets} Windows slide by half their length. Gain: loss at the shortest length less "
+            "that at the longest trained, ± its 95% interval over documents and, of several, seeds."
         )
     title = "Far context: loss (nats per token) by the length of sliding windows"
     return Sheet(title, ["run", *(f"{n:,}" for n in lengths), "gain"], rows, notes)
@@ -126,31 +141,38 @@ def far_sheet(runs: Sequence[Run]) -> Sheet:
 
 def far_sentence(runs: Sequence[Run]) -> str:
     """Which arms gain from context beyond the short one; empty if none was scored for it."""
-    gains = {arm.label: gain for arm in by_arm(runs) if (gain := far_gain(arm))}
+    arms = by_arm(runs)
+    gains = {arm.label: gain for arm in arms if (gain := far_gain(arm))}
     if not gains:
         return ""
-    beyond = f"from context beyond {min(gain.short for gain in gains.values()):,} tokens"
+    short = min(gain.short for gain in gains.values())
+    beyond = f"from context beyond {short:,} tokens"
+    left_out = [
+        arm.label
+        for arm in arms
+        if arm.label not in gains
+        and max(arm.seq_lens) > short
+        and not sees_short_alone(finished_contexts(arm))
+    ]
     numbers = ", ".join(f"{label} {gain}" for label, gain in gains.items())
     using = [label for label, gain in gains.items() if gain.is_positive]
     idle = [label for label, gain in gains.items() if gain.is_none]
     unknown = [label for label in gains if label not in (*using, *idle)]
-    if len(idle) == len(gains):
+    if len(idle) == len(gains) and not left_out:
         return f"No arm gains {beyond} at this scale: {numbers} nats."
-    if len(using) == len(gains):
+    if len(using) == len(gains) and not left_out:
         return f"Every arm trained on more gains {beyond}: {numbers} nats."
     parts, rest = [], f" {beyond}"  # said once
     if using:
-        parts.append(f"{_listed(using)} {'gain' if len(using) > 1 else 'gains'}{rest}")
+        parts.append(f"{listed(using)} {'gain' if len(using) > 1 else 'gains'}{rest}")
         rest = ""
     if idle:
-        parts.append(f"{_listed(idle)} {'do' if len(idle) > 1 else 'does'} not gain{rest}")
+        parts.append(f"{listed(idle)} {'do' if len(idle) > 1 else 'does'} not gain{rest}")
         rest = ""
     if unknown:
         whether = "whether" if parts else "Whether"
         gains_or_gain = "gain" if len(unknown) > 1 else "gains"
-        parts.append(f"{whether} {_listed(unknown)} {gains_or_gain}{rest} cannot be told")
+        parts.append(f"{whether} {listed(unknown)} {gains_or_gain}{rest} cannot be told")
+    if left_out:
+        parts.append(f"no gain is known for {listed(left_out)}")
     return f"{', '.join(parts)}: {numbers} nats."
-
-
-def _listed(labels: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

@@ -49,4 +49,5 @@ def seconds_text(seconds: float | None) -> str:
 def documents_text(num_documents: int) -> str:
     """``120 held-out documents``; of fewer than ``ENOUGH_DOCUMENTS`` it says what that means."""
     few = f" (fewer than {ENOUGH_DOCUMENTS}, so a few can dominate)"
-    return f"{num_documents:,} held-out documents{few if num_documents < ENOUGH_DOCUMENTS else ''}"
+    documents = counted(num_documents, "held-out document")
+    return f"{documents}{few if num_documents < ENOUGH_DOCUMENTS else ''}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from statistics import fmean, median_low
 
@@ -48,7 +49,8 @@ def headline(runs: Sequence[Run]) -> list[str]:
         sentences += [_seeds(scores), _drift(compared), _predictions(compared)]
         sentences += [_forks(compared), *_parents(compared)]
     elif any(run.is_finished for run in runs):
-        sentences.append("No seed is finished and scored in every arm: nothing compares yet.")
+        yet = "" if all(run.has_ended for run in runs) else " yet"
+        sentences.append(f"No seed is finished and scored in every arm: nothing compares{yet}.")
     return [sentence for sentence in (*sentences, _diverged(runs), _unfinished(runs)) if sentence]
 
 
@@ -60,12 +62,11 @@ def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
     evaluation is already below was reached by then. Evaluations on other targets than the last's do
     not count.
     """
-    targets = run.evaluations[-1].targets_sha256
     seconds, losses = np.array(
         [
             (_clock(evaluation), score.loss)
-            for evaluation in run.evaluations
-            if evaluation.targets_sha256 == targets and (score := evaluation.at(seq_len))
+            for evaluation in run.comparable_evaluations
+            if (score := evaluation.at(seq_len))
         ]
     ).T
     reached = np.flatnonzero(losses <= loss)
@@ -78,9 +79,15 @@ def seconds_to_loss(run: Run, seq_len: int, loss: float) -> float | None:
 def _result(scores: Sequence[ArmScore], runs: Sequence[Run]) -> list[str]:
     """The losses, which is lowest and by how much; or why they do not compare."""
     decimals = _decimals(scores)
+    is_at = f"held-out loss at {scores[0].seq_len} tokens is"
+    if len(scores) == 1 and not share_targets(runs):
+        losses = ", ".join(f"{loss:.{decimals}f}" for loss in scores[0].seed_losses)
+        return [
+            f"{scores[0].label}: {is_at} {losses} under its {len(runs)} seeds, but not on the same "
+            "held-out targets: these losses have no common mean."
+        ]
     if len(scores) == 1:
         return [_single(scores[0], decimals)]
-    is_at = f"held-out loss at {scores[0].seq_len} tokens is"
     if not share_targets(runs):
         return [
             f"{is_at.capitalize()} {_losses(scores, decimals)}, but not on the same held-out "
@@ -131,8 +138,8 @@ def _lead(ordered: list[ArmScore], decimals: int) -> str:
         paired = "" if error is None else " (paired by document)"
         if error is not None and difference <= NOISE_ERRORS * error:
             noise = f": less than {NOISE_ERRORS} standard errors, so within noise"
-        elif max(best.seed_losses) >= min(following.seed_losses):
-            noise = ": less than the spread over seeds, so within noise"
+        elif not all(map(operator.lt, best.seed_losses, following.seed_losses)):
+            noise = ", but not under every seed, so within noise"
     return f"{best.label} is lowest, {shown} nats below {following_label}{paired}{noise}"
 
 
@@ -151,7 +158,7 @@ def equal_budget(runs: Sequence[Run]) -> str:
     seconds = {run.plan.budget_seconds for run in runs}
     tokens = {run.tokens for run in runs}
     if len(seconds) == 1 and None not in seconds:
-        return f"At equal calibrated training time ({seconds.pop():g} s each)"
+        return f"At equal calibrated training time ({seconds.pop():,.10g} s each)"
     if len(tokens) == 1:
         return f"At equal training tokens ({tokens_text(tokens.pop())} each)"
     return "At unequal budgets"
@@ -230,20 +237,22 @@ def _one_model(runs: Sequence[Run]) -> bool:
 
 
 def _seeds(scores: Sequence[ArmScore]) -> str:
-    documents = documents_text(len(scores[0].scores[0].document_losses))
+    if not share_targets([run for score in scores for run in score.runs]):
+        return ""
+    num_documents = len(scores[0].scores[0].document_losses)
+    error = f"± is the standard error over {documents_text(num_documents)}, not over seeds"
+    if num_documents == 1:
+        error = "1 held-out document is scored, so no error over documents is known"
     num_seeds = len(scores[0].runs)
     if num_seeds == 1:
-        return f"This is 1 seed: ± is the standard error over {documents}, not over seeds."
+        return f"This is 1 seed: {error}."
     decimals = _decimals(scores)
     spans = ", ".join(
         f"{score.label} {min(score.seed_losses):.{decimals}f} to "
         f"{max(score.seed_losses):.{decimals}f}"
         for score in scores[:MOST_LISTED]
     )
-    return (
-        f"These are means of {num_seeds} seeds: ± is the standard error over "
-        f"{documents}, not over seeds; over seeds the loss spans {spans}."
-    )
+    return f"These are means of {num_seeds} seeds: {error}; over seeds the loss spans {spans}."
 
 
 def _drift(runs: Sequence[Run]) -> str:
@@ -254,18 +263,21 @@ def _drift(runs: Sequence[Run]) -> str:
     usual = median_low(measured / known for _, measured, known in pace)
     if usual == 0:
         return ""
+    others = "the others" if len(pace) > 2 else "the other"
     odd = [
         f"{run.name} took {seconds_text(measured)} s for {seconds_text(known)} calibrated s, "
-        f"{abs(drift):.0%} {'more' if drift > 0 else 'less'} than the others"
+        f"{abs(drift):.0%} {'more' if drift > 0 else 'less'} than {others}"
         for run, measured, known in pace
         if abs(drift := measured / known / usual - 1) > DRIFT_LIMIT
     ]
+    if not odd:
+        return ""
+    if len(pace) == 2:
+        return f"{odd[0]}."
     longer = f"{abs(usual - 1):.0%} {'more' if usual >= 1 else 'less'} than calibrated"
     return (
         f"Most runs took {longer}, which is the same for all. These differ from that by more than "
         f"{DRIFT_LIMIT:.0%}: {_listed(odd)}."
-        if odd
-        else ""
     )
 
 
@@ -278,10 +290,12 @@ def _forks(runs: Sequence[Run]) -> str:
     known = [seconds for seconds in calibrated if seconds is not None]
     seconds = sum(known) if len(known) == len(forks) else sum(f.measured_seconds for f in forks)
     clock = "calibrated" if len(known) == len(forks) else "measured"
+    share = "forks from another one, with which it shares its"
+    if len(forks) > 1:
+        share = "fork from another one, with which they share their"
     return (
-        f"{len(forks)} of {len(runs)} runs fork from another one, with which they share their "
-        f"first steps: {seconds_text(seconds)} {clock} s that were not trained again. Every number "
-        "counts a run's whole path."
+        f"{len(forks)} of {len(runs)} runs {share} first steps: {seconds_text(seconds)} {clock} s "
+        "that were not trained again. Every number counts a run's whole path."
     )
 
 
@@ -293,8 +307,8 @@ def _parents(runs: Sequence[Run]) -> list[str]:
             others = "; each other seed from its own run" if len(arm.runs) > 1 else ""
             going_on.setdefault(f"{parent.sentence}{others}", []).append(arm.label)
     return [
-        f"{_listed(arms)} {sentence}. These steps count in every number of a run; the declared "
-        "budget covers only what comes after."
+        f"{'Each of ' if len(arms) > 1 else ''}{_listed(arms)} {sentence}. These steps count in "
+        "every number of a run; the declared budget covers only what comes after."
         for sentence, arms in going_on.items()
     ]
 
@@ -304,7 +318,7 @@ def _predictions(runs: Sequence[Run]) -> str:
     parts = [
         f"{run.name} {seconds_text(run.manifest.predicted_seconds)} s, measured "
         f"{seconds_text(run.measured_seconds)} "
-        f"({run.measured_seconds / run.manifest.predicted_seconds - 1:+.0%})"
+        f"({run.measured_seconds / run.manifest.predicted_seconds - 1:+z.0%})"
         for run in runs
         if run.manifest.predicted_seconds
     ]

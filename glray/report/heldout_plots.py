@@ -67,7 +67,7 @@ def heldout_over_time(runs: Sequence[Run]) -> Figure:
 
 
 def _scored(run: Run, seq_len: int) -> list[Evaluation]:
-    return [evaluation for evaluation in run.evaluations if evaluation.at(seq_len) is not None]
+    return [scored for scored in run.comparable_evaluations if scored.at(seq_len) is not None]
 
 
 def _draw_curve(axes: Axes, arm: ArmScore, style: look.Style, clock: str) -> list[float]:
@@ -103,6 +103,6 @@ def _draw_ends(
         seen = max(arm.seq_lens) >= arm.seq_len
         styles[arm.label].draw(axes, [place], [found.mean], bars=half, seen=seen)
         axes.annotate(
-            f"{found.mean:+.3f}", (place, found.mean), (8, -3), textcoords="offset points"
+            f"{found.mean:+z.3f}", (place, found.mean), (8, -3), textcoords="offset points"
         )
     axes.set_xlim(-0.6, len(others) - 0.2)

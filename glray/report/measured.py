@@ -1,6 +1,5 @@
 """What a claim compares of the runs' records: losses by seed and document, on the same targets."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -88,9 +87,9 @@ def _long(arm: Arm, seq_len: int, long_losses: LongLosses) -> Losses | str:
 
 
 def _jumps(arm: Arm) -> Losses | str:
-    jumps = [[b.jump.jump if b.jump else math.nan for b in run.boundaries] for run in arm.runs]
+    jumps = [[b.jump.jump for b in run.boundaries if b.jump] for run in arm.runs]
     if not all(jumps):
-        return f"no stage boundary: {arm.label}"
+        return f"no stage boundary is scored on both sides: {arm.label}"
     highest = [np.array([np.max(each)]) for each in jumps]  # one that is NaN makes all NaN
     return _losses(
         arm, highest, np.array([1]), [run.boundaries[0].targets_sha256 for run in arm.runs]

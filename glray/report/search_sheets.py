@@ -76,7 +76,7 @@ def confirmed(confirmation: Confirmation) -> Sheet:
                 number(each.trial.loss),
                 number(each.score.loss),
                 f"{min(losses):.3f} to {max(losses):.3f}",
-                f"{each.lost:+.3f}",
+                f"{each.lost:+z.3f}",
                 "-" if apart is None else f"{sign}{plus_minus(apart.mean, half)}",
             ]
         )

@@ -181,7 +181,7 @@ def boundaries(runs: Sequence[Run]) -> Sheet:
 def jumps(runs: Sequence[Run]) -> Sheet:
     """The jump of the held-out loss at each boundary where the length grows, and its parts."""
     rows = [
-        [*_name(label, boundary), *(f"{change:+.3f}" for _, change in boundary.jump)]
+        [*_name(label, boundary), *(f"{change:+z.3f}" for _, change in boundary.jump)]
         for label, run in labelled(runs)
         for boundary in run.boundaries
         if boundary.jump

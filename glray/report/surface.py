@@ -37,7 +37,7 @@ class Effect:
         return abs(self.mean) > self.half
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.half:.3f}"
+        return f"{self.mean:+z.3f} ± {self.half:.3f}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,14 @@ from glray.plan import MICROSECONDS
 from glray.report.arms import Arm, by_arm
 from glray.report.calibration_spread import calibration_part
 from glray.report.comparison import share_targets
-from glray.report.far_context import FarGain, far_contexts, gain_of
-from glray.report.formats import seconds_text
+from glray.report.far_context import (
+    FarGain,
+    far_contexts,
+    finished_contexts,
+    gain_of,
+    sees_short_alone,
+)
+from glray.report.formats import counted, seconds_text
 from glray.report.long_losses import LongLosses, long_far_contexts, share_long_targets
 from glray.report.measured import Losses, difference, measured
 from glray.report.outcome import (
@@ -73,7 +79,7 @@ class LongContext:
         text = f" Gain from context beyond {short:,} tokens: {gains} nats"
         if self.difference is None or not self.difference.parts:
             return text
-        return f"{text}, difference {self.difference.mean:+.3f} ± {self.difference.half:.3f}"
+        return f"{text}, difference {self.difference.mean:+z.3f} ± {self.difference.half:.3f}"
 
     def record(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -123,16 +129,17 @@ class Judgement:
             spread = f"{min(self.shares):+.1%} to {max(self.shares):+.1%}"
             return (
                 f"{claim.arm} {ours}, {claim.against} {theirs} {self.clock}: "
-                f"{fmean(self.shares):+.1%} ({spread} in {len(self.shares)} repetitions)."
+                f"{fmean(self.shares):+z.1%} ({spread} in "
+                f"{counted(len(self.shares), 'repetition')})."
             )
         if self.estimate is None:
             return ""
-        ours, theirs = (f"{loss:+.3f}" for loss in self.means)
+        ours, theirs = (f"{loss:+z.3f}" for loss in self.means)
         if claim.measure != "jump":
             at = "each at its own length" if claim.at is None else f"at {claim.at:,} tokens"
             unit = f"nats {at}"
             ours, theirs = (f"{loss:.3f}" for loss in self.means)
-        text = f"{claim.arm} {ours}, {claim.against} {theirs} {unit}: {self.estimate.mean:+.3f}"
+        text = f"{claim.arm} {ours}, {claim.against} {theirs} {unit}: {self.estimate.mean:+z.3f}"
         if not self.estimate.parts:
             return f"{text}."
         varied = ", ".join(
@@ -247,7 +254,7 @@ def _compared(
                 estimate = replace(estimate, parts={**estimate.parts, "calibrations": part})
             else:
                 remarks.append("without the calibration's error")
-    outcome = inconclusive(reason) if reason else judge_difference(estimate, claim.within)
+    outcome = _untested(claim, reason) if reason else judge_difference(estimate, claim.within)
     means, num_seeds = (ours.mean, theirs.mean), len(compared[0].runs)
     return Judgement(claim, outcome, num_seeds, means, estimate, remark=", ".join(remarks))
 
@@ -294,7 +301,7 @@ def _long_context(
     """On the claim's own documents; None if its arm is trained on the short context alone."""
     arm = arms[claim.arm]
     contexts = _contexts(claim.measure, arm, long_losses)
-    if contexts and len(contexts[0].losses) == 1:
+    if sees_short_alone(contexts or finished_contexts(arm)):
         return None
 
     def found(
@@ -309,7 +316,7 @@ def _long_context(
     if len(gain.document_tokens) == 1:
         reason = reason or "only one document is scored"
     if (throughout := _throughout(claim, arms)) is None:
-        outcome = inconclusive(reason) if reason else judge_gain(gain.estimate, None)
+        outcome = _untested(claim, reason) if reason else judge_gain(gain.estimate, None)
         return found(outcome, gains)
     other = gain_of(_contexts(claim.measure, throughout, long_losses))
     if other is None:
@@ -332,8 +339,13 @@ def _long_context(
             f"{throughout.label}'s own gain is not clear of 0, so this cannot show whether long "
             "context was learnt"
         )
-    outcome = inconclusive(reason) if reason else judge_gain(gain.estimate, apart)
+    outcome = _untested(claim, reason) if reason else judge_gain(gain.estimate, apart)
     return found(outcome, gains, apart)
+
+
+def _untested(claim: ClaimSpec, reason: str) -> Outcome:
+    """Where there are numbers but no test is possible: a primary claim asks for one."""
+    return inconclusive(reason) if claim.primary else Outcome(Verdict.DESCRIPTIVE)
 
 
 def _throughout(claim: ClaimSpec, arms: Mapping[str, Arm]) -> Arm | None:

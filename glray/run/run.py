@@ -210,6 +210,13 @@ class Run:
         return _all_in(self.directory / "evaluations", Evaluation)
 
     @property
+    def comparable_evaluations(self) -> tuple[Evaluation, ...]:
+        """Those on the same held-out targets as the last one: a run that was stopped may go on with
+        others."""
+        targets = {evaluation.targets_sha256 for evaluation in self.evaluations[-1:]}
+        return tuple(each for each in self.evaluations if each.targets_sha256 in targets)
+
+    @property
     def is_scored_between(self) -> bool:
         """Whether it was also scored where no stage ends."""
         plan = self.plan

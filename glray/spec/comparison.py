@@ -1,6 +1,7 @@
 """A comparison: arms of one or more pipelines side by side, and the claims that it tests."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,7 +10,8 @@ from glray.spec.base import Count, Integer, Name, Spec, check_unique
 from glray.spec.corpus import SourceCorpus
 from glray.spec.pipeline import ComparedArm, PipelineSpec
 from glray.spec.rates import RateGrid
-from glray.spec.training import check_scorable, rate_text
+from glray.spec.schedule import ArmSpec
+from glray.spec.training import EvaluationSpec, check_scorable, rate_text
 
 Measure = Literal["loss", "seconds", "jump", "long_loss"]
 """What a claim compares: held-out loss, measured training seconds, the highest jump of the held-out
@@ -233,13 +235,8 @@ class ComparisonSpec(Spec):
         if claim.measure in ("seconds", "jump"):
             if claim.at is not None:
                 raise ValueError(f"{where}: {claim.measure} has no length; remove at={claim.at}")
-            if claim.measure == "jump" and list(arm.seq_lens) == sorted(arm.seq_lens, reverse=True):
-                raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
-            if claim.measure == "jump" and not compared.pipeline.evaluation.stage_ends:
-                raise ValueError(
-                    f"{where} has evaluation.stage_ends=false, so its stage boundaries are not "
-                    "scored and there would be no jump to compare; set it to true"
-                )
+            if claim.measure == "jump":
+                _check_jump(where, arm, compared.pipeline.evaluation)
             return
         longest, evaluated = max(arm.seq_lens), compared.pipeline.evaluation.seq_lens
         if claim.measure == "loss" and longest < (claim.at or 0):
@@ -263,6 +260,34 @@ class ComparisonSpec(Spec):
                 f"{where} is not evaluated at {claim.at} tokens (evaluated: "
                 f"{', '.join(map(str, evaluated)) or 'no length'}); add it to {field}.seq_lens"
             )
+
+
+def _check_jump(where: str, arm: ArmSpec, evaluation: EvaluationSpec) -> None:
+    """Raises ValueError if no boundary of the arm is scored on both sides."""
+    grown = [
+        (before, after) for before, after in pairwise(arm.stages) if before.seq_len < after.seq_len
+    ]
+    if not grown:
+        raise ValueError(f"{where} never grows, so it has no jump; compare another arm")
+    if not evaluation.stage_ends:
+        raise ValueError(
+            f"{where} has evaluation.stage_ends=false, so its stage boundaries are not "
+            "scored and there would be no jump to compare; set it to true"
+        )
+    marked = [pair for pair in grown if pair[0].mark_end is not False]
+    if not marked:
+        raise ValueError(
+            f"{where} has no marked end where it grows (mark_end=False), so its stage boundaries "
+            "are not scored and there would be no jump to compare; compare another arm"
+        )
+    longest = max(evaluation.seq_lens)
+    lengths = {stage.seq_len for pair in marked for stage in pair}
+    if any(longest % seq_len for seq_len in lengths):
+        raise ValueError(
+            f"{where} grows over {', '.join(map(str, sorted(lengths)))} tokens, not all of which "
+            f"divide the longest evaluated length {longest}, so a jump would be missing; evaluate "
+            "at a multiple of all (evaluation.seq_lens)"
+        )
 
 
 def pooled(comparisons: Sequence[ComparisonSpec]) -> tuple[PipelineSpec, ...]:

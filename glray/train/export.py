@@ -45,7 +45,7 @@ def latest_model(run: Run, device: torch.device) -> tuple[NextTokenLoss, TrainSt
     if not committed and run.divergence:
         raise UserError(
             f"{run.checkpoints}: no checkpoint, so there is no model: the run "
-            f"{run.divergence.sentence}; train with a lower optimizer.lr"
+            f"{run.divergence.sentence}; train with a lower peak learning rate"
         )
     if not committed:
         raise UserError(

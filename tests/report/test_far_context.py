@@ -69,6 +69,16 @@ def test_the_sentence_says_who_gains(tmp_path: Path) -> None:
         "Whether grow gains from context beyond 2 tokens cannot be told: grow +0.000 ± 0.184 nats."
     )
     assert far_sentence(short) == ""
+    write_run(tmp_path, "late", [(8, 10)], {8: 5.0}, steps_done=3, diverged=True)
+    assert far_sentence([*uses, *short, Run.open(tmp_path / "late-seed0")]) == (
+        "fixed8 gains from context beyond 2 tokens, no gain is known for late: "
+        "fixed8 +0.250 ± 0.092 nats."
+    )
+
+
+def test_a_gain_that_rounds_to_zero_has_no_minus(tmp_path: Path) -> None:
+    (arm,) = by_arm(arm_of(tmp_path, "fixed8", {2: [3.0, 3.1], 8: [3.0, 3.1008]}))
+    assert str(far_gain(arm)).startswith("+0.000 ±")
 
 
 def test_an_arm_is_not_judged_by_a_part_of_its_seeds(tmp_path: Path) -> None:
@@ -89,6 +99,9 @@ def test_the_report_shows_every_length(tmp_path: Path) -> None:
         ["fixed2", "2.500", "-", "-"],
     ]
     assert "The same 40 targets of 4 documents" in sheet.notes[0]
+    far = {2: [2.5] * 4, 8: [2.4] * 4}
+    other = Run.open(write_run(tmp_path, "other", [(8, 10)], {8: 5.0}, targets="b", far=far))
+    assert far_sheet([*runs, other]).notes[0].startswith("The arms are not scored on the same")
     page = Report(runs).write(tmp_path / "report").read_text()
     assert "Far context" in page
     assert "gains from context beyond 2 tokens" in page

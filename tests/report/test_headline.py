@@ -111,6 +111,16 @@ def test_seeds_that_overlap_are_within_noise(tmp_path: Path) -> None:
     assert "within noise" in headline(open_runs([tmp_path / "toy"]))[0]
 
 
+def test_two_seeds_are_paired_however_far_apart_they_are(tmp_path: Path) -> None:
+    for seed, loss in enumerate([4.0, 4.8]):
+        write_run(tmp_path / "toy", "a", [(4, 10), (8, 5)], {8: loss}, seed=seed)
+        write_run(tmp_path / "toy", "b", [(8, 10)], {8: loss + 0.2}, seed=seed)
+
+    assert "a is lowest, 0.20 ± 0.00 nats below b (paired by document)." in " ".join(
+        headline(open_runs([tmp_path / "toy"]))
+    )
+
+
 @pytest.mark.parametrize(("third", "is_noise"), [(4.8, False), (4.45, True)])
 def test_from_three_seeds_on_their_paired_differences_decide(
     tmp_path: Path, third: float, is_noise: bool
@@ -153,7 +163,10 @@ def test_one_held_out_document_has_no_standard_error(tmp_path: Path) -> None:
     write_run(tmp_path / "toy", "a", [(4, 10)], {4: 4.5}, standard_error=None)
     write_run(tmp_path / "toy", "b", [(4, 10)], {4: 4.625}, standard_error=None)
 
-    assert "a is lowest, 0.125 nats below b" in headline(open_runs([tmp_path / "toy"]))[0]
+    sentences = headline(open_runs([tmp_path / "toy"]))
+
+    assert "a is lowest, 0.125 nats below b" in sentences[0]
+    sentence_with(sentences, "This is 1 seed: 1 held-out document is scored, so no error over")
 
 
 def test_a_diverged_arm_is_named_and_never_lowest(tmp_path: Path) -> None:
@@ -198,6 +211,40 @@ def test_losses_on_other_held_out_targets_are_not_ranked(tmp_path: Path) -> None
 
     sentence_with(sentences, "one/a", "two/a", "do not compare")
     assert "lowest" not in " ".join(sentences)
+
+
+def test_the_seeds_of_an_arm_on_other_targets_have_no_mean(tmp_path: Path) -> None:
+    for seed, targets in enumerate("aab"):
+        write_run(tmp_path / "toy", "a", [(8, 10)], {8: 4.5 + seed}, seed=seed, targets=targets)
+
+    sentences = headline(open_runs([tmp_path / "toy"]))
+
+    sentence_with(sentences, "is 4.50, 5.50, 6.50 under its 3 seeds", "have no common mean")
+    assert "means of" not in " ".join(sentences)
+
+
+def test_what_can_no_longer_compare_is_not_waited_for(tmp_path: Path) -> None:
+    for seed, diverged in enumerate("ab"):
+        for name in "ab":
+            steps = 3 if name == diverged else None
+            write_run(
+                tmp_path / "toy",
+                name,
+                [(8, 10)],
+                {8: 4.5},
+                seed=seed,
+                steps_done=steps,
+                diverged=name == diverged,
+            )
+
+    sentence_with(headline(open_runs([tmp_path / "toy"])), "in every arm: nothing compares.")
+
+
+def test_a_budget_of_days_is_written_out(tmp_path: Path) -> None:
+    for name in "ab":
+        write_run(tmp_path / "toy", name, [(8, 10)], {8: 4.5}, budget_seconds=1_209_600.0)
+
+    sentence_with(headline(open_runs([tmp_path / "toy"])), "(1,209,600 s each)")
 
 
 def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def two_arms(
     return {"grow": grown, "fixed8": arm(folder, "fixed8", [(8, 10)], fixed8, gains[1], **run)}
 
 
+def reopened(arms: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """The same, read again."""
+    return {
+        label: [replace(Run.open(run.directory), label=label) for run in runs]
+        for label, runs in arms.items()
+    }
+
+
 def judged(claim: ClaimSpec, arms: dict[str, list[Run]]) -> Judgement:
     (judgement,) = judge([claim], [run for runs in arms.values() for run in runs], {})
     return judgement
@@ -253,6 +261,9 @@ def test_two_seeds_tell_nothing(tmp_path: Path) -> None:
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
     assert f"takes {SEEDS_FOR_A_VERDICT} seeds, here 2" in judgement.sentence
     assert "-0.995" in judgement.sentence  # the figure is said all the same
+    described = judged(LOWER.derive(primary=False), two_arms(tmp_path, (4.0, 4.01), (5.0, 5.0)))
+    assert described.outcome.verdict is Verdict.DESCRIPTIVE
+    assert long_context_of(described).outcome.verdict is Verdict.DESCRIPTIVE
 
 
 def test_losses_on_other_targets_do_not_compare(tmp_path: Path) -> None:
@@ -292,11 +303,7 @@ def test_one_document_is_no_evidence_however_sure_the_seeds(tmp_path: Path) -> N
             for length in one["lengths"]:
                 length["document_losses"] = [length["loss"]]
             path.write_text(json.dumps(one))
-    arms = {
-        label: [replace(Run.open(run.directory), label=label) for run in runs]
-        for label, runs in arms.items()
-    }
-    judgement = judged(LOWER, arms)
+    judgement = judged(LOWER, reopened(arms))
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
     assert "only one document is scored" in judgement.sentence
 
@@ -315,6 +322,28 @@ def test_an_arm_without_boundaries_has_no_jump(tmp_path: Path) -> None:
     judgement = judged(lower("grow", "fixed8", measure="jump"), two_arms(tmp_path, *HUNDREDTH))
     assert judgement.outcome.verdict is Verdict.INCONCLUSIVE
     assert "fixed8" in judgement.outcome.reason
+
+
+def test_a_boundary_without_a_jump_is_not_called_diverged(tmp_path: Path) -> None:
+    """grow's first boundary of three jumps by -0.5, the others do not grow."""
+    arms = {
+        name: arm(tmp_path, name, [(4, 5), (8, 6), (4, 7), (8, 5)], (4.8, 4.8, 4.8))
+        for name in ("grow", "other")
+    }
+    for run in arms["grow"]:
+        for step in (6, 7):
+            path = run.directory / "boundaries" / f"step-{step:08d}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"jump": None}))
+    judgement = judged(lower("grow", "other", measure="jump"), arms)
+    assert judgement.means == pytest.approx((-0.5, -0.5))
+
+
+def test_a_short_arm_is_not_asked_for_long_context_though_a_seed_diverged(tmp_path: Path) -> None:
+    arms = two_arms(tmp_path, *HUNDREDTH)
+    arms["fixed2"] = arm(tmp_path, "fixed2", [(2, 20)], (5.0, 5.0))
+    wild = write_run(tmp_path, "fixed2", [(2, 20)], {}, seed=2, steps_done=3, diverged=True)
+    arms["fixed2"].append(replace(Run.open(wild), label="fixed2"))
+    assert judged(lower("fixed2", "grow"), arms).long_context is None
 
 
 # ---- the same, and seconds
@@ -407,6 +436,8 @@ def test_an_odd_slow_run_is_no_proof_of_time_saved(tmp_path: Path) -> None:
     judgement = judged(LOWER.derive(measure="seconds", at=None), arms)
     assert judgement.outcome.verdict is Verdict.WITHIN_NOISE
     assert "-60.0% to +2.0% in 3 repetitions" in judgement.sentence
+    alone = {label: runs[:1] for label, runs in arms.items()}
+    assert "in 1 repetition)" in judged(LOWER.derive(measure="seconds", at=None), alone).sentence
 
 
 # ---- many claims, and calibration
@@ -482,6 +513,11 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path: Path) -> N
     apart = np.log([(80 + 40) / 80, (80 + 50) / 100, (80 + 32) / 64])
     assert (part.count, part.degrees) == (3, 2)
     assert part.standard_error == pytest.approx(apart.std(ddof=1) / 3**0.5 / np.log(2))
+    for run in arms["fixed8"]:  # scored before the run went on with other targets
+        third = json.loads(run.evaluation_path(5).read_text()) | {"step": 4, "tokens": 128}
+        third["lengths"][1]["loss"] += 5.0
+        run.evaluation_path(4).write_text(json.dumps(third | {"targets_sha256": "b"}))
+    assert estimate_of(judged(LOWER, reopened(arms))).parts["calibrations"] == part
     # A fixed arm that is not compared, and diverged, has no say in it.
     diverged = arm(tmp_path, "fixed4", [(4, 20)], (float("nan"),) * 3)
     assert estimate_of(judged(LOWER, {"fixed4": diverged, **arms})).parts["calibrations"] == part
@@ -492,11 +528,7 @@ def test_the_calibrations_own_spread_is_part_of_an_interval(tmp_path: Path) -> N
     Calibration(
         step_microseconds=repetitions[0], repetitions=[*repetitions, {4: 1_000_000, 8: 10**9}]
     ).write(tmp_path / "calibration.json")
-    arms = {
-        label: [replace(Run.open(run.directory), label=label) for run in runs]
-        for label, runs in arms.items()
-    }
-    assert "without the calibration's error" in judged(LOWER, arms).numbers
+    assert "without the calibration's error" in judged(LOWER, reopened(arms)).numbers
 
 
 def test_seeds_with_other_documents_under_the_same_name_do_not_compare(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pydantic import ValidationError
 
 from glray.errors import UserError
 from glray.spec import (
+    ArmSpec,
     ClaimSpec,
     ComparedArm,
     ComparisonSpec,
     ContextSpec,
     RateGrid,
+    StageSpec,
     faster,
     load_pipeline,
     lower,
@@ -277,6 +279,11 @@ def test_what_is_no_comparison_is_said(reference: str, word: str) -> None:
     ("claim", "words"),
     [
         ({"measure": "jump", "arm": "growlength", "against": "llm1024"}, ("never grows",)),
+        ({"measure": "jump", "arm": "unmarked", "against": "growlength"}, ("mark_end=False",)),
+        (
+            {"measure": "jump", "arm": "odd", "against": "growlength"},
+            ("grows over 128, 256, 512, 1024 tokens", "longest evaluated length 512"),
+        ),
         ({"measure": "seconds", "at": 128}, ("has no length", "remove at=128")),
         ({"at": 96}, ("at 96 tokens", "128, 256, 512, 1024, 2048", "evaluation.seq_lens")),
         ({"measure": "long_loss"}, ("give at=",)),
@@ -287,7 +294,15 @@ def test_a_claim_of_what_is_not_measured_is_refused(
     claim: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     fields = {"says": "s", "arm": "growlength", "against": "llm1024"} | claim
-    message = wrong(claims=(ClaimSpec(**fields),))
+    stages = (StageSpec(seq_len=128, mark_end=False), StageSpec(seq_len=1024))
+    quickstart = load_pipeline(QUICKSTART).arms
+    unmarked = [*quickstart, ArmSpec(name="unmarked", stages=stages)]
+    others = [
+        compared("unmarked", arms=unmarked, name="other"),
+        compared("growlength", "odd", name="odd", evaluation={"seq_lens": (128, 512)}),
+    ]
+    arms = (compared(), compared("llm1024"), *others)
+    message = wrong(arms=arms, claims=(ClaimSpec(**fields),))
     for word in words:
         assert word in message
 

@@ -116,7 +116,8 @@ def absolute(value: Any, field: str = "") -> Any:
         return value.derive(**{name: absolute(below, name) for name, below in value})
     if isinstance(value, tuple):
         return tuple(absolute(item, field) for item in value)
-    if field in FILE_FIELDS and value and "://" not in value:
+    is_here = field == "run" and os.path.isdir(os.path.dirname(value))  # else in the storage
+    if (field in FILE_FIELDS or is_here) and value and "://" not in value:
         return os.path.abspath(os.path.expanduser(value))
     return value
 

@@ -128,9 +128,13 @@ class LineLog:
         self._put_tail()
 
     def flush(self) -> None:
-        """Return when what was appended is in the store. Raises what has gone wrong meanwhile."""
+        """Return when what was appended would outlast a failure of the machine. Raises what has
+        gone wrong meanwhile."""
         if self._outbox is not None:
             self._outbox.flush()
+        elif isinstance(self._path, Path) and self._path.exists():
+            with naming(self._path), self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Nothing more is appended; what was not flushed may be lost."""

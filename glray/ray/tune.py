@@ -54,6 +54,11 @@ FOLLOWER_RESOURCES = {"CPU": 0, "memory": 1}
 CPU would be missing when the workers ask for all CPUs."""
 
 
+FOLLOWER_FAILURES = 3
+"""How often a trial's process may be lost, for example killed for memory: it only reads, so another
+one follows the same run from its start."""
+
+
 @dataclass(frozen=True)
 class Tried:
     """What a search has tried: one pipeline with an arm for each candidate."""
@@ -104,7 +109,7 @@ def search(
         return None
     runs = trials.runs()
     for run in runs:  # checkpoints were kept for trials that might have come
-        prune(run.checkpoints, run.kept_steps)
+        prune(run.checkpoints, Run.open(run.directory).kept_steps)
     return Tried(trials.spec, tuple(trials.candidates), tuple(runs), count)
 
 
@@ -197,7 +202,11 @@ def _run_tune(
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(
-            name="trials", storage_path=str(over.parent), verbose=0, callbacks=[following]
+            name="trials",
+            storage_path=str(over.parent),
+            failure_config=ray.tune.FailureConfig(max_failures=FOLLOWER_FAILURES),
+            verbose=0,
+            callbacks=[following],
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -77,6 +77,9 @@ def commit(
             shutil.rmtree(path)
         partial.rename(path)
     with suppress(OSError):  # it counts already, and the next commit deletes what was left
+        if not isinstance(path, Path):  # by an attempt that was killed
+            for name in {*files_below(path)} - {COMMITTED, *files}:
+                remove(path / name)
         prune(path.parent, needed)
         _discard(path.parent)
 
@@ -121,15 +124,16 @@ def adopt(source: AnyPath, path: AnyPath) -> None:
     """Commit another run's checkpoint as ``path``. Its files never change, so both share them where
     the storage has hard links; a store copies them itself, and what commits them last. Raises
     FileNotFoundError if it is not there any more."""
-    names = files_below(source)
-    if COMMITTED not in names:
+    commitment = Commitment.read(source / COMMITTED)
+    if commitment is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source / COMMITTED))
+    names = [*commitment.files, COMMITTED]
     if isinstance(path, Path):
         with new_directory(path) as partial:
             for name in names:
                 _link(source / name, partial / name)
         return
-    for name in sorted(names, key=lambda name: name == COMMITTED):
+    for name in names:
         copy_file(source / name, path / name)
 
 

@@ -109,7 +109,9 @@ class RunTree:
     def _prune(self, trunk: str) -> None:
         directory = self._directory / trunk
         if (directory / "run.json").exists():
-            run = self._runs.get(trunk) or Run.open(directory)
+            run = Run.open(directory)
+            if not run.has_ended:  # one that has keeps what it was trained to keep
+                run = self._runs.get(trunk, run)
             prune(run.checkpoints, {*self.needed(trunk), *run.kept_steps})
 
     def _source(self, run: Run) -> tuple[Run, int] | None:
@@ -122,8 +124,8 @@ class RunTree:
                 places += [(n, other) for n in steps if run.plan.first_step < n <= shared]
         for step, other in sorted(places, key=lambda place: -place[0]):
             trunk = Run.open(self._directory / other.name)
-            is_it = _trajectory(trunk) == other and _root(trunk) == _root(run)
-            if is_it and _has_logged(trunk, step, run):
+            is_it = trajectory.usable_steps(_trajectory(trunk)) >= step
+            if is_it and _root(trunk) == _root(run) and _has_recorded(trunk, step, run):
                 return trunk, step
         return None
 
@@ -160,13 +162,19 @@ def _root(run: Run) -> dict[str, object]:
     return {name: value for name, value in run.manifest.identity.items() if name not in OWN}
 
 
-def _has_logged(trunk: Run, num_steps: int, run: Run) -> bool:
-    """Whether the trunk's first ``num_steps`` were logged as the run would have logged them."""
-    return all(
+def _has_recorded(trunk: Run, num_steps: int, run: Run) -> bool:
+    """Whether the trunk's first ``num_steps`` were logged, and scored before the last of them, as
+    the run would have done."""
+    has_logged = all(
         trunk.plan.is_watched(step)
         for boundary in run.plan.boundaries
         for step in range(max(boundary.step - WATCHED_STEPS, 0), min(boundary.step, num_steps))
     )
+    if not has_logged or not _scores_alike(trunk, run):
+        return has_logged
+    scored = {evaluation.step for evaluation in trunk.evaluations}
+    between = range(run.plan.first_step + 1, num_steps)
+    return all(n in scored for n in between if Event.EVALUATE in run.plan.events_after(n))
 
 
 def begin(run: Run, parent: Parent) -> ParentRecord | None:
@@ -200,11 +208,12 @@ def _take_over(
     run: Run, trunk: Run, step: int, source: AnyPath, fork: ForkRecord | None = None
 ) -> None:
     """Copy the trunk's records up to ``step``, and commit its checkpoint last: a fork that is
-    killed is done again. Evaluations on other targets than the run's are left out."""
+    killed is done again. Evaluations on other targets than the run's, or without a length that it
+    scores, are left out."""
     for folder in ("evaluations", "boundaries", "tensorboard"):
         remove_tree(run.directory / folder)
     write_log(run.directory / METRICS, [line.encode() for line in _lines(run, trunk, step)])
-    is_same = _targets(trunk) == _targets(run)
+    is_same = _scores_alike(trunk, run)
     for evaluation in trunk.evaluations if is_same else ():
         planned = Event.EVALUATE in run.plan.events_after(evaluation.step)
         if planned and evaluation.step < step:
@@ -216,15 +225,17 @@ def _take_over(
     copy_tree(trunk.directory / "tensorboard", run.directory / "tensorboard")
     executions = tuple(e for e in trunk.manifest.executions if e.first_step < step)
     fields = {"fork": fork, "executions": executions}
-    run.manifest.model_copy(update=fields).write(run.directory / "run.json")
     write_text(run.directory / "spec.yaml", to_yaml(run.spec))
+    run.manifest.model_copy(update=fields).write(run.directory / "run.json")
     adopt(source, checkpoint_path(run.checkpoints, step))
 
 
-def _targets(run: Run) -> tuple[int, int]:
-    """What the held-out targets depend on, given the corpus."""
-    evaluation = run.spec.evaluation
-    return max(evaluation.seq_lens), evaluation.num_tokens
+def _scores_alike(trunk: Run, run: Run) -> bool:
+    """Whether the trunk scores the run's held-out targets, at all of its lengths. Given the corpus,
+    targets depend on their number and the longest length."""
+    its, own = trunk.spec.evaluation, run.spec.evaluation
+    same_targets = (max(its.seq_lens), its.num_tokens) == (max(own.seq_lens), own.num_tokens)
+    return same_targets and {*own.seq_lens} <= {*its.seq_lens}
 
 
 def _lines(run: Run, trunk: Run, num_steps: int) -> Iterator[str]:

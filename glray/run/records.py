@@ -536,6 +536,8 @@ class Calibration(Record):
     """The mean of the repetitions."""
     repetitions: Repetitions = Field(default_factory=list)
     """The same, each measured on its own with a new model."""
+    conditions: dict[str, Any] = Field(default_factory=dict)
+    """What the steps were of; empty if an earlier version measured them."""
     environment: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -30,6 +30,7 @@ from glray.run.records import (
     Step,
     Stopped,
 )
+from glray.spec.identity import differences
 from glray.spec.loading import load_pipeline
 from glray.spec.pipeline import PipelineSpec
 from glray.spec.positions import PositionsSpec
@@ -419,10 +420,17 @@ def is_calibration_missing(spec: PipelineSpec) -> bool:
     return spec.compute.calibrate and not known.keys() >= set(spec.all_seq_lens)
 
 
+def calibrated_conditions(spec: PipelineSpec) -> dict[str, Any]:
+    """What a step's cost depends on, beside its length and the machine."""
+    fields = ("model", "init", "tokens_per_batch", "precision", "attention")
+    return spec.model_dump(mode="json", include={*fields})
+
+
 def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     """The spec with the calibration of its pipeline's directory, if it needs one and has none.
 
-    A calibration counts once a run has started with it: before that it is measured again.
+    A calibration counts once a run has started with it: before that it is measured again. Raises
+    UserError for one of other steps, whose costs are not those of this pipeline's.
     """
     directory = pipeline_directory(spec)
     if not spec.needs_calibration or spec.calibration is not None:
@@ -430,6 +438,14 @@ def with_calibration(spec: PipelineSpec) -> PipelineSpec:
     recorded = Calibration.read(directory / CALIBRATION)
     if recorded is None or not any(directory.glob("*/run.json")):
         return spec
+    if recorded.conditions and (
+        changes := differences(recorded.conditions, calibrated_conditions(spec))
+    ):
+        raise UserError(
+            f"{directory / CALIBRATION}: was measured for other steps than the pipeline's "
+            f"({'; '.join(changes)}), so runs planned by it would not take the declared time; give "
+            "the pipeline another name (--set name=…)"
+        )
     return spec.derive(calibration={"step_microseconds": recorded.step_microseconds})
 
 

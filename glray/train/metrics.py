@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from glray.data.checksum import as_hex
+from glray.errors import UserError
 from glray.files import LineLog, read_log
+from glray.run.checkpoint import checkpoint_path
 from glray.run.records import Step
 from glray.run.run import METRICS, Run
 from glray.train.context import Tracker, WorkerContext, sum_over_ranks
@@ -108,17 +110,26 @@ class MetricsLog:
         return self._ctx.device.type == "cuda"
 
     def rewind(self, step: int, measured_seconds: float) -> None:
-        """Drop the lines after ``step``: the run goes on from there, ``measured_seconds`` in."""
+        """Drop the lines after ``step``: the run goes on from there, ``measured_seconds`` in.
+        Raises UserError if a step before it is missing."""
         self._flushed_seconds = measured_seconds
         _memory_bytes(self._ctx.device)  # from here on
-        if self._ctx.rank == 0 and (lines := read_log(self._path).splitlines(keepends=True)):
-            kept = [
-                line
+        if self._ctx.rank == 0:
+            lines = read_log(self._path).splitlines(keepends=True)
+            steps = [
+                (Step.of_line(line, f"{self._path}: line {number}").step, line)
                 for number, line in enumerate(lines, 1)
                 if line.endswith(b"\n")
-                and Step.of_line(line, f"{self._path}: line {number}").step <= step
             ]
-            self._file.keep(kept)
+            kept = [(number, line) for number, line in steps if number <= step]
+            if [number for number, _ in kept] != list(range(1, step + 1)):
+                raise UserError(
+                    f"{self._path}: has {len(kept):,} of the {step:,} steps before the checkpoint "
+                    f"{checkpoint_path(self._run.checkpoints, step)}, so the run's records would "
+                    "have a gap; delete that checkpoint: the run goes on from the one before it"
+                )
+            if lines:
+                self._file.keep([line for _, line in kept])
 
     def add(self, pending: PendingStep) -> None:
         """Keep one step's values until the next logging boundary."""

@@ -7,6 +7,7 @@ from enum import Enum
 from functools import partial
 from itertools import groupby
 from math import isfinite
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -15,7 +16,7 @@ from glray.data.corpus import PreparedCorpus
 from glray.data.targets import heldout_targets
 from glray.data.windows import Batch, stage_reads
 from glray.errors import UserError
-from glray.files import StorePath
+from glray.files import StorePath, remove_tree
 from glray.model.config import config_of
 from glray.model.decoder import meta_model, place_positions, pretrained_meta_model
 from glray.model.pretrained import check_unchanged, read_pretrained
@@ -195,6 +196,9 @@ class RunSession:
         with working("exporting the model"):
             weights = whole_weights(network, self.ctx)
             if self.ctx.rank == 0:
+                if isinstance(run.directory, Path):  # of an export that was killed
+                    for left in run.directory.glob(".partial-model-*"):
+                        remove_tree(left)
                 export_model(run, state, network, weights, self.corpus, run.directory / "model")
         self._log.keep()
         if self.ctx.rank == 0:

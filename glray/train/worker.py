@@ -13,6 +13,7 @@ from glray.progress import heard_by, working
 from glray.run.records import Calibration, Execution, Progress, mean_costs
 from glray.run.run import (
     CALIBRATION,
+    calibrated_conditions,
     is_calibration_missing,
     pipeline_directory,
     with_calibration,
@@ -149,9 +150,12 @@ def _calibrated(
     costs = dict.fromkeys(spec.all_seq_lens, 0)
     if means is not None:
         costs = mean_costs(means)
-        Calibration(step_microseconds=costs, repetitions=means, environment=environment(ctx)).write(
-            directory / CALIBRATION
-        )
+        Calibration(
+            step_microseconds=costs,
+            repetitions=means,
+            conditions=calibrated_conditions(spec),
+            environment=environment(ctx),
+        ).write(directory / CALIBRATION)
         if ctx.group.claims("calibration"):
             shown = ", ".join(f"{cost / 1000:.0f} ms at {length}" for length, cost in costs.items())
             Announcer(directory, ctx).event(f"calibration: a step takes {shown}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glray.cli.app import load_spec
-from glray.spec import to_yaml
+from glray.spec import Fork, to_yaml
 from tests.tiny import tiny_spec
 
 
@@ -27,3 +27,21 @@ def test_it_is_read_with_the_storage_around_it(tmp_path: Path, file: str, beside
     sign.parent.mkdir(parents=True, exist_ok=True)
     sign.touch() if sign.suffix else sign.mkdir()
     assert load_spec(path, None).compute.storage == str(moved)
+
+
+def test_a_parent_beside_the_command_is_named_wherever_its_workers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not here is looked for in the storage, by the name that it has."""
+    (tmp_path / "runs/base").mkdir(parents=True)
+    path = tmp_path / "pipeline.yaml"
+    monkeypatch.chdir(tmp_path)
+    for run, named in {
+        "runs/base/grow": str(tmp_path / "runs/base/grow"),
+        "far/grow": "far/grow",
+    }.items():
+        start = Fork(run=run)
+        path.write_text(to_yaml(tiny_spec(tmp_path / "storage", model=None, start=start)))
+        found = load_spec(path, None).start
+        assert found is not None
+        assert found.run == named

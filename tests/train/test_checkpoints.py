@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from glray.data.corpus import PreparedCorpus
+from glray.errors import UserError
 from glray.files import sha256_of
 from glray.run.checkpoint import CommittedFile, committed_checkpoints, step_of
 from glray.run.run import Run
@@ -118,6 +119,25 @@ def test_what_was_scored_after_the_step_that_a_run_goes_on_from_is_forgotten(
     (boundary,) = again.boundaries
     assert boundary.before
     assert not boundary.after
+
+
+def test_a_run_whose_log_lost_steps_before_its_checkpoint_is_not_gone_on_with(
+    finished: list[Run], tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    """As after a failure of the machine: its records would have a gap."""
+    spec = tiny_spec(tmp_path)
+    for run in finished:
+        shutil.copytree(here(run.directory), tmp_path / "tiny" / run.name)
+    directory = tmp_path / "tiny" / finished[0].name
+    (directory / "result.json").unlink()
+    log = directory / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:3] + lines[5:]))
+    before, last = committed_checkpoints(directory / "checkpoints")
+    shutil.rmtree(here(last))
+    step = step_of(before)
+    with pytest.raises(UserError, match=f"has {step - 2} of the {step} steps before the check"):
+        train_all(spec, corpus, WorkerContext())
 
 
 @pytest.mark.parametrize(

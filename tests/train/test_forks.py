@@ -104,6 +104,10 @@ def records(run: Run) -> dict[str, Any]:
     return without_clocks(found | {"metrics": [json.loads(line) for line in lines]})
 
 
+def kept_steps(run: Run) -> list[int]:
+    return [step_of(path) for path in committed_checkpoints(run.checkpoints)]
+
+
 def fork_of(run: Run) -> tuple[str, int] | None:
     """Whom it forked from, and at which step."""
     fork = Run.open(run.directory).manifest.fork
@@ -139,13 +143,51 @@ def test_checkpoints_live_as_long_as_a_child_needs_them(
     """Without the arms that fork from it, grow keeps what they need; once they have begun, not."""
     spec = forking_spec(tmp_path)
     grow = trained(spec.derive(only=["grow"]), corpus)["grow"]
-
-    def kept(run: Run) -> list[int]:
-        return [step_of(path) for path in committed_checkpoints(run.checkpoints)]
-
-    assert kept(grow) == [8, 20, 24]
+    assert kept_steps(grow) == [8, 20, 24]
     trained(spec, corpus)
-    assert kept(grow) == [20, 24]
+    assert kept_steps(grow) == [20, 24]
+
+
+def test_a_run_that_has_ended_keeps_what_it_was_trained_to_keep(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    """Also when another forks from it in a call that would keep less."""
+    spec = forking_spec(tmp_path)
+    keeping = spec.derive(only=["grow"], compute={"keep_checkpoints": "stages"})
+    grow = trained(keeping, corpus)["grow"]
+    half = trained(spec.derive(only=["grow", "half"]), corpus)["half"]
+    assert fork_of(half) == ("grow-seed0", 8)
+    assert kept_steps(grow) == [8, 16, 20, 24]
+
+
+def test_a_run_forks_where_other_intervals_leave_it_the_same_records(
+    tmp_path: Path, corpus: PreparedCorpus, alone: dict[str, Run]
+) -> None:
+    """Scored every 5 steps, the trunk has what a run that is scored every 10 plans; not the other
+    way round."""
+    spec = forking_spec(tmp_path / "often")
+    often = spec.derive(evaluation={"every_tokens": 5 * 64}, compute={"log_every_steps": 1})
+    trained(often.derive(only=["grow"]), corpus)
+    half = trained(spec.derive(only=["half"]), corpus)["half"]
+    assert fork_of(half) == ("grow-seed0", 8)
+    assert records(half) == records(alone["half"])
+    spec = forking_spec(tmp_path / "seldom")
+    trained(spec.derive(only=["grow"]), corpus)
+    often = spec.derive(only=["half"], evaluation={"every_tokens": 5 * 64})
+    assert fork_of(trained(often, corpus)["half"]) is None
+
+
+def test_what_was_scored_at_fewer_lengths_is_left_out(
+    tmp_path: Path, corpus: PreparedCorpus
+) -> None:
+    spec = forking_spec(tmp_path, evaluation={"seq_lens": (8, 64), "num_tokens": 64})
+    spec = spec.derive(evaluation={"every_tokens": 5 * 64})
+    trained(spec.derive(only=["grow"]), corpus)
+    more = spec.derive(only=["half"], evaluation={"seq_lens": (8, 32, 64)})
+    half = trained(more, corpus)["half"]
+    assert fork_of(half) == ("grow-seed0", 8)
+    assert [e.step for e in half.evaluations] == [10, 12, 15, 20, 24]
+    assert all(len(evaluation.lengths) == 3 for evaluation in half.evaluations)
 
 
 def test_a_run_whose_fork_was_killed_forks_again(

@@ -276,6 +276,20 @@ def test_a_checkpoint_that_is_half_deleted_does_not_count(
     assert files_below(path) == []
 
 
+def test_what_a_killed_attempt_left_goes_with_the_next_commit_and_is_not_adopted(
+    bucket: StorePath, tmp_path: Path
+) -> None:
+    """Otherwise a copy here would be refused for a file that its manifest does not name."""
+    path = checkpoint_path(bucket, 1)
+    write_text(path / "tensors/rank-0-0badcafe.safetensors", "killed")
+    commit_empty(bucket, 1)
+    assert files_below(path) == ["COMMITTED", "state.json"]
+    write_text(path / "tensors/rank-0-0badcafe.safetensors", "still writing")
+    adopt(path, checkpoint_path(tmp_path, 1))
+    verify(checkpoint_path(tmp_path, 1))
+    assert files_below(checkpoint_path(tmp_path, 1)) == ["COMMITTED", "state.json"]
+
+
 def test_a_checkpoint_that_is_gone_is_not_adopted(bucket: StorePath, tmp_path: Path) -> None:
     write_text(bucket / "half/step-00000001/state.json", "{}")
     for source in (bucket / "gone/step-00000001", bucket / "half/step-00000001", tmp_path / "gone"):

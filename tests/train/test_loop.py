@@ -237,6 +237,9 @@ def test_calibrated_seconds_decide_the_run_and_its_yaml_repeats_it(
         again = Run.open(run.directory)
         assert again.manifest.identity == run.manifest.identity
         assert again.plan == run.plan
+    other = spec.derive(seeds=[1], tokens_per_batch=128)
+    with pytest.raises(UserError, match=r"calibration\.json: .*\(tokens_per_batch: 64 → 128\)"):
+        with_calibration(other)
 
 
 def test_the_exported_model_has_the_trained_logits_and_generates(finished: list[Run]) -> None:

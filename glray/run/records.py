@@ -558,6 +558,15 @@ class MicroBatches(Record):
     probed: tuple[ProbedMicroBatches, ...] = ()
 
     def under(self, conditions: dict[str, Any]) -> dict[str, int] | None:
-        """Tokens of a micro-batch by length; None if these conditions were not probed."""
-        found = (each.micro_batch_tokens for each in self.probed if each.conditions == conditions)
-        return next(found, None)
+        """Tokens of a micro-batch by length; None if these conditions were not probed. What fits
+        beside more worker groups fits beside fewer, so that a run that goes on when others have
+        ended keeps its bits."""
+        count = conditions["worker_groups"]
+        fitting = [
+            each
+            for each in self.probed
+            if {**each.conditions, "worker_groups": count} == conditions
+            and each.conditions["worker_groups"] >= count
+        ]
+        nearest = min(fitting, key=lambda each: each.conditions["worker_groups"], default=None)
+        return nearest.micro_batch_tokens if nearest is not None else None

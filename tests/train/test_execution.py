@@ -22,6 +22,7 @@ from glray.spec import ComputeSpec, OptimizerSpec, PipelineSpec
 from glray.train.checkpoint import Saver, load_checkpoint
 from glray.train.context import WorkerContext
 from glray.train.execution import choose_kernels, is_deterministic
+from glray.train.group import Coordinator, WorkerGroup
 from glray.train.optimizer import build_optimizer
 from glray.train.probe import micro_batches
 from glray.train.trainee import Trainee
@@ -128,6 +129,13 @@ def test_micro_batches_are_known_again_when_their_conditions_come_back(
     ]
     assert found == [dict.fromkeys(("8", "16", "32"), n) for n in (64, 128, 64, 128)]
     assert len(probed) == 2
+    beside = [WorkerContext(group=WorkerGroup(0, n, Coordinator(n))) for n in (3, 2, 1)]
+    widest = small.derive(tokens_per_batch=256)
+    for ctx in beside:  # what fits beside two others fits when these have ended
+        micro_batches.micro_batches(widest, corpus, ctx, path)
+    assert len(probed) == 3
+    micro_batches.micro_batches(small, corpus, beside[0], path)
+    assert len(probed) == 4
 
 
 def test_on_a_gpu_micro_batches_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,12 +39,17 @@ def plan(
 ) -> None:
     """Print each arm's stages in steps and tokens, and which steps runs share. Touches nothing."""
     from glray.report.plan_sheets import event_sheets, plan_sheets, tree_text
-    from glray.search.space import candidates, search_pipeline
+    from glray.search.space import candidates, check_search, search_pipeline
 
     spec = load_spec(pipeline, overrides)
     sheets = plan_sheets(spec, Profile.read(profile_path(spec)))
     show(*sheets, *(event_sheets(spec) if events else []))
     if spec.search is not None:
+        try:
+            check_search(spec)
+        except UserError as error:  # glray run would go well
+            console.print(f"\nglray tune would be refused: {error}", markup=False)
+            return
         trials = search_pipeline(spec, candidates(spec))
         more = ", and those that Optuna will suggest" if spec.search.method == "optuna" else ""
         drawn = tree_text(trials) or "they share nothing"
@@ -204,10 +209,12 @@ def data(
     step = step if step is not None else parent.step if parent else 0
     corpus = prepared_corpus(spec)
     length = seq_len if seq_len is not None else shown.seq_lens[0]
+    show(sources(corpus), document_lengths(corpus))
     with naming_options({"^step": "--step", "^seq_len": "--seq-len"}):
         windows = list(shown_windows(spec, corpus, shown, step=step, seq_len=length, num_rows=rows))
     whose = [] if parent is None else [parent_text(parent.record, step)]
-    show(sources(corpus), document_lengths(corpus), *whose, windows_text(windows, step, length))
+    console.print()
+    show(*whose, windows_text(windows, step, length))
 
 
 def _named_arm(spec: PipelineSpec, name: str) -> ArmSpec:

@@ -68,6 +68,19 @@ class PreparedCorpus:
         )
         return ChunkOrder(streams, chunk_len, seed)
 
+    def num_chunks(self, chunk_len: int) -> int:
+        """Chunks of an epoch of all sources. Raises UserError if one has none."""
+        order = self.order(chunk_len, seed=0)
+        counts = [order.num_chunks(index) for index in range(len(self.sources))]
+        for source, count in zip(self.sources, counts, strict=True):
+            if count == 0:
+                raise UserError(
+                    f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are "
+                    f"fewer than a chunk of {chunk_len:,} plus one: none would be read; give more "
+                    "text, or lower tokens_per_batch or chunk_len"
+                )
+        return sum(counts)
+
     def order_of(self, plan: Plan, seed: int) -> ChunkOrder:
         """The order of a plan's chunks: each stage whose weights differ from the stage before
         begins a new cycle under its own."""

@@ -42,9 +42,9 @@ def shown_windows(
 ) -> Iterator[ShownWindow]:
     """The first ``num_rows`` rows of ``step`` of an arm at ``seq_len``, under the first seed.
 
-    Raises UserError for a length that does not divide the chunk, for a damaged block, and for a
-    step that the arm's plan lacks, where the plan decides what a step reads: if stages have their
-    own batch or weights, or there is a parent.
+    Raises UserError for a length that does not divide the chunk, a source without a chunk, a
+    damaged block, and a step that the arm's plan lacks, where the plan decides what a step reads:
+    if stages have their own batch or weights, or there is a parent.
     """
     chunk_len = spec.chunk_tokens
     if seq_len < 1 or chunk_len % seq_len:
@@ -54,6 +54,7 @@ def shown_windows(
         )
     if step < 0:
         raise UserError(f"step {step} is before the first step, which is 0; give 0 or more")
+    corpus.num_chunks(chunk_len)  # it raises
     order, start, stop = _place(spec, corpus, arm, step)
     chunks = order.chunks(start // chunk_len, stop // chunk_len)
     rows = np.arange(min(num_rows, (stop - start) // seq_len))

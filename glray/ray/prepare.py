@@ -65,6 +65,7 @@ from glray.report.formats import counted
 from glray.spec.corpus import SourceCorpus, StdlibCorpus
 from glray.spec.identity import fingerprint, tokens_identity
 from glray.spec.pipeline import PipelineSpec
+from glray.storage import storage_path
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -125,12 +126,14 @@ def _prepare_source(
     with sole_writer(work.parent, lock=f"{work.name}.lock", say_waiting=say_waiting):
         found = find_blocks(spec, snapshot)
         if found is not None:
+            remove_tree(work)  # of a call that was killed after it had recorded them
             say_of(f"token blocks {found.fingerprint} are there, nothing to do")
             return found
         shards = _encode(snapshot, encoding, work / "shards", say_of)
         what = f"prepare: {snapshot.source.name}"
         with working(f"{what}: listing the corpus again"):
-            is_changed = list_source(snapshot.source.corpus) != snapshot.files
+            storage = str(storage_path(spec.compute))
+            is_changed = list_source(snapshot.source.corpus, storage) != snapshot.files
         if is_changed:
             remove_tree(work)
             raise UserError(
@@ -143,6 +146,7 @@ def _prepare_source(
         with working(f"{what}: cutting token blocks", scan.num_blocks):
             blocks = _publish(spec, snapshot, encoding, scan, work, say_of)
         record_prepared(spec, snapshot, blocks.fingerprint)
+        remove_tree(work)
     num_heldout = blocks.heldout_documents + blocks.heldout_duplicates_dropped
     say_of(
         f"{blocks.num_tokens:,} training tokens in {counted(blocks.num_blocks, 'block')}, "
@@ -185,7 +189,7 @@ def _publish(
     work: AnyPath,
     say: Say,
 ) -> TokenBlocks:
-    """The token blocks under the name that their content gives them; ``work`` is deleted."""
+    """The token blocks under the name that their content gives them."""
     identity = tokens_identity(
         documents_sha256=scan.documents_sha256,
         heldout_fraction=spec.heldout_fraction,
@@ -226,7 +230,6 @@ def _publish(
                 for leftover in target.rglob(".*"):  # of a killed call
                     leftover.unlink()
             write_manifest(blocks, index)
-    remove_tree(work)
     return open_token_blocks(target)
 
 

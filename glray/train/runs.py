@@ -136,21 +136,12 @@ def _check_tokens(parent: Parent, corpus: PreparedCorpus) -> None:
 
 def _check_corpus_size(spec: PipelineSpec, corpus: PreparedCorpus) -> None:
     """Raises UserError if an epoch of a source has no chunk, or all have less than one batch."""
-    order = corpus.order(spec.chunk_tokens, seed=0)
-    remedy = "give more text, or lower tokens_per_batch or chunk_len"
-    available = 0
-    for index, source in enumerate(corpus.sources):
-        available += order.num_chunks(index) * spec.chunk_tokens
-        if order.num_chunks(index) == 0:
-            raise UserError(
-                f"corpus: {source.name}: {source.blocks.num_tokens:,} training tokens are fewer "
-                f"than a chunk of {spec.chunk_tokens:,} plus one: none would be read; {remedy}"
-            )
+    available = corpus.num_chunks(spec.chunk_tokens) * spec.chunk_tokens
     stages = (stage for arm in spec.trained_arms for stage in arm.stages)
     largest_batch = max(map(spec.tokens_per_batch_of, stages))
     if available < largest_batch:
         raise UserError(
             f"corpus: its training tokens make {available:,} in whole chunks of "
             f"{spec.chunk_tokens:,}, less than one batch of {largest_batch:,}: no step "
-            f"could be filled; {remedy}"
+            "could be filled; give more text, or lower tokens_per_batch or chunk_len"
         )

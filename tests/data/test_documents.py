@@ -290,12 +290,20 @@ def test_a_column_that_no_line_has_is_named_beside_those_there_are(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "found", "command"),
     [
-        ('[{"text": "one"}]', "a JSON array", "cat a.json | jq -c '.[]' > a.jsonl"),
-        ('[\n {"text": "one"}\n]', "a JSON array", "cat a.json | jq -c '.[]' > a.jsonl"),
+        (
+            '[{"text": "one"}]',
+            "a JSON array",
+            "cat a.json | jq -c '.[]' > a-lines.jsonl and give that file",
+        ),
+        (
+            '[\n {"text": "one"}\n]',
+            "a JSON array",
+            "cat a.json | jq -c '.[]' > a-lines.jsonl and give that file",
+        ),
         (
             '{\n "text": "one"\n}',
             "a JSON object over several lines",
-            "cat a.json | jq -c . > a.jsonl",
+            "cat a.json | jq -c . > a-lines.jsonl and give that file",
         ),
     ],
 )

@@ -54,6 +54,12 @@ def test_sources_and_epochs_are_told_apart(tmp_path: Path, counting: PreparedCor
     assert {window.epoch for window in windows if window.source == "a"} == {0}
 
 
+def test_a_source_without_a_chunk_has_no_windows(tmp_path: Path, counting: PreparedCorpus) -> None:
+    spec = tiny_spec(tmp_path, chunk_len=512, tokens_per_batch=512)
+    with pytest.raises(UserError, match="b: 300 training tokens are fewer than a chunk of 512"):
+        shown(spec, counting, step=0, seq_len=8)
+
+
 def test_no_rows_are_no_windows(tmp_path: Path, counting: PreparedCorpus) -> None:
     spec = tiny_spec(tmp_path)
     assert not list(shown_windows(spec, counting, spec.arms[0], step=0, seq_len=8, num_rows=0))

@@ -136,6 +136,9 @@ def test_where_all_are_near_copies_all_are_scored(tmp_path: Path) -> None:
     assert check.left_out == frozenset()
     assert "2 of 2 held-out documents (100% of their bytes)" in check.sentence
     assert "losses measure memorising" in check.sentence
+    short = checked(tmp_path, [1, 2, 3] * 9, [*documents, document("c", [9])], size=2)
+    assert short.left_out == frozenset()  # or the one that is too short to tell would be all
+    assert "as all are but 1 too short for one" in short.sentence
 
 
 def test_what_was_found_is_one_sentence_with_the_worst(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import json
 import os
 import sysconfig
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,33 @@ def test_json_is_read_as_lines_where_there_is_no_jsonl_that_it_may_describe(tmp_
     assert listed(JsonlCorpus(paths=(f"{tmp_path}/own/metadata.json",)))
 
 
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_a_glob_stands_for_folders_too(tmp_path: Path, scheme: str) -> None:
+    touch(tmp_path, "2026-01/a.jsonl", "2026-01/deep/b.jsonl", "2026-02.jsonl", "2025-12/c.jsonl")
+    touch(tmp_path, "2026-03/notes.md", "2026-01/.git/d.jsonl")
+
+    def found(pattern: str) -> list[str]:
+        listing = search_source(JsonlCorpus(paths=(f"{scheme}{tmp_path}/{pattern}",)))
+        return [file.uri.removeprefix(f"{scheme}{tmp_path}/") for file in listing.files]
+
+    inside = ["2026-01/a.jsonl", "2026-01/deep/b.jsonl"]
+    assert found("2026-*/") == found("2026-*") == [*inside, "2026-02.jsonl"]
+    assert found("2026-0[13]") == inside
+    assert found("2026-*/*.jsonl") == inside[:1]
+    assert found("**/b.jsonl") == inside[1:]
+
+
 # ---- what is no content
+
+
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_glrays_own_storage_is_no_text(tmp_path: Path, scheme: str) -> None:
+    touch(tmp_path, "a.jsonl", "runs/mine/grow-seed0/metrics.jsonl", "runs-of-mine/b.jsonl")
+    own = f"{scheme}{tmp_path}/runs"
+    found = search_source(JsonlCorpus(paths=(f"{scheme}{tmp_path}",)), storage=own)
+    assert [Path(file.uri).name for file in found.files] == ["a.jsonl", "b.jsonl"]
+    assert len(found.left_out) == 1
+    assert "glray's own storage" in found.left_out[0]
 
 
 HIDDEN = (
@@ -244,6 +272,13 @@ def test_a_saved_dataset_is_its_data_files_without_caches(tmp_path: Path) -> Non
     assert listed(ArrowCorpus(paths=(str(tmp_path),))) == [*expected, tmp_path / "other.arrow"]
 
 
+def test_records_of_other_programs_are_none_of_a_dataset(tmp_path: Path) -> None:
+    touch(tmp_path, "a.arrow", "state.json", "dataset_dict.json")
+    (tmp_path / "state.json").write_text('{"step": 3}')
+    (tmp_path / "dataset_dict.json").write_text('{"splits": []}')
+    assert listed(ArrowCorpus(paths=(str(tmp_path),))) == [tmp_path / "a.arrow"]
+
+
 def test_a_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
     write_dataset(tmp_path / "books" / "train", "data-00000-of-00001.arrow")
     (tmp_path / "books" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -262,6 +297,45 @@ def test_fsspec_opens_what_pyarrow_does_not(tmp_path: Path) -> None:
         f"local://{tmp_path}/deep/a.txt",
     ]
     assert [file.num_bytes for file in files] == [5, 10]
+
+
+class Page(BaseHTTPRequestHandler):
+    """A page that says, by its name, how large it is and which version it has."""
+
+    version = "1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if "unsized" not in self.path:
+            self.send_header("Content-Length", "5")
+        if "unnamed" not in self.path:
+            self.send_header("ETag", self.version)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"words")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server_has_to_say_how_large_a_file_is_and_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        corpus = TextCorpus(paths=(f"{address}/a.txt",))
+        (before,) = list_source(corpus)
+        assert (before.num_bytes, before.version) == (5, "1")
+        monkeypatch.setattr(Page, "version", "2")
+        (after,) = list_source(corpus)
+        assert after != before
+        for name in ("unsized.txt", "unnamed.txt"):
+            with pytest.raises(UserError, match="its server does not say"):
+                list_source(TextCorpus(paths=(f"{address}/{name}",)))
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

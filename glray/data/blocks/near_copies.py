@@ -69,6 +69,8 @@ class HeldoutCheck(Record):
     """Of their text in UTF-8."""
     near_copies: tuple[NearCopy, ...]
     """Those that share most first."""
+    too_short: int = 0
+    """Documents without an n-gram, which cannot be near-copies."""
 
     def model_post_init(self, context: Any) -> None:
         if len(self.near_copies) > self.documents or self.num_bytes < sum(
@@ -78,9 +80,10 @@ class HeldoutCheck(Record):
 
     @property
     def left_out(self) -> frozenset[str]:
-        """SHA-256 of the documents that are not scored: the near-copies, unless all are."""
+        """SHA-256 of the documents that are not scored: the near-copies, unless all are that could
+        be."""
         copies = frozenset(copy.sha256 for copy in self.near_copies)
-        return copies if len(copies) < self.documents else frozenset()
+        return copies if len(copies) < self.documents - self.too_short else frozenset()
 
     @property
     def sentence(self) -> str:
@@ -95,7 +98,8 @@ class HeldoutCheck(Record):
             f"{self.ngram_tokens} tokens in other text"
         )
         if not self.left_out:
-            return f"{found}: as all are, all are scored, and losses measure memorising"
+            but = f" but {self.too_short:,} too short for one" if self.too_short else ""
+            return f"{found}: as all are{but}, all are scored, and losses measure memorising"
         worst = [f"{copy.name} ({copy.share:.0%} in {copy.source})" for copy in copies]
         more = f" and {len(copies) - NAMES_SHOWN:,} more" if len(copies) > NAMES_SHOWN else ""
         return f"{found}, and are not scored: {', '.join(worst[:NAMES_SHOWN])}{more}"
@@ -180,9 +184,10 @@ def check_heldout(
     for path in runs:
         with path.open("rb") as file:
             trained |= np.unpackbits(np.load(file), count=len(known)).astype(bool)
-    copies = []
+    copies, too_short = [], 0
     for document in documents:
         places = np.searchsorted(known, ngram_hashes(document.tokens, size))
+        too_short += len(places) == 0
         of_training, of_heldout = _share(trained[places]), _share(heldout[places])
         if max(of_training, of_heldout) < NEAR_COPY_SHARE:
             heldout[places] = True
@@ -201,6 +206,7 @@ def check_heldout(
         documents=len(documents),
         num_bytes=sum(document.num_bytes for document in documents),
         near_copies=tuple(sorted(copies, key=lambda copy: copy.share, reverse=True)),
+        too_short=too_short,
     )
 
 

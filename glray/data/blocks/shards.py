@@ -32,6 +32,8 @@ MAX_SHARDS = 4096
 """Shards of a source that grow before there are more of them."""
 BATCH_BYTES = 2**20
 """Text that is encoded at once."""
+ROW_BYTES = 64
+"""What a row counts for beside its text."""
 SHARD_COLUMNS = {"skipped": pa.string(), "unknown": pa.map_(pa.string(), pa.int64())}
 """What a shard says of a document besides what is kept of it if it is held out."""
 
@@ -141,7 +143,8 @@ def read_shard(path: AnyPath) -> Iterator[Documents]:
 
 
 def _num_characters(item: Document | Skipped) -> int:
-    return len(item.content) if isinstance(item, Document) else 0
+    """What counts towards a batch: its row takes memory, too."""
+    return ROW_BYTES + (len(item.content) if isinstance(item, Document) else 0)
 
 
 def _encoded(

@@ -18,7 +18,7 @@ from glray.data.blocks.tokenizer import read_tokenizer_json
 from glray.data.corpus import PreparedCorpus, corpus_of, run_corpus
 from glray.data.read.documents import SEPARATOR
 from glray.data.read.sources import SourceFile, is_uri, search_source
-from glray.errors import UserError
+from glray.errors import MissingError
 from glray.files import AnyPath, matching
 from glray.record import Record
 from glray.run.run import Run, pipeline_directory
@@ -56,7 +56,8 @@ class _Prepared(Record):
 
 def snapshot_sources(spec: PipelineSpec) -> tuple[SourceSnapshot, ...]:
     """Every source of the pipeline as it is now. Raises UserError."""
-    listed = [(source, search_source(source.corpus)) for source in spec.sources]
+    storage = str(storage_path(spec.compute))
+    listed = [(source, search_source(source.corpus, storage)) for source in spec.sources]
     states = [
         {
             "format": TOKENS_VERSION,
@@ -101,7 +102,7 @@ def find_prepared(spec: PipelineSpec) -> PreparedCorpus | None:
     """
     try:
         snapshots = snapshot_sources(spec)
-    except UserError:
+    except MissingError:
         if (run := _started_run(spec)) is None:
             raise
         return run_corpus(run)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from glray.errors import UserError
+from glray.errors import MissingError, UserError
 from glray.spec.corpus import TokenizerFile
 
 EOS_TOKEN = "<|endoftext|>"
@@ -64,7 +64,7 @@ def read_tokenizer_json(spec: TokenizerFile) -> bytes:
     """The content of the given ``tokenizer.json``. Raises UserError if it does not exist."""
     path = Path(spec.path).expanduser()
     if not path.is_file():
-        raise UserError(f"tokenizer.path: {spec.path} does not exist; give a tokenizer.json")
+        raise MissingError(f"tokenizer.path: {spec.path} does not exist; give a tokenizer.json")
     return path.read_bytes()
 
 

@@ -14,6 +14,7 @@ import codecs
 import hashlib
 import io
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -379,10 +380,11 @@ def _json_advice(line: bytes, uri: str) -> str | None:
     else:
         return None
     name = Path(uri).name
+    converted = re.sub(r"(\.jsonl?)?(\.gz|\.zst)?$", "", name) + "-lines.jsonl"
     cat = {"gzip": "gzip -dc", "zstd": "zstd -dc", None: "cat"}[compression(uri)]
     return (
         f"holds {found}, not JSON Lines with an object on each line; convert it with "
-        f"{cat} {name} | {command} > {name.partition('.')[0]}.jsonl"
+        f"{cat} {name} | {command} > {converted} and give that file"
     )
 
 

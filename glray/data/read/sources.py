@@ -32,7 +32,7 @@ import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 from pydantic import TypeAdapter
 
-from glray.errors import UserError
+from glray.errors import MissingError, UserError
 from glray.files import check_credentials
 from glray.spec.corpus import SourceCorpus
 
@@ -82,6 +82,9 @@ ARROW_SCHEMES = frozenset({"hdfs", "viewfs", "abfs", "abfss"})
 S3_OPTIONS = ("endpoint_override", "scheme", "region", "anonymous")
 """What a URI's query may say."""
 
+WEB_VERSIONS = ("ETag", "Content-MD5", "Digest", "Last-Modified")
+"""What a web server may name a content's version by."""
+
 REQUEST_SECONDS = 10
 """S3's silence that ends one of three attempts; connecting has AWS's one second."""
 
@@ -95,7 +98,7 @@ class SourceFile:
     num_bytes: int
     version: str
     """Changes when the content does. Local: mtime and ctime in nanoseconds; elsewhere the store's
-    modification time, or what fsspec goes by."""
+    modification time, what fsspec goes by, or the version that a web server names."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,18 @@ class Listing:
     """What was left out of the folders that were searched, in words: ``3 hidden``."""
 
 
-def list_source(corpus: SourceCorpus) -> tuple[SourceFile, ...]:
+def list_source(corpus: SourceCorpus, storage: str | None = None) -> tuple[SourceFile, ...]:
     """The files of ``search_source``. Raises UserError."""
-    return search_source(corpus).files
+    return search_source(corpus, storage).files
 
 
-def search_source(corpus: SourceCorpus) -> Listing:
-    """The corpus's files, and what of its folders was left out.
+def search_source(corpus: SourceCorpus, storage: str | None = None) -> Listing:
+    """The corpus's files, and what of its folders was left out: there also glray's own ``storage``,
+    an absolute path or a URI, where what is written would be read as text.
 
-    Raises UserError for a path that does not exist, a folder or glob that matches nothing, a
-    folder of several splits, a compression that is not read, and a store that cannot be reached.
+    Raises UserError for a folder of several splits and a compression that is not read, MissingError
+    for a path that does not exist, a folder or glob that matches nothing, and a store that cannot
+    be reached.
     """
     left_out: Counter[str] = Counter()
     if corpus.kind == "stdlib":
@@ -129,9 +134,8 @@ def search_source(corpus: SourceCorpus) -> Listing:
             if STDLIB_EXCLUDED.isdisjoint(path.relative_to(root).parts)
         ]
     else:
-        files = [
-            file for declared in corpus.paths for file in _declared(declared, corpus.kind, left_out)
-        ]
+        search = _Search(corpus.kind, storage, left_out)
+        files = [file for declared in corpus.paths for file in search.declared(declared)]
     files = sorted(set(files), key=lambda file: file.uri)
     if corpus.kind != "stdlib":
         files = _each_once(files, left_out)
@@ -181,74 +185,194 @@ def stdlib_directory() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
 
-def _declared(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
-    """The files that one entry of ``corpus.paths`` stands for; counts what is ``left_out``."""
-    if declared.startswith("file://"):
-        declared = unquote(declared.removeprefix("file://"))
-    check_credentials(declared, "corpus.paths")
-    try:
-        return (_stored if is_uri(declared) else _local)(declared, kind, left_out)
-    except (OSError, RuntimeError, ImportError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        cause = "address and the environment's credentials" if is_uri(declared) else "path"
-        raise UserError(
-            f"corpus.paths: {declared} cannot be reached: {problem}; check the {cause}"
-        ) from None
+@dataclass(frozen=True)
+class _Search:
+    """A search for the files of a corpus."""
 
+    kind: str
+    storage: str | None
+    """Glray's own, which is left out of folders."""
+    left_out: Counter[str]
+    """What was left out, counted."""
 
-def _local(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
-    path = Path(declared).expanduser().absolute()
-    if path.is_dir():
-        names = _names_below(path, left_out)
-        return [_local_file(path / name) for name in _of_kind(kind, str(path), names, left_out)]
-    found = [path] if path.is_file() else _matches(path)
-    files = [_local_file(file) for file in found if file.is_file()]
-    if not files:
-        problem = "matches no file" if glob.has_magic(declared) else "does not exist"
-        raise UserError(f"corpus.paths: {declared} {problem} (looked in {Path.cwd()})")
-    return files
-
-
-def _matches(pattern: Path) -> list[Path]:
-    """What a glob stands for; below ``**``, as in a folder, each linked folder is searched once."""
-    parts = pattern.parts
-    magic = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    rest = parts[magic:]
-    if "**" not in rest or any(part.startswith(".") for part in rest):
-        return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-    folder = Path(*parts[:magic])
-    match = re.compile(glob_translate("/".join(rest))).match
-    names = _names_below(folder, Counter()) if folder.is_dir() else []
-    return [folder / name for name in names if match(name)]
-
-
-def _names_below(folder: Path, left_out: Counter[str]) -> list[str]:
-    """The names of the files below a folder, without hidden ones. Linked folders are followed, but
-    each folder is searched once, so a link to one that holds it ends there."""
-    names: list[str] = []
-    searched: set[str] = set()
-    waiting: list[Path] = [folder]
-    linked: list[Path] = []
-    while waiting or linked:
-        below = waiting.pop() if waiting else linked.pop(0)  # links last: real paths come first
-        real = os.path.realpath(below)
-        if real in searched:
-            continue
-        searched.add(real)
+    def declared(self, declared: str) -> list[SourceFile]:
+        """The files that one entry of ``corpus.paths`` stands for."""
+        if declared.startswith("file://"):
+            declared = unquote(declared.removeprefix("file://"))
+        check_credentials(declared, "corpus.paths")
         try:
-            entries = sorted(os.scandir(below), key=lambda entry: entry.name)
-        except PermissionError:
-            left_out["folders that may not be read"] += 1
-            continue
-        for entry in entries:
-            path = below / entry.name
-            if _is_hidden(entry.name):
-                left_out["hidden"] += 1
-            elif path.is_dir() if entry.is_symlink() else entry.is_dir():
-                (linked if entry.is_symlink() else waiting).append(path)
-            elif path.is_file() if entry.is_symlink() else entry.is_file():
-                names.append(str(path.relative_to(folder)))
-    return names
+            return (self._stored if is_uri(declared) else self._local)(declared)
+        except (OSError, RuntimeError, ImportError, ValueError) as error:
+            problem = " ".join(str(error).split())
+            cause = "address and the environment's credentials" if is_uri(declared) else "path"
+            raise MissingError(
+                f"corpus.paths: {declared} cannot be reached: {problem}; check the {cause}"
+            ) from None
+
+    def _local(self, declared: str) -> list[SourceFile]:
+        path = Path(declared).expanduser().absolute()
+        if path.is_dir():
+            return self._local_folder(path, self._names_below(path))
+        found = [path] if path.is_file() else self._matches(path)
+        files = [_local_file(file) for file in found if file.is_file()]
+        if "**" not in path.parts:  # which goes into folders itself
+            below = ((folder, self._names_below(folder)) for folder in found if folder.is_dir())
+            files += [
+                file
+                for folder, names in below
+                if self._has_any(names)
+                for file in self._local_folder(folder, names)
+            ]
+        if not files:
+            problem = "matches no file" if glob.has_magic(declared) else "does not exist"
+            raise MissingError(f"corpus.paths: {declared} {problem} (looked in {Path.cwd()})")
+        return files
+
+    def _local_folder(self, path: Path, names: list[str]) -> list[SourceFile]:
+        return [_local_file(path / name) for name in self._of_kind(str(path), names)]
+
+    def _matches(self, pattern: Path) -> list[Path]:
+        """What a glob stands for; below ``**``, as in a folder, each linked folder is searched
+        once."""
+        parts = pattern.parts
+        magic = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        rest = parts[magic:]
+        if "**" not in rest or any(part.startswith(".") for part in rest):
+            return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+        folder = Path(*parts[:magic])
+        match = re.compile(glob_translate("/".join(rest))).match
+        names = _Search(self.kind, self.storage, Counter())._names_below(folder)
+        return [folder / name for name in names if match(name)]
+
+    def _names_below(self, folder: Path) -> list[str]:
+        """The names of the files below a folder, without hidden ones; none if it is not there.
+        Linked folders are followed, but each folder is searched once, so a link to one that holds
+        it ends there."""
+        names: list[str] = []
+        searched: set[str] = set()
+        waiting: list[Path] = [folder] if folder.is_dir() else []
+        linked: list[Path] = []
+        own = self.storage and os.path.realpath(self.storage)
+        while waiting or linked:
+            below = waiting.pop() if waiting else linked.pop(0)  # links last: real paths come first
+            real = os.path.realpath(below)
+            if real in searched:
+                continue
+            searched.add(real)
+            if real == own and below != folder:
+                self.left_out["folder that is glray's own storage"] += 1
+                continue
+            try:
+                entries = sorted(os.scandir(below), key=lambda entry: entry.name)
+            except PermissionError:
+                self.left_out["folders that may not be read"] += 1
+                continue
+            for entry in entries:
+                path = below / entry.name
+                if _is_hidden(entry.name):
+                    self.left_out["hidden"] += 1
+                elif path.is_dir() if entry.is_symlink() else entry.is_dir():
+                    (linked if entry.is_symlink() else waiting).append(path)
+                elif path.is_file() if entry.is_symlink() else entry.is_file():
+                    names.append(str(path.relative_to(folder)))
+        return names
+
+    def _stored(self, declared: str) -> list[SourceFile]:
+        """``_local`` for a URI. Raises OSError too."""
+        filesystem, path = _locate(declared)
+        info = filesystem.get_file_info(path)
+        if info.is_file:
+            return [_stored_file(declared, filesystem, info)]
+        is_folder = info.type == pafs.FileType.Directory
+        address, mark, query = declared.partition("?")
+        address = address.rstrip("/")
+        folder = address if is_folder else re.split(r"/[^/]*[*[]", address, maxsplit=1)[0]
+        if not is_folder and (
+            folder == address or not is_uri(folder)
+        ):  # no magic, or in a bucket's
+            raise MissingError(f"corpus.paths: {declared} does not exist: no such bucket or object")
+        place = folder + mark + query
+        root = _locate(place)[1]
+        selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
+        infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
+        found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
+        if self.storage is not None:
+            own = f"{self.storage}/".removeprefix(f"{folder}/")
+            others = {name: each for name, each in found.items() if not name.startswith(own)}
+            self.left_out["in glray's own storage"] += len(found) - len(others)
+            found = others
+        if is_folder:
+            names = self._of_kind(place, self._seen(found))
+        else:
+            names = self._matching(place, unquote(address.removeprefix(f"{folder}/")), [*found])
+        if not names:
+            raise MissingError(f"corpus.paths: {declared} matches no file (looked in {folder})")
+        return [_stored_file(_inside(place, name), filesystem, found[name]) for name in names]
+
+    def _matching(self, place: str, pattern: str, names: list[str]) -> list[str]:
+        """The names below a place that a pattern stands for, and those below folders that it stands
+        for."""
+        match = re.compile(glob_translate(pattern)).match
+        sees_hidden = any(part.startswith(".") for part in pattern.split("/"))
+        taken, folders = [], defaultdict[str, list[str]](list)
+        for name in names:
+            if match(name):
+                is_hidden = any(part.startswith(".") for part in name.split("/"))
+                taken += [name] if sees_hidden or not is_hidden else []
+            elif "**" not in pattern:
+                for parent in map(str, PurePosixPath(name).parents):
+                    if match(parent) and (sees_hidden or not _is_hidden(parent)):
+                        folders[parent].append(name.removeprefix(f"{parent}/"))
+        for folder, below in folders.items():
+            if self._has_any(below):
+                seen = self._seen(below)
+                taken += [
+                    f"{folder}/{name}" for name in self._of_kind(_inside(place, folder), seen)
+                ]
+        return taken
+
+    def _seen(self, names: Iterable[str]) -> list[str]:
+        """Those that are not hidden."""
+        every = list(names)
+        seen = [name for name in every if not any(map(_is_hidden, name.split("/")))]
+        self.left_out["hidden"] += len(every) - len(seen)
+        return seen
+
+    def _has_any(self, names: list[str]) -> bool:
+        """Whether any is of the kind; else all are left out."""
+        if any(name.endswith(SUFFIXES[self.kind]) for name in names):
+            return True
+        self.left_out["of other kinds"] += len(names)
+        return False
+
+    def _of_kind(self, folder: str, names: list[str]) -> list[str]:
+        """A folder's files of the corpus's kind. Raises UserError and OSError."""
+        kind, ends = self.kind, SUFFIXES[self.kind]
+        if kind == "jsonl":
+            lines = tuple(end for end in ends if end.startswith(".jsonl"))
+            ends = lines if any(name.endswith(lines) for name in names) else ends
+        bare = tuple(end for end in ends if end.count(".") == 1)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if stem.endswith(bare) and suffix and not name.endswith(ends):
+                _check_compression(_inside(folder, name), kind)
+        taken = {name for name in names if name.endswith(ends)}
+        for name in names if kind == "arrow" else ():
+            if PurePosixPath(name).name == "dataset_dict.json":
+                place = _inside(folder, name).removesuffix("/dataset_dict.json")
+                if splits := _described(folder, name, "splits"):
+                    raise _splits_found(place, splits, _inside(place, splits[0]))
+            if PurePosixPath(name).name == "state.json":  # the rest are caches of what was derived
+                place = name.removesuffix("state.json")
+                if parts := _described(folder, name, "_data_files"):
+                    files = {place + file["filename"] for file in parts}
+                    taken = {name for name in taken if not name.startswith(place)} | files
+        if not taken:
+            wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES[kind])
+            raise MissingError(f"corpus.paths: {folder} holds no file {wanted}; give another path")
+        _check_splits(folder, taken)
+        self.left_out["of other kinds"] += len(set(names) - taken)
+        return sorted(taken)
 
 
 def _is_hidden(name: str) -> bool:
@@ -277,76 +401,21 @@ def _local_file(path: Path) -> SourceFile:
     return SourceFile(str(path), stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}")
 
 
-def _stored(declared: str, kind: str, left_out: Counter[str]) -> list[SourceFile]:
-    """``_local`` for a URI. Raises OSError too."""
-    filesystem, path = _locate(declared)
-    info = filesystem.get_file_info(path)
-    if info.is_file:
-        return [_stored_file(declared, filesystem, info)]
-    is_folder = info.type == pafs.FileType.Directory
-    address, mark, query = declared.partition("?")
-    address = address.rstrip("/")
-    folder = address if is_folder else re.split(r"/[^/]*[*[]", address, maxsplit=1)[0]
-    if not is_folder and (folder == address or not is_uri(folder)):  # no magic, or in the bucket's
-        raise UserError(f"corpus.paths: {declared} does not exist: no such bucket or object")
-    place = folder + mark + query
-    root = _locate(place)[1]
-    selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
-    infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
-    found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
-    if is_folder:
-        seen = [name for name in found if not any(map(_is_hidden, name.split("/")))]
-        left_out["hidden"] += len(found) - len(seen)
-        names = _of_kind(kind, place, seen, left_out)
-    else:
-        declared_name = unquote(address.removeprefix(f"{folder}/"))
-        pattern = glob_translate(declared_name)
-        names_hidden = any(part.startswith(".") for part in declared_name.split("/"))
-        names = [
-            name
-            for name in found
-            if re.match(pattern, name)
-            and (names_hidden or not any(part.startswith(".") for part in name.split("/")))
-        ]
-    if not names:
-        raise UserError(f"corpus.paths: {declared} matches no file (looked in {folder})")
-    return [_stored_file(_inside(place, name), filesystem, found[name]) for name in names]
-
-
 def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> SourceFile:
-    is_fsspec = isinstance(filesystem, pafs.PyFileSystem)
-    version = filesystem.handler.fs.ukey(info.path) if is_fsspec else info.mtime_ns
+    if not isinstance(filesystem, pafs.PyFileSystem):
+        return SourceFile(uri, info.size, str(info.mtime_ns))
+    fs = filesystem.handler.fs
+    if not uri.startswith(("http://", "https://")):
+        return SourceFile(uri, info.size, str(fs.ukey(info.path)))
+    told = fs.info(info.path)  # for fsspec an address alone tells one content from another
+    version = next((told[name] for name in WEB_VERSIONS if told.get(name)), None)
+    if version is None or info.size is None:
+        what = "how large it is" if info.size is None else "when it changes (ETag, Last-Modified)"
+        raise UserError(
+            f"corpus.paths: {uri}: its server does not say {what}, so it could change unseen while "
+            "it is read in parts; download it and give the file"
+        )
     return SourceFile(uri, info.size, str(version))
-
-
-def _of_kind(kind: str, folder: str, names: list[str], left_out: Counter[str]) -> list[str]:
-    """A folder's files of the corpus's kind. Raises UserError and OSError."""
-    ends = SUFFIXES[kind]
-    if kind == "jsonl":
-        lines = tuple(end for end in ends if end.startswith(".jsonl"))
-        ends = lines if any(name.endswith(lines) for name in names) else ends
-    bare = tuple(end for end in ends if end.count(".") == 1)
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if stem.endswith(bare) and suffix and not name.endswith(ends):
-            _check_compression(_inside(folder, name), kind)
-    taken = {name for name in names if name.endswith(ends)}
-    for name in names if kind == "arrow" else ():
-        if PurePosixPath(name).name == "dataset_dict.json":
-            place = _inside(folder, name).removesuffix("/dataset_dict.json")
-            splits = _read_json(folder, name)["splits"]
-            raise _splits_found(place, splits, _inside(place, splits[0]))
-        if PurePosixPath(name).name == "state.json":  # the rest are caches of what was derived
-            place = name.removesuffix("state.json")
-            files = {place + file["filename"] for file in _read_json(folder, name)["_data_files"]}
-            taken = {name for name in taken if not name.startswith(place)} | files
-    if not taken:
-        wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES[kind])
-        raise UserError(f"corpus.paths: {folder} holds no file {wanted}; give another path")
-    _check_splits(folder, taken)
-    others = len(set(names) - taken)
-    left_out["of other kinds"] += others
-    return sorted(taken)
 
 
 def _check_splits(folder: str, names: Iterable[str]) -> None:
@@ -400,9 +469,11 @@ def _address(path: str) -> str:
     return path.partition("?")[0] if is_uri(path) else path
 
 
-def _read_json(folder: str, name: str) -> Any:
+def _described(folder: str, name: str, field: str) -> Any:
+    """What a dataset's record says in a field; None if this is no such record."""
     with open_source(_inside(folder, name)) as file:
-        return json.loads(file.read())
+        content = json.loads(file.read())
+    return content.get(field) if isinstance(content, dict) else None
 
 
 def _inside(folder: str, name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from glray.files import AnyPath, write_json
-from glray.report.formats import plus_minus
+from glray.report.formats import counted, plus_minus
 from glray.report.length_plots import loss_by_context
 from glray.report.long_losses import SLIDING, WHOLE
 from glray.report.look import save
@@ -73,17 +73,18 @@ def _how(protocol: "ScoringProtocol") -> str:
 
 def _remarks(scores: "Scores", protocol: "ScoringProtocol") -> list[str]:
     targets = scores.targets
-    whose = "held-out documents" if protocol.documents is None else "documents"
+    whose = "held-out document" if protocol.documents is None else "document"
     at_step = "" if scores.step is None else f", step {scores.step:,}"
     remarks = [
         "± is the standard error over documents.",
-        f"{targets.num_targets:,} targets of {targets.num_documents} {whose}; trained up to "
-        f"{scores.trained_len:,}{at_step}",
+        f"{targets.num_targets:,} targets of {counted(targets.num_documents, whose)}; "
+        f"trained up to {scores.trained_len:,}{at_step}",
     ]
     if targets.num_skipped:
+        are = "is" if targets.num_skipped == 1 else "are"
         remarks.append(
-            f"{targets.num_skipped:,} documents are left out: empty, not UTF-8 or without the "
-            "column"
+            f"{counted(targets.num_skipped, 'document')} {are} left out: empty, not UTF-8 or "
+            "without the column"
         )
     if scores.prepended and protocol.bos:
         remarks.append(f"each window begins with {scores.prepended}, in place of its first token")

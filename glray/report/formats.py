@@ -13,7 +13,7 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 def plus_minus(value: float, error: float | None, decimals: int = 3) -> str:
     """``4.452 ± 0.051``; without the error where it is None."""
-    text = f"{value:.{decimals}f}"
+    text = f"{value:z.{decimals}f}"
     return text if error is None else f"{text} ± {error:.{decimals}f}"
 
 

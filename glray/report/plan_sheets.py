@@ -6,7 +6,7 @@ from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
 from glray.report.folding import folded, length_text
 from glray.report.formats import counted
-from glray.report.profile_sheets import GIB, saved_share
+from glray.report.profile_sheets import GIB, saved_share, saving_text
 from glray.report.sheets import Sheet
 from glray.report.stage_settings import own_settings
 from glray.report.tree_drawing import drawing
@@ -32,14 +32,15 @@ def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Shee
     budget = (
         f"{spec.budget.tokens:,} tokens"
         if spec.budget.tokens is not None
-        else f"{spec.budget.seconds:g} calibrated seconds"
+        else f"{spec.budget.seconds:,.10g} calibrated seconds"
     )
     seeds = f"seed {spec.seeds[0]}" if len(spec.seeds) == 1 else f"seeds {spec.seeds}"
     parts: list[Sheet | str] = [
         f"{spec.name}: {counted(len(spec.trained_arms), 'arm')} × {seeds}, {budget} each, "
         f"shared by {spec.ratios_in}\n"
-        f"batch {spec.tokens_per_batch:,} tokens = {spec.tokens_per_batch // spec.chunk_tokens:,} "
-        f"chunks × {spec.chunk_tokens:,} tokens",
+        f"batch {spec.tokens_per_batch:,} tokens = "
+        f"{counted(spec.tokens_per_batch // spec.chunk_tokens, 'chunk')} × "
+        f"{spec.chunk_tokens:,} tokens",
     ]
     if remark := gpu_remark(spec):
         parts.append(remark)
@@ -202,7 +203,7 @@ def _totals(plan: Plan) -> list[str]:
     steps: dict[int, int] = {}
     for stage in plan.own_stages:
         steps[stage.tokens_per_batch] = steps.get(stage.tokens_per_batch, 0) + stage.num_steps
-    products = " + ".join(f"{count:,} steps × {tokens:,}" for tokens, count in steps.items())
+    products = " + ".join(f"{counted(n, 'step')} × {tokens:,}" for tokens, n in steps.items())
     own_tokens = plan.num_tokens - plan.tokens_after(plan.first_step)
     total = f"{products} = {own_tokens:,} tokens"
     if plan.budget_tokens is not None:
@@ -222,7 +223,8 @@ def _price(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts) ->
     lines = [f"predicted on one worker: {seconds:,.1f} s{hours}{memory}"]
     saved = saved_share(costs, spec, arm)
     if saved is not None:
-        lines.append(f"saves {saved:.0%} of fixed {max(arm.seq_lens):,}'s time on as many tokens")
+        of = f"fixed {max(arm.seq_lens):,}'s time on as many tokens"
+        lines.append(saving_text(saved, of))
     return lines
 
 
@@ -232,6 +234,5 @@ def _origin(profile: Profile, priced: bool, by_prices: bool) -> str:
             "\nnot priced: the profile here lacks one of the pipeline's lengths, or its setting; "
             "glray profile measures them"
         )
-    machine = profile.environment["gpu"] or profile.environment["processor"]
     steps = "; seconds decide here, so a run calibrates again" if by_prices else ""
-    return f"\npriced by glray profile on {machine}{steps}"
+    return f"\npriced by glray profile on {profile.machine}{steps}"

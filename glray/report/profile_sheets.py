@@ -72,6 +72,13 @@ def _phases(cost: LengthCost) -> str:
     return "/".join(f"{100 * cost.phase_shares[part]:.0f}" for part in parts)
 
 
+def saving_text(saved: float, of: str) -> str:
+    """``saves 12% of fixed 1,024``, ``takes 3% more than fixed 1,024``."""
+    if round(saved, 2) < 0:
+        return f"takes {-saved:.0%} more than {of}"
+    return f"saves {saved:z.0%} of {of}"
+
+
 def _savings(costs: SettingCosts, spec: PipelineSpec | None) -> list[str]:
     most = costs.most_saved
     if most is None:
@@ -84,7 +91,7 @@ def _savings(costs: SettingCosts, spec: PipelineSpec | None) -> list[str]:
     ]
     if spec is not None:
         lines += [
-            f"{arm.name} saves {saved:.0%} of fixed {max(arm.seq_lens):,}."
+            f"{arm.name} {saving_text(saved, f'fixed {max(arm.seq_lens):,}')}."
             for arm in spec.arms
             if (saved := saved_share(costs, spec, arm)) is not None
         ]

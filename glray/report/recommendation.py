@@ -82,7 +82,7 @@ def trust(
             "Where worth is above 1 the full length was not trained on as many tokens: its loss "
             "was extended in a straight line."
         )
-    sentences.append(f"Prices are of {profile.environment.get('processor') or 'this machine'}.")
+    sentences.append(f"Prices are of {profile.machine}.")
     return "\n".join([*sentences, _documents(full, corpus)])
 
 

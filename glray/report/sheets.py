@@ -91,7 +91,8 @@ def heldout(runs: Sequence[Run], seq_lens: Sequence[int], byte_lens: Sequence[in
     columns = ["run", *map(str, seq_lens), *(f"bits/byte\nat {seq_len}" for seq_len in byte_lens)]
     documents = sorted({run.latest.num_documents for run in runs if run.latest is not None})
     counts = " or ".join(f"{count:,}" for count in documents)
-    note = f"± standard error over {counts} documents.  * longer than trained on."
+    over = "document" if documents == [1] else "documents"
+    note = f"± standard error over {counts} {over}.  * longer than trained on."
     return Sheet("Held-out loss (nats per token) by window length", columns, rows, [note])
 
 

@@ -97,6 +97,11 @@ class SettingCosts:
         """The cost of a length; None if it was not measured or does not fit."""
         return next((cost for cost in self.fitting if cost.seq_len == seq_len), None)
 
+    def with_lengths_of(self, other: "SettingCosts") -> "SettingCosts":
+        """These costs, and the other's of lengths that these lack."""
+        lengths = {cost.seq_len: cost for cost in (*other.lengths, *self.lengths)}
+        return SettingCosts(self.setting, tuple(lengths[seq_len] for seq_len in sorted(lengths)))
+
 
 class Profile(Record):
     """A profile of one pipeline's model on one machine; its first setting is the pipeline's own
@@ -112,11 +117,22 @@ class Profile(Record):
     settings: tuple[SettingCosts, ...]
 
     def keep(self, path: AnyPath) -> None:
-        """Write it, with what one before it has of other settings."""
+        """Write it, with what one before it on the same machine has of other lengths and
+        settings."""
         before = Profile.read(path)
-        measured = {costs.setting for costs in self.settings}
-        others = [] if before is None else [c for c in before.settings if c.setting not in measured]
-        self.model_copy(update={"settings": (*self.settings, *others)}).write(path)
+        known = {}
+        if before is not None and before.machine == self.machine:
+            known = {costs.setting: costs for costs in before.settings}
+        merged = {costs.setting: costs for costs in self.settings}
+        for setting, costs in known.items():
+            own = merged.get(setting)
+            merged[setting] = costs if own is None else own.with_lengths_of(costs)
+        self.model_copy(update={"settings": tuple(merged.values())}).write(path)
+
+    @property
+    def machine(self) -> str:
+        """Whose prices these are."""
+        return str(self.environment.get("gpu") or self.environment.get("processor") or "unknown")
 
     def of(self, spec: PipelineSpec) -> SettingCosts | None:
         """The costs under the pipeline's own setting."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     StringConstraints,
     field_validator,
+    model_validator,
 )
 
 FILE_FIELDS = ("init", "path", "paths")
@@ -61,6 +62,18 @@ class Spec(BaseModel):
             if isinstance(text, str) and "\0" in text:
                 raise ValueError(f"{text!r} has a NUL character, which no path can have; remove it")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_number(cls, declared: object) -> object:
+        """``yes`` in YAML is true, which Python counts as 1."""
+        for name, value in declared.items() if isinstance(declared, dict) else ():
+            field = cls.model_fields.get(name)
+            if field is None or not isinstance(value, bool):
+                continue
+            if bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name}: {str(value).lower()} is no number; give one")
+        return declared
 
     def derive(self, **changes: object) -> Self:
         """A validated copy with ``changes``: mappings merge into the specs they name, at every

@@ -10,7 +10,7 @@ from glray.errors import UserError
 from glray.report.length_plots import costs_by_length
 from glray.report.look import save
 from glray.report.plan_sheets import plan_sheets
-from glray.report.profile_sheets import profile_sheets, saved_share
+from glray.report.profile_sheets import profile_sheets, saved_share, saving_text
 from glray.run.profile import (
     LengthCost,
     Profile,
@@ -172,14 +172,35 @@ def test_the_cheapest_length_is_the_ceiling_wherever_it_is(tmp_path: Path) -> No
     assert save(costs_by_length(profile), tmp_path / "profile.png").exists()
 
 
-def test_a_profile_of_one_setting_keeps_those_of_others(tmp_path: Path) -> None:
+def test_a_profile_keeps_what_it_does_not_measure_again_unless_on_another_machine(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "profile.json"
-    PROFILE.keep(path)
     eager = SettingCosts(replace(OWN, kernel="eager"), COSTS.lengths)
-    PROFILE.model_copy(update={"settings": (eager,)}).keep(path)
-    profile = Profile.read(path)
-    assert profile is not None
-    assert profile.settings == (eager, COSTS)
+    again = SettingCosts(OWN, (LengthCost(16, None, None, (2.5,)), LengthCost(64, None, None)))
+
+    def kept(settings: SettingCosts, processor: str = "an abacus") -> tuple[SettingCosts, ...]:
+        environment = {"gpu": None, "processor": processor}
+        fields = {"settings": (settings,), "environment": environment}
+        PROFILE.model_copy(update=fields).keep(path)
+        profile = Profile.read(path)
+        assert profile is not None
+        return profile.settings
+
+    assert kept(COSTS) == (COSTS,)
+    assert kept(eager) == (eager, COSTS)
+    eight, _, thirty_two = COSTS.lengths
+    merged = SettingCosts(OWN, (eight, again.lengths[0], thirty_two, again.lengths[1]))
+    assert kept(again) == (merged, eager)
+    assert kept(eager, "a slide rule") == (eager,)
+
+
+def test_a_schedule_that_costs_more_saves_nothing() -> None:
+    said = [saving_text(saved, "fixed 32") for saved in (0.123, 0.004, -0.004, -0.2)]
+    assert said == [
+        *("saves 12% of fixed 32", "saves 0% of fixed 32", "saves 0% of fixed 32"),
+        "takes 20% more than fixed 32",
+    ]
 
 
 def test_a_profile_is_kept_for_what_decides_a_steps_cost(tmp_path: Path) -> None:

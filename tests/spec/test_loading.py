@@ -71,6 +71,8 @@ def test_overrides_by_path_by_index_and_by_name() -> None:
         ("chunk_len=512", ("seq_len 1024", "chunk_len 512")),
         ("budget.tokens=5", ("budget.tokens is 5", "budget.seconds is 160.0")),
         ("budget={}", ("budget.tokens is None",)),
+        ("optimizer.lr=yes", ("optimizer: ", "lr: true is no number")),
+        ("compute.log_every_steps=true", ("log_every_steps: true is no number",)),
         ("model.num_heads=3", ("num_heads 3", "128")),
         ("evaluation.seq_lens=[128, 192]", ("128", "192")),
         ("evaluation.num_tokens=2000", ("2000", "2048")),

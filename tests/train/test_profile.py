@@ -78,6 +78,13 @@ def test_the_largest_batch_is_about_what_fits(tmp_path: Path) -> None:
     assert 0.35 * budget < peak < 0.65 * budget
 
 
+def test_a_chunk_that_is_long_enough_stays(tmp_path: Path) -> None:
+    """What goes on from a parent has the parent's."""
+    spec = spec_of(tmp_path).derive(chunk_len=2048)
+    assert ProfiledModel.under(FUSED, spec, (64, 512)).spec.chunk_tokens == 2048
+    assert ProfiledModel.under(FUSED, spec, (64, 4096)).spec.chunk_tokens == 4096
+
+
 @pytest.mark.parametrize(("most", "largest"), [(100_000, 98_304), (64, 64), (63, 0)])
 def test_on_a_gpu_the_largest_batch_is_tried_to_an_eighth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, largest: int

@@ -69,12 +69,14 @@ class ProfiledModel:
             num_ids = spec.tokenizer.vocab_size
         else:
             num_ids = load_tokenizer(spec.tokenizer).vocab_size
+        chunk_len = spec.chunk_tokens  # a parent's has to stay
+        fits = all(chunk_len % seq_len == 0 for seq_len in seq_lens)
         spec = spec.derive(
             arms=[fixed(seq_len) for seq_len in seq_lens],
             only=None,
             search=None,
             calibration=None,
-            chunk_len=None,
+            chunk_len=chunk_len if fits else None,
             precision=setting.precision,
             compute={"compile": setting.compile},
         )

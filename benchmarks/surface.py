@@ -12,9 +12,9 @@ another machine trains the rest.
 
 A replay is a search whose trials are looked up. What a trial shares with those before it costs
 nothing; Optuna, which asks for one trial after another, shares up to a stage's end alone, where
-there is a checkpoint. Each replay sees the losses with a seed's noise added, independently for each
-schedule, though those that share steps share some of theirs. It is judged by the losses of seed 0
-as they are, which stand for the truth: its *regret* is the loss of the schedule that it would
+there is a checkpoint. Each replay sees the losses with a seed's noise added, most of it in common
+to the schedules of one first boundary, as the second seed shows. It is judged by the losses of seed
+0 as they are, which stand for the truth: its *regret* is the loss of the schedule that it would
 choose less the best of the surface. Kept as ``regret.json``; the last line is one JSON object. Left
 out: the baselines and the confirmation, which cost every method the same. ``docs/results.md`` has
 the result.

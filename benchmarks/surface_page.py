@@ -13,13 +13,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.contrasts import BudgetCurve, over_seeds
 from benchmarks.study_records import KEPT
-from benchmarks.surface_records import FRESH, Surface, kept, space
+from benchmarks.surface_records import FRESH, Losses, Surface, first_stage, kept, space
 from glray.report.formats import counted
 from glray.report.look import GREY, styled, styles_of
 from glray.report.recommend import Findings, best, priced
 from glray.report.sheets import Sheet
-from glray.report.surface import Surface as Fitted
-from glray.run.statistics import student_t
 from glray.search.space import Candidate
 from pipelines.study import CURVE
 
@@ -45,12 +43,6 @@ class Answers:
     def loss(self, label: str, seed: int = 0) -> float:
         """Of an arm of the study, at the longest length."""
         return float(self.core[seed]["arms"][label]["heldout"][str(self.full)])
-
-    @property
-    def noise(self) -> float:
-        """How far the losses of two schedules that are alike lie apart at most, 95 times of 100."""
-        num = len(kept(1))
-        return student_t(num - 1) * 2**0.5 * self.surface.noise
 
     # ---- in terms of time
 
@@ -94,7 +86,8 @@ class Answers:
         """For somebody who reads no table."""
         return [
             f"**Which is best?** {self._best()}",
-            f"**Does it matter?** {self._matters()}",
+            f"**How much of that is luck?** {self._luck()}",
+            f"**What matters?** {self._matters()}",
             *([f"**On fresh seeds:** {self.fresh}"] if self.fresh else []),
             f"**In terms of time:** {self._time()}",
             f"**Which method finds it?** {self._methods(replayed)}",
@@ -103,40 +96,43 @@ class Answers:
     def _best(self) -> str:
         losses, name = self.surface.losses, self.surface.best
         lowest, worst = losses[name], max(losses.values())
-        near = sum(loss - lowest < self.noise for loss in losses.values()) - 1
         equal, long = (self.loss(label) - lowest for label in ("growlength", f"llm{self.full}"))
         return (
-            f"{name} has the lowest loss at {self.full:,} tokens, {lowest:.3f} nats; the worst of "
-            f"the {len(losses)} is {worst - lowest:.3f} above it, the paper's equal quarters are "
-            f"{_from(equal)}, {self.full:,} throughout is {_from(long)}. "
-            f"{near or 'None'} of the others lie{'s' if near == 1 else ''} within {self.noise:.3f} "
-            "of it, as far as two that are alike may be apart under one seed."
+            f"Under seed 0 {name} has the lowest loss at {self.full:,} tokens, {lowest:.3f} nats. "
+            f"The worst of the {len(losses)} is {worst - lowest:.3f} above it, the paper's equal "
+            f"quarters are {_from(equal)}, {self.full:,} throughout is {_from(long)}."
+        )
+
+    def _luck(self) -> str:
+        apart = {name: loss - self.surface.losses[name] for name, loss in kept(1).items()}
+        noise = self.surface.noise
+        return (
+            f"Under seed 1 the same schedules change by {min(apart.values()):+.3f} to "
+            f"{max(apart.values()):+.3f}, and those with the same first boundary nearly alike: the "
+            f"standard deviation over seeds is {noise.between:.3f} between first boundaries and "
+            f"{noise.within:.3f} among schedules of one. Runs that share their first steps share "
+            "the luck in them. So one seed tells where the later boundaries should lie, and hardly "
+            "where the first should."
         )
 
     def _matters(self) -> str:
-        names = list(self.surface.losses)
-        places = np.array([self._boundaries(name) for name in names])
-        fitted = Fitted(places, np.array([self.surface.losses[name] for name in names]))
-        if not fitted.explains:
-            return "A quadratic surface of the three boundaries explains nothing."
-        predicted, halves = fitted.at(places)
-        lowest = int(predicted.argmin())
-        by_last: dict[int, list[float]] = {}
-        for name, loss in self.surface.losses.items():
-            by_last.setdefault(self.candidates[name].units[-1], []).append(loss)
-        means = {share: fmean(losses) for share, losses in sorted(by_last.items())}
-        told = dict.fromkeys([min(means), min(means, key=lambda share: means[share]), max(means)])
-        first, *others = (f"{share}% {means[share]:.3f}" for share in told)
+        least = min(candidate.units[-1] for candidate in self.candidates.values())
+        by_seed = [self._short_end(kept(seed), least) for seed in (0, 1)]
+        told = " and ".join(f"{mean:+.3f} under seed {seed}" for seed, mean in enumerate(by_seed))
         return (
-            f"A quadratic surface of the three boundaries explains {fitted.explained:.0%} of the "
-            f"variance in schedules left out, and is lowest at {names[lowest]}: "
-            f"{predicted[lowest]:.3f} ± {halves[lowest]:.3f} nats. By the share of the tokens at "
-            f"{self.full:,} the mean loss is at {first}, at {' and at '.join(others)}."
+            f"Of schedules with the same first boundary, those with {least}% of the tokens at "
+            f"{self.full:,} end above those with more: {told} on average."
         )
 
-    def _boundaries(self, name: str) -> tuple[float, ...]:
-        shares = np.array(self.candidates[name].units, float)
-        return tuple((np.cumsum(shares) / shares.sum())[:-1])
+    def _short_end(self, losses: Losses, least: int) -> float:
+        """Mean loss of the schedules with the least share at the end less that of the others, on
+        average over first boundaries that have both."""
+        groups: dict[str, tuple[list[float], list[float]]] = {}
+        for name, loss in losses.items():
+            if loss is not None:
+                both = groups.setdefault(first_stage(name), ([], []))
+                both[self.candidates[name].units[-1] > least].append(loss)
+        return fmean(fmean(few) - fmean(more) for few, more in groups.values() if few and more)
 
     @property
     def fresh(self) -> str:

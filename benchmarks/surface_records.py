@@ -47,14 +47,43 @@ def designed() -> list[str]:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Standard deviations over seeds, in nats per token, without what a seed adds to all schedules
+    alike. Schedules that have their first boundary in common share what happens up to there, and
+    after it most of what it has led to."""
+
+    between: float
+    """Of what all schedules of one first boundary have in common."""
+    within: float
+    """Of a schedule among those."""
+
+    @classmethod
+    def of(cls, apart: dict[str, float]) -> "Noise":
+        """From each schedule's loss under one seed less that under another; several of each of two
+        first boundaries, or more."""
+        groups: dict[str, list[float]] = {}
+        for name, difference in apart.items():
+            groups.setdefault(first_stage(name), []).append(difference)
+        means = np.array([np.mean(each) for each in groups.values()])
+        left = np.concatenate([np.array(each) - np.mean(each) for each in groups.values()])
+        within = float((left**2).sum() / (len(left) - len(groups)))
+        per_group = len(left) / len(groups)
+        between = max(float(means.var(ddof=1)) - within / per_group, 0.0)
+        return cls((between / 2) ** 0.5, (within / 2) ** 0.5)
+
+
+def first_stage(name: str) -> str:
+    """``32x10`` of ``32x10-64x20-…``."""
+    return name.partition("-")[0]
+
+
+@dataclass(frozen=True)
 class Surface:
     """The losses of all schedules, and what they cost."""
 
     losses: dict[str, float]
     """Under seed 0, by schedule."""
-    noise: float
-    """Standard deviation of a schedule's loss over seeds, in nats per token, without what a seed
-    adds to all schedules alike."""
+    noise: "Noise"
     seconds_per_unit: dict[int, float]
     """Of a tenth of the budget, by length."""
     tokens_per_unit: float
@@ -71,11 +100,10 @@ class Surface:
                 "without --replay first"
             )
         first, again = ({n: x for n, x in kept(s).items() if x is not None} for s in (0, 1))
-        both = [name for name in designed() if name in first and name in again]
-        apart = np.array([again[name] - first[name] for name in both])
+        apart = {n: again[n] - first[n] for n in designed() if n in first and n in again}
         unit = found["tokens"] / 10
         cost = {int(n): seconds * unit for n, seconds in found["seconds_per_token"].items()}
-        return cls(first, float(apart.std(ddof=1)) / 2**0.5, cost, unit)
+        return cls(first, Noise.of(apart), cost, unit)
 
     @property
     def best(self) -> str:
@@ -93,10 +121,12 @@ class Surface:
 
     def noisy(self, rng: np.random.Generator) -> dict[str, float]:
         """The losses under another seed."""
-        added = rng.normal(0, self.noise, len(self.losses))
+        starts = dict.fromkeys(map(first_stage, self.losses))
+        common = {start: rng.normal(0, self.noise.between) for start in starts}
+        own = rng.normal(0, self.noise.within, len(self.losses))
         return {
-            name: loss + float(more)
-            for (name, loss), more in zip(self.losses.items(), added, strict=True)
+            name: loss + common[first_stage(name)] + float(more)
+            for (name, loss), more in zip(self.losses.items(), own, strict=True)
         }
 
     def seconds(

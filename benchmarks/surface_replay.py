@@ -108,7 +108,7 @@ def replay(surface: Surface, space: Space, num: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {
         "replays": num,
-        "noise": surface.noise,
+        "noise": vars(surface.noise),
         "random_seconds": final,
         "at_shares_of_random_seconds": SHARES,
         "curve_at_shares": CURVE,

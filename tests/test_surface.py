@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import surface_page, surface_records
 from benchmarks.surface_page import Answers, methods_sheet, picture
-from benchmarks.surface_records import Surface, tenths
+from benchmarks.surface_records import Noise, Surface, tenths
 from benchmarks.surface_replay import replay, replayed
 from glray.errors import UserError
 from glray.files import write_json
@@ -21,7 +21,7 @@ LATE = Candidate(LENGTHS, (20, 60, 20))
 LATEST = Candidate(LENGTHS, (20, 70, 10))
 SURFACE = Surface(
     losses={EARLY.name: 3.5, LATE.name: 3.2, LATEST.name: 3.3},
-    noise=0.0,
+    noise=Noise(0.0, 0.0),
     seconds_per_unit={8: 1.0, 16: 2.0, 32: 4.0},
     tokens_per_unit=100.0,
 )
@@ -53,6 +53,15 @@ def test_the_choice_is_by_what_is_seen_and_the_regret_by_what_is_true() -> None:
     assert found.at(1000) == pytest.approx(0.3)
 
 
+def test_noise_is_what_first_boundaries_have_in_common_and_the_rest() -> None:
+    """Means of -1 and 1: variance 2, less a third of the 0.25 within. Each of two seeds has half."""
+    apart = {"8x10-16x90": -1.5, "8x10-16x80": -0.5, "8x10-32x90": -1.0}
+    apart |= {"8x20-16x80": 0.5, "8x20-16x70": 1.5, "8x20-32x80": 1.0}
+    noise = Noise.of(apart)
+    assert noise.within == pytest.approx((0.25 / 2) ** 0.5)
+    assert noise.between == pytest.approx(((2 - 0.25 / 3) / 2) ** 0.5)
+
+
 @pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Space:
     """36 schedules of 8, 16 and 32, whose surface is kept in a folder of its own."""
@@ -81,7 +90,8 @@ def test_a_kept_surface_is_replayed(tmp_path: Path, space: Space) -> None:
         Surface.kept()
     keep_surface(tmp_path, space)
     found = Surface.kept()
-    assert found.noise == pytest.approx(0)
+    assert found.noise.within == pytest.approx(0)
+    assert found.noise.between == pytest.approx(0)
     assert found.seconds_per_unit == {8: 1.0, 16: 2.0, 32: 4.0}
     result = replay(found, space, 2)
     assert set(result["methods"]) == {"random", "tree", "optuna"}

@@ -121,7 +121,7 @@ class Answers:
         told = " and ".join(f"{mean:+.3f} under seed {seed}" for seed, mean in enumerate(by_seed))
         return (
             f"Of schedules with the same first boundary, those with {least}% of the tokens at "
-            f"{self.full:,} end above those with more: {told} on average."
+            f"{self.full:,} have a mean loss above that of those with more: {told}."
         )
 
     def _short_end(self, losses: Losses, least: int) -> float:
@@ -178,7 +178,9 @@ class Answers:
         soonest = min(shares, key=lambda method: shares[method])
         half = "in half the time or less" if shares[soonest] <= 0.5 else "but none in half the time"
         told = " and ".join(f"{method} in {share:.0%}" for method, share in shares.items())
-        return f"{text} As low comes {told} of that time: {half}."
+        noise = replayed["noise"]["between"]
+        luck = f" All of these differences are below a seed's own, {noise:.3f}." * (final < noise)
+        return f"{text} As low comes {told} of that time: {half}.{luck}"
 
 
 def methods_sheet(replayed: dict[str, Any]) -> Sheet:
@@ -246,7 +248,7 @@ def _map(axes: Axes, answers: Answers) -> None:
     axes.set_xlabel(f"tokens at {lengths[0]:,}, %")
     axes.set_ylabel(f"tokens at {lengths[-1]:,}, %")
     axes.grid(visible=False)
-    axes.set_title("Lowest loss, whatever lies between")
+    axes.set_title("Lowest loss under seed 0, whatever lies between")
     axes.figure.colorbar(image, ax=axes, label="nats per token").outline.set_edgecolor(GREY)
 
 

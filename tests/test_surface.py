@@ -54,7 +54,7 @@ def test_the_choice_is_by_what_is_seen_and_the_regret_by_what_is_true() -> None:
 
 
 def test_noise_is_what_first_boundaries_have_in_common_and_the_rest() -> None:
-    """Means of -1 and 1: variance 2, less a third of the 0.25 within. Each of two seeds has half."""
+    """Means of -1 and 1: variance 2, less a third of the 0.25 within; half of it is a seed's."""
     apart = {"8x10-16x90": -1.5, "8x10-16x80": -0.5, "8x10-32x90": -1.0}
     apart |= {"8x20-16x80": 0.5, "8x20-16x70": 1.5, "8x20-32x80": 1.0}
     noise = Noise.of(apart)

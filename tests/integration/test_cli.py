@@ -453,6 +453,7 @@ def test_a_search_confirms_its_best_which_runs_as_its_trial_did(
 
 
 @pytest.mark.soak  # two kills, each of which costs a start of Ray
+@pytest.mark.timeout(900)
 def test_a_killed_search_ends_with_the_table_of_an_undisturbed_one(
     folder: Path, here: Command
 ) -> None:

@@ -68,7 +68,7 @@ def model_config(
     rows = embedding_rows(model, vocab_size)
     if isinstance(model, Parents):
         config = config_of(model.architecture, f"{model.first.run.directory / 'run.json'}")
-        config.max_position_embeddings = max(model.first.folder_len, max_seq_len)
+        config.max_position_embeddings = max(model.first.run.folder_len, max_seq_len)
         return config
     if isinstance(model, PretrainedFolder):
         config = copy.deepcopy(model.config)

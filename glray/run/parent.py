@@ -70,13 +70,6 @@ class Parent:
         return self.run.manifest.rope_parameters[: len(self.stages)]
 
     @property
-    def folder_len(self) -> int:
-        """The length that the folder at the start of the path was trained at; 0 if the path began
-        with drawn weights, or trained at a longer length itself."""
-        declared = int(self.run.manifest.architecture["max_position_embeddings"])
-        return declared if declared > self.run.longest_seq_len else 0
-
-    @property
     def checkpoint(self) -> AnyPath:
         """Its state. Raises UserError if there is none, or if it may be deleted while the run
         trains on."""

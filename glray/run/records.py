@@ -505,6 +505,9 @@ class Manifest(Record):
     there are none."""
     parent: ParentRecord | None = None
     """The run of another pipeline that it goes on from; None if it starts from step 0."""
+    folder_len: int | None = None
+    """The length in tokens that the folder at the start of its path was trained at; 0 if the path
+    began with drawn weights, None if an earlier version did not say."""
 
     @classmethod
     def read(cls, path: AnyPath) -> "Manifest | None":

@@ -141,6 +141,15 @@ class Run:
         return self.directory / "boundaries" / f"step-{step:08d}.json"
 
     @property
+    def folder_len(self) -> int:
+        """The length in tokens that the folder at the start of its path was trained at; 0 if the
+        path began with drawn weights."""
+        if self.manifest.folder_len is not None:
+            return self.manifest.folder_len
+        declared = int(self.manifest.architecture["max_position_embeddings"])
+        return declared if declared > self.longest_seq_len else 0
+
+    @property
     def kept_steps(self) -> Collection[int]:
         """Steps whose checkpoints stay, as ``compute.keep_checkpoints`` says, beside the latest."""
         match self.spec.compute.keep_checkpoints:

@@ -80,10 +80,9 @@ def trained_len(run: Run, step: int) -> int:
     rope, seq_lens = run.manifest.rope_parameters, run.seq_lens
     stage = run.plan.stage_index(step - 1)
     own = max(seq_lens[n] for n in range(stage + 1) if rope[n] == rope[stage])
-    of_folder = config.max_position_embeddings  # or the path's longest, if that is more
-    if of_folder == max(seq_lens) or rope[stage] != config.rope_parameters:
+    if rope[stage] != config.rope_parameters:
         return own
-    return max(own, of_folder)
+    return max(own, run.folder_len)
 
 
 def export_model(

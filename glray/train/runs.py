@@ -74,6 +74,9 @@ def _planned(
     init_sha256 = start.sha256 if isinstance(start, PretrainedFolder) else None
     directory = run_directory(spec, arm.name, seed)
     goes_on_from = None if parent is None else parent.identity
+    folder_len = 0 if parent is None else parent.run.folder_len
+    if isinstance(start, PretrainedFolder):
+        folder_len = start.config.max_position_embeddings
     identity = training_identity(spec, arm, seed, corpus.identity, init_sha256, goes_on_from)
     own = spec.derive(arms=[arm], only=None, seeds=[seed], search=None, chunk_len=plan.chunk_len)
     manifest = Manifest(
@@ -88,6 +91,7 @@ def _planned(
         flops_per_token=tuple(training_flops_per_token(config, n) for n in seq_lens),
         tokens_directories=tuple(_seen_from(directory, as_path(n)) for n in corpus.directories),
         parent=None if parent is None else parent.record,
+        folder_len=folder_len,
     )
     return Run(directory, own, manifest)
 

@@ -20,7 +20,7 @@ from glray.spec import GPTNeoXModel, LlamaModel, PipelineSpec, to_yaml
 from glray.spec.model import ModelSpec
 from glray.train.context import WorkerContext
 from glray.train.execution import execution
-from glray.train.export import export_run, latest_model
+from glray.train.export import export_run, latest_model, trained_len
 from glray.train.scoring import ScoringProtocol, score_model
 from glray.train.session import open_session
 from glray.train.worker import train_all
@@ -210,3 +210,18 @@ def test_a_run_counts_what_its_folder_was_trained_at(
     train_all(spec, corpus, WorkerContext())
     (run,) = planned(spec, corpus)
     assert score_model(run.directory, ScoringProtocol((8, 64))).trained_len == 64
+
+
+@pytest.mark.parametrize(("of_folder", "at_first"), [(16, 16), (32, 32), (8, 8), (4, 8)])
+def test_a_folders_length_counts_before_the_run_reaches_it(
+    tmp_path: Path, corpus: PreparedCorpus, of_folder: int, at_first: int
+) -> None:
+    """In the first of the stages of 8, 16 and 32."""
+    save_model(tmp_path / "start", MODELS["llama"])
+    config = tmp_path / "start" / "config.json"
+    fields = {"max_position_embeddings": of_folder}
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    spec = spec_from(tmp_path / "start", tmp_path / "runs", only=("grow",))
+    (run,) = planned(spec, corpus)
+    assert trained_len(run, 1) == at_first
+    assert trained_len(run, run.plan.num_steps) == 32

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from glray.errors import UserError
 from glray.plan import MICROSECONDS, Plan, StagePlan, learning_rate, make_plan
 from glray.report.folding import folded, length_text
-from glray.report.formats import counted
+from glray.report.formats import counted, seconds_text, tokens_text
 from glray.report.profile_sheets import GIB, saved_share, saving_text
 from glray.report.sheets import Sheet
 from glray.report.stage_settings import own_settings
@@ -19,6 +19,10 @@ from glray.tree import Trajectory, tree
 
 NOMINAL_STEPS = 10_000
 """Steps that a budget in seconds is drawn with while its calibration is missing."""
+
+
+EXACT_TOKENS = 10**9
+"""From here on a stage's tokens are rounded, so that its row has room; their sum is exact."""
 
 
 def plan_sheets(spec: PipelineSpec, profile: Profile | None = None) -> list[Sheet | str]:
@@ -149,11 +153,11 @@ def _planned(spec: PipelineSpec, arm: ArmSpec, plan: Plan, costs: SettingCosts |
             length_text(stages),
             f"{stages[0].windows_per_batch:,}",
             f"{num_steps:,}",
-            f"{tokens:,}",
+            f"{tokens:,}" if tokens < EXACT_TOKENS else tokens_text(tokens),
             f"{tokens / own_tokens:.1%}",
         ]
         if cost is not None:
-            row += [f"{cost / 1000:,.0f}", f"{num_steps * cost / MICROSECONDS:,.1f}"]
+            row += [f"{cost / 1000:,.0f}", seconds_text(num_steps * cost / MICROSECONDS)]
         rows.append([*row, _rates(spec.optimizer_of(arm), plan, stages)])
     timed = [] if plan.own_stages[0].step_microseconds is None else ["ms/step", "seconds"]
     columns = ["seq_len", "windows", "steps", "tokens", "share", *timed, "learning rate"]

@@ -18,7 +18,7 @@ from glray.run.profile import (
     SettingCosts,
     profile_path,
 )
-from glray.spec import OptimizerSpec, StableDecaySchedule, fixed
+from glray.spec import OptimizerSpec, StableDecaySchedule, fixed, load_pipeline
 
 from ..tiny import tiny_spec
 from .test_table import rendered, rows_of
@@ -155,6 +155,18 @@ def test_a_plan_in_tokens_says_nothing_of_seconds_or_of_memory_that_was_not_coun
     assert "28.0 s" in text
     assert "GiB" not in text
     assert "calibrates again" not in text
+
+
+def test_the_plan_of_days_on_a_cluster_has_whole_numbers_at_80_columns() -> None:
+    costs = {128: 1_500_000, 256: 1_650_000, 512: 1_980_000, 1024: 2_250_000}
+    spec = load_pipeline("pipelines/quickstart.py").derive(
+        budget={"seconds": 259_200},
+        tokens_per_batch=524_288,
+        calibration={"step_microseconds": costs},
+    )
+    text = rendered(plan_sheets(spec))
+    assert "128 4,096 43,200 22.6 B 30.0% 1,500 64,800 4.3e-7→2.6e-3" in " ".join(text.split())
+    assert "= 75,496,947,712 tokens" in text
 
 
 def test_prices_that_leave_a_stage_without_a_step_leave_that_to_the_run(tmp_path: Path) -> None:

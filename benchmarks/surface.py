@@ -23,7 +23,7 @@ the result.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -50,24 +50,25 @@ def train(storage: Path) -> int:
             f"{profile_path(spec)}: has no prices of {SCHEDULES}, so trials would have no cost; "
             f"run glray profile {SCHEDULES} --set compute.storage={storage}"
         )
-    for seed, names in asked_for([arm.name for arm in spec.arms]):
-        missing = [name for name in names if name not in kept(seed)]
+    for asked, names in asked_for([arm.name for arm in spec.arms]):
+        seeds = [seed for seed in asked if not kept(seed).keys() >= {*names}]
+        missing = [name for name in names if any(name not in kept(seed) for seed in seeds)]
         if not missing:
             continue
-        own = [*settings, f"seeds=[{seed}]", f"only={json.dumps(missing)}"]
+        own = [*settings, f"seeds={seeds}", f"only={json.dumps(missing)}"]
         status = trained("run", SCHEDULES, own)
-        keep_ended(load_pipeline(SCHEDULES, own), seed)
+        for seed in seeds:
+            keep_ended(load_pipeline(SCHEDULES, own), seed)
         if status:
             return status
     return 0
 
 
-def asked_for(all_names: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Seeds and the schedules to train under each; the best, once the surface is whole."""
-    yield 0, all_names
-    yield 1, designed()
-    for seed in FRESH:
-        yield seed, [Surface.kept().best]
+def asked_for(all_names: list[str]) -> Iterator[tuple[Sequence[int], list[str]]]:
+    """Seeds and the schedules to train under them; the best, once the surface is whole."""
+    yield (0,), all_names
+    yield (1,), designed()
+    yield FRESH, [Surface.kept().best]
 
 
 def keep_ended(spec: PipelineSpec, seed: int) -> None:

@@ -170,11 +170,19 @@ def _has_recorded(trunk: Run, num_steps: int, run: Run) -> bool:
         for boundary in run.plan.boundaries
         for step in range(max(boundary.step - WATCHED_STEPS, 0), min(boundary.step, num_steps))
     )
-    if not has_logged or not _scores_alike(trunk, run):
+    if not has_logged or not _scores_alike(trunk, run) or _scores_as_often(trunk, run):
         return has_logged
     scored = {evaluation.step for evaluation in trunk.evaluations}
     between = range(run.plan.first_step + 1, num_steps)
     return all(n in scored for n in between if Event.EVALUATE in run.plan.events_after(n))
+
+
+def _scores_as_often(trunk: Run, run: Run) -> bool:
+    its, own = trunk.plan, run.plan
+    return (its.evaluate_every_tokens, its.evaluate_stage_ends) == (
+        own.evaluate_every_tokens,
+        own.evaluate_stage_ends,
+    )
 
 
 def begin(run: Run, parent: Parent) -> ParentRecord | None:

@@ -431,7 +431,7 @@ def is_calibration_missing(spec: PipelineSpec) -> bool:
 
 def calibrated_conditions(spec: PipelineSpec) -> dict[str, Any]:
     """What a step's cost depends on, beside its length and the machine."""
-    fields = ("model", "init", "tokens_per_batch", "precision", "attention")
+    fields = ("model", "tokens_per_batch", "precision", "attention")
     return spec.model_dump(mode="json", include={*fields})
 
 

@@ -121,7 +121,7 @@ class Profile(Record):
         settings."""
         before = Profile.read(path)
         known = {}
-        if before is not None and before.machine == self.machine:
+        if before is not None and _priced_by(before) == _priced_by(self):
             known = {costs.setting: costs for costs in before.settings}
         merged = {costs.setting: costs for costs in self.settings}
         for setting, costs in known.items():
@@ -138,6 +138,13 @@ class Profile(Record):
         """The costs under the pipeline's own setting."""
         own = own_setting(spec)
         return next((costs for costs in self.settings if costs.setting == own), None)
+
+
+def _priced_by(profile: Profile) -> tuple[object, ...]:
+    """What prices have to have in common to stand side by side."""
+    return tuple(
+        profile.environment.get(name) for name in ("gpu", "processor", "num_cpus", "torch")
+    )
 
 
 def prices_of(

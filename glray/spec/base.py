@@ -72,7 +72,10 @@ class Spec(BaseModel):
             if field is None or not isinstance(value, bool):
                 continue
             if bool not in (field.annotation, *get_args(field.annotation)):
-                raise ValueError(f"{name}: {str(value).lower()} is no number; give one")
+                raise ValueError(
+                    f"{name}: {str(value).lower()} is neither a number nor text; give one, text "
+                    "like yes and no in quotes"
+                )
         return declared
 
     def derive(self, **changes: object) -> Self:

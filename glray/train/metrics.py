@@ -19,7 +19,7 @@ import torch
 from glray.data.checksum import as_hex
 from glray.errors import UserError
 from glray.files import LineLog, read_log
-from glray.run.checkpoint import checkpoint_path
+from glray.run.checkpoint import committed_checkpoints, step_of
 from glray.run.records import Step
 from glray.run.run import METRICS, Run
 from glray.train.context import Tracker, WorkerContext, sum_over_ranks
@@ -122,14 +122,22 @@ class MetricsLog:
                 if line.endswith(b"\n")
             ]
             kept = [(number, line) for number, line in steps if number <= step]
-            if [number for number, _ in kept] != list(range(1, step + 1)):
+            if missing := {*range(1, step + 1)} - {number for number, _ in kept}:
                 raise UserError(
-                    f"{self._path}: has {len(kept):,} of the {step:,} steps before the checkpoint "
-                    f"{checkpoint_path(self._run.checkpoints, step)}, so the run's records would "
-                    "have a gap; delete that checkpoint: the run goes on from the one before it"
+                    f"{self._path}: has {step - len(missing):,} of the {step:,} steps before the "
+                    f"checkpoint that the run goes on from, so its records would have a gap; "
+                    f"{self._remedy(min(missing))}"
                 )
             if lines:
                 self._file.keep([line for _, line in kept])
+
+    def _remedy(self, first_missing: int) -> str:
+        """What to do about a log that lacks a step."""
+        steps = [step_of(path) for path in committed_checkpoints(self._run.checkpoints)]
+        whole = [step for step in steps if step < first_missing]
+        if whole:
+            return f"delete the checkpoints after step {whole[-1]:,}: the run goes on from there"
+        return f"restore the file, or delete {self._run.directory} to train the run again"
 
     def add(self, pending: PendingStep) -> None:
         """Keep one step's values until the next logging boundary."""

@@ -117,10 +117,13 @@ def test_a_glob_stands_for_folders_too(tmp_path: Path, scheme: str) -> None:
 def test_glrays_own_storage_is_no_text(tmp_path: Path, scheme: str) -> None:
     touch(tmp_path, "a.jsonl", "runs/mine/grow-seed0/metrics.jsonl", "runs-of-mine/b.jsonl")
     own = f"{scheme}{tmp_path}/runs"
-    found = search_source(JsonlCorpus(paths=(f"{scheme}{tmp_path}",)), storage=own)
-    assert [Path(file.uri).name for file in found.files] == ["a.jsonl", "b.jsonl"]
-    assert len(found.left_out) == 1
-    assert "glray's own storage" in found.left_out[0]
+    for declared in (f"{scheme}{tmp_path}", f"{scheme}{tmp_path}/*"):
+        found = search_source(JsonlCorpus(paths=(declared,)), storage=own)
+        assert [Path(file.uri).name for file in found.files] == ["a.jsonl", "b.jsonl"]
+        assert len(found.left_out) == 1
+        assert "glray's own storage" in found.left_out[0]
+    for declared in (own, f"{own}/*/*/*.jsonl"):  # what is named is taken
+        assert len(list_source(JsonlCorpus(paths=(declared,)), storage=own)) == 1
 
 
 HIDDEN = (

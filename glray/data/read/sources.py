@@ -60,6 +60,9 @@ that has no ``*.jsonl``, as it may as well be a record about those."""
 LEFT_OUT = frozenset({"__pycache__", "__MACOSX"})
 """Left out of a folder that is searched, besides what begins with a dot."""
 
+OWN = "in glray's own storage"
+"""What is left out of what people declare, files or whole folders."""
+
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -216,7 +219,10 @@ class _Search:
         found = [path] if path.is_file() else self._matches(path)
         files = [_local_file(file) for file in found if file.is_file()]
         if "**" not in path.parts:  # which goes into folders itself
-            below = ((folder, self._names_below(folder)) for folder in found if folder.is_dir())
+            folders = [path for path in found if path.is_dir()]
+            named = [folder for folder in folders if not self._is_own(folder)]
+            self.left_out[OWN] += len(folders) - len(named)
+            below = ((folder, self._names_below(folder)) for folder in named)
             files += [
                 file
                 for folder, names in below
@@ -227,6 +233,11 @@ class _Search:
             problem = "matches no file" if glob.has_magic(declared) else "does not exist"
             raise MissingError(f"corpus.paths: {declared} {problem} (looked in {Path.cwd()})")
         return files
+
+    def _is_own(self, folder: Path) -> bool:
+        """Whether it is glray's storage or lies there."""
+        own, real = self.storage and os.path.realpath(self.storage), os.path.realpath(folder)
+        return own is not None and f"{real}/".startswith(f"{own}/")
 
     def _local_folder(self, path: Path, names: list[str]) -> list[SourceFile]:
         return [_local_file(path / name) for name in self._of_kind(str(path), names)]
@@ -252,15 +263,15 @@ class _Search:
         searched: set[str] = set()
         waiting: list[Path] = [folder] if folder.is_dir() else []
         linked: list[Path] = []
-        own = self.storage and os.path.realpath(self.storage)
+        is_named = self._is_own(folder)
         while waiting or linked:
             below = waiting.pop() if waiting else linked.pop(0)  # links last: real paths come first
             real = os.path.realpath(below)
             if real in searched:
                 continue
             searched.add(real)
-            if real == own and below != folder:
-                self.left_out["folder that is glray's own storage"] += 1
+            if self._is_own(below) and not is_named:
+                self.left_out[OWN] += 1
                 continue
             try:
                 entries = sorted(os.scandir(below), key=lambda entry: entry.name)
@@ -296,10 +307,10 @@ class _Search:
         selector = pafs.FileSelector(root, allow_not_found=True, recursive=True)
         infos = (each for each in filesystem.get_file_info(selector) if each.is_file)
         found = {each.path.removeprefix(root).lstrip("/"): each for each in infos}
-        if self.storage is not None:
-            own = f"{self.storage}/".removeprefix(f"{folder}/")
+        own = f"{self.storage}/".removeprefix(f"{folder}/") if self.storage else ""
+        if own:  # else the text lies in the storage
             others = {name: each for name, each in found.items() if not name.startswith(own)}
-            self.left_out["in glray's own storage"] += len(found) - len(others)
+            self.left_out[OWN] += len(found) - len(others)
             found = others
         if is_folder:
             names = self._of_kind(place, self._seen(found))
@@ -411,7 +422,7 @@ def _stored_file(uri: str, filesystem: pafs.FileSystem, info: pafs.FileInfo) -> 
     version = next((told[name] for name in WEB_VERSIONS if told.get(name)), None)
     if version is None or info.size is None:
         what = "how large it is" if info.size is None else "when it changes (ETag, Last-Modified)"
-        raise UserError(
+        raise MissingError(
             f"corpus.paths: {uri}: its server does not say {what}, so it could change unseen while "
             "it is read in parts; download it and give the file"
         )

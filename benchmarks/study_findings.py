@@ -26,7 +26,9 @@ def findings(work: Work) -> recommend.Findings | None:
         curves = Results(work.study, {seed: core.records[seed] for seed in shares}).full_curves
         found = [own.worth(label, curves) for label in own.labels if label.startswith("full-")]
         worths |= {worth.arm: worth for worth in found if worth is not None}
-    growing = [arm for arm in work.study.pipeline().arms if _grows(arm) and arm.name in worths]
+    growing = _each_once(
+        [arm for arm in work.study.pipeline().arms if _grows(arm) and arm.name in worths]
+    )
     if not growing:
         return None
     return recommend.Findings(
@@ -35,6 +37,20 @@ def findings(work: Work) -> recommend.Findings | None:
         num_parameters=_num_parameters(work.study),
         schedules=tuple(_tried(arm, worths[arm.name], work.study) for arm in growing),
     )
+
+
+def _each_once(arms: list[ArmSpec]) -> list[ArmSpec]:
+    """Without those that train what one before them does under another name."""
+    kept: list[ArmSpec] = []
+    for arm in arms:
+        if not any(arm.seq_lens == its.seq_lens and _shares(arm) == _shares(its) for its in kept):
+            kept.append(arm)
+    return kept
+
+
+def _shares(arm: ArmSpec) -> list[float]:
+    whole = sum(stage.ratio for stage in arm.stages)
+    return [round(stage.ratio / whole, 6) for stage in arm.stages]
 
 
 def _grows(arm: ArmSpec) -> bool:

@@ -112,10 +112,11 @@ class Answers:
         noise = self.surface.noise
         return (
             f"Under seed 1 the loss changes with the first boundary: {moved}. Among schedules that "
-            f"have it in common a seed's standard deviation is {noise.within:.3f}, between first "
-            f"boundaries {noise.between:.3f}, which three of them and two seeds hardly tell, but "
-            "that is as much as all schedules differ. Runs that share their first steps share the "
-            "luck in them, so one seed does not tell where the first boundary should lie."
+            f"have it in common a seed's standard deviation is {noise.within:.3f}; between first "
+            f"boundaries it is about {noise.between:.3f}, a rough figure from {len(groups)} of them"
+            " under two seeds, but as much as all schedules differ. Runs that share their first "
+            "steps share the luck in them, so one seed does not tell where the first boundary "
+            "should lie."
         )
 
     def _matters(self) -> str:
@@ -263,4 +264,7 @@ def _map(axes: Axes, answers: Answers) -> None:
 
 def kept_answers() -> Answers:
     """The kept surface's. Raises UserError if it is not whole."""
-    return Answers(Surface.kept(), KEPT.records("core"))
+    records, further = KEPT.records("core"), KEPT.records("full-shares")
+    for seed, record in further.items():
+        records[seed] = {**records[seed], "arms": record["arms"] | records[seed]["arms"]}
+    return Answers(Surface.kept(), records)

@@ -54,8 +54,12 @@ def test_the_answer_is_the_fastest_if_it_was_clearly_faster() -> None:
     assert "Train at 32 throughout: no schedule was clearly faster" in answer(late, 32)
 
 
-def test_a_fast_schedule_that_is_unsure_gives_way_to_one_that_pays() -> None:
-    unsure = HALF.model_copy(update={"name": "unsure", "worth": (2.0, 0.5, 8.0)})
+@pytest.mark.parametrize("worth", [(2.0, 0.5, 8.0), (1.4, 0.9, 2.0)])
+def test_a_fast_schedule_that_is_unsure_gives_way_to_a_sure_one(
+    worth: tuple[float, float, float],
+) -> None:
+    """The second pays as well, and its interval ends above the other's."""
+    unsure = HALF.model_copy(update={"name": "unsure", "worth": worth})
     both = FINDINGS.model_copy(update={"schedules": (HALF, unsure)})
     found = priced(both, 32, COSTS)
     assert [each.arm.name for each in found] == ["unsure", "half"]

@@ -18,8 +18,8 @@ DIVERGED = 3
 
 
 def trained(command: str, reference: str, settings: Sequence[str]) -> int:
-    """Have ``glray run`` or ``glray compare`` train. Returns its exit status, but 0 where a run has
-    diverged: its record says so."""
+    """Have ``glray run`` or ``glray compare`` train, or ``glray prepare`` prepare. Returns its exit
+    status, but 0 where a run has diverged: its record says so."""
     own = [argument for setting in settings for argument in ("--set", setting)]
     arguments = [sys.executable, "-m", "glray", command, reference, *own]
     status = subprocess.run(arguments, check=False).returncode

@@ -30,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.processes import trained
 from benchmarks.record import keep
 from glray.data.blocks.snapshot import find_prepared
 from glray.data.corpus import PreparedCorpus
@@ -148,8 +149,7 @@ def figures(folder: Path, seconds: float) -> dict[str, Any]:
         "compute.storage": folder / "figures",
     }
     overrides = [f"{name}={value}" for name, value in settings.items()]
-    options = [part for override in overrides for part in ("--set", override)]
-    subprocess.run([sys.executable, "-m", "glray", "prepare", pipeline, *options], check=True)
+    trained("prepare", pipeline, overrides)
     spec = load_pipeline(pipeline, overrides)
     corpus = find_prepared(spec)
     assert corpus is not None, "it was prepared"

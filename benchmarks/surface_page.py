@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.contrasts import BudgetCurve, over_seeds
 from benchmarks.study_records import KEPT
-from benchmarks.surface_records import FRESH, Losses, Surface, designed, first_stage, kept, space
+from benchmarks.surface_records import (
+    FRESH,
+    Losses,
+    Surface,
+    by_first_stage,
+    first_stage,
+    kept,
+    space,
+)
 from glray.report.formats import counted
 from glray.report.look import GREY, styled, styles_of
 from glray.report.recommend import Findings, best, priced
@@ -104,10 +112,7 @@ class Answers:
         )
 
     def _luck(self) -> str:
-        groups: dict[str, list[float]] = {}
-        for name, loss in kept(1).items():
-            if loss is not None and name in designed():
-                groups.setdefault(first_stage(name), []).append(loss - self.surface.losses[name])
+        groups = by_first_stage(self.surface.apart)
         moved = ", ".join(f"{fmean(its):+.3f} after {start}" for start, its in groups.items())
         noise = self.surface.noise
         return (

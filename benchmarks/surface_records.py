@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,7 @@ class Noise:
     def of(cls, apart: dict[str, float]) -> "Noise":
         """From each schedule's loss under one seed less that under another; several of each of two
         first boundaries, or more."""
-        groups: dict[str, list[float]] = {}
-        for name, difference in apart.items():
-            groups.setdefault(first_stage(name), []).append(difference)
+        groups = by_first_stage(apart)
         means = np.array([np.mean(each) for each in groups.values()])
         left = np.concatenate([np.array(each) - np.mean(each) for each in groups.values()])
         within = float((left**2).sum() / (len(left) - len(groups)))
@@ -77,13 +76,22 @@ def first_stage(name: str) -> str:
     return name.partition("-")[0]
 
 
+def by_first_stage(values: dict[str, float]) -> dict[str, list[float]]:
+    """The values of schedules, by their first boundary."""
+    groups: dict[str, list[float]] = {}
+    for name, value in values.items():
+        groups.setdefault(first_stage(name), []).append(value)
+    return groups
+
+
 @dataclass(frozen=True)
 class Surface:
     """The losses of all schedules, and what they cost."""
 
     losses: dict[str, float]
     """Under seed 0, by schedule."""
-    noise: "Noise"
+    apart: dict[str, float]
+    """Under seed 1 less those, of the design."""
     seconds_per_unit: dict[int, float]
     """Of a tenth of the budget, by length."""
     tokens_per_unit: float
@@ -103,7 +111,12 @@ class Surface:
         apart = {n: again[n] - first[n] for n in designed() if n in first and n in again}
         unit = found["tokens"] / 10
         cost = {int(n): seconds * unit for n, seconds in found["seconds_per_token"].items()}
-        return cls(first, Noise.of(apart), cost, unit)
+        return cls(first, apart, cost, unit)
+
+    @cached_property
+    def noise(self) -> Noise:
+        """What a seed does, by these."""
+        return Noise.of(self.apart)
 
     @property
     def best(self) -> str:

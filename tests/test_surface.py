@@ -21,7 +21,7 @@ LATE = Candidate(LENGTHS, (20, 60, 20))
 LATEST = Candidate(LENGTHS, (20, 70, 10))
 SURFACE = Surface(
     losses={EARLY.name: 3.5, LATE.name: 3.2, LATEST.name: 3.3},
-    noise=Noise(0.0, 0.0),
+    apart={},
     seconds_per_unit={8: 1.0, 16: 2.0, 32: 4.0},
     tokens_per_unit=100.0,
 )

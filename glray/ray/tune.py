@@ -52,8 +52,6 @@ FOLLOWED = 3
 FOLLOWER_RESOURCES = {"CPU": 0, "memory": 1}
 """What a trial's process asks for: a byte, as Tune rejects an empty request, and a fraction of a
 CPU would be missing when the workers ask for all CPUs."""
-
-
 FOLLOWER_FAILURES = 3
 """How often a trial's process may be lost, for example killed for memory: it only reads, so another
 one follows the same run from its start."""

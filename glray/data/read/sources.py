@@ -298,9 +298,8 @@ class _Search:
         address, mark, query = declared.partition("?")
         address = address.rstrip("/")
         folder = address if is_folder else re.split(r"/[^/]*[*[]", address, maxsplit=1)[0]
-        if not is_folder and (
-            folder == address or not is_uri(folder)
-        ):  # no magic, or in a bucket's
+        # No magic, or in the bucket's name.
+        if not is_folder and (folder == address or not is_uri(folder)):
             raise MissingError(f"corpus.paths: {declared} does not exist: no such bucket or object")
         place = folder + mark + query
         root = _locate(place)[1]
